@@ -1,0 +1,54 @@
+# Each target sets up what it needs: "make test" on a fresh machine with python3, a C++ compiler and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
+# One thread a worker: the workers fill the cores, and results do not depend on how many there are.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench readme clean
+
+help:
+	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
+	@echo "make test    set up and run the tests"
+	@echo "make lint    ruff and pyright"
+	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
+	@echo "make readme  write the README's tables from the measured files"
+	@echo "make clean   remove what was built; .venv stays"
+
+# The package is built against the torch that it will run with, hence torch first and no build isolation.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy setuptools ninja
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
+	$(PIP) --no-build-isolation -e '.[train,triton,dev]'
+	@$(BIN)/python -m lt_kernels.doctor
+	@touch $@
+
+setup: $(VENV)/.package
+
+demo: setup
+	$(BIN)/lt-kernels compare --data digits-lt --methods $(METHODS) --seeds 3 --out runs/demo
+
+test: setup
+	$(PYTEST) $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup
+	$(BIN)/lt-kernels bench $(ARGS)
+
+readme: setup
+	$(BIN)/python -m benchmarks.table
+
+clean:
+	rm -rf build dist *.egg-info lt_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -f $(VENV)/.package
