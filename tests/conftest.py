@@ -1,0 +1,41 @@
+"""What every test runs under: two threads, fixed seeds, new memory full of NaN, and each wing of kernels in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def surroundings() -> Iterator[None]:
+    """Seeds, threads, and NaN in every torch.empty: a kernel that forgets an element cannot pass by luck."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["reference", "compiled"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on the plain torch kernels and again on the C++ ones."""
+    from lt_kernels.ops import use_kernels
+
+    try:
+        wing = use_kernels(request.param)
+        wing.__enter__()
+    except (RuntimeError, ImportError) as problem:
+        if request.param == "reference":
+            raise
+        pytest.skip(f"the C++ extension is not built: {problem}")
+    try:
+        yield request.param
+    finally:
+        wing.__exit__(None, None, None)
