@@ -1,0 +1,61 @@
+"""How much memory the logits of a linear operator may take, and the slabs that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from torch import Tensor
+
+DEFAULT_BUDGET = 256 * 2**20
+SLAB = {"cpu": 4 * 2**20}  # bytes of one slab of logits: on a CPU it should stay in the cache between two products
+_budget: ContextVar[int] = ContextVar("lt_kernels_memory_budget", default=DEFAULT_BUDGET)
+
+
+class Policy(NamedTuple):
+    """How an [N, C] array of logits is walked, and why."""
+
+    keep: bool
+    row_slab: int
+    class_slab: int
+    reason: str
+
+
+@contextmanager
+def memory_budget(bytes: int) -> Iterator[None]:
+    """Within the context the linear operators hold at most `bytes` of logits at a time (default 256 MiB).
+
+    Logits that fit are kept for the backward pass; else they are made again there, a slab at a time.
+
+    Raises:
+        ValueError: if `bytes` is not a positive integer.
+    """
+    if not isinstance(bytes, int) or isinstance(bytes, bool) or bytes < 1:
+        raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
+    token = _budget.set(bytes)
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def current_budget() -> int:
+    """The bytes of logits that a linear operator may hold at a time."""
+    return _budget.get()
+
+
+def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
+    """Keep the logits if they and one slab of their gradient fit; else class slabs if C > N, else row slabs."""
+    rows, budget = input.shape[0], current_budget()
+    slab = min(budget, SLAB.get(input.device.type, budget))
+    keep = rows * classes * itemsize <= budget
+    if classes > rows:
+        width = max(1, slab // max(1, rows * itemsize))
+        reason = "C > N: slabs of classes, each slab of the weight gradient is written once"
+        height = max(1, rows if rows * itemsize <= slab else slab // itemsize)
+        return Policy(keep, height, min(width, classes), reason)
+    height = max(1, slab // (classes * itemsize))
+    width = classes if classes * itemsize <= slab else max(1, slab // itemsize)
+    return Policy(keep, max(1, min(height, rows)), width, "C <= N: slabs of rows")

@@ -1,0 +1,117 @@
+"""Row statistics from features and class weights: schemas, fakes and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels.ops import budget
+from lt_kernels.ops.library import define
+from lt_kernels.ops.rows import own_offsets
+from lt_kernels.ops.second import first_order
+from lt_kernels.ops.terms import Terms
+from lt_kernels.reference import linear as reference
+from lt_kernels.reference.rows import accumulate_type
+
+_VALUES = (
+    "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? offset, Tensor? offset_row, "
+    "Tensor? mean_weight, float scale, int normalize, int start, int classes, int ignore_index, int row_slab, "
+    "int class_slab"
+)
+_SHARED = len(reference.Problem._fields)
+
+
+def _forward_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    p, keep = reference.Problem(*inputs[:-1]), inputs[-1]
+    rows, classes, kind = p.input.shape[0], p.weight.shape[0], accumulate_type(p.input.dtype)
+    mean = 0 if p.mean_weight is None else rows
+    row_scale = rows if p.normalize == reference.BOTH else 0
+    column_scale = classes if p.normalize >= reference.COLUMNS else 0
+    numbers = [p.input.new_empty(size, dtype=kind) for size in ((rows,), (rows, p.target.shape[1]), (rows,), (mean,))]
+    kept = p.input.new_empty((rows, classes) if keep else (0,), dtype=reference.product_type(p.input))
+    return *numbers, kept, *(p.input.new_empty(size, dtype=kind) for size in (row_scale, column_scale))
+
+
+def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    p, (want_input, want_weight, want_bias, want_offset) = reference.Problem(*inputs[:_SHARED]), inputs[-1]
+    kind = accumulate_type(p.input.dtype)
+    empty = p.input.new_empty(0, dtype=kind)
+    bias = p.weight.new_empty(p.weight.shape[0], dtype=kind) if want_bias else empty
+    return (
+        torch.empty_like(p.input) if want_input else empty.to(p.input.dtype),
+        p.weight.new_empty(p.weight.shape) if want_weight else empty,
+        bias if p.bias is None else bias.to(p.bias.dtype),
+        p.offset.new_empty(p.offset.shape, dtype=kind) if want_offset and p.offset is not None else empty,
+    )
+
+
+forward_op = define(
+    "linear",
+    f"linear_forward({_VALUES}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.linear_forward,
+    _forward_fake,
+)
+backward_op = define(
+    "linear",
+    f"linear_backward({_VALUES}, Tensor kept, Tensor row_scale, Tensor column_scale, Tensor rest, Tensor d_rest, "
+    "Tensor d_own, Tensor? d_own_offset, Tensor? d_mean, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference.linear_backward,
+    _backward_fake,
+)
+
+
+class LinearStatistics(torch.autograd.Function):
+    """(rest, own, own_offset, mean, rival, ...) of features and class weights; gradients for both, bias and offset."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        p, (_, _, keep) = reference.Problem(*inputs[:12], *_forward_slabs(inputs)), inputs[12:]
+        rest, own, rival, mean, *saved = forward_op(*p, keep)
+        return rest, own, own_offsets(p.offset, p.offset_row, p.target - p.start, own), mean, rival, *saved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[4:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:7], output[0], *output[5:])
+        ctx.settings, ctx.inputs, ctx.own_shape = inputs[7:14], len(inputs), output[1].shape
+
+    @staticmethod
+    def backward(ctx: Any, d_rest: Any, d_own: Any, d_own_offset: Any, d_mean: Any, *_: Any) -> tuple[Any, ...]:
+        input, weight, bias, target, offset, row, mean_weight, rest, *saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        wants = [needs[0], needs[1], bias is not None and needs[2], offset is not None and needs[4]]
+        d_rest = torch.zeros_like(rest) if d_rest is None else d_rest.contiguous()
+        d_own = rest.new_zeros(ctx.own_shape) if d_own is None else d_own.contiguous()
+        d_mean = None if mean_weight is None or d_mean is None else d_mean.contiguous()
+        d_own_offset = None if d_own_offset is None else d_own_offset.contiguous()
+        found = first_order(
+            backward_op, input, weight, bias, target, offset, row, mean_weight, *ctx.settings, *saved, rest, d_rest,
+            d_own, d_own_offset, d_mean, wants,
+        )
+        d_input, d_weight, d_bias, d_offset = (g if w else None for g, w in zip(found, wants, strict=True))
+        return d_input, d_weight, d_bias, None, d_offset, *(None,) * (ctx.inputs - 5)
+
+
+def _forward_slabs(inputs: tuple[Any, ...]) -> tuple[int, int]:
+    """One slab in the forward pass when the logits are kept."""
+    row_slab, class_slab, keep = inputs[12:]
+    return (max(1, inputs[0].shape[0]), inputs[1].shape[0]) if keep else (row_slab, class_slab)
+
+
+def statistics(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int,
+    start: int = 0, classes: int | None = None,
+) -> tuple[Tensor, ...]:
+    """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of input [N, d] and weight [C, d], differentiable."""
+    itemsize = reference.product_type(input).itemsize
+    policy = budget.choose(input, weight.shape[0], itemsize)
+    return LinearStatistics.apply(
+        input, weight, bias, target, terms.offset, terms.offset_row, terms.mean_weight, terms.scale, normalize, start,
+        weight.shape[0] if classes is None else classes, terms.ignore_index, policy.row_slab, policy.class_slab,
+        policy.keep,
+    )[:5]

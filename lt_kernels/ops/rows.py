@@ -1,0 +1,150 @@
+"""Row statistics of given logits: schemas, fakes, autograd, and the loss from them in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels.ops.library import define
+from lt_kernels.ops.second import first_order
+from lt_kernels.ops.terms import Terms
+from lt_kernels.reference import rows as reference
+
+_TABLES = "Tensor? offset, Tensor? offset_row, Tensor? mean_weight"
+_VALUES = (
+    f"Tensor logits, Tensor target, float scale, Tensor? row_scale, Tensor? column_scale, {_TABLES}, "
+    "int start, int classes, int ignore_index"
+)
+
+
+def _numbers(logits: Tensor, *sizes: int) -> Tensor:
+    return logits.new_empty(sizes, dtype=reference.accumulate_type(logits.dtype))
+
+
+def _forward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    rows, mean = logits.shape[0], 0 if rest[5] is None else logits.shape[0]
+    return (
+        _numbers(logits, rows), _numbers(logits, rows, target.shape[1]), _numbers(logits, rows), _numbers(logits, mean)
+    )
+
+
+def _backward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    offset, want_offset = rest[3], rest[-1]
+    sizes = tuple(offset.shape) if want_offset and offset is not None else (0,)
+    return logits.new_empty(logits.shape), _numbers(logits, *sizes)
+
+
+def _loss_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(_numbers(logits, logits.shape[0]) for _ in range(6))
+
+
+forward_op = define(
+    "rows", f"rows_forward({_VALUES}) -> (Tensor, Tensor, Tensor, Tensor)", reference.rows_forward, _forward_fake
+)
+backward_op = define(
+    "rows",
+    f"rows_backward({_VALUES}, Tensor rest, Tensor d_rest, Tensor d_own, Tensor? d_own_offset, Tensor? d_mean, "
+    "Tensor? grad, bool want_offset) -> (Tensor, Tensor)",
+    reference.rows_backward,
+    _backward_fake,
+)
+loss_op = define(
+    "rows",
+    f"rows_loss(Tensor logits, Tensor target, {_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
+    "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
+    "float smoothing, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.rows_loss,
+    _loss_fake,
+)
+
+
+class RowLoss(torch.autograd.Function):
+    """loss [N] of logits [N, C] and one target a row; gradients for the logits and the offset table."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return loss_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        logits, target, offset, offset_row, mean_weight = inputs[:5]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, target, offset, offset_row, mean_weight, *output[1:])
+        ctx.scale, ctx.ignore_index, ctx.inputs = inputs[9], inputs[16], len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        logits, target, offset, row, mean_weight, rest, d_rest, d_own, d_offset, d_mean = ctx.saved_tensors
+        want_offset = offset is not None and ctx.needs_input_grad[2]
+        d_logits, d_table = first_order(
+            backward_op, logits, target[:, None], ctx.scale, None, None, offset, row, mean_weight, 0,
+            logits.shape[1], ctx.ignore_index, rest, d_rest, d_own[:, None], d_offset[:, None],
+            None if mean_weight is None else d_mean, grad, want_offset,
+        )
+        return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
+
+
+class RowStatistics(torch.autograd.Function):
+    """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of logits [N, C] and K targets a row."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
+        scale: float, start: int, classes: int, ignore_index: int,
+    ) -> tuple[Tensor, ...]:
+        rest, own, rival, mean = forward_op(
+            logits, target, scale, None, None, offset, offset_row, mean_weight, start, classes, ignore_index
+        )
+        return rest, own, own_offsets(offset, offset_row, target - start, own), mean, rival
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[4])
+        ctx.save_for_backward(*inputs[:5], output[0])
+        ctx.settings = inputs[5:]
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, _: Any
+    ) -> tuple[Tensor | None, ...]:
+        logits, target, offset, row, mean_weight, rest = ctx.saved_tensors
+        scale, start, classes, ignore_index = ctx.settings
+        want_offset = offset is not None and ctx.needs_input_grad[2]
+        d_logits, d_table = first_order(
+            backward_op, logits, target, scale, None, None, offset, row, mean_weight, start, classes, ignore_index,
+            rest, d_rest.contiguous(), d_own.contiguous(), d_own_offset.contiguous(),
+            None if mean_weight is None else d_mean.contiguous(), None, want_offset,
+        )
+        return d_logits, None, d_table if want_offset else None, *(None,) * 6
+
+
+def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: Tensor) -> Tensor:
+    """The offset of each of a row's K targets, 0 without one: [N, K]."""
+    if offset is None:
+        return torch.zeros_like(own)
+    slots = [reference.at_target(offset, row, local[:, slot]) for slot in range(local.shape[1])]
+    return torch.stack(slots, 1).to(own.dtype) if slots else torch.zeros_like(own)
+
+
+def loss(logits: Tensor, target: Tensor, terms: Terms) -> Tensor:
+    """The loss of each row [N], in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
+    t = terms
+    return RowLoss.apply(
+        logits, target, t.offset, t.offset_row, t.mean_weight, t.total, t.weight, t.class_margin, t.class_smoothing,
+        t.scale, t.kind, t.margin, t.instance, t.guard, t.gamma, t.smoothing, t.ignore_index,
+    )[0]
+
+
+def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+    """(rest, own, own_offset, mean, rival) of logits [N, C] and class indices [N, K], differentiable."""
+    t = terms
+    return RowStatistics.apply(
+        logits, target, t.offset, t.offset_row, t.mean_weight, t.scale, 0, logits.shape[1], t.ignore_index
+    )

@@ -1,0 +1,35 @@
+"""A clear error for second derivatives, in place of a silently wrong value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class FirstOrder(torch.autograd.Function):
+    """Run a backward operator; differentiating its result is an error that says so."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Any, *inputs: Any) -> Any:
+        return operator(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = str(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            f"{ctx.name} has no derivative of its own: lt_kernels gives first derivatives only. "
+            "For second derivatives use the dense formula in plain torch."
+        )
+
+
+def first_order(operator: Any, *inputs: Any) -> Any:
+    """`operator(*inputs)`, guarded when a graph of the backward pass is being built."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return operator(*inputs)
+    return FirstOrder.apply(operator, *inputs)

@@ -1,0 +1,97 @@
+"""Class counts to offsets, margins, weights and smoothing: computed on the host in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lt_kernels import checks
+
+
+def log_prior(class_counts: Any, tau: float = 1.0) -> Tensor:
+    """tau log(n_c / sum n): the offset of balanced softmax and of logit adjustment (Ren et al., 2020; Menon et al., 2021).
+
+    Args:
+        class_counts: training samples of each class [C]; a class with 0 gets -inf, that is, it is not there.
+        tau: strength, finite and above 0.
+
+    Returns:
+        float64 [C].
+    """
+    count = checks.counts(class_counts)
+    return checks.number("tau", tau, above=0.0) * (count.log() - count.sum().log())
+
+
+def class_balanced_weight(class_counts: Any, beta: float = 0.9999, normalize: bool = True) -> Tensor:
+    """(1 - beta) / (1 - beta^n_c), scaled to sum to C if `normalize` (Cui et al., 2019); beta = 0 gives ones.
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        beta: in [0, 1).
+
+    Returns:
+        float64 [C]; 1 - beta^n is computed as -expm1(n log beta), which keeps its digits for beta near 1.
+    """
+    count = checks.counts(class_counts, positive=True)
+    beta = checks.number("beta", beta, 0.0, math.nextafter(1.0, 0.0))
+    checks.flag("normalize", normalize)
+    weight = torch.ones_like(count) if beta == 0 else (1 - beta) / -torch.expm1(count * math.log(beta))
+    return weight * (count.numel() / weight.sum()) if normalize else weight
+
+
+def ldam_margin(class_counts: Any, max_margin: float = 0.5) -> Tensor:
+    """max_margin (n_min / n_c)^(1/4), float64 [C]: the rarest class gets max_margin (Cao et al., 2019)."""
+    count = checks.counts(class_counts, positive=True)
+    return checks.number("max_margin", max_margin, 0.0) * (count.min() / count) ** 0.25
+
+
+def dbm_margin(class_counts: Any, max_margin: float = 0.1, tau: float = 1.0) -> Tensor:
+    """max_margin (n_min / n_c)^tau in radians, float64 [C] (Difficulty-aware Balancing Margin, 2025)."""
+    count = checks.counts(class_counts, positive=True)
+    margin = checks.number("max_margin", max_margin, 0.0, math.pi)
+    return margin * (count.min() / count) ** checks.number("tau", tau, 0.0)
+
+
+def label_aware_smoothing(
+    class_counts: Any,
+    head: float,
+    tail: float,
+    shape: Literal["concave", "linear", "convex", "exp"] = "concave",
+    power: float = 1.0,
+) -> Tensor:
+    """Label smoothing that grows with the class count (Zhong et al., 2021), float64 [C].
+
+    With r = (n - n_min) / (n_max - n_min): concave tail + (head - tail) sin(pi r / 2), linear tail + (head - tail) r,
+    convex head + (head - tail) sin(3 pi / 2 + pi r / 2), exp tail + (head - tail) r^power. Equal counts give head.
+
+    Args:
+        head, tail: the smoothing of the most and of the least frequent class, in [0, 1].
+    """
+    count = checks.counts(class_counts)
+    head, tail = checks.number("head", head, 0.0, 1.0), checks.number("tail", tail, 0.0, 1.0)
+    checks.choice("shape", shape, ("concave", "linear", "convex", "exp"))
+    power = checks.number("power", power, above=0.0)
+    spread = count.max() - count.min()
+    r = torch.ones_like(count) if float(spread) == 0 else (count - count.min()) / spread
+    if shape == "convex":
+        return head + (head - tail) * torch.sin(1.5 * math.pi + math.pi * r / 2)
+    rise = {"concave": torch.sin(math.pi * r / 2), "linear": r, "exp": r**power}[shape]
+    return tail + (head - tail) * rise
+
+
+def class_counts_of(target: Tensor, num_classes: int) -> Tensor:
+    """How often each class occurs among class indices of any shape: int64 [num_classes].
+
+    Raises:
+        ValueError: if an index is outside [0, num_classes).
+    """
+    num_classes = checks.whole("num_classes", num_classes)
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        raise TypeError(f"target must be a tensor of class indices, got {target!r}")
+    flat = target.reshape(-1).to(torch.int64)
+    if flat.numel() and (int(flat.min()) < 0 or int(flat.max()) >= num_classes):
+        raise ValueError(f"target must be in 0 to {num_classes - 1}, got {int(flat.min())} to {int(flat.max())}")
+    return torch.bincount(flat, minlength=num_classes)

@@ -1,0 +1,203 @@
+"""Row statistics straight from features and class weights, a slab of logits at a time (docs/math.md, section 5).
+
+Forward and backward are loops of one library product and one call of the row kernels a slab, so they serve every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lt_kernels.reference.rows import accumulate_type
+
+PLAIN, COLUMNS, BOTH = range(3)  # which norms divide the product: none, the classes', the rows' and the classes'
+
+
+class Problem(NamedTuple):
+    """The inputs and settings that both passes share."""
+
+    input: Tensor  # [N, d]
+    weight: Tensor  # [C, d]
+    bias: Tensor | None  # [C]
+    target: Tensor  # [N, K]
+    offset: Tensor | None  # [1, C], [N, C], or [R, C] with offset_row
+    offset_row: Tensor | None  # [N]
+    mean_weight: Tensor | None  # as offset
+    scale: float
+    normalize: int
+    start: int  # the index of the first class here among all `classes`
+    classes: int
+    ignore_index: int
+    row_slab: int
+    class_slab: int
+
+    def class_slabs(self) -> Iterator[slice]:
+        """Blocks of classes; the outer loop, so that each block of the weight gradient is written once."""
+        return _blocks(self.weight.shape[0], self.class_slab)
+
+    def row_slabs(self) -> Iterator[slice]:
+        """Blocks of rows; one empty block when there are no rows."""
+        return _blocks(max(self.input.shape[0], 1), self.row_slab)
+
+    def tables(self, rows: slice, classes: slice) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The parts of offset, offset_row and mean_weight that belong to a block."""
+        row = None if self.offset_row is None else self.offset_row[rows]
+        return self.cut(self.offset, rows, classes), row, self.cut(self.mean_weight, rows, classes)
+
+    def cut(self, table: Tensor | None, rows: slice, classes: slice) -> Tensor | None:
+        """A table's columns for the classes, and its rows if it has one for each of ours."""
+        if table is None:
+            return None
+        per_row = self.offset_row is None and table.shape[0] > 1
+        return table[rows, classes] if per_row else table[:, classes]
+
+
+def _blocks(size: int, width: int) -> Iterator[slice]:
+    return (slice(first, min(first + width, size)) for first in range(0, size, width))
+
+
+def inverse_norm(rows: Tensor) -> Tensor:
+    """1 / |row|, and 0 for a row shorter than 1e-12, which has no direction: its cosines and gradients are 0."""
+    norm = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
+    return torch.where(norm > 1e-12, 1 / norm.clamp_min(1e-12), 0.0)
+
+
+def product_type(input: Tensor) -> torch.dtype:
+    """The products' dtype: the features', but float32 for float16 on a CPU, which multiplies it at a third of the rate."""
+    return torch.float32 if input.dtype == torch.float16 and input.device.type == "cpu" else input.dtype
+
+
+def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
+    """The logits of a block: input[rows] @ weight[classes].T (+ bias)."""
+    kind = product_type(problem.input)
+    left, right = problem.input[rows].to(kind), problem.weight[classes].to(kind)
+    if problem.bias is None:
+        return left @ right.T
+    return torch.addmm(problem.bias[classes].to(kind), left, right.T)
+
+
+def _merge(first: tuple[Tensor, ...] | None, second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The statistics of the union of two disjoint sets of classes."""
+    if first is None:
+        return second
+    rest, own, rival, mean = zip(first, second, strict=True)
+    return torch.logaddexp(*rest), torch.maximum(*own), torch.maximum(*rival), mean[0] + mean[1]
+
+
+def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
+    """(rest, own, rival, mean, kept logits, row scale, column scale); the last three are empty where not used."""
+    problem, keep = Problem(*inputs[:-1]), inputs[-1]  # type: ignore[arg-type]
+    p, rows_forward = problem, torch.ops.lt_kernels.rows_forward.default
+    kept = p.input.new_empty(0, dtype=product_type(p.input))
+    empty = p.input.new_empty(0, dtype=accumulate_type(p.input.dtype))
+    parts: dict[int, tuple[Tensor, ...]] = {}
+    with torch.autocast(p.input.device.type, enabled=False):
+        row_scale = inverse_norm(p.input) if p.normalize == BOTH else None
+        column_scale = inverse_norm(p.weight) if p.normalize >= COLUMNS else None
+        for classes in p.class_slabs():
+            for rows in p.row_slabs():
+                logits = _product(p, rows, classes)
+                part = rows_forward(
+                    logits, p.target[rows], p.scale, None if row_scale is None else row_scale[rows],
+                    None if column_scale is None else column_scale[classes], *p.tables(rows, classes),
+                    p.start + classes.start, p.classes, p.ignore_index,
+                )
+                parts[rows.start] = _merge(parts.get(rows.start), part)
+                kept = logits if keep else kept
+    columns = list(zip(*parts.values(), strict=True))
+    numbers = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
+    return *numbers, kept, empty if row_scale is None else row_scale, empty if column_scale is None else column_scale
+
+
+class Backward:
+    """The gradients of one problem, built up slab by slab."""
+
+    def __init__(
+        self, problem: Problem, saved: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...], wants: tuple[bool, ...]
+    ) -> None:
+        p, (self.want_input, self.want_weight, self.want_bias, self.want_offset) = problem, wants
+        self.problem, self.slopes = problem, slopes
+        self.kept, row_scale, column_scale, self.rest = saved
+        self.row_scale = row_scale if p.normalize == BOTH else None
+        self.column_scale = column_scale if p.normalize >= COLUMNS else None
+        self.sums = accumulate_type(p.input.dtype)
+        empty = p.input.new_zeros(0, dtype=self.sums)
+        self.d_input = torch.zeros_like(p.input, dtype=self.sums) if self.want_input else empty
+        self.d_weight = torch.empty_like(p.weight, memory_format=torch.contiguous_format) if self.want_weight else empty
+        self.d_bias = p.weight.new_zeros(p.weight.shape[0], dtype=self.sums) if self.want_bias else empty
+        self.d_offset = empty
+        if self.want_offset and p.offset is not None:
+            self.d_offset = torch.zeros_like(p.offset, dtype=self.sums)
+
+    def slab(self, rows: slice, classes: slice) -> Tensor:
+        """The gradient of the block's raw product; adds the offset's gradient on the way."""
+        p = self.problem
+        logits = self.kept[rows, classes] if self.kept.numel() else _product(p, rows, classes)
+        slopes = (None if slope is None else slope[rows] for slope in self.slopes)
+        d_logits, d_table = torch.ops.lt_kernels.rows_backward.default(
+            logits, p.target[rows], p.scale, None if self.row_scale is None else self.row_scale[rows],
+            None if self.column_scale is None else self.column_scale[classes], *p.tables(rows, classes),
+            p.start + classes.start, p.classes, p.ignore_index, self.rest[rows], *slopes, None, self.want_offset,
+        )
+        if self.want_offset:
+            p.cut(self.d_offset, rows, classes).add_(d_table)  # type: ignore[union-attr]
+        return d_logits
+
+    def classes(self, classes: slice) -> None:
+        """All gradients of one slab of classes."""
+        p, kind = self.problem, product_type(self.problem.input)
+        weight = p.weight[classes]
+        final = self.d_weight[classes] if self.want_weight else self.d_weight
+        own = final if p.weight.dtype == self.sums else torch.empty_like(final, dtype=self.sums)
+        for rows in p.row_slabs():
+            d_logits = self.slab(rows, classes)
+            if self.want_input:
+                _add_product(self.d_input[rows], d_logits, weight.to(kind), first=False)
+            if self.want_weight:
+                _add_product(own, d_logits.T, p.input[rows].to(kind), first=rows.start == 0)
+            if self.want_bias:
+                self.d_bias[classes].add_(d_logits.sum(0, dtype=self.sums))
+        if self.want_weight:
+            _project(own, weight, None if self.column_scale is None else self.column_scale[classes])
+            if own is not final:
+                final.copy_(own)
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(d_input, d_weight, d_bias, d_offset); empty where not wanted."""
+        p = self.problem
+        with torch.autocast(p.input.device.type, enabled=False):
+            for classes in p.class_slabs():
+                self.classes(classes)
+            if self.want_input:
+                _project(self.d_input, p.input, self.row_scale)
+        d_bias = self.d_bias if p.bias is None else self.d_bias.to(p.bias.dtype)
+        return self.d_input.to(p.input.dtype), self.d_weight, d_bias, self.d_offset
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total = left @ right the first time, += afterwards; the sum keeps its own, wider dtype."""
+    if total.dtype == left.dtype:
+        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total.add_(left @ right)
+
+
+def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 512) -> None:
+    """Take from each row of `gradient` (ours, in place) its part along `rows`: the derivative of the normalisation."""
+    if scale is None:
+        return
+    for part in _blocks(rows.shape[0], chunk):
+        line = rows[part].to(gradient.dtype)
+        along = (gradient[part] * line).sum(1) * scale[part] * scale[part]
+        gradient[part].addcmul_(line, along[:, None], value=-1)
+
+
+def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the statistics: the problem, then kept, the scales, rest, five slopes (d_mean may be None), wants."""
+    shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
+    return Backward(Problem(*shared), rest[:4], rest[4:8], rest[8]).run()  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""From three numbers a row to the loss and its slopes: the definition (docs/math.md, sections 2 and 4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)
+
+
+def _sine(cosine: Tensor) -> Tensor:
+    return ((1 - cosine) * (1 + cosine)).clamp_min(0).sqrt()
+
+
+def _angular(
+    own: Tensor, margin: Tensor, hard: Tensor, instance: float, guard: bool
+) -> tuple[Tensor, Tensor]:
+    """cos(theta + m_i) with m_i = m (1 + instance * hard * (1 - cos)/2), and its slope."""
+    floor = torch.finfo(own.dtype).eps ** 0.5  # sin(theta) is no smaller than this: the slope at +-1 stays finite
+    turn = instance * margin * hard / 2  # - d m_i / d cos
+    cosine = own.clamp(-1, 1)
+    angle = margin + turn * (1 - cosine)
+    sine = _sine(cosine)
+    shifted_sine = sine * angle.cos() + cosine * angle.sin()
+    phi = cosine * angle.cos() - sine * angle.sin()
+    slope = angle.cos() + cosine * angle.sin() / sine.clamp_min(floor) + shifted_sine * turn
+    if not guard:
+        return phi, slope
+    beyond = cosine < -angle.cos()  # theta + m_i > pi, where cos would rise again
+    straight = cosine - angle * angle.sin()
+    straight_slope = 1 + (angle.sin() + angle * angle.cos()) * turn
+    return torch.where(beyond, straight, phi), torch.where(beyond, straight_slope, slope)
+
+
+def _sphere(own: Tensor, order: int, norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """norm * psi(own / norm) with psi = (-1)^k cos(M theta) - 2k, k = floor(M theta / pi); slopes for own and norm."""
+    cosine = (own if norm is None else own / norm.clamp_min(torch.finfo(own.dtype).tiny)).clamp(-1, 1)
+    step = (order * cosine.acos() / math.pi).floor().clamp(0, order - 1)
+    sign = 1 - 2 * (step % 2)
+    first, second = torch.ones_like(cosine), cosine
+    slope_first, slope_second = torch.zeros_like(cosine), torch.ones_like(cosine)
+    for _ in range(order - 1):  # Chebyshev: T_M(cos) = cos(M theta), and its derivative M U_(M-1)
+        first, second, slope_first, slope_second = (
+            second, 2 * cosine * second - first, slope_second, 2 * second + 2 * cosine * slope_second - slope_first
+        )
+    psi, slope = sign * second - 2 * step, sign * slope_second
+    if norm is None:
+        return psi, slope, torch.zeros_like(psi)
+    return norm * psi, slope, psi - cosine * slope
+
+
+def phi(
+    kind: int, own: Tensor, margin: Tensor, order: int, hard: Tensor, instance: float, guard: bool, norm: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The target's adjusted cosine and its slopes with respect to the cosine and to the norm; each [N]."""
+    if kind == SPHERE:
+        return _sphere(own, order, norm)
+    if kind == ANGULAR:
+        return *_angular(own, margin, hard, instance, guard), torch.zeros_like(own)
+    value = own - margin if kind == ADDITIVE else own
+    return value, torch.ones_like(own), torch.zeros_like(own)
+
+
+def _per_row(table: Tensor | None, value: float, target: Tensor, like: Tensor) -> Tensor:
+    """A per-class table [C] looked up at the targets, or the one value for every row: [N]."""
+    if table is None:
+        return torch.full_like(like, value)
+    return table[target.clamp(0, table.shape[0] - 1)]
+
+
+def _check_offset(own_offset: Tensor | None, valid: Tensor, target: Tensor) -> None:
+    if own_offset is None or own_offset.device.type != "cpu":
+        return
+    absent = valid & (own_offset == -torch.inf)
+    if bool(absent.any()):
+        raise ValueError(
+            f"offset is -inf for class {int(target[absent][0])}, which is a target: "
+            "a class that is not there (class_counts of zero) cannot be one"
+        )
+
+
+def margins(
+    rest: Tensor, own: Tensor, rival: Tensor, target: Tensor, own_offset: Tensor | None, norm: Tensor | None,
+    mean: Tensor | None, total: Tensor | None, share: Tensor | None, weight: Tensor | None,
+    class_margin: Tensor | None, class_smoothing: Tensor | None, scale: float, kind: int, margin: float,
+    instance: float, guard: bool, gamma: float, smoothing: float, ignore_index: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, d_rest, d_own, d_offset, d_norm, d_mean), each [N], from the statistics of each row."""
+    valid = target != ignore_index
+    _check_offset(own_offset, valid, target)
+    hard = (rival > own).to(own.dtype)
+    row_margin = _per_row(class_margin, margin, target, own)
+    value, slope, norm_slope = phi(kind, own, row_margin, int(margin), hard, instance, guard, norm)
+    own_u = scale * value if own_offset is None else scale * value + own_offset
+    v = rest - own_u
+    entropy, miss = torch.nn.functional.softplus(v, threshold=1e9), v.sigmoid()
+    focus = miss**gamma if gamma else torch.ones_like(miss)
+    amount = _per_row(weight, 1.0, target, own)
+    loss = amount * focus * entropy
+    d_v = amount * focus * (miss + gamma * (1 - miss) * entropy if gamma else miss)
+    d_u, d_mean = -d_v, torch.zeros_like(v)
+    if mean is not None and total is not None and share is not None:
+        part = _per_row(class_smoothing, smoothing, target, own)
+        loss = (1 - part) * loss + part * (total * entropy + (total - share) * own_u - mean)
+        d_u = -(1 - part) * d_v + part * (total * (1 - miss) - share)
+        d_v = (1 - part) * d_v + part * total * miss
+        d_mean = -part
+    numbers = (loss, d_v, d_u * scale * slope, d_u, d_u * scale * norm_slope, d_mean)
+    return tuple(torch.where(valid, number, 0.0) for number in numbers)  # type: ignore[return-value]

@@ -1,0 +1,66 @@
+"""Functions of the epoch (from 0): a callback applies them; no loss knows the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lt_kernels import checks, priors
+
+
+@dataclass(frozen=True)
+class DeferredReweighting:
+    """No class weight before `start_epoch`, class-balanced weights from it on: DRW (Cao et al., 2019).
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        start_epoch: the first epoch with weights.
+        beta: of `priors.class_balanced_weight`.
+    """
+
+    class_counts: Any
+    start_epoch: int = 160
+    beta: float = 0.9999
+
+    def __post_init__(self) -> None:
+        checks.whole("start_epoch", self.start_epoch, 0)
+        priors.class_balanced_weight(self.class_counts, self.beta)
+
+    def __call__(self, epoch: int) -> Tensor | None:
+        """The class weights [C] of an epoch, or None."""
+        checks.whole("epoch", epoch, 0)
+        return None if epoch < self.start_epoch else priors.class_balanced_weight(self.class_counts, self.beta)
+
+
+@dataclass(frozen=True)
+class PolynomialDecay:
+    """(1 - epoch / total)^power, 0 from `total` on: the strength of logit-weight repulsion over training."""
+
+    total: int
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        checks.whole("total", self.total)
+        checks.number("power", self.power, 0.0)
+
+    def __call__(self, epoch: int) -> float:
+        """The factor of an epoch."""
+        checks.whole("epoch", epoch, 0)
+        return max(0.0, 1 - epoch / self.total) ** self.power
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """min(1, (epoch + 1) / epochs): the learning rate's factor while training starts (Goyal et al., 2017)."""
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        checks.whole("epochs", self.epochs)
+
+    def __call__(self, epoch: int) -> float:
+        """The factor of an epoch."""
+        checks.whole("epoch", epoch, 0)
+        return min(1.0, (epoch + 1) / self.epochs)

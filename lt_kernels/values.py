@@ -1,0 +1,140 @@
+"""Small frozen values that the public functions take: margins, and a pair of targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lt_kernels import checks, priors
+from lt_kernels.reference.margins import ADDITIVE, ANGULAR, PLAIN, SPHERE
+
+
+@dataclass(frozen=True, eq=False)
+class Margin:
+    """A kind of phi, and a margin for all classes or for each."""
+
+    kind: int = field(default=PLAIN, init=False, repr=False)
+    value: float = field(default=0.0, init=False, repr=False)
+    per_class: Tensor | None = field(default=None, init=False, repr=False)
+    strength: float = field(default=0.0, init=False, repr=False)  # how much a hard sample's margin grows
+    fallback: bool = field(default=False, init=False, repr=False)  # continue in a straight line beyond theta + m = pi
+
+    def _set(self, **fields: object) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, eq=False)
+class CosFace(Margin):
+    """phi = cos(theta) - margin (Wang et al., 2018).
+
+    Raises:
+        ValueError: if `margin` is not finite.
+    """
+
+    margin: float = 0.35
+
+    def __post_init__(self) -> None:
+        self._set(kind=ADDITIVE, value=checks.number("margin", self.margin))
+
+
+@dataclass(frozen=True, eq=False)
+class ArcFace(Margin):
+    """phi = cos(theta + margin), and cos(theta) - margin sin(margin) beyond theta + margin = pi (Deng et al., 2019).
+
+    Args:
+        margin: radians, in [0, pi].
+    """
+
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._set(kind=ANGULAR, value=checks.number("margin", self.margin, 0.0, 3.141592653589793), fallback=True)
+
+
+@dataclass(frozen=True, eq=False)
+class SphereFace(Margin):
+    """phi = |x| ((-1)^k cos(margin theta) - 2k), k = floor(margin theta / pi) (Liu et al., 2017).
+
+    Args:
+        margin: a whole number, at least 1, by which the angle is multiplied.
+    """
+
+    margin: int = 4
+
+    def __post_init__(self) -> None:
+        self._set(kind=SPHERE, value=float(checks.whole("margin", self.margin, 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class LDAM(Margin):
+    """phi = cos(theta) - m_y with m_c = max_margin (n_min / n_c)^(1/4) (Cao et al., 2019).
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        max_margin: the margin of the rarest class.
+    """
+
+    class_counts: Tensor
+    max_margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._set(kind=ADDITIVE, per_class=priors.ldam_margin(self.class_counts, self.max_margin))
+
+
+@dataclass(frozen=True, eq=False)
+class DBM(Margin):
+    """phi = cos(theta + m_i), m_i = m_y (1 + instance h_i (1 - cos)/2), m_c = max_margin (n_min / n_c)^tau.
+
+    h_i is 1 where another class has the larger raw cosine (Difficulty-aware Balancing Margin, 2025).
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        max_margin: the rarest class's margin, radians.
+        tau: how fast margins fall with the count.
+        instance: how much a hard sample's margin grows with its distance.
+        guard: beyond theta + m = pi continue as ArcFace does, where the paper's logit would rise again.
+    """
+
+    class_counts: Tensor
+    max_margin: float = 0.1
+    tau: float = 1.0
+    instance: float = 1.0
+    guard: bool = False
+
+    def __post_init__(self) -> None:
+        self._set(
+            kind=ANGULAR, per_class=priors.dbm_margin(self.class_counts, self.max_margin, self.tau),
+            strength=checks.number("instance", self.instance, 0.0), fallback=checks.flag("guard", self.guard),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MixedTarget:
+    """Two targets a row: the loss is lam L(first) + (1 - lam) L(second) (MixUp, Zhang et al., 2018; CutMix, Yun et al., 2019).
+
+    Args:
+        first, second: class indices, of the shape that a target has.
+        lam: the share of the first, in [0, 1]: a number, or a tensor with one for each row.
+    """
+
+    first: Tensor
+    second: Tensor
+    lam: float | Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.lam, Tensor):
+            checks.number("lam", self.lam, 0.0, 1.0)
+        elif not self.lam.is_floating_point() or self.lam.ndim > 1:
+            raise ValueError(
+                f"lam must be a number or a floating-point vector, got {self.lam.dtype} {list(self.lam.shape)}"
+            )
+        for name, target in (("first", self.first), ("second", self.second)):
+            if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
+                raise TypeError(f"{name} must be a tensor of class indices, got {target!r}")
+        if self.first.shape != self.second.shape:
+            raise ValueError(
+                f"second must have the shape of first, {list(self.first.shape)}, got {list(self.second.shape)}"
+            )
