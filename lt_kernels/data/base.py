@@ -16,7 +16,7 @@ class LongTailedData:
     """A long-tailed training set and its test set, as in-memory tensors.
 
     train, test: (inputs [N, ...], target int64 [N]). class_counts: int64 [C], samples of each class in `train`.
-    input_kind "image": inputs float32 [N, channels, height, width]; "words": inputs int64 [N, context], ids below `num_words`.
+    input_kind "image": inputs float32 [N, channels, height, width]; "words": inputs int32 [N, places], ids below `num_words`.
     facts: what was measured when the data were made (numbers only). Errors: ValueError naming the field that contradicts another.
     """
 

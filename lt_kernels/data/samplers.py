@@ -125,10 +125,8 @@ class ResumableSampler:
     def rank_order(self) -> Tensor:
         """This rank's indices of the present epoch, int64 [rank_samples]."""
         if self._rows is None or self._rows[0] != self.epoch:
-            mine = self.order(self.epoch)[self.rank :: self.world_size]
-            if len(mine) < self.rank_samples:  # pad: at most one index is missing, unless there are fewer samples than ranks
-                mine = torch.cat([mine, self.order(self.epoch)[: self.rank_samples - len(mine)]])
-            self._rows = (self.epoch, mine[: self.rank_samples])
+            mine = self.rank + self.world_size * torch.arange(self.rank_samples)
+            self._rows = (self.epoch, self.order(self.epoch)[mine % self.num_samples])  # beyond the end: the first ones again
         return self._rows[1]
 
     def _begin(self) -> None:
