@@ -1,0 +1,237 @@
+"""One training run as a frozen value: what may be set, what each key allows, and how it is read from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: the message names the key, its value and what is allowed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Every setting of one run; two runs of equal configs on one machine give the same bits.
+
+    Epochs and milestones count passes over the training set from 0; `lr` is the peak rate, reached after `warmup_epochs` of linear
+    warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on; `validate_every` and `checkpoint_epochs` are
+    in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's own number of threads.
+    """
+
+    data: str = "digits-lt"
+    imbalance: float | None = None
+    data_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    network: str = "mlp"
+    network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    method: str = "ce"
+    method_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    epochs: int = 100
+    batch_size: int = 64
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    warmup_epochs: int = 5
+    schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    gammas: tuple[float, ...] = ()
+    mixup_alpha: float = 0.0
+    precision: str = "32"
+    seed: int = 0
+    validate_every: int = 1
+    checkpoint_epochs: int = 1
+    checkpoint_steps: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, CHECKS[field.name](field.name, getattr(self, field.name)))
+        _check_steps(self)
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """A copy with some settings changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts: what YAML, JSON and a checkpoint can hold."""
+        return {key: _plain(getattr(self, key)) for key in FIELDS}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _reject(key: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{key} must be {allowed}, got {value!r}")
+
+
+def _integer(low: int) -> Callable[[str, Any], int]:
+    def check(key: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise _reject(key, value, f"an integer of at least {low}")
+        return value
+
+    return check
+
+
+def _as_float(value: Any) -> float | None:
+    """YAML 1.1 reads 5e-4 (no dot) as a string: accept what Python would."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _number(low: float, high: float = math.inf, open_low: bool = False, optional: bool = False) -> Callable[[str, Any], float | None]:
+    bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+
+    def check(key: str, value: Any) -> float | None:
+        if optional and value is None:
+            return None
+        number = _as_float(value)
+        if number is None or not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
+            raise _reject(key, value, f"a finite number {bounds}" + (", or left out" if optional else ""))
+        return number
+
+    return check
+
+
+def _choice(*allowed: str) -> Callable[[str, Any], str]:
+    def check(key: str, value: Any) -> str:
+        if str(value) not in allowed:
+            raise _reject(key, value, "one of " + ", ".join(allowed))
+        return str(value)
+
+    return check
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _reject(key, value, "true or false")
+    return value
+
+
+def _name(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _reject(key, value, "a name")
+    return value
+
+
+def _options(key: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise _reject(key, value, "a mapping of option names to values")
+    return dict(value)
+
+
+def _several(check: Callable[[str, Any], Any], allowed: str) -> Callable[[str, Any], tuple[Any, ...]]:
+    def check_all(key: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise _reject(key, value, allowed)
+        return tuple(check(f"{key}[{index}]", item) for index, item in enumerate(value))
+
+    return check_all
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "data": _name, "imbalance": _number(1, optional=True), "data_options": _options,
+    "network": _name, "network_options": _options, "method": _name, "method_options": _options,
+    "epochs": _integer(1), "batch_size": _integer(1), "lr": _number(0, open_low=True), "momentum": _number(0, 1),
+    "weight_decay": _number(0), "nesterov": _flag, "warmup_epochs": _integer(0), "schedule": _choice("cosine", "step", "constant"),
+    "milestones": _several(_integer(0), "a list of epochs"), "gammas": _several(_number(0), "a list of factors"),
+    "mixup_alpha": _number(0), "precision": _choice("32", "bf16"), "seed": _integer(0),
+    "validate_every": _integer(1), "checkpoint_epochs": _integer(1), "checkpoint_steps": _integer(0), "threads": _integer(0),
+}  # fmt: skip
+FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
+def _check_steps(config: TrainConfig) -> None:
+    if config.nesterov and config.momentum == 0:
+        raise _reject("nesterov", True, "false where momentum is 0")
+    if len(config.milestones) != len(config.gammas):
+        raise _reject("gammas", list(config.gammas), f"one factor for each of the {len(config.milestones)} milestones")
+    if list(config.milestones) != sorted(set(config.milestones)):
+        raise _reject("milestones", list(config.milestones), "increasing")
+    if (config.schedule == "step") != bool(config.milestones):
+        raise _reject("milestones", list(config.milestones), "given with schedule: step, and only then")
+
+
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError:
+    """The error for a name that is not one of `allowed`, with the nearest as a hint."""
+    names = list(allowed)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return ConfigError(f"{kind} must be one of {', '.join(names)}; got {name!r}{hint}")
+
+
+def make_config(settings: Mapping[str, Any]) -> TrainConfig:
+    """A checked config from a mapping; a key that does not exist is an error that names it.
+
+    A recipe may hold one key more, `methods`: the options that a method has with this data set unless `method_options` says otherwise.
+    """
+    own = dict(settings)
+    methods = _options("methods", own.pop("methods", None))
+    for key in own:
+        if key not in FIELDS:
+            raise unknown_name("config key", key, [*FIELDS, "methods"])
+    of_method = _options(f"methods.{own.get('method')}", methods.get(str(own.get("method"))))
+    own["method_options"] = {**of_method, **_options("method_options", own.get("method_options"))}
+    return TrainConfig(**own)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    yaml = _yaml()
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {str(path)!r} must hold `key: value` lines, got {type(content).__name__}")
+    return content
+
+
+def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Settings with `key=value` changes applied; `method_options.alpha=0.5` reaches inside a mapping, values are read as YAML."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set must be key=value, got {item!r}")
+        outer, dot, inner = key.strip().partition(".")
+        value = _yaml().safe_load(text) if text else ""
+        if not dot:
+            result[outer] = value
+        elif isinstance(result.setdefault(outer, {}), dict):
+            result[outer][inner] = value
+        else:
+            raise ConfigError(f"--set {item!r}: {outer} holds no options")
+    return result
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
+    """The config of a YAML file, after `key=value` changes."""
+    return make_config(apply_overrides(read_settings(path), overrides))
+
+
+def write_config(config: TrainConfig, path: str | Path) -> None:
+    """The config as YAML that `read_config` reads back to an equal value."""
+    Path(path).write_text(_yaml().safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _yaml() -> Any:
+    from lt_kernels.train import require
+
+    return require("yaml")

@@ -1,0 +1,164 @@
+"""One run from its config to its result: data, network, method, trainer, files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from lt_kernels.data import LongTailedData, ResumableLoader, load
+from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
+from lt_kernels.train.config import ConfigError, TrainConfig, read_config, write_config
+from lt_kernels.train.epochs import EpochSettings
+from lt_kernels.train.logs import EpochLog, median_seconds
+from lt_kernels.train.methods import Setting, build_method, find_method
+from lt_kernels.train.module import Classifier, predict
+from lt_kernels.train.networks import build_network
+from lt_kernels.train.progress import EpochBar
+from lt_kernels.train.scores import score
+
+RESULT = "result.json"
+
+
+def train_run(config: TrainConfig, folder: Path, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
+    """Train one model in `folder` and return what `result.json` then holds; with `resume` go on from `last.ckpt`, if there is one.
+
+    Same config, same machine, same number of threads: same bits, whether or not the run was killed in between.
+    Errors: ConfigError when the folder holds a run (without resume) or a run of other settings (with it), or a setting cannot be used.
+    """
+    prepare_folder(config, folder, resume)
+    if (folder / RESULT).exists():
+        return read_result(folder)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with deterministic():
+        data = load_data(config)
+        module = build_module(config, data)
+        log = EpochLog(folder, data, config.validate_every)
+        fit(config, module, log, folder, console)
+        result = summarize(config, module, data, log)
+    write_atomically(folder / RESULT, json.dumps(result, indent=1))
+    return result
+
+
+def prepare_folder(config: TrainConfig, folder: Path, resume: bool) -> None:
+    """Make the folder of a new run, or check that what it holds is the same run."""
+    stored = folder / "config.yaml"
+    if not stored.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, stored)
+        return
+    if not resume:
+        raise ConfigError(f"--out {str(folder)!r} holds a run already: continue it with --resume, or choose another folder")
+    before = read_config(stored).as_dict()
+    for key, value in config.as_dict().items():
+        if before[key] != value:
+            raise ConfigError(f"--resume: {key} must be {before[key]!r}, as in {str(stored)!r}, got {value!r}")
+
+
+def load_data(config: TrainConfig) -> LongTailedData:
+    """The data set of a config; `data_options` may name its seed."""
+    try:
+        return load(config.data, config.imbalance, **config.data_options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}: {error}") from error
+
+
+def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
+    """Network and head, drawn from the config's seed: methods compared under one seed start from one network."""
+    if config.mixup_alpha > 0 and (data.input_kind != "image" or not find_method(config.method).mixup):
+        why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
+        raise ConfigError(f"mixup_alpha must be {why}, got {config.mixup_alpha}")
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+    try:
+        network = build_network(config.network, data, **config.network_options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"network {config.network}, network_options {config.network_options}: {error}") from error
+    setting = Setting(data.class_counts, network.out_features, config.epochs)
+    return Classifier(config, network, build_method(config.method, setting, config.method_options))
+
+
+def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, console: Console | None) -> None:
+    """Train to the last epoch, from `last.ckpt` where there is one."""
+    bar = [EpochBar(log, console)] if console is not None else []
+    saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps)
+    loader = ResumableLoader(log.data.train, config.batch_size, seed=config.seed)
+    last = folder / LAST
+    with quiet_trainer():
+        trainer = Trainer(
+            max_epochs=config.epochs, precision="bf16-mixed" if config.precision == "bf16" else "32-true", devices=1,
+            plugins=[AtomicCheckpointIO()], callbacks=[EpochSettings(), log, *bar, saver], limit_val_batches=0, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+
+def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log: EpochLog) -> dict[str, Any]:
+    """What a run came to, as plain numbers: accuracies in percent after the last epoch (never the best one)."""
+    final = score(predict(module, data.test[0]), data)
+    return {
+        "config": config.as_dict(),
+        "accuracy": final.groups,
+        "per_class": final.per_class,
+        "class_counts": data.class_counts.tolist(),
+        "samples": {"train": len(data.train[1]), "test": len(data.test[1])},
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "seconds_per_epoch": median_seconds(log.rows),
+        "seconds": sum(row["seconds"] for row in log.rows),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished run."""
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """Ask torch for deterministic algorithms, and put its settings back after."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose by the stream
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a memset for every new tensor, and no run reads what it did not write
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@contextlib.contextmanager
+def quiet_trainer() -> Iterator[None]:
+    """Keep the trainer's advice (devices found, tips, loader workers) out of the run's output; errors come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        logger.setLevel(level)
