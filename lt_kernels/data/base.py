@@ -16,8 +16,9 @@ class LongTailedData:
     """A long-tailed training set and its test set, as in-memory tensors.
 
     train, test: (inputs [N, ...], target int64 [N]). class_counts: int64 [C], samples of each class in `train`.
-    input_kind "image": inputs float32 [N, channels, height, width]; "words": inputs int32 [N, places], ids below `num_words`.
-    facts: what was measured when the data were made (numbers only). Errors: ValueError naming the field that contradicts another.
+    input_kind "image": inputs float32 [N, channels, height, width]; "words": inputs int32 [N, places], ids below
+    `num_words`. facts: what was measured when the data were made (numbers only). Errors: ValueError naming the field
+    that contradicts another.
     """
 
     name: str
@@ -42,7 +43,9 @@ class LongTailedData:
         if not torch.equal(counted, self.class_counts):
             raise ValueError("class_counts must be the number of training targets of each class")
         if len(self.class_names) != self.num_classes:
-            raise ValueError(f"class_names must have num_classes = {self.num_classes} names, got {len(self.class_names)}")
+            raise ValueError(
+                f"class_names must have num_classes = {self.num_classes} names, got {len(self.class_names)}"
+            )
 
 
 Reader = Callable[..., LongTailedData]
@@ -50,7 +53,7 @@ READERS: dict[str, Reader] = {}
 
 
 def register(name: str) -> Callable[[Reader], Reader]:
-    """Return a decorator that makes a reader (imbalance=, seed=, cache_dir=, **options) known to `load` under `name`."""
+    """Return a decorator that makes a reader (imbalance=, seed=, cache_dir=, **options) known to `load` by `name`."""
 
     def enter(reader: Reader) -> Reader:
         READERS[name] = reader
@@ -68,9 +71,10 @@ def load(
 ) -> LongTailedData:
     """Read or make the data set `name`, one of `sorted(READERS)`.
 
-    imbalance: n_max / n_min of the profile (None: the reader's default; a set with a tail of its own takes none). seed: which samples
-    are drawn. cache_dir: where a reader keeps what takes long to make (None: ~/.cache/lt_kernels). Further options are the reader's own.
-    Errors: ValueError for an unknown name or a value out of range, ImportError naming the extra that is missing.
+    imbalance: n_max / n_min of the profile (None: the reader's default; a set with a tail of its own takes none). seed:
+    which samples are drawn. cache_dir: where a reader keeps what takes long to make (None: ~/.cache/lt_kernels).
+    Further options are the reader's own. Errors: ValueError for an unknown name or a value out of range, ImportError
+    naming the extra that is missing.
     """
     if name not in READERS:
         raise ValueError(f"name must be one of {sorted(READERS)}, got {name!r}")

@@ -30,11 +30,12 @@ def digits_lt(
 ) -> LongTailedData:
     """Tell the ten digits apart on 8 x 8 scans: inputs float32 [N, 1, 8, 8], target int64 [N].
 
-    scikit-learn bundles 1,797 scans, 174 to 183 a digit (Alpaydin and Kaynak, 1998). `test_per_class` of each digit, drawn with `seed`,
-    are the test set. Of the others the digits keep int(n_max * (1 / imbalance)^(c / 9)) samples, n_max = 174 - test_per_class: with the
-    defaults (imbalance 100) 124, 74, 44, 26, 16, 9, 5, 3, 2, 1. Digit 0 is the head, digit 9 the tail. The images are shifted and scaled
-    to mean 0 and standard deviation 1 over all training pixels. `cache_dir` is not used: nothing is downloaded or kept.
-    Errors: ValueError for imbalance below 1 or above n_max, or test_per_class out of range; ImportError without scikit-learn.
+    scikit-learn bundles 1,797 scans, 174 to 183 a digit (Alpaydin and Kaynak, 1998). `test_per_class` of each digit,
+    drawn with `seed`, are the test set. Of the others the digits keep int(n_max * (1 / imbalance)^(c / 9)) samples,
+    n_max = 174 - test_per_class: with the defaults (imbalance 100) 124, 74, 44, 26, 16, 9, 5, 3, 2, 1. Digit 0 is the
+    head, digit 9 the tail. The images are shifted and scaled to mean 0 and standard deviation 1 over all training
+    pixels. `cache_dir` is not used: nothing is downloaded or kept. Errors: ValueError for imbalance below 1 or above
+    n_max, or test_per_class out of range; ImportError without scikit-learn.
     """
     images, target = _scans()
     available = torch.bincount(target)

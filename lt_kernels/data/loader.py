@@ -12,14 +12,15 @@ from lt_kernels.data.samplers import Order, ResumableSampler, Sequential, Shuffl
 class ResumableLoader:
     """Iterate over batches of in-memory tensors in an order that is a function of (seed, epoch) alone.
 
-    `data` is a sequence of tensors [N, ...], for example (inputs, target); a batch is the tuple of their rows. One index_select a tensor
-    and batch, no worker processes, and no use of torch's global random state. `state_dict()` holds the epoch and the number of batches
-    handed out; after `load_state_dict` the next iteration begins with the batch after them, and `len()` stays that of a whole epoch.
+    `data` is a sequence of tensors [N, ...], for example (inputs, target); a batch is the tuple of their rows. One
+    index_select a tensor and batch, no worker processes, and no use of torch's global random state. `state_dict()`
+    holds the epoch and the number of batches handed out; after `load_state_dict` the next iteration begins with the
+    batch after them, and `len()` stays that of a whole epoch.
 
-    shuffle=False keeps the samples as they lie and gives each exactly once over all ranks; otherwise ranks get equally many
-    (the first samples of the epoch are repeated, or with drop_last the last ones left out). `order` replaces shuffle and seed,
-    for example samplers.ClassBalanced(target, seed). Errors: ValueError for tensors of different or zero length, batch_size, rank,
-    world_size or seed out of range.
+    shuffle=False keeps the samples as they lie and gives each exactly once over all ranks; otherwise ranks get equally
+    many (the first samples of the epoch are repeated, or with drop_last the last ones left out). `order` replaces
+    shuffle and seed, for example samplers.ClassBalanced(target, seed). Errors: ValueError for tensors of different or
+    zero length, batch_size, rank, world_size or seed out of range.
     """
 
     def __init__(

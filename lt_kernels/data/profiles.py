@@ -22,13 +22,16 @@ def _check(n_max: int, num_classes: int, imbalance: float) -> None:
 def exponential_counts(n_max: int, num_classes: int, imbalance: float) -> list[int]:
     """Return n_c = int(n_max * (1 / imbalance)^(c / (C - 1))), class 0 the head (Cui et al., 2019; Cao et al., 2019).
 
-    Errors: ValueError for n_max or num_classes below 1 or imbalance below 1, or if the last class would be left with no sample.
+    Errors: ValueError for n_max or num_classes below 1 or imbalance below 1, or if the last class would be left with no
+    sample.
     """
     _check(n_max, num_classes, imbalance)
     # in the published order of operations: one rounding elsewhere moves some counts by one
     counts = [int(n_max * (1 / imbalance) ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
     if counts[-1] < 1:
-        raise ValueError(f"imbalance must be at most n_max = {n_max}, so that every class keeps a sample, got {imbalance}")
+        raise ValueError(
+            f"imbalance must be at most n_max = {n_max}, so that every class keeps a sample, got {imbalance}"
+        )
     return counts
 
 
@@ -40,7 +43,9 @@ def step_counts(n_max: int, num_classes: int, imbalance: float) -> list[int]:
     _check(n_max, num_classes, imbalance)
     tail = int(n_max / imbalance)
     if tail < 1:
-        raise ValueError(f"imbalance must be at most n_max = {n_max}, so that every class keeps a sample, got {imbalance}")
+        raise ValueError(
+            f"imbalance must be at most n_max = {n_max}, so that every class keeps a sample, got {imbalance}"
+        )
     head = num_classes // 2
     return [n_max] * head + [tail] * (num_classes - head)
 
@@ -48,14 +53,18 @@ def step_counts(n_max: int, num_classes: int, imbalance: float) -> list[int]:
 def choose(target: Tensor, counts: Sequence[int], seed: int | None = None) -> Tensor:
     """Return the indices, ascending, of counts[c] samples of each class c, int64 [sum(counts)].
 
-    target: int64 [N]. seed None takes the first of each class as they lie; otherwise they are drawn, as a function of the seed alone.
-    Errors: ValueError if a class has fewer samples than its count.
+    target: int64 [N]. seed None takes the first of each class as they lie; otherwise they are drawn, as a function of
+    the seed alone. Errors: ValueError if a class has fewer samples than its count.
     """
-    order = torch.arange(len(target)) if seed is None else torch.randperm(len(target), generator=epoch_generator(seed, 0))
+    order = (
+        torch.arange(len(target)) if seed is None else torch.randperm(len(target), generator=epoch_generator(seed, 0))
+    )
     chosen = []
     for label, count in enumerate(counts):
         of_class = order[target[order] == label]
         if not 0 <= count <= len(of_class):
-            raise ValueError(f"counts[{label}] must be in 0..{len(of_class)}, the samples of that class in target, got {count}")
+            raise ValueError(
+                f"counts[{label}] must be in 0..{len(of_class)}, the samples of that class in target, got {count}"
+            )
         chosen.append(of_class[:count])
     return torch.cat(chosen).sort().values if chosen else order[:0]

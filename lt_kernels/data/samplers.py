@@ -1,4 +1,4 @@
-"""In which order the samples come: a pure function of (seed, epoch), and a sampler that can stop at any batch and go on there."""
+"""In which order the samples come: a function of (seed, epoch), and a sampler that can stop and go on at any batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Order(Protocol):
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return a generator of its own for (seed, epoch), so that no order depends on torch's global state or on earlier epochs."""
+    """Return a generator for (seed, epoch) alone: no order depends on torch's global state or on earlier epochs."""
     # torch's CPU generator reads 32 bits of its seed: both numbers are hashed into them
     mixed = np.random.SeedSequence([seed, epoch]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(mixed))
@@ -49,7 +49,8 @@ class Shuffled:
 class ClassBalanced:
     """Draw a class uniformly, then one of its samples uniformly, with replacement, as many times as there are samples.
 
-    Every class with at least one sample in `target` (int64 [N]) has the same expected share of an epoch (Kang et al., 2020).
+    Every class with at least one sample in `target` (int64 [N]) has the same expected share of an epoch (Kang et al.,
+    2020).
     """
 
     target: Tensor
@@ -69,13 +70,14 @@ class ClassBalanced:
 class ResumableSampler:
     """Yield the index tensors of this rank's batches, and be able to stop after any of them and go on there.
 
-    Rank r takes every `world_size`-th index of order(epoch) from r on. With pad=True all ranks get equally many samples: the first
-    indices are repeated at the end, as torch's DistributedSampler does; with pad=False every sample comes exactly once over all ranks.
-    With drop_last, incomplete batches, and samples that do not fill all ranks, are left out.
+    Rank r takes every `world_size`-th index of order(epoch) from r on. With pad=True all ranks get equally many
+    samples: the first indices are repeated at the end, as torch's DistributedSampler does; with pad=False every sample
+    comes exactly once over all ranks. With drop_last, incomplete batches, and samples that do not fill all ranks, are
+    left out.
 
-    The state is read when a batch is asked for, not when the iterator is made: a state that is loaded, or an epoch that is set, after
-    `iter()` still counts. An iterator begins at the epoch's first batch, unless a state was loaded and not yet used.
-    A finished epoch is followed by the next one, with or without `set_epoch`.
+    The state is read when a batch is asked for, not when the iterator is made: a state that is loaded, or an epoch that
+    is set, after `iter()` still counts. An iterator begins at the epoch's first batch, unless a state was loaded and
+    not yet used. A finished epoch is followed by the next one, with or without `set_epoch`.
     """
 
     def __init__(
@@ -126,7 +128,10 @@ class ResumableSampler:
         """This rank's indices of the present epoch, int64 [rank_samples]."""
         if self._rows is None or self._rows[0] != self.epoch:
             mine = self.rank + self.world_size * torch.arange(self.rank_samples)
-            self._rows = (self.epoch, self.order(self.epoch)[mine % self.num_samples])  # beyond the end: the first ones again
+            self._rows = (
+                self.epoch,
+                self.order(self.epoch)[mine % self.num_samples],
+            )  # beyond the end: the first ones again
         return self._rows[1]
 
     def _begin(self) -> None:
@@ -147,7 +152,7 @@ class ResumableSampler:
         return {"num_samples": self.num_samples, "batch_size": self.batch_size, "world_size": self.world_size}
 
     def state_dict(self) -> dict[str, int]:
-        """Where the sampler stands: the epoch, the batches handed out in it, and the layout that makes these numbers mean something."""
+        """Where the sampler stands: the epoch, the batches handed out in it, and the sizes that give these numbers a meaning."""
         return {"epoch": self.epoch, "position": self.position, **self._layout()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Hold out blocks of a text so that every class of word has test windows and no test window shares a token or its content with training."""
+"""Hold out blocks of a text: test windows for every class, and none that shares a token or its content with training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def text_windows(ids: Ints, starts: Ints, context: int, outside: int) -> Ints:
 
 
 def window_keys(windows: Ints) -> NDArray[np.uint64]:
-    """Return uint64 [T], equal for equal windows; two different ones collide once in 2^64 pairs, and cost one training window then."""
+    """Return uint64 [T], equal for equal windows; different ones collide once in 2^64 pairs: a training window less."""
     key = np.zeros(len(windows), np.uint64)
     for column in windows.T:
         key = (key ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
@@ -40,7 +40,8 @@ def window_keys(windows: Ints) -> NDArray[np.uint64]:
 class Blocks:
     """The text cut into blocks of equal size, file by file.
 
-    first, last: int64 [T], the blocks of the first and last token of each token's window. num_blocks: how many there are.
+    first, last: int64 [T], the blocks of the first and last token of each token's window. num_blocks: how many there
+    are.
     """
 
     first: Ints
@@ -68,16 +69,16 @@ class Blocks:
 
 
 def homes(target: Ints, num_classes: int, keys: NDArray[np.uint64], blocks: Blocks) -> Ints:
-    """Return the positions, ascending, of the first occurrence in one block of every distinct window with a class as its target."""
+    """Return the positions, ascending, of each distinct window's first occurrence within one block; targets are classes."""
     candidates = np.flatnonzero(blocks.whole & (target < num_classes))
     return np.sort(candidates[np.unique(keys[candidates], return_index=True)[1]])
 
 
 def hold_out(target: Ints, block: Ints, num_classes: int, num_blocks: int, need: int) -> tuple[Bools, Ints]:
-    """Choose blocks, greedily, that together hold `need` distinct windows of every class and at most half of the windows of any.
+    """Choose blocks, greedily, that hold `need` distinct windows of every class and at most half of those of any class.
 
-    target, block [H]: class and block of each distinct window. The classes take their turn from the rarest on, because the blocks of
-    the rare ones hold enough of the common ones; a class tries its blocks in one fixed random order.
+    target, block [H]: class and block of each distinct window. The classes take their turn from the rarest on, because
+    the blocks of the rare ones hold enough of the common ones; a class tries its blocks in one fixed random order.
     Returns bool [num_blocks] and the classes for which it could not be done.
     """
     pairs, counts = np.unique(block.astype(np.int64) * num_classes + target, return_counts=True)
@@ -101,7 +102,7 @@ def hold_out(target: Ints, block: Ints, num_classes: int, num_blocks: int, need:
 
 
 def draw_per_class(positions: Ints, target: Ints, count: int, seed: int) -> Ints:
-    """Return `count` of the positions of every class, drawn without replacement, ascending; target [len(positions)] are their classes."""
+    """Return `count` positions of every class, drawn without replacement, ascending; target: the positions' classes."""
     shuffled = np.random.default_rng(seed).permutation(len(positions))
     by_class = shuffled[np.argsort(target[shuffled], kind="stable")]
     ordered = target[by_class]

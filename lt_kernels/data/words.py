@@ -36,7 +36,8 @@ def default_cache_dir() -> Path:
 def read_corpus(files: Sequence[Path], max_tokens: int | None) -> tuple[Ints, Ints, list[str]]:
     """Return ids int32 [T], where each file starts int64 [files + 1], and the words that the ids stand for.
 
-    A word is a run of ASCII letters, lower-cased; everything else separates words. Reading ends after the first `max_tokens` words.
+    A word is a run of ASCII letters, lower-cased; everything else separates words. Reading ends after the first
+    `max_tokens` words.
     """
     vocabulary: dict[str, int] = {}
     parts, starts = [], [0]
@@ -52,17 +53,19 @@ def read_corpus(files: Sequence[Path], max_tokens: int | None) -> tuple[Ints, In
 
 
 def choose_words(counts: Ints, words: Sequence[str], passed: set[int], num_classes: int, least: int) -> Ints:
-    """Return the ids of the `num_classes` most frequent words (ties: in alphabetical order), without those that were passed over."""
+    """Return the ids of the `num_classes` most frequent words (ties: alphabetically) that were not passed over."""
     fit = [i for i in np.flatnonzero(counts >= least).tolist() if i not in passed]
     if len(fit) < num_classes:
         raise ValueError(
-            f"num_classes must be at most {len(fit)} for this Python's sources (max_tokens, test_per_class and block as given; "
-            f"some installations leave the library's test folders out), got {num_classes}"
+            f"num_classes must be at most {len(fit)} for this Python's sources (some installations leave out the "
+            f"library's test folders) with these max_tokens, test_per_class and block, got {num_classes}"
         )
     return np.array(sorted(fit, key=lambda i: (-counts[i], words[i]))[:num_classes])
 
 
-def prepare(files: Sequence[Path], num_classes: int, need: int, context: int, block: int, max_tokens: int | None) -> Arrays:
+def prepare(
+    files: Sequence[Path], num_classes: int, need: int, context: int, block: int, max_tokens: int | None
+) -> Arrays:
     """Choose the classes and the blocks of text that are held out for the test; the same on every run."""
     ids, starts, words = read_corpus(files, max_tokens)
     counts = np.bincount(ids, minlength=len(words))
@@ -83,7 +86,7 @@ def prepare(files: Sequence[Path], num_classes: int, need: int, context: int, bl
 
 
 def cached(path: Path, files: Sequence[Path], *settings: int | None) -> Arrays:
-    """Return prepare(files, *settings) from `path`, or make it and write it there in one step that no other process sees half done."""
+    """Return prepare(files, *settings) from `path`, or make it and write it there in one atomic step."""
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
@@ -97,7 +100,7 @@ def cached(path: Path, files: Sequence[Path], *settings: int | None) -> Arrays:
 
 
 def cache_path(cache_dir: str | Path | None, files: Sequence[Path], settings: Sequence[int | None]) -> Path:
-    """Return the cache file of these settings for this Python, named after its version and a hash of its library's files and sizes."""
+    """Return the cache file of these settings for this Python: its version, and a hash of its files and their sizes."""
     library = Path(sysconfig.get_paths()["stdlib"])
     listing = [(path.relative_to(library).as_posix(), path.stat().st_size) for path in files]
     digest = hashlib.sha256(repr((listing, tuple(settings))).encode()).hexdigest()[:16]
@@ -105,7 +108,9 @@ def cache_path(cache_dir: str | Path | None, files: Sequence[Path], settings: Se
     return folder / f"stdlib-words-{platform.python_implementation().lower()}-{platform.python_version()}-{digest}.npz"
 
 
-def separate(made: Arrays, windows: Ints, need: int, context: int, block: int, seed: int) -> tuple[Ints, Ints, dict[str, float]]:
+def separate(
+    made: Arrays, windows: Ints, need: int, context: int, block: int, seed: int
+) -> tuple[Ints, Ints, dict[str, float]]:
     """Return the training positions, the test positions, and what was measured on the way."""
     target, held, num_classes = made["target"], made["held"], len(made["words"])
     blocks = Blocks.cut(made["starts"], block, context)
@@ -116,7 +121,7 @@ def separate(made: Arrays, windows: Ints, need: int, context: int, block: int, s
     # a window is shorter than a block: its first and last token tell all the blocks that it touches
     apart = np.flatnonzero(~held[blocks.first] & ~held[blocks.last] & (target < num_classes))
     repeated = np.isin(keys[apart], keys[test])
-    facts = {
+    facts: dict[str, float] = {
         "tokens": len(target),
         "files": len(made["starts"]) - 1,
         "words_passed_over": int(made["passed"]),
@@ -164,19 +169,22 @@ def stdlib_words(
     max_tokens: int | None = None,
     block: int = 64,
 ) -> LongTailedData:
-    """Predict a word of the running Python's standard-library sources from `context` words to its left and as many to its right.
+    """Predict a word of the running Python's standard library from the `context` words on either side.
 
-    inputs int32 [N, 2 * context], target int64 [N]. The classes are the most frequent words, class 0 the most frequent of all; id C
-    stands for any other word, id C + 1 for a place outside the file. The tail is the text's own, so `imbalance` takes None alone.
+    inputs int32 [N, 2 * context], target int64 [N]. The classes are the most frequent words, class 0 the most frequent
+    of all; id C stands for any other word, id C + 1 for a place outside the file. The tail is the text's own, so
+    `imbalance` takes None alone.
 
-    The split: files are cut into blocks of `block` tokens. Blocks are held out, greedily from the rarest class on, until they hold
-    `test_per_class` distinct windows of every class and never more than half of any class's distinct windows; a word for which that
-    cannot be done is passed over, and the next most frequent takes its place. The test set is `test_per_class` windows of each class,
-    drawn with `seed` from those that lie within one held-out block. The training set is every window that touches no held-out block
-    and equals (neighbours and word) no test window. So no token and no window is in both; counts are those after the split.
-    The classes and the held-out text are the same for every seed.
+    The split: files are cut into blocks of `block` tokens. Blocks are held out, greedily from the rarest class on,
+    until they hold `test_per_class` distinct windows of every class and never more than half of any class's distinct
+    windows; a word for which that cannot be done is passed over, and the next most frequent takes its place. The test
+    set is `test_per_class` windows of each class, drawn with `seed` from those that lie within one held-out block. The
+    training set is every window that touches no held-out block and equals (neighbours and word) no test window. So no
+    token and no window is in both; counts are those after the split. The classes and the held-out text are the same for
+    every seed.
 
-    The first call reads the sources (some seconds); what it found is kept in `cache_dir`. Errors: ValueError naming the argument.
+    The first call reads the sources (some seconds); what it found is kept in `cache_dir`. Errors: ValueError naming the
+    argument.
     """
     if imbalance is not None:
         raise ValueError(f"imbalance must be None for stdlib-words, whose counts are the text's own, got {imbalance}")
