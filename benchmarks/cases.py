@@ -1,0 +1,87 @@
+"""Every measured operator, shape and dtype, declared once: the benchmark, its tests and the README read this list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+# name: (rows N, classes C, features d) on a CPU.
+SHAPES = {
+    "cifar": (128, 100, 64),
+    "imagenet-lt": (256, 1_000, 2_048),
+    "inat": (256, 8_142, 2_048),
+    "inat-512": (512, 8_142, 2_048),
+    "imagenet-4096": (4_096, 1_000, 2_048),
+    "vocab": (1_024, 128_256, 256),
+    "faces": (512, 200_000, 128),
+    "lwr-inat": (0, 8_142, 2_048),
+    "lwr-64k": (0, 65_536, 512),
+}
+# The sizes that a GPU is measured at, where they are not the CPU's.
+CUDA_SHAPES = {"vocab": (8_192, 128_256, 2_048), "faces": (4_096, 1_000_000, 512), "lwr-64k": (0, 100_000, 512)}
+MODEL_SHAPES = ("cifar", "imagenet-lt", "inat", "vocab", "faces")
+NAMED_LOSSES = (
+    *("CrossEntropyLoss", "BalancedSoftmaxLoss", "LogitAdjustmentLoss", "ARBLoss", "FocalLoss", "ClassBalancedLoss"),
+    *("LDAMLoss", "DBMLoss", "CosFaceLoss", "ArcFaceLoss", "SphereFaceLoss", "LADELoss", "EstimatedOffsetLoss"),
+    "LabelAwareSmoothingLoss",
+)
+# Where memory is the question: the logits are large, or the eager form holds several copies of them.
+MEMORY = ("inat", "vocab", "faces", "lwr-inat", "lwr-64k")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one shape and dtype; `loss` names the class for the operator "losses"."""
+
+    operator: str
+    name: str
+    rows: int
+    classes: int
+    features: int
+    dtype: torch.dtype = torch.float32
+    loss: str = ""
+
+    @property
+    def sizes(self) -> str:
+        """The sizes as the results file writes them."""
+        parts = [("N", self.rows), ("C", self.classes), ("d", 0 if self.operator in LOGITS else self.features)]
+        return " ".join(f"{letter}={size}" for letter, size in parts if size)
+
+    @property
+    def dtype_name(self) -> str:
+        """float32, bfloat16, ..."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def measures_memory(self) -> bool:
+        """Whether peak memory is measured for this case."""
+        return self.name in MEMORY
+
+    @property
+    def ours_alone(self) -> bool:
+        """Whether every competitor would need more memory or minutes than it is worth: several C x C matrices."""
+        return self.operator == "logit_weight_repulsion" and self.classes > 20_000
+
+    def tiny(self) -> Case:
+        """The same case at a size that a test can afford."""
+        return replace(self, rows=min(self.rows, 8), classes=min(self.classes, 24), features=min(self.features, 16))
+
+
+LOGITS = ("offset_cross_entropy", "lade_regularizer")
+
+
+def cases(device: str = "cpu") -> list[Case]:
+    """The whole list for a kind of device ("cpu" or "cuda")."""
+    shapes = SHAPES | (CUDA_SHAPES if device == "cuda" else {})
+    every = [Case("offset_cross_entropy", name, *shapes[name]) for name in shapes if not name.startswith("lwr")]
+    for operator in ("linear_cross_entropy", "cosine_margin_cross_entropy"):
+        every += [Case(operator, name, *shapes[name]) for name in MODEL_SHAPES]
+    every += [Case("logit_weight_repulsion", name, *shapes[name]) for name in shapes if name.startswith("lwr")]
+    every += [Case("lade_regularizer", name, *shapes[name]) for name in ("cifar", "imagenet-lt", "inat")]
+    every += [Case("losses", loss, *shapes["cifar"], loss=loss) for loss in NAMED_LOSSES]
+    halves = [case for case in every if case.name in ("imagenet-lt", "inat") and case.operator in HALF]
+    return every + [replace(case, dtype=torch.bfloat16) for case in halves]
+
+
+HALF = ("offset_cross_entropy", "linear_cross_entropy")

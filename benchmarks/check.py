@@ -1,0 +1,62 @@
+"""No time counts before the result is right: every provider against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.problems import Problem
+from benchmarks.providers import Provider, autograd, eager_function, providers
+from tests.tolerances import TOLERANCE, error
+
+# Entries of [N, C] (of [C, C] for the repulsion) up to which the float64 truth is computed whole; beyond, on fewer rows.
+WHOLE = 2**27
+# A provider may err by this many times what eager torch errs in the same dtype, plus the tolerance of the dtype.
+ALLOWANCE = 3.0
+
+
+def reduced(problem: Problem) -> Problem:
+    """The problem itself where float64 can afford it, else the same on its first rows (its first classes, for weights)."""
+    case = problem.case
+    if case.rows == 0:
+        rows = int(WHOLE**0.5)
+        if case.classes <= rows:
+            return problem
+        leaves = {name: leaf.detach()[:rows].requires_grad_() for name, leaf in problem.leaves.items()}
+        return Problem(replace(case, classes=rows), leaves, problem.constants)
+    rows = max(1, WHOLE // case.classes)
+    if rows >= case.rows:
+        return problem
+    batch = ("input", "logits", "cosine", "target")
+    cut = {name: leaf.detach()[:rows] if name in batch else leaf.detach() for name, leaf in problem.leaves.items()}
+    constants = {name: x[:rows] if name in batch else x for name, x in problem.constants.items()}
+    return Problem(replace(case, rows=rows), {name: leaf.requires_grad_() for name, leaf in cut.items()}, constants)
+
+
+def result(provider: Provider) -> list[Tensor]:
+    """The loss and the gradients of all leaves."""
+    loss = provider.forward()
+    return [loss.detach(), *provider.backward(loss)]
+
+
+def worst_error(actual: list[Tensor], exact: list[Tensor]) -> float:
+    """Largest error over the value and all gradients, each in units of its largest exact entry."""
+    return max(error(ours, true) for ours, true in zip(actual, exact, strict=True))
+
+
+def errors(problem: Problem, names: Sequence[str]) -> dict[str, tuple[float, bool]]:
+    """For each provider that claims a result: its error against float64, and whether that is small enough."""
+    small = reduced(problem)
+    wide = small.to(torch.float64)
+    exact = result(autograd("eager", eager_function(wide), wide))
+    usual = worst_error(result(autograd("eager", eager_function(small), small)), exact)
+    allowed = TOLERANCE[problem.case.dtype] + ALLOWANCE * usual
+    found = {}
+    for provider in providers(small, names):
+        if not provider.is_limit:
+            measured = worst_error(result(provider), exact)
+            found[provider.name] = (measured, measured <= allowed)
+    return found

@@ -1,0 +1,70 @@
+"""The tensors of a case: leaves that get a gradient, and constants. The same seed gives the same problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.cases import Case
+
+COSINE_LOSSES = ("LDAMLoss", "DBMLoss", "CosFaceLoss", "ArcFaceLoss", "SphereFaceLoss")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of one operator: `leaves` require a gradient, `constants` do not."""
+
+    case: Case
+    leaves: dict[str, Tensor]
+    constants: dict[str, Tensor]
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in another dtype, as new leaves; indices stay what they are."""
+        leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in self.leaves.items()}
+        constants = {name: x.to(dtype) if x.is_floating_point() else x for name, x in self.constants.items()}
+        return Problem(self.case, leaves, constants)
+
+
+def class_counts(classes: int) -> Tensor:
+    """Counts [C] falling exponentially from 1,000 to 10: imbalance 100."""
+    return (1000 * 100 ** -torch.linspace(0, 1, classes, dtype=torch.float64)).round()
+
+
+def problem(case: Case, device: str, seed: int = 0) -> Problem:
+    """Random leaves in the case's dtype, and targets drawn from a long tail."""
+    random = torch.Generator().manual_seed(seed)
+    counts = class_counts(case.classes)
+    leaves = {name: leaf.to(device, case.dtype).requires_grad_() for name, leaf in _leaves(case, random).items()}
+    constants = {"class_counts": counts.float().to(device)}
+    if case.rows:
+        target = torch.multinomial(counts, case.rows, replacement=True, generator=random)
+        constants |= {"target": target.to(device), "offset": (counts / counts.sum()).log().float().to(device)}
+    return Problem(case, leaves, constants)
+
+
+def _leaves(case: Case, random: torch.Generator) -> dict[str, Tensor]:
+    rows, classes, features = case.rows, case.classes, case.features
+    if case.operator == "logit_weight_repulsion":
+        return {"linear_weight": _clustered(classes, features, random)}
+    if case.loss in COSINE_LOSSES:
+        return {"cosine": 1.6 * torch.rand(rows, classes, generator=random) - 0.8}
+    if case.loss != "EstimatedOffsetLoss" and case.operator in ("offset_cross_entropy", "lade_regularizer", "losses"):
+        return {"logits": 3 * torch.randn(rows, classes, generator=random)}
+    return {
+        "input": torch.randn(rows, features, generator=random),
+        "linear_weight": torch.randn(classes, features, generator=random) / features**0.5,
+    }
+
+
+def _clustered(classes: int, features: int, random: torch.Generator) -> Tensor:
+    """Weights [C, d] of which about one pair in a hundred has a cosine near one half: similar classes, as trained ones.
+
+    Independent normal rows would leave no pair above the threshold, and so nothing to compute. Class c belongs to group
+    c mod 100, so that every block of the C x C matrix has such pairs.
+    """
+    groups = min(100, max(1, classes // 4))
+    centers = F.normalize(torch.randn(groups, features, generator=random))[torch.arange(classes) % groups]
+    return centers + F.normalize(torch.randn(classes, features, generator=random))

@@ -1,0 +1,124 @@
+"""Who computes a case: ours, its competitors, and the bare work that nobody can do without."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import eager
+from benchmarks.problems import Problem
+from lt_kernels import functional, losses
+
+Function = Callable[..., Tensor]
+# "products" and "clone" are limits, not competitors: they return no loss and are not checked.
+LIMITS = ("products", "clone")
+NAMES = ("ours", "eager", "compile", "torch", "torch-chunked", *LIMITS)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A forward that returns a loss, and a backward that returns the gradients of the problem's leaves."""
+
+    name: str
+    forward: Callable[[], Any]
+    backward: Callable[[Any], Sequence[Tensor]]
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether it does only the work that every method has to do."""
+        return self.name in LIMITS
+
+
+def providers(problem: Problem, names: Sequence[str] = NAMES) -> list[Provider]:
+    """Every provider among `names` that serves this problem."""
+    wanted = ["ours"] if problem.case.ours_alone else names
+    functions = {name: _function(name, problem) for name in wanted if name not in LIMITS}
+    limits = {"products": _products(problem), "clone": _clone(problem)}
+    found = [autograd(name, function, problem) for name, function in functions.items() if function is not None]
+    return found + [limit for name, limit in limits.items() if limit is not None and name in wanted]
+
+
+def _function(name: str, problem: Problem) -> Function | None:
+    if name == "ours":
+        return _ours(problem)
+    if name == "eager":
+        return eager_function(problem)
+    if name == "compile":
+        return None if problem.case.operator == "losses" else torch.compile(eager_function(problem), dynamic=False)
+    return _torch(name, problem)
+
+
+def eager_function(problem: Problem) -> Function:
+    """The textbook form of the problem's operator."""
+    case = problem.case
+    return eager.NAMED[case.loss] if case.loss else getattr(eager, case.operator)
+
+
+def _ours(problem: Problem) -> Function:
+    counts, arcface = problem.constants["class_counts"], functional.ArcFace(0.5)
+    if problem.case.loss:
+        return _named_loss(problem)
+    return {
+        "offset_cross_entropy": lambda logits, target, offset: functional.offset_cross_entropy(
+            logits, target, offset=offset
+        ),
+        "linear_cross_entropy": functional.linear_cross_entropy,
+        "cosine_margin_cross_entropy": lambda input, linear_weight, target: functional.cosine_margin_cross_entropy(
+            input, linear_weight, target, margin=arcface, scale=30.0
+        ),
+        "logit_weight_repulsion": functional.logit_weight_repulsion,
+        "lade_regularizer": lambda logits, target: functional.lade_regularizer(logits, target, counts),
+    }[problem.case.operator]
+
+
+def _named_loss(problem: Problem) -> Function:
+    """The module of that name, called with the leaf (logits or cosines) and the target."""
+    build, counts = getattr(losses, problem.case.loss), problem.constants["class_counts"]
+    takes_counts = "class_counts" in inspect.signature(build).parameters
+    module = (build(counts) if takes_counts else build()).to(counts.device)
+    if "cosine" in problem.leaves:
+        return lambda cosine, target: module(cosine, target)
+    return lambda logits, target: module(logits, target)
+
+
+def _torch(name: str, problem: Problem) -> Function | None:
+    """torch.nn.functional.linear_cross_entropy (torch >= 2.13), plain or in chunks."""
+    if problem.case.operator != "linear_cross_entropy" or not hasattr(F, "linear_cross_entropy"):
+        return None
+    options = torch.nn.LinearCrossEntropyOptions() if name == "torch-chunked" else None
+    return lambda input, linear_weight, target: F.linear_cross_entropy(input, linear_weight, target, options=options)
+
+
+def autograd(name: str, function: Function, problem: Problem) -> Provider:
+    """A function of the problem's tensors (those that its signature names), differentiated by autograd."""
+    known = problem.leaves | problem.constants
+    taken = inspect.signature(function).parameters
+    arguments = {key: value for key, value in known.items() if key in taken}
+    leaves = list(problem.leaves.values())
+    return Provider(name, lambda: function(**arguments), lambda loss: torch.autograd.grad(loss, leaves))
+
+
+def _products(problem: Problem) -> Provider | None:
+    """The matrix products of forward and backward alone: logits, gradient of the input, gradient of the weight."""
+    weight = problem.leaves.get("linear_weight")
+    if weight is None or problem.case.operator == "losses":
+        return None
+    weight = weight.detach()
+    if "input" not in problem.leaves:
+        return Provider("products", lambda: weight @ weight.T, lambda similarity: [similarity @ weight])
+    input = problem.leaves["input"].detach()
+    return Provider("products", lambda: input @ weight.T, lambda logits: [logits @ weight, logits.T @ input])
+
+
+def _clone(problem: Problem) -> Provider | None:
+    """One read and one write of the logits."""
+    logits = problem.leaves.get("logits")
+    if logits is None or problem.case.operator == "losses":
+        return None
+    return Provider("clone", lambda: logits.detach().clone(), lambda _: [])

@@ -1,0 +1,134 @@
+"""Writes the README's tables between their markers from measured files: no figure is typed by hand.
+
+    <!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
+    <!-- table: compare -->   benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> where there is one
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import results
+from benchmarks.results import Row
+
+README = results.ROOT / "README.md"
+# Column heading: provider. The time of ours is given in ms, the others' as multiples of it.
+COMPETITORS = {
+    "eager": "eager",
+    "torch.compile": "compile",
+    "torch, plain": "torch",
+    "torch, chunked": "torch-chunked",
+    "bare products": "products",
+    "clone": "clone",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Collect the tables of runs/, then rewrite every marked section of the README."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=results.ROOT / "runs", help="where `compare` wrote its tables")
+    chosen = parser.parse_args(argv)
+    collect(chosen.runs, results.RESULTS)
+    text = README.read_text(encoding="utf-8")
+    README.write_text(rewritten(text, results.RESULTS), encoding="utf-8")
+    return 0
+
+
+def rewritten(text: str, folder: Path) -> str:
+    """The text with each marked section made anew from the files in `folder`; a section without a file stays."""
+    for name, make in (("bench", bench_tables), ("compare", compare_tables)):
+        made = make(folder)
+        if made:
+            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
+            text = re.sub(pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *lines])
+
+
+def bench_tables(folder: Path) -> str:
+    """One table for each device whose results lie in `folder`."""
+    files = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-"))
+    return "\n\n".join(bench_table(rows) for rows in map(results.read, files) if rows)
+
+
+def bench_table(rows: list[Row]) -> str:
+    """Forward and backward of every case on one device, named losses last."""
+    places = dict.fromkeys((row.operator, row.case, row.dtype, row.sizes) for row in rows)
+    figures = {(*(row.operator, row.case, row.dtype), row.provider, row.metric): row for row in rows if row.mode == "both"}
+    order = sorted(places, key=lambda place: place[0] == "losses")
+    header = ["operator", "case", "ours, ms", *COMPETITORS, "memory: ours", "memory: eager"]
+    body = [_bench_line(place, figures) for place in order]
+    first = rows[0]
+    commits, dates = sorted({row.commit for row in rows}), sorted({row.date for row in rows})
+    caption = (
+        f"{first.device}, {first.threads} threads, torch {first.torch}, commit {', '.join(commits)}, "
+        f"{dates[-1]}. Forward and backward, medians; the others' times as multiples of ours; memory beyond the inputs, MiB."
+    )
+    return caption + "\n\n" + markdown(header, body)
+
+
+def _bench_line(place: tuple[str, ...], figures: dict[tuple[str, ...], Row]) -> list[str]:
+    operator, case, dtype, sizes = place
+
+    def figure(provider: str, metric: str) -> float | None:
+        row = figures.get((operator, case, dtype, provider, metric))
+        return None if row is None else row.p50
+
+    ours = figure("ours", "time")
+    cells = [f"`{operator}`" if operator != "losses" else f"`{case}`", _case_words(operator, case, dtype, sizes)]
+    cells.append("wrong" if ours is None else f"{ours:.3g}")
+    for provider in COMPETITORS.values():
+        theirs = figure(provider, "time")
+        cells.append("" if ours is None or theirs is None else f"{theirs / ours:.2g}x" if theirs < 99 * ours else ">99x")
+    for provider in ("ours", "eager"):
+        memory = figure(provider, "peak extra memory")
+        cells.append("" if memory is None else f"{memory:,.0f}")
+    return cells
+
+
+def _case_words(operator: str, case: str, dtype: str, sizes: str) -> str:
+    name = "cifar" if operator == "losses" else case
+    return f"{name}: {sizes}" + ("" if dtype == "float32" else f", {dtype}")
+
+
+def collect(runs: Path, folder: Path) -> None:
+    """Keep the tables of finished comparisons with the other results, because runs/ is nobody's to keep."""
+    for table in sorted(runs.glob("*/table.csv")):
+        about = table.with_suffix(".json")
+        if about.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(table, folder / f"compare-{table.parent.name}.csv")
+            shutil.copyfile(about, folder / f"compare-{table.parent.name}.json")
+
+
+def compare_tables(folder: Path) -> str:
+    """One table for each comparison, headed by what the JSON file beside it says of device and commit."""
+    return "\n\n".join(compare_table(path) for path in sorted(folder.glob("compare-*.csv")))
+
+
+def compare_table(path: Path) -> str:
+    """The CSV as Markdown, under one line about the data, the device and the commit."""
+    about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *body = csv.reader(file)
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items() if _is_plain(value))
+    return f"{facts}.\n\n{markdown(header, body)}"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""What this machine runs on: versions, instruction sets, and which kernels serve each operator and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from lt_kernels import ops
+from lt_kernels.ops.budget import current_budget
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print `report()`; the exit status is 0 because a slower kernel is not an error."""
+    description = "Print what this machine runs on: versions, instruction set, and the kernels that serve each operator."
+    argparse.ArgumentParser(prog="lt-kernels doctor", description=description).parse_args(argv)
+    print(report())
+    return 0
+
+
+def report() -> str:
+    """The whole report as text: facts about the machine, then one line per operator and device."""
+    return "\n".join([*_facts(), "", *_kernels()])
+
+
+def _facts() -> list[str]:
+    loaded, instruction_set, reason = ops.extension_status()
+    extension = f"loaded, serving with {instruction_set}" if loaded else f"not loaded: {reason}"
+    threads = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    rows = [
+        ("lt_kernels", _version("lt-kernels")),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", torch.__version__),
+        ("triton", _version("triton")),
+        ("CPU", f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {threads}"),
+        ("GPU", _gpu()),
+        ("C++ extension", extension),
+        ("memory budget", f"{current_budget() / 2**20:.0f} MiB of logits in linear and cosine operators"),
+    ]
+    return [f"{name:<14} {value}" for name, value in rows]
+
+
+def _kernels() -> list[str]:
+    status = [(operator, device, kernels, reason or "") for operator, device, kernels, reason in ops.kernels_status()]
+    return _aligned([("operator", "device", "kernels", "why not a faster one"), *status])
+
+
+def _aligned(table: Iterable[Sequence[str]]) -> list[str]:
+    table = [list(map(str, row)) for row in table]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in table]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        found = importlib.util.find_spec(distribution.replace("-", "_")) is not None
+        return "not installed, imported from its sources" if found else "not installed"
+
+
+def cpu_name() -> str:
+    """The model's name where the system tells it (Linux), else the architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names and names[0] else platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none that this build of torch can use"
+    return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
