@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -205,19 +206,19 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Settings with `key=value` changes applied; `method_options.alpha=0.5` reaches inside a mapping, values are read as YAML."""
-    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    result = copy.deepcopy(dict(settings))
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set must be key=value, got {item!r}")
-        outer, dot, inner = key.strip().partition(".")
         value = _yaml().safe_load(text) if text else ""
-        if not dot:
-            result[outer] = value
-        elif isinstance(result.setdefault(outer, {}), dict):
-            result[outer][inner] = value
-        else:
-            raise ConfigError(f"--set {item!r}: {outer} holds no options")
+        *outer, last = key.strip().split(".")
+        inside: Any = result
+        for name in outer:
+            inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(f"--set {item!r}: {name} holds no options")
+        inside[last] = value
     return result
 
 

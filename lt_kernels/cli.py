@@ -1,0 +1,116 @@
+"""The command line: lt-kernels train | compare | bench | doctor.
+
+Only the command that runs imports what it needs: help and doctor work without the trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["doctor"], ["bench"]):
+        return _dispatch(words[0], words[1:])
+    arguments = parser().parse_args(words)
+    from lt_kernels.train import MissingTrainer
+    from lt_kernels.train.config import ConfigError
+
+    try:
+        return arguments.run(arguments)
+    except (ConfigError, MissingTrainer) as error:
+        print(f"lt-kernels {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lt-kernels {arguments.command}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _dispatch(command: str, words: Sequence[str]) -> int:
+    """Commands that read their own arguments."""
+    if command == "doctor":
+        from lt_kernels import doctor
+
+        return doctor.main(words)
+    # the benchmarks are part of the repository, not of the installed package
+    if (ROOT / "benchmarks" / "run.py").exists() and str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    try:
+        module = importlib.import_module("benchmarks.run")
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", "benchmarks.run"):
+            raise
+        print(f"lt-kernels bench: the folder benchmarks/ of the repository is needed, and not found in {ROOT}", file=sys.stderr)
+        return 2
+    return module.main(words)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    result = argparse.ArgumentParser(prog="lt-kernels", description="Long-tailed classification: train, compare, measure.")
+    commands = result.add_subparsers(dest="command", required=True, metavar="train | compare | bench | doctor")
+    _add_train(commands)
+    _add_compare(commands)
+    commands.add_parser("bench", help="measure the operators (lt-kernels bench --help)", add_help=False)
+    commands.add_parser("doctor", help="what this machine runs on", add_help=False)
+    return result
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser("train", help="train one model", description="Train one model as a config says.")
+    train.add_argument("--config", metavar="FILE", help="a YAML file such as recipes/digits-lt.yaml; with --resume it may be left out")
+    train.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/NAME-METHOD-seed-SEED)")
+    _add_common(train, "continue the run in --out from its last checkpoint")
+    train.set_defaults(run=_train)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare", help="train several methods over several seeds", description="Train methods over seeds; print a table, write a report."
+    )
+    compare.add_argument("--data", required=True, metavar="NAME", help="a data set: digits-lt, stdlib-words")
+    compare.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,ldam-drw; -lwr may be appended to each")
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
+    compare.add_argument("--config", metavar="FILE", help="settings of all runs (default: recipes/NAME.yaml)")
+    compare.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
+    compare.add_argument("--imbalance", type=float, metavar="R", help="largest over smallest class count, instead of the recipe's")
+    compare.add_argument("--out", metavar="FOLDER", help="where the runs and the report are kept (default: runs/NAME)")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a core)")
+    _add_common(compare, "finish a comparison that was cut short; runs that are done are not repeated")
+    compare.set_defaults(run=_compare)
+
+
+def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable")
+    command.add_argument("--resume", action="store_true", help=resume)
+    command.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from lt_kernels.train import require
+    from lt_kernels.train.commands import train
+
+    require("lightning")
+    return train(arguments.config, arguments.changes, arguments.out, arguments.resume, arguments.quiet)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from lt_kernels.train import require
+
+    require("rich")
+    from lt_kernels.train.commands import compare
+
+    changes = {"data": arguments.data, "epochs": arguments.epochs, "imbalance": arguments.imbalance}
+    return compare(arguments, {key: value for key, value in changes.items() if value is not None})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+"""The built-in networks: inputs to features; the classifier is a head of `lt_kernels.heads`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lt_kernels import checks
+from lt_kernels.data.base import LongTailedData
+
+
+def _kaiming(module: nn.Module) -> None:
+    """Normal weights of variance 2 / fan_in (He et al., 2015), biases zero."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut without parameters: [N, in, H, W] -> [N, out, H / stride, W / stride].
+
+    Where the shapes differ, the shortcut takes every second pixel and pads the channels with zeros on both sides
+    ("option A" of He et al., 2016).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride, self.missing = stride, out_channels - in_channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(input)))))
+        shortcut = input[:, :, :: self.stride, :: self.stride]
+        if self.missing:
+            before = self.missing // 2
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, before, self.missing - before))
+        return F.relu(residual + shortcut)
+
+
+class ResNet32(nn.Module):
+    """The 32-layer residual network for small images, [N, channels, H, W] -> features [N, 4 * width].
+
+    Three stages of five blocks with `width`, 2 and 4 times `width` channels (16, 32, 64), the last two halving the
+    image, and the mean over what is left (He et al., 2016, section 4.2; the network of Cao et al., 2019).
+    """
+
+    def __init__(self, in_channels: int = 3, width: int = 16) -> None:
+        super().__init__()
+        in_channels, width = checks.whole("in_channels", in_channels), checks.whole("width", width)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        blocks, channels = [], width
+        for stage in range(3):
+            for block in range(5):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(BasicBlock(channels, width * 2**stage, stride))
+                channels = width * 2**stage
+        self.blocks = nn.Sequential(*blocks)
+        self.out_features = channels
+        _kaiming(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.blocks(F.relu(self.bn1(self.conv1(input)))).mean((2, 3))
+
+
+class MLP(nn.Module):
+    """Linear layers of `hidden` units, each with a ReLU: [N, ...] flattened to in_features -> [N, hidden[-1]]."""
+
+    def __init__(self, in_features: int, hidden: Sequence[int] = (128, 128)) -> None:
+        super().__init__()
+        hidden = [checks.whole("hidden", units) for units in hidden]
+        if not hidden:
+            raise ValueError("hidden must have at least one layer, got none")
+        widths = [checks.whole("in_features", in_features), *hidden]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, hidden):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.out_features = hidden[-1]
+        _kaiming(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.layers(input.flatten(1))
+
+
+class WordNetwork(nn.Module):
+    """Features of a word's neighbours: ids int [N, places] below num_words -> [N, features].
+
+    The neighbours' embeddings are laid side by side (combine="concat", as Bengio et al., 2003), or summed after each
+    place has weighted every coordinate (combine="sum", the log-bilinear form of Mnih and Kavukcuoglu, 2013); a hidden
+    layer with a ReLU follows.
+    """
+
+    def __init__(
+        self,
+        num_words: int,
+        places: int,
+        embedding: int = 64,
+        features: int = 128,
+        combine: Literal["concat", "sum"] = "concat",
+    ) -> None:
+        super().__init__()
+        checks.choice("combine", combine, ("concat", "sum"))
+        places, embedding = checks.whole("places", places), checks.whole("embedding", embedding)
+        self.embedding = nn.Embedding(checks.whole("num_words", num_words), embedding)
+        self.place_weight = nn.Parameter(torch.ones(places, embedding)) if combine == "sum" else None
+        joined = embedding if combine == "sum" else places * embedding
+        self.hidden = nn.Linear(joined, checks.whole("features", features))
+        self.out_features = features
+        _kaiming(self)
+        if combine == "sum":
+            nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(places))  # the sum has variance one
+
+    def forward(self, input: Tensor) -> Tensor:
+        words = self.embedding(input)  # [N, places, embedding]
+        joined = words.flatten(1) if self.place_weight is None else (words * self.place_weight).sum(1)
+        return F.relu(self.hidden(joined))
+
+
+NETWORKS = {"mlp": "image", "resnet32": "image", "words": "words"}
+
+
+def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
+    """Return the network `name` ("mlp", "resnet32", "words") for the inputs of `data`, with attribute `out_features`.
+
+    Options are those of MLP (hidden), ResNet32 (width) and WordNetwork (embedding, features, combine). Weights are
+    drawn from torch's global generator. Errors: ValueError for an unknown name, a network that does not fit the data's
+    input_kind or an option out of range; TypeError naming an option that the network does not have.
+    """
+    checks.choice("name", name, tuple(NETWORKS))
+    if data.input_kind != NETWORKS[name]:
+        fitting = [known for known, kind in NETWORKS.items() if kind == data.input_kind]
+        raise ValueError(f"name must be one of {fitting} for the {data.input_kind} inputs of {data.name}, got {name!r}")
+    inputs = data.train[0]
+    if name == "words":
+        return WordNetwork(data.num_words, inputs.shape[1], **options)
+    if name == "resnet32":
+        return ResNet32(inputs.shape[1], **options)
+    return MLP(inputs[0].numel(), **options)

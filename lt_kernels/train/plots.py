@@ -1,0 +1,138 @@
+"""The report's pictures, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lt_kernels.train.tables import HEADINGS, Summary, columns
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+Rows = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
+MARKERS = "osD^vP*Xh<>"
+# Up to this many classes each is a point; beyond, classes of like counts are averaged.
+POINTS = 40
+BINS = 12
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each method; plain cross-entropy is black and dashed, so that the rest is read against it."""
+    names = [method for method in methods if method != "ce"]
+    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
+    styles = {
+        name: {"color": colours[index % len(colours)], "marker": MARKERS[index % len(MARKERS)], "linestyle": "-"}
+        for index, name in enumerate(names)
+    }
+    return {**styles, "ce": {"color": "black", "marker": "s", "linestyle": "--"}}
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
+
+
+def group_bars(summaries: Sequence[Summary]) -> bytes:
+    """Accuracy of each group by method, with the spread over seeds as error bars."""
+    figure, (axis,) = _figure(10, 4.2)
+    styles, names = _styles([summary.method for summary in summaries]), columns(summaries)
+    width = 0.84 / len(summaries)
+    for index, summary in enumerate(summaries):
+        left = np.arange(len(names)) - 0.42 + (index + 0.5) * width
+        values = [summary.values[name] for name in names]
+        errors = [value.deviation or 0.0 for value in values]
+        axis.bar(
+            left, [value.mean for value in values], width * 0.92, yerr=errors, label=summary.method,
+            color=styles[summary.method]["color"], error_kw={"elinewidth": 1, "ecolor": "0.45"},
+        )  # fmt: skip
+    axis.set_xticks(np.arange(len(names)), [HEADINGS[name] for name in names])
+    axis.set_ylim(0, 100)
+    axis.set_xlabel("classes, by their number of training samples")
+    axis.set_ylabel("accuracy on the test set [%]")
+    axis.set_title("Accuracy per group of classes (mean over seeds; bars: sample standard deviation)", fontsize=11)
+    _legend(figure, axis)
+    return _png(figure)
+
+
+def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (class count, accuracy): each class where they are few, else means over up to `BINS` ranges equal on the log axis."""
+    known = np.isfinite(accuracy) & (counts > 0)
+    counts, accuracy = counts[known], accuracy[known]
+    if len(counts) <= POINTS:
+        order = np.argsort(counts, kind="stable")
+        return counts[order], accuracy[order]
+    edges = np.geomspace(counts.min(), counts.max() * (1 + 1e-9), BINS + 1)
+    bins = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, BINS - 1)
+    used = [index for index in range(BINS) if np.any(bins == index)]
+    middle = [np.exp(np.log(counts[bins == index]).mean()) for index in used]
+    return np.array(middle), np.array([accuracy[bins == index].mean() for index in used])
+
+
+def accuracy_by_count(results: Results) -> bytes:
+    """Class-wise accuracy against the class's number of training samples, mean over seeds."""
+    figure, (axis,) = _figure(10, 4.6)
+    styles = _styles(list(results))
+    classes = 0
+    for method, runs in results.items():
+        counts = np.array(runs[0]["class_counts"], dtype=float)
+        classes = len(counts)
+        accuracy = np.mean([run["per_class"] for run in runs], axis=0)
+        axis.plot(*class_curve(counts, accuracy), label=method, markersize=5, linewidth=1.4, **styles[method])
+    axis.set_xscale("log")
+    axis.set_ylim(-2, 102)
+    axis.set_xlabel("training samples of the class (log scale)")
+    axis.set_ylabel("accuracy of the class [%]")
+    what = "Accuracy of each class" if classes <= POINTS else f"Accuracy of the {classes} classes in ranges of like counts"
+    axis.set_title(f"{what} against its number of training samples (mean over seeds)", fontsize=11)
+    _legend(figure, axis)
+    return _png(figure)
+
+
+def _mean_curve(runs: Sequence[Sequence[Mapping[str, float]]], name: str) -> tuple[list[float], np.ndarray]:
+    """Epochs at which every run has a value, and the mean over runs."""
+    tables = [{row["epoch"]: row[name] for row in rows if name in row} for rows in runs]
+    epochs = sorted(set.intersection(*(set(table) for table in tables)))
+    return epochs, np.array([[table[epoch] for epoch in epochs] for table in tables]).mean(axis=0)
+
+
+def training_curves(rows: Rows) -> bytes:
+    """Training loss and balanced test accuracy against the epoch, mean over seeds."""
+    figure, (left, right) = _figure(12, 4.4, panels=2)
+    styles = _styles(list(rows))
+    for method, runs in rows.items():
+        style = {key: value for key, value in styles[method].items() if key != "marker"}
+        mark = {"marker": styles[method]["marker"]} if len(runs[0]) <= 20 else {}
+        left.plot(*_mean_curve(runs, "loss"), label=method, linewidth=1.3, markersize=4, **style, **mark)
+        right.plot(*_mean_curve(runs, "all"), label=method, linewidth=1.3, markersize=4, **style, **mark)
+    left.set_yscale("log")
+    left.set_title("Training loss (each method its own: compare shapes, not heights)", fontsize=10)
+    left.set_ylabel("loss per sample, regularizers included [nats, log scale]")
+    right.set_title("Mean class accuracy on the test set", fontsize=10)
+    right.set_ylabel("accuracy [%]")
+    for axis in (left, right):
+        axis.set_xlabel("epoch")
+    _legend(figure, left)
+    return _png(figure)

@@ -1,0 +1,119 @@
+"""The report of a comparison: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lt_kernels.train import plots
+from lt_kernels.train.methods import find_method
+from lt_kernels.train.tables import Summary, best, cells, columns, headings
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+td:first-child, th:first-child { text-align: left; } td.best { font-weight: 700; }
+figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .92rem; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; } .wide { overflow-x: auto; }
+"""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[tuple[int, int], bool]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = ""
+    for line, row in enumerate(rows):
+        parts = [
+            f'<td class="best">{html.escape(cell)}</td>' if (line, place) in marked else f"<td>{html.escape(cell)}</td>"
+            for place, cell in enumerate(row)
+        ]
+        body += f"<tr>{''.join(parts)}</tr>\n"
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _figure(picture: bytes, title: str, caption: str) -> str:
+    data = base64.b64encode(picture).decode()
+    text = f"<figcaption>{html.escape(caption)}</figcaption>"
+    return f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">{text}</figure>'
+
+
+def _finding(summaries: Sequence[Summary]) -> str:
+    """The best method, and by how much it differs from plain cross-entropy."""
+    winner = next(summary for summary in summaries if summary.method == best(summaries, "all"))
+    sentence = f"Highest mean class accuracy: {winner.method} ({find_method(winner.method).title}), {winner.values['all'].text()} %."
+    plain = next((summary for summary in summaries if summary.method == "ce"), None)
+    if plain is None or winner is plain:
+        return sentence
+    gain = winner.values["all"].mean - plain.values["all"].mean
+    deviations = [summary.values["all"].deviation for summary in (winner, plain)]
+    known = [value for value in deviations if value is not None]
+    compared = f"; the larger of the two spreads over seeds is {max(known):.1f}" if known else ""
+    return f"{sentence} That is {gain:.1f} points above plain cross-entropy{compared}."
+
+
+def _facts(about: Mapping[str, Any]) -> str:
+    return (
+        f"{about['data']}: {about['classes']} classes with {about['class_counts']} training samples each, {about['training_samples']} "
+        f"training and {about['test_samples']} test samples. Network {about['network']}, {about['epochs']} epochs. Every method has the same "
+        "network, optimizer, schedule and split, and for a seed the same initial network and order of samples; seeds change the last two. "
+        f"Accuracies are those after the last epoch. Run on {about['device']}, torch {about['torch']}, {about['threads_a_run']} thread(s) a "
+        f"run, {about['runs_at_a_time']} run(s) at a time, commit {about['commit']}."
+    )
+
+
+def render(
+    summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows, settings: str, about: Mapping[str, Any], title: str
+) -> str:
+    """The report's HTML: the table, three pictures, the runs and the settings."""
+    names = columns(summaries)
+    lines = [cells(summary, names) for summary in summaries]
+    marked = {
+        (line, place + 1): True
+        for place, name in enumerate(names)
+        for line, summary in enumerate(summaries)
+        if summary.method == best(summaries, name)
+    }
+    parts = [
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(_facts(about))}</p><p><b>{html.escape(_finding(summaries))}</b></p>",
+        "<h2>Accuracy on the balanced test set, in percent</h2>",
+        _table(headings(names), lines, marked),
+        _reading(summaries),
+        *_pictures(summaries, results, rows),
+        "<h2>Every run</h2>" + _runs(results, names),
+        f"<h2>Settings</h2><pre>{html.escape(settings)}</pre></body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def _reading(summaries: Sequence[Summary]) -> str:
+    seeds = max(summary.seeds for summary in summaries)
+    text = (
+        f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of each column in bold. many: classes with more than 100 "
+        "training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; geometric mean: of all class "
+        "accuracies, one of zero counting as 0.1 %. s/epoch: median over the epochs, training only."
+    )
+    titles = "; ".join(f"{summary.method}: {find_method(summary.method).title}" for summary in summaries)
+    return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
+
+
+def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows) -> list[str]:
+    return [
+        "<h2>Groups of classes</h2>",
+        _figure(plots.group_bars(summaries), "Accuracy per group", "A group that the data set does not have is left out."),
+        "<h2>Classes by their number of training samples</h2>",
+        _figure(plots.accuracy_by_count(results), "Accuracy against class count", "Mean over seeds; cross-entropy is dashed."),
+        "<h2>Training</h2>",
+        _figure(plots.training_curves(rows), "Training curves", "Mean over seeds, by epoch; cross-entropy is dashed."),
+    ]
+
+
+def _runs(results: plots.Results, names: Sequence[str]) -> str:
+    def row(method: str, run: Mapping[str, Any]) -> list[str]:
+        numbers = [f"{run['accuracy'][name]:.1f}" for name in names]
+        return [method, str(run["config"]["seed"]), *numbers, f"{run['seconds']:.1f}"]
+
+    lines = [row(method, run) for method, runs in results.items() for run in runs]
+    return _table(["method", "seed", *headings(names)[1:-1], "seconds"], lines, {})

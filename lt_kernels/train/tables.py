@@ -1,0 +1,132 @@
+"""Runs summed up by method: mean and spread over seeds, as a rich table, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lt_kernels.train.scores import GROUPS
+
+HEADINGS: Mapping[str, str] = {"many": "many", "medium": "medium", "few": "few", "all": "all", "gm": "geometric mean"}
+TIME = "seconds_per_epoch"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (divisor n - 1; none from a single value)."""
+
+    mean: float
+    deviation: float | None
+
+    def text(self, digits: int = 1) -> str:
+        """As `12.3 ± 0.4`."""
+        spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One method over its seeds: accuracies in percent by group, seconds per epoch."""
+
+    method: str
+    seeds: int
+    values: Mapping[str, Spread]
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation of at least one value."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+def summarize_method(method: str, results: Sequence[Mapping[str, Any]]) -> Summary:
+    """One method's results, one a seed, summed up; a group that the data set does not have is left out."""
+    names = [name for name in GROUPS if all(name in result["accuracy"] for result in results)]
+    values = {name: spread([result["accuracy"][name] for result in results]) for name in names}
+    values[TIME] = spread([result[TIME] for result in results])
+    return Summary(method, len(results), values)
+
+
+def best(summaries: Sequence[Summary], name: str) -> str:
+    """The method with the highest mean of a column."""
+    return max(summaries, key=lambda summary: summary.values[name].mean).method
+
+
+def columns(summaries: Sequence[Summary]) -> list[str]:
+    """The groups that there are."""
+    return [name for name in GROUPS if name in summaries[0].values]
+
+
+def cells(summary: Summary, names: Sequence[str]) -> list[str]:
+    """One row as text."""
+    return [summary.method, *(summary.values[name].text() for name in names), summary.values[TIME].text(3)]
+
+
+def headings(names: Sequence[str]) -> list[str]:
+    """The columns' titles."""
+    return ["method", *(HEADINGS[name] for name in names), "s/epoch"]
+
+
+def rich_table(summaries: Sequence[Summary], title: str) -> Table:
+    """For a terminal; the best mean of each column in bold."""
+    names = columns(summaries)
+    table = Table(title=title, title_justify="left")
+    for index, heading in enumerate(headings(names)):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    winners = {name: best(summaries, name) for name in names}
+    for summary in summaries:
+        first, *middle, last = cells(summary, names)
+        marked = [f"[bold]{text}[/]" if winners[name] == summary.method else text for name, text in zip(names, middle, strict=True)]
+        table.add_row(first, *marked, last)
+    return table
+
+
+def markdown(summaries: Sequence[Summary]) -> str:
+    """As a Markdown table; the best mean of each column in bold."""
+    names = columns(summaries)
+    winners = {name: best(summaries, name) for name in names}
+    lines = ["| " + " | ".join(headings(names)) + " |", "|---" + "|---:" * (len(names) + 1) + "|"]
+    for summary in summaries:
+        first, *middle, last = cells(summary, names)
+        marked = [f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, middle, strict=True)]
+        lines.append("| " + " | ".join([first, *marked, last]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def table_csv(summaries: Sequence[Summary]) -> str:
+    """The printed table as CSV: `mean ± spread` cells."""
+    names = columns(summaries)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(headings(names))
+    writer.writerows(cells(summary, names) for summary in summaries)
+    return buffer.getvalue()
+
+
+def summary_csv(summaries: Sequence[Summary]) -> str:
+    """One row a method, unrounded: mean and spread of each column apart."""
+    names = [*columns(summaries), TIME]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", "seeds", *(f"{name}_{part}" for name in names for part in ("mean", "spread"))])
+    for summary in summaries:
+        pairs = [summary.values[name] for name in names]
+        writer.writerow([summary.method, summary.seeds, *(cell for pair in pairs for cell in (pair.mean, pair.deviation))])
+    return buffer.getvalue()
+
+
+def runs_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """One row a run, unrounded."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = [name for name in GROUPS if all(name in run["accuracy"] for runs in results.values() for run in runs)]
+    writer.writerow(["method", "seed", *names, TIME, "seconds"])
+    for method, runs in results.items():
+        for run in runs:
+            writer.writerow([method, run["config"]["seed"], *(run["accuracy"][name] for name in names), run[TIME], run["seconds"]])
+    return buffer.getvalue()
