@@ -32,6 +32,7 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
 setup: $(VENV)/.package
 
 demo: setup
+	rm -rf runs/demo
 	$(BIN)/lt-kernels compare --data digits-lt --methods $(METHODS) --seeds 3 --out runs/demo
 
 test: setup

@@ -12,14 +12,14 @@ from benchmarks.problems import Problem
 from benchmarks.providers import Provider, autograd, eager_function, providers
 from tests.tolerances import TOLERANCE, error
 
-# Entries of [N, C] (of [C, C] for the repulsion) up to which the float64 truth is computed whole; beyond, on fewer rows.
+# Entries of [N, C] (for the repulsion of [C, C]) up to which the float64 truth is computed whole; else on fewer rows.
 WHOLE = 2**27
 # A provider may err by this many times what eager torch errs in the same dtype, plus the tolerance of the dtype.
 ALLOWANCE = 3.0
 
 
 def reduced(problem: Problem) -> Problem:
-    """The problem itself where float64 can afford it, else the same on its first rows (its first classes, for weights)."""
+    """The problem itself where float64 can afford it, else its first rows (for weights its first classes)."""
     case = problem.case
     if case.rows == 0:
         rows = int(WHOLE**0.5)

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import csv
-import datetime
-import importlib.metadata
 import re
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-
-import torch
-
-from lt_kernels.doctor import cpu_name
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,52 +42,10 @@ class Row:
         return self.operator, self.case, self.dtype, self.provider
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """The columns that are the same for every row of a run."""
-
-    device: str
-    threads: int
-    torch: str
-    triton: str
-    commit: str
-    date: str
-
-
-def surroundings(device: str, threads: int) -> Surroundings:
-    """This machine, these versions, this commit."""
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = "-"
-    name = torch.cuda.get_device_name() if device == "cuda" else cpu_description()
-    today = datetime.date.today().isoformat()
-    return Surroundings(name, threads, torch.__version__, triton, commit(), today)
-
-
-def cpu_description() -> str:
-    """The CPU's name and the widest instruction set that torch uses on it."""
-    return f"{cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def commit() -> str:
-    """The short hash of the sources; "+" where files that the measurement depends on differ from it."""
-    changed = _git("status", "--porcelain", "--", "lt_kernels", "csrc", "setup.py", "benchmarks/*.py")
-    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def path_of(around: Surroundings, folder: Path = RESULTS) -> Path:
+def path_of(machine: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """benchmarks/results/<device>.csv, with the number of threads for a CPU."""
-    threads = "" if around.device.startswith("NVIDIA") else f" {around.threads} threads"
-    return folder / (re.sub(r"[^a-z0-9]+", "-", (around.device + threads).lower()).strip("-") + ".csv")
+    threads = "" if machine["device"].startswith("NVIDIA") else f" {machine['threads']} threads"
+    return folder / (re.sub(r"[^a-z0-9]+", "-", (machine["device"] + threads).lower()).strip("-") + ".csv")
 
 
 def read(path: Path) -> list[Row]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,14 +17,15 @@ from benchmarks import check, measure, memory, results
 from benchmarks.cases import Case, cases
 from benchmarks.problems import Problem, problem
 from benchmarks.providers import LIMITS, NAMES, Provider, providers
-from benchmarks.results import Row, Surroundings
+from benchmarks.results import Row
+from lt_kernels import doctor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen cases; 1 if a provider of ours was wrong."""
     chosen = arguments(argv)
     torch.set_num_threads(chosen.threads)
-    around = results.surroundings(chosen.device, chosen.threads)
+    around = doctor.machine(chosen.device)
     path = results.path_of(around, chosen.out)
     selected = selection(chosen)
     ok = True
@@ -69,7 +71,7 @@ def selection(chosen: argparse.Namespace) -> list[Case]:
     return found
 
 
-def measured(case: Case, chosen: argparse.Namespace, around: Surroundings) -> Iterator[Row]:
+def measured(case: Case, chosen: argparse.Namespace, around: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of one case: errors, then the times of those that are right, then memory."""
     torch._dynamo.reset()  # else the shapes of earlier cases count towards the limit of recompilations
     posed = problem(case, chosen.device)
@@ -95,12 +97,19 @@ def _judged(posed: Problem, names: Sequence[str]) -> tuple[list[Provider], dict[
 
 
 def _row(
-    case: Case, provider: str, mode: str, around: Surroundings, metric: str, unit: str, points: Sequence[float], n: int
+    case: Case,
+    provider: str,
+    mode: str,
+    around: Mapping[str, Any],
+    metric: str,
+    unit: str,
+    points: Sequence[float],
+    samples: int,
 ) -> Row:
     return Row(
-        *(case.operator, case.name, provider, mode, around.device, case.dtype_name, case.sizes, metric, unit),
-        *(*points, n),
-        *(around.threads, around.torch, around.triton, around.commit, around.date),
+        *(case.operator, case.name, provider, mode, around["device"], case.dtype_name, case.sizes, metric, unit),
+        *(*points, samples),
+        *(around[name] for name in ("threads", "torch", "triton", "commit", "date")),
     )
 
 

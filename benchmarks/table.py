@@ -1,7 +1,7 @@
 """Writes the README's tables between their markers from measured files: no figure is typed by hand.
 
-    <!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
-    <!-- table: compare -->   benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> where there is one
+<!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
+<!-- table: compare -->   benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> where there is one
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Row
 
+TIME = "seconds_per_epoch"
+HEADINGS = {"gm": "geometric mean", TIME: "s/epoch"}
 README = results.ROOT / "README.md"
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it.
 COMPETITORS = {
@@ -65,7 +67,8 @@ def bench_tables(folder: Path) -> str:
 def bench_table(rows: list[Row]) -> str:
     """Forward and backward of every case on one device, named losses last."""
     places = dict.fromkeys((row.operator, row.case, row.dtype, row.sizes) for row in rows)
-    figures = {(*(row.operator, row.case, row.dtype), row.provider, row.metric): row for row in rows if row.mode == "both"}
+    both = (row for row in rows if row.mode == "both")
+    figures = {(row.operator, row.case, row.dtype, row.provider, row.metric): row for row in both}
     order = sorted(places, key=lambda place: place[0] == "losses")
     header = ["operator", "case", "ours, ms", *COMPETITORS, "memory: ours", "memory: eager"]
     body = [_bench_line(place, figures) for place in order]
@@ -73,7 +76,8 @@ def bench_table(rows: list[Row]) -> str:
     commits, dates = sorted({row.commit for row in rows}), sorted({row.date for row in rows})
     caption = (
         f"{first.device}, {first.threads} threads, torch {first.torch}, commit {', '.join(commits)}, "
-        f"{dates[-1]}. Forward and backward, medians; the others' times as multiples of ours; memory beyond the inputs, MiB."
+        f"{dates[-1]}. Forward and backward together, medians; the others' times as multiples of ours; memory beyond the "
+        "inputs in MiB."
     )
     return caption + "\n\n" + markdown(header, body)
 
@@ -90,7 +94,7 @@ def _bench_line(place: tuple[str, ...], figures: dict[tuple[str, ...], Row]) -> 
     cells.append("wrong" if ours is None else f"{ours:.3g}")
     for provider in COMPETITORS.values():
         theirs = figure(provider, "time")
-        cells.append("" if ours is None or theirs is None else f"{theirs / ours:.2g}x" if theirs < 99 * ours else ">99x")
+        cells.append("" if ours is None or theirs is None else f"{theirs / ours:.2f}x")
     for provider in ("ours", "eager"):
         memory = figure(provider, "peak extra memory")
         cells.append("" if memory is None else f"{memory:,.0f}")
@@ -118,12 +122,25 @@ def compare_tables(folder: Path) -> str:
 
 
 def compare_table(path: Path) -> str:
-    """The CSV as Markdown, under one line about the data, the device and the commit."""
+    """The CSV as Markdown, the best of each column bold, under one line on data, device and commit."""
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     with path.open(newline="", encoding="utf-8") as file:
-        header, *body = csv.reader(file)
+        lines = list(csv.DictReader(file))
+    names = [name.removesuffix("_mean") for name in lines[0] if name.endswith("_mean")]
+    best = {name: max(float(line[f"{name}_mean"]) for line in lines) for name in names if name != TIME}
+    body = [[line["method"], *(_spread(line, name, best.get(name)) for name in names)] for line in lines]
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items() if _is_plain(value))
-    return f"{facts}.\n\n{markdown(header, body)}"
+    header = ["method", *(HEADINGS.get(name, name) for name in names)]
+    caption = f"{facts}; {lines[0]['seeds']} seeds, accuracy in percent, mean ± standard deviation."
+    return f"{caption}\n\n{markdown(header, body)}"
+
+
+def _spread(line: Mapping[str, str], name: str, best: float | None) -> str:
+    """One cell: 70.1 ± 0.4."""
+    mean, deviation = float(line[f"{name}_mean"]), line[f"{name}_spread"]
+    digits = 3 if name == TIME else 1
+    text = f"{mean:.{digits}f}" + (f" ± {float(deviation):.{digits}f}" if deviation else "")
+    return f"**{text}**" if mean == best else text
 
 
 def _is_plain(value: object) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -17,7 +20,9 @@ from lt_kernels.ops.budget import current_budget
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print `report()`; the exit status is 0 because a slower kernel is not an error."""
-    description = "Print what this machine runs on: versions, instruction set, and the kernels that serve each operator."
+    description = (
+        "Print what this machine runs on: versions, instruction set, and the kernels that serve each operator."
+    )
     argparse.ArgumentParser(prog="lt-kernels doctor", description=description).parse_args(argv)
     print(report())
     return 0
@@ -26,6 +31,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report() -> str:
     """The whole report as text: facts about the machine, then one line per operator and device."""
     return "\n".join([*_facts(), "", *_kernels()])
+
+
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """What a measured table has to name: device, threads, versions, commit and date, for "cpu" or "cuda"."""
+    cpu = f"{cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def commit() -> str:
+    """The short hash of the sources, with "+" where the code differs from it; "unknown" outside a git checkout."""
+    short = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--", "lt_kernels", "csrc", "setup.py", "benchmarks/*.py")
+    return (short or "unknown") + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # installed: a checkout further up would be somebody else's
+        return ""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
 
 
 def _facts() -> list[str]:
