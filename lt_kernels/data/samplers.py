@@ -152,7 +152,7 @@ class ResumableSampler:
         return {"num_samples": self.num_samples, "batch_size": self.batch_size, "world_size": self.world_size}
 
     def state_dict(self) -> dict[str, int]:
-        """Where the sampler stands: the epoch, the batches handed out in it, and the sizes that give these numbers a meaning."""
+        """Where the sampler stands: the epoch, the batches handed out in it, and the sizes it counts in."""
         return {"epoch": self.epoch, "position": self.position, **self._layout()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Hold out blocks of a text: test windows for every class, and none that shares a token or its content with training."""
+"""Hold out blocks of a text: test windows for each class, and none that shares a token or its content with training."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ class Blocks:
 
 
 def homes(target: Ints, num_classes: int, keys: NDArray[np.uint64], blocks: Blocks) -> Ints:
-    """Return the positions, ascending, of each distinct window's first occurrence within one block; targets are classes."""
+    """Return the positions, ascending, where each distinct window of a class first lies within one block."""
     candidates = np.flatnonzero(blocks.whole & (target < num_classes))
     return np.sort(candidates[np.unique(keys[candidates], return_index=True)[1]])
 
 
 def hold_out(target: Ints, block: Ints, num_classes: int, num_blocks: int, need: int) -> tuple[Bools, Ints]:
-    """Choose blocks, greedily, that hold `need` distinct windows of every class and at most half of those of any class.
+    """Choose blocks, greedily, that hold `need` distinct windows of every class and at most half of any class's.
 
     target, block [H]: class and block of each distinct window. The classes take their turn from the rarest on, because
     the blocks of the rare ones hold enough of the common ones; a class tries its blocks in one fixed random order.

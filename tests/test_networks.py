@@ -1,0 +1,144 @@
+"""The built-in networks: shapes, published sizes, shortcuts, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import normal
+from tolerances import assert_close
+from torch import nn
+from torch.nn import functional as F
+
+from lt_kernels.data import LongTailedData
+from lt_kernels.train.networks import MLP, BasicBlock, ResNet32, WordNetwork, build_network
+
+
+def data(kind: str, inputs: torch.Tensor) -> LongTailedData:
+    pair = (inputs, torch.arange(2))
+    return LongTailedData("tiny", pair, pair, torch.tensor([1, 1]), 2, kind, ("a", "b"), num_words=9)  # type: ignore
+
+
+IMAGES, SENTENCES = data("image", torch.rand(2, 3, 9, 8)), data("words", torch.tensor([[0, 8, 3, 4]] * 2))
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_resnet_32_has_the_published_size():
+    """He et al. (2016), table 6: 0.46 million parameters with a classifier of ten classes, and 32 layers with it."""
+    network = ResNet32()
+    assert parameters(network) + 64 * 10 + 10 == 464_154
+    assert sum(isinstance(part, nn.Conv2d) for part in network.modules()) + 1 == 32
+
+
+@pytest.mark.parametrize("channels, width, shape", [(1, 16, (8, 8)), (3, 16, (32, 32)), (2, 3, (7, 9)), (1, 1, (1, 1))])
+def test_resnet_shapes(channels, width, shape):
+    network = ResNet32(channels, width).eval()
+    assert network.out_features == 4 * width
+    assert network(torch.rand(2, channels, *shape)).shape == (2, 4 * width)
+
+
+def test_resnet_features_are_means_of_non_negative_maps():
+    network = ResNet32(1, 4)
+    assert (network(torch.randn(4, 1, 8, 8)) >= 0).all()
+
+
+@pytest.mark.parametrize("channels", [(4, 8), (3, 6), (2, 5), (4, 4)])
+def test_the_shortcut_takes_every_second_pixel_between_channels_of_zeros(channels):
+    stride = 2 if channels[0] != channels[1] else 1
+    block = BasicBlock(*channels, stride).eval()
+    nn.init.zeros_(block.conv2.weight)  # no residual: what is left is the shortcut
+    image = torch.rand(2, channels[0], 5, 6)
+    found, before = block(image), (channels[1] - channels[0]) // 2
+    kept = found[:, before : before + channels[0]]
+    assert torch.equal(kept, image[:, :, ::stride, ::stride])
+    assert float(found.sum()) == pytest.approx(float(kept.sum()))
+
+
+def test_the_block_is_its_formula():
+    block = BasicBlock(3, 3, 1).double()
+    image = normal(4, 3, 5, 5, seed=0)
+
+    def normalised(x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt()
+
+    middle = normalised(F.conv2d(image, block.conv1.weight, padding=1)).clamp(min=0)
+    expected = (normalised(F.conv2d(middle, block.conv2.weight, padding=1)) + image).clamp(min=0)
+    assert_close(block(image), expected)
+
+
+def test_convolutions_start_with_variance_two_over_fan_in():
+    weight = ResNet32(width=64).blocks[14].conv2.weight
+    assert float(weight.std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+
+
+def test_mlp_is_its_formula():
+    network = MLP(6, (5, 4)).double()
+    input = normal(3, 2, 3, seed=1)
+    first, second = network.layers[0], network.layers[2]
+    hidden = (input.reshape(3, 6) @ first.weight.T + first.bias).clamp(min=0)
+    assert_close(network(input), (hidden @ second.weight.T + second.bias).clamp(min=0))
+    assert network.out_features == 4
+    assert float(first.bias.abs().max()) == 0
+
+
+def test_words_are_laid_side_by_side():
+    network = WordNetwork(9, 4, embedding=3, features=5).double()
+    words = torch.tensor([[0, 8, 3, 4], [1, 1, 2, 0]])
+    table = network.embedding.weight
+    joined = torch.stack([torch.cat([table[int(word)] for word in row]) for row in words])
+    assert_close(network(words), (joined @ network.hidden.weight.T + network.hidden.bias).clamp(min=0))
+    assert torch.equal(network(words.int()), network(words))
+    assert parameters(network) == 9 * 3 + 4 * 3 * 5 + 5
+
+
+def test_words_are_summed_with_a_weight_for_each_place():
+    network = WordNetwork(9, 4, embedding=3, features=5, combine="sum").double()
+    nn.init.normal_(network.place_weight)
+    words = torch.tensor([[0, 8, 3, 4], [1, 1, 2, 0]])
+    rows = [sum(network.place_weight[p] * network.embedding.weight[int(w)] for p, w in enumerate(row)) for row in words]
+    expected = torch.stack(rows) @ network.hidden.weight.T + network.hidden.bias
+    assert_close(network(words), expected.clamp(min=0))
+    assert network.out_features == 5
+    swapped = network(words[:, [1, 0, 2, 3]])
+    assert not torch.allclose(swapped, network(words))  # the place counts
+
+
+@pytest.mark.parametrize("name, made, options", [("mlp", MLP, dict(hidden=[7])), ("resnet32", ResNet32, dict(width=2)),
+                                                 ("words", WordNetwork, dict(embedding=3, features=7))])  # fmt: skip
+def test_build_network(name, made, options):
+    source = SENTENCES if name == "words" else IMAGES
+    network = build_network(name, source, **options)
+    assert isinstance(network, made)
+    assert network(source.train[0]).shape == (2, 8 if name == "resnet32" else 7)
+    assert network.out_features == (8 if name == "resnet32" else 7)
+
+
+@pytest.mark.parametrize(
+    "name, source, options, error, text",
+    [
+        ("vgg", IMAGES, {}, ValueError, "name .* 'vgg'"),
+        ("words", IMAGES, {}, ValueError, r"name must be one of \['mlp', 'resnet32'\] for the image inputs of tiny"),
+        ("mlp", SENTENCES, {}, ValueError, r"name must be one of \['words'\]"),
+        ("mlp", IMAGES, dict(hidden=[]), ValueError, "hidden"),
+        ("mlp", IMAGES, dict(hidden=[3, 0]), ValueError, "hidden"),
+        ("mlp", IMAGES, dict(width=3), TypeError, "width"),
+        ("resnet32", IMAGES, dict(width=0), ValueError, "width"),
+        ("words", SENTENCES, dict(features=0), ValueError, "features"),
+        ("words", SENTENCES, dict(embedding=1.5), TypeError, "embedding"),
+        ("words", SENTENCES, dict(combine="mean"), ValueError, "combine"),
+    ],
+)
+def test_build_network_names_the_bad_argument(name, source, options, error, text):
+    with pytest.raises(error, match=text):
+        build_network(name, source, **options)
+
+
+def test_a_seed_fixes_the_weights():
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        weights.append(build_network("resnet32", IMAGES).state_dict())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -1,0 +1,98 @@
+"""Post-hoc corrections against Bayes' rule, the papers' formulas and literal numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import counts_of, normal
+from tolerances import assert_close
+
+from lt_kernels.posthoc import logit_adjustment, pc_softmax, tau_normalize
+
+COUNTS = [60, 30, 10]
+
+
+def test_logit_adjustment_by_hand():
+    logits = torch.tensor([[1.0, 2.0, -1.0]], dtype=torch.float64)
+    prior = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    assert_close(logit_adjustment(logits, COUNTS, tau=0.7), logits - 0.7 * prior.log())
+    assert_close(logit_adjustment(logits, COUNTS), logits - prior.log())
+
+
+def test_adjustment_undoes_the_prior_of_bayes_rule():
+    """p(y | x) is proportional to p(x | y) p(y): without the prior, the likelihoods are left."""
+    likelihood = normal(5, 3, seed=0).exp()
+    prior = torch.tensor(COUNTS, dtype=torch.float64) / 100
+    posterior = likelihood * prior / (likelihood * prior).sum(1, keepdim=True)
+    balanced = likelihood / likelihood.sum(1, keepdim=True)
+    assert_close(logit_adjustment(posterior.log(), COUNTS).softmax(1), balanced)
+    assert_close(pc_softmax(posterior.log(), COUNTS), balanced)
+    target = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    moved = likelihood * target / (likelihood * target).sum(1, keepdim=True)
+    assert_close(pc_softmax(posterior.log(), COUNTS, target), moved)
+    assert_close(pc_softmax(posterior.log(), COUNTS, 40 * target), moved)  # in any unit
+
+
+def test_same_prior_before_and_after_is_the_softmax():
+    logits, counts = normal(4, 9, seed=1), counts_of(9, seed=2)
+    assert_close(pc_softmax(logits, counts, counts), logits.softmax(1))
+    assert_close(pc_softmax(logits, [7] * 9), logits.softmax(1))
+
+
+def test_a_class_that_the_target_does_not_have():
+    found = pc_softmax(normal(4, 3, seed=3), COUNTS, [1, 0, 3])
+    assert (found[:, 1] == 0).all()
+    assert_close(found.sum(1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtype_and_leading_shape_are_kept(dtype):
+    logits, counts = normal(2, 4, 6, seed=4, dtype=dtype), counts_of(6, seed=5, largest=1_000_000)
+    for function in (pc_softmax, logit_adjustment):
+        found = function(logits, counts)
+        assert found.dtype == dtype
+        assert_close(found, function(logits.double(), counts), dtype)
+    assert_close(pc_softmax(logits[0, 0], counts), pc_softmax(logits, counts)[0, 0])
+
+
+def test_adjusted_logits_let_gradients_through():
+    logits = normal(3, 3, seed=6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: pc_softmax(z, COUNTS, [1, 2, 3]), logits)
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda z: logit_adjustment(z, [1, 0, 2]), "class_counts"),
+        (lambda z: logit_adjustment(z, [1, 2]), "class_counts"),
+        (lambda z: logit_adjustment(z, COUNTS, tau=float("nan")), "tau"),
+        (lambda z: logit_adjustment(z.long(), COUNTS), "logits"),
+        (lambda z: pc_softmax(z, [1, 0, 2]), "source_counts"),
+        (lambda z: pc_softmax(z, [[1, 2, 3]]), "source_counts"),
+        (lambda z: pc_softmax(z, [1, 2]), "source_counts"),
+        (lambda z: pc_softmax(z, COUNTS, [1, -1, 2]), "target_prior"),
+        (lambda z: pc_softmax(z, COUNTS, [1, 2]), "target_prior"),
+        (lambda z: pc_softmax(z, COUNTS, [0, 0, 0]), "target_prior"),
+        (lambda z: tau_normalize(z, -1.0), "tau"),
+        (lambda z: tau_normalize(z[0]), "linear_weight"),
+        (lambda z: tau_normalize(z * torch.tensor([[1.0], [0.0]])), "linear_weight .* row 1"),
+        (lambda z: tau_normalize(z / 0), "linear_weight .* row 0"),
+    ],
+)
+def test_the_bad_argument_is_named(call, name):
+    with pytest.raises((ValueError, TypeError), match=name):
+        call(torch.ones(2, 3))
+
+
+def test_tau_normalize_by_hand():
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.25]], dtype=torch.float64)
+    assert_close(tau_normalize(weight, 1.0), torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=torch.float64))
+    assert torch.equal(tau_normalize(weight, 0.0), weight)
+    root = torch.tensor([[3.0, 4.0], [0.0, 0.5 * 5**0.5]], dtype=torch.float64) / 5**0.5
+    assert_close(tau_normalize(weight, 0.5), root)
+
+
+def test_tau_normalize_leaves_norms_of_power_one_minus_tau():
+    weight = normal(7, 5, seed=8, dtype=torch.float32)
+    assert tau_normalize(weight, 0.3).dtype == torch.float32
+    assert_close(tau_normalize(weight, 0.3).norm(dim=1), weight.norm(dim=1) ** 0.7)
