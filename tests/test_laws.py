@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import assert_same, classes_of, counts_of, gradients, normal
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 from torch import Tensor
@@ -41,7 +41,18 @@ LOSSES: dict[str, Callable[[Tensor], torch.nn.Module]] = {
     "arcface": lambda counts: losses.ArcFaceLoss(),
     "sphereface": lambda counts: losses.SphereFaceLoss(),
 }
+FEW = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the wing of kernels is the same for all examples
+)
 COSINE = {"ldam", "dbm", "cosface", "arcface", "sphereface"}
+
+
+def kind_of(margin: object) -> str:
+    """The name of a margin."""
+    return type(margin).__name__
 
 
 def made(name: str, counts: Tensor = COUNTS) -> torch.nn.Module:
@@ -88,9 +99,10 @@ def test_balanced_batch_counts_are_plain_cross_entropy() -> None:
     assert_same(lambda z: loss(z, target), lambda z: torch.nn.functional.cross_entropy(z, target), {"z": logits})
 
 
-@pytest.mark.parametrize(
-    "margin", [CosFace(0.0), ArcFace(0.0), SphereFace(1), LDAM(COUNTS, 0.0), DBM(COUNTS, 0.0)], ids=str
-)
+NOTHING = [CosFace(0.0), ArcFace(0.0), SphereFace(1), LDAM(COUNTS, 0.0), DBM(COUNTS, 0.0)]
+
+
+@pytest.mark.parametrize("margin", NOTHING, ids=kind_of)
 def test_zero_margin_is_none(margin: object) -> None:
     def plain(input: Tensor, linear_weight: Tensor) -> Tensor:
         size = input.norm(dim=1, keepdim=True) if isinstance(margin, SphereFace) else 1.0
@@ -121,13 +133,11 @@ def test_arb_is_balanced_softmax() -> None:
 
 def test_counts_only_matter_up_to_a_factor() -> None:
     for name in ("bs", "la", "arb", "ldam", "dbm", "lade"):
-        left, right = made(name), made(name, 3.0 * COUNTS)
-        assert_same(
-            lambda z, left=left: left(z, TARGET), lambda z, right=right: right(z, TARGET), {"z": input_of(name)}
-        )
+        loss, same = made(name), made(name, 3.0 * COUNTS)
+        assert_same(lambda z, loss=loss: loss(z, TARGET), lambda z, same=same: same(z, TARGET), {"z": input_of(name)})
 
 
-@pytest.mark.parametrize("margin", MARGINS, ids=str)
+@pytest.mark.parametrize("margin", MARGINS, ids=kind_of)
 def test_removing_a_class_is_an_offset_of_minus_infinity(margin: object) -> None:
     """Also for the hard samples of DBM: a class that is not there is nobody's rival."""
     target, gone = TARGET % (CLASSES - 2), [CLASSES - 2, CLASSES - 1]
@@ -156,9 +166,9 @@ def test_removing_a_class_is_an_offset_of_minus_infinity(margin: object) -> None
     classes=st.integers(2, 40),
     constant=st.floats(-30, 30),
 )
-@settings(max_examples=25, deadline=None, database=None, derandomize=True)
+@FEW
 def test_offset_is_an_addition(seed: int, rows: int, classes: int, constant: float) -> None:
-    """offset b is F.cross_entropy of z + b; a constant in b cancels; the gradient of b is the column sum of that of z."""
+    """F.cross_entropy of z + b; a constant in b cancels; the gradient of b is the column sum of that of z."""
     logits, target = normal(rows, classes, seed=seed, spread=4.0), classes_of(rows, classes, seed + 1)
     leaves = {"logits": logits, "offset": normal(classes, seed=seed + 2, spread=3.0)}
     found = gradients(lambda logits, offset: functional.offset_cross_entropy(logits, target, offset=offset), leaves)
@@ -169,10 +179,8 @@ def test_offset_is_an_addition(seed: int, rows: int, classes: int, constant: flo
     assert_close(moved, found["value"])
 
 
-@given(
-    seed=st.integers(0, 10_000), lam=st.floats(0, 1), smoothing=st.floats(0, 1), gamma=st.sampled_from([0.0, 0.5, 2.0])
-)
-@settings(max_examples=25, deadline=None, database=None, derandomize=True)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1), st.sampled_from([0.0, 0.5, 2.0]))
+@FEW
 def test_mixed_target_is_the_mixture_of_losses(seed: int, lam: float, smoothing: float, gamma: float) -> None:
     first, second = classes_of(ROWS, CLASSES, seed), classes_of(ROWS, CLASSES, seed + 1)
     options = {"weight": COUNTS / 100, "focal_gamma": gamma, "label_smoothing": smoothing}

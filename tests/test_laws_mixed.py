@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, classes_of, gradients, normal
-from test_laws import COSINE, COUNTS, LOSSES, MARGINS, OFFSET, TARGET, VECTORS, input_of, made
+from test_laws import COSINE, COUNTS, LOSSES, MARGINS, OFFSET, TARGET, VECTORS, input_of, kind_of, made
 from tolerances import assert_close
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def test_mixed_target_with_batch_counts() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("margin", MARGINS, ids=str)
+@pytest.mark.parametrize("margin", MARGINS, ids=kind_of)
 def test_mixed_target_from_features(margin: object, reduction: str) -> None:
     call: Any = functional.cosine_margin_cross_entropy
     options = {"margin": margin, "scale": 6.0, "offset": OFFSET, "focal_gamma": 1.0, "reduction": reduction}
@@ -89,7 +89,7 @@ def test_linear_is_offset_of_the_product() -> None:
     )
 
 
-@pytest.mark.parametrize("margin", [margin for margin in MARGINS if not isinstance(margin, SphereFace)], ids=str)
+@pytest.mark.parametrize("margin", [margin for margin in MARGINS if not isinstance(margin, SphereFace)], ids=kind_of)
 def test_cosines_do_not_know_lengths(margin: object) -> None:
     """Lengths of features and of class weights change nothing, and each gradient is orthogonal to its vector."""
     call = functional.cosine_margin_cross_entropy

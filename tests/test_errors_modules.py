@@ -1,0 +1,126 @@
+"""Bad calls of losses, heads, regularisers, priors, schedules and metrics: each raises an error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lt_kernels import heads, losses, metrics, priors, regularizers, schedules
+
+NAN, INF = float("nan"), float("inf")
+N, C, D = 5, 4, 3
+LOGITS, TARGET = torch.randn(N, C), torch.tensor([0, 1, 2, 3, 0])
+FEATURES, WEIGHT = torch.randn(N, D), torch.randn(C, D)
+COUNTS = [50, 20, 7, 2]
+
+Case = tuple[str, Callable[[], Any]]
+
+LOSS_CASES: list[Case] = [
+    ("weight", lambda: losses.CrossEntropyLoss(weight=torch.ones(C + 1))(LOGITS, TARGET)),
+    ("weight", lambda: losses.CrossEntropyLoss(weight=torch.ones(1, C))(LOGITS, TARGET)),
+    ("reduction", lambda: losses.CrossEntropyLoss(reduction="avg")(LOGITS, TARGET)),
+    ("label_smoothing", lambda: losses.CrossEntropyLoss(label_smoothing=-1.0)(LOGITS, TARGET)),
+    ("class_counts", lambda: losses.BalancedSoftmaxLoss([])),
+    ("class_counts", lambda: losses.BalancedSoftmaxLoss([3, -2])),
+    ("class_counts", lambda: losses.BalancedSoftmaxLoss([3, INF])),
+    ("class_counts", lambda: losses.BalancedSoftmaxLoss([0, 0])),
+    ("class_counts", lambda: losses.BalancedSoftmaxLoss([[3, 2]])),
+    ("class_counts", lambda: losses.BalancedSoftmaxLoss("many")),
+    ("class_counts|offset", lambda: losses.BalancedSoftmaxLoss([3, 2])(LOGITS, TARGET)),
+    ("target", lambda: losses.BalancedSoftmaxLoss(COUNTS)(LOGITS, TARGET + 1)),
+    ("tau", lambda: losses.LogitAdjustmentLoss(COUNTS, tau=NAN)),
+    ("class_counts", lambda: losses.ARBLoss()),
+    ("counts", lambda: losses.ARBLoss(COUNTS, counts="some")),
+    ("gamma", lambda: losses.FocalLoss(-1.0)(LOGITS, TARGET)),
+    ("gamma", lambda: losses.FocalLoss(NAN)(LOGITS, TARGET)),
+    ("beta", lambda: losses.ClassBalancedLoss(COUNTS, beta=1.0)),
+    ("beta", lambda: losses.ClassBalancedLoss(COUNTS, beta=-0.1)),
+    ("beta", lambda: losses.ClassBalancedLoss(COUNTS, beta=NAN)),
+    ("gamma", lambda: losses.ClassBalancedLoss(COUNTS, gamma=-2.0)(LOGITS, TARGET)),
+    ("average", lambda: losses.ClassBalancedLoss(COUNTS, average="some")),
+    ("scale", lambda: losses.LDAMLoss(COUNTS, scale=0.0)(LOGITS, TARGET)),
+    ("max_margin", lambda: losses.LDAMLoss(COUNTS, max_margin=NAN)),
+    ("base", lambda: losses.DBMLoss(COUNTS, base="some")),
+    ("beta", lambda: losses.DBMLoss(COUNTS, base="cb", beta=1.0)),
+    ("tau", lambda: losses.DBMLoss(COUNTS, tau=NAN)),
+    ("margin", lambda: losses.ArcFaceLoss(NAN)),
+    ("scale", lambda: losses.ArcFaceLoss(scale=-1.0)(LOGITS, TARGET)),
+    ("margin", lambda: losses.SphereFaceLoss(1.5)),
+    ("norms", lambda: losses.SphereFaceLoss()(LOGITS, TARGET, norms=torch.ones(N + 1))),
+    ("target|margin", lambda: losses.LDAMLoss(COUNTS)(LOGITS, torch.full((N, C), 0.25))),
+    ("alpha", lambda: losses.LADELoss(COUNTS, alpha=NAN)),
+    ("lam", lambda: losses.LADELoss(COUNTS, lam=NAN)),
+    ("importance", lambda: losses.LADELoss(COUNTS, importance="some")),
+    ("centers", lambda: losses.EstimatedOffsetLoss(C, D, centers="some")),
+    ("num_classes", lambda: losses.EstimatedOffsetLoss(0, D)),
+    ("in_features", lambda: losses.EstimatedOffsetLoss(C, -1)),
+    ("center_rate", lambda: losses.EstimatedOffsetLoss(C, D, center_rate=NAN)),
+    ("features", lambda: losses.EstimatedOffsetLoss(C, D)(LOGITS, TARGET)),
+    ("features", lambda: losses.EstimatedOffsetLoss(C, D)(LOGITS, TARGET, features=LOGITS, linear_weight=WEIGHT)),
+    ("linear_weight", lambda: losses.EstimatedOffsetLoss(C, D)(LOGITS, TARGET, features=FEATURES)),
+    ("head", lambda: losses.LabelAwareSmoothingLoss(COUNTS, head=1.5)),
+    ("tail", lambda: losses.LabelAwareSmoothingLoss(COUNTS, tail=-0.5)),
+    ("shape", lambda: losses.LabelAwareSmoothingLoss(COUNTS, shape="some")),
+    ("spread", lambda: losses.LabelAwareSmoothingLoss(COUNTS, spread="some")),
+    ("weight", lambda: losses.LDAMLoss(COUNTS).set_weight(torch.ones(C + 1))),
+    ("weight", lambda: losses.LDAMLoss(COUNTS).set_weight([1.0] * C)),
+]
+
+OTHER_CASES: list[Case] = [
+    ("loss", lambda: heads.LinearHead(D, C, losses.LDAMLoss(COUNTS))),
+    ("loss", lambda: heads.LinearHead(D, C, "ce")),
+    ("in_features", lambda: heads.LinearHead(0, C, losses.CrossEntropyLoss())),
+    ("num_classes", lambda: heads.CosineHead(D, -1, losses.CrossEntropyLoss())),
+    ("scale", lambda: heads.CosineHead(D, C, losses.CrossEntropyLoss(), scale=0.0)),
+    ("scale", lambda: heads.CosineHead(D, C, losses.CrossEntropyLoss(), scale=NAN)),
+    ("features|input", lambda: heads.LinearHead(D, C, losses.CrossEntropyLoss())(FEATURES[:, :-1], TARGET)),
+    ("target", lambda: heads.CosineHead(D, C, losses.LDAMLoss(COUNTS))(FEATURES, TARGET + 1)),
+    ("class_counts|margin", lambda: heads.CosineHead(D, C + 1, losses.LDAMLoss(COUNTS))(FEATURES, TARGET)),
+    ("threshold", lambda: regularizers.LogitWeightRepulsion(threshold=NAN)),
+    ("reduction", lambda: regularizers.LogitWeightRepulsion(reduction="avg")),
+    ("linear_weight", lambda: regularizers.LogitWeightRepulsion()(WEIGHT[0])),
+    ("class_counts", lambda: regularizers.LADERegularizer([-1, 2])),
+    ("classes", lambda: regularizers.LADERegularizer(COUNTS, classes="some")),
+    ("offset", lambda: regularizers.UniformOffset()(WEIGHT)),
+    ("centers", lambda: regularizers.CenterLoss(C, D, centers="some")),
+    ("rate", lambda: regularizers.CenterLoss(C, D, rate=NAN)),
+    ("features", lambda: regularizers.CenterLoss(C, D)(FEATURES[:, :-1], TARGET)),
+    ("target", lambda: regularizers.CenterLoss(C, D)(FEATURES, TARGET + 1)),
+    ("class_counts", lambda: priors.log_prior([1.0, NAN])),
+    ("class_counts", lambda: priors.log_prior(torch.ones(2, 2))),
+    ("tau", lambda: priors.log_prior(COUNTS, INF)),
+    ("beta", lambda: priors.class_balanced_weight(COUNTS, 1.5)),
+    ("max_margin", lambda: priors.ldam_margin(COUNTS, NAN)),
+    ("tau", lambda: priors.dbm_margin(COUNTS, tau=NAN)),
+    ("head", lambda: priors.label_aware_smoothing(COUNTS, 2.0, 0.0)),
+    ("shape", lambda: priors.label_aware_smoothing(COUNTS, 0.3, 0.0, shape="some")),
+    ("power", lambda: priors.label_aware_smoothing(COUNTS, 0.3, 0.0, shape="exp", power=-1.0)),
+    ("target", lambda: priors.class_counts_of(TARGET + 1, C)),
+    ("target", lambda: priors.class_counts_of(TARGET.float(), C)),
+    ("num_classes", lambda: priors.class_counts_of(TARGET, 0)),
+    ("class_counts", lambda: schedules.DeferredReweighting([-1, 2])),
+    ("start_epoch", lambda: schedules.DeferredReweighting(COUNTS, start_epoch=-1)),
+    ("beta", lambda: schedules.DeferredReweighting(COUNTS, beta=1.0)),
+    ("total", lambda: schedules.PolynomialDecay(0)),
+    ("power", lambda: schedules.PolynomialDecay(10, power=NAN)),
+    ("epochs", lambda: schedules.LinearWarmup(-1)),
+    ("prediction|target", lambda: metrics.per_class_accuracy(TARGET[:-1], TARGET, C)),
+    ("class_counts", lambda: metrics.group_accuracy(torch.ones(C), torch.ones(C + 1))),
+]
+
+
+@pytest.mark.parametrize("names, call", [pytest.param(*case, id=f"{i} {case[0]}") for i, case in enumerate(LOSS_CASES)])
+def test_losses(names: str, call: Callable[[], Any]) -> None:
+    with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
+        call()
+
+
+@pytest.mark.parametrize(
+    "names, call", [pytest.param(*case, id=f"{i} {case[0]}") for i, case in enumerate(OTHER_CASES)]
+)
+def test_heads_regularizers_priors_schedules_metrics(names: str, call: Callable[[], Any]) -> None:
+    with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
+        call()
