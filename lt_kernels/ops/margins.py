@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops.library import define
-from lt_kernels.ops.second import FirstOrder
+from lt_kernels.ops.second import first_order
 from lt_kernels.ops.terms import Terms
 from lt_kernels.reference import margins as reference
 from lt_kernels.reference.rows import at_target, pick
 
 
 def _fake(rest: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(rest) for _ in range(6))
+    return torch.empty_like(rest), rest.new_empty(5, rest.shape[0])
 
 
 margins_op = define(
@@ -23,7 +23,7 @@ margins_op = define(
     "margins(Tensor rest, Tensor own, Tensor rival, Tensor target, Tensor? own_offset, Tensor? norm, Tensor? mean, "
     "Tensor? total, Tensor? share, Tensor? weight, Tensor? class_margin, Tensor? class_smoothing, float scale, "
     "int kind, float margin, float instance, bool guard, float gamma, float smoothing, int ignore_index) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor)",
     reference.margins,
     _fake,
 )
@@ -40,22 +40,16 @@ class Margins(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(output[1])
         ctx.inputs = len(inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        slopes = (grad * slope for slope in ctx.saved_tensors)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            slopes = FirstOrder.apply(_multiply, grad, *ctx.saved_tensors)
-        d_rest, d_own, d_offset, d_norm, d_mean = slopes
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        d_rest, d_own, d_offset, d_norm, d_mean = first_order(torch.mul, grad, slopes).unbind()
         return d_rest, d_own, None, None, d_offset, d_norm, d_mean, *(None,) * (ctx.inputs - 7)
-
-
-def _multiply(grad: Tensor, *slopes: Tensor) -> tuple[Tensor, ...]:
-    return tuple(grad * slope for slope in slopes)
 
 
 def loss(
@@ -75,26 +69,26 @@ def loss(
     )[0]
 
 
-def mixed_loss(
-    statistics: tuple[Tensor, ...], target: Tensor, lam: Tensor | float, terms: Terms, norm: Tensor | None = None
-) -> Tensor:
-    """lam * loss(first target) + (1 - lam) * loss(second), from the statistics without both targets (target: [N, 2])."""
+def mixed_losses(
+    statistics: tuple[Tensor, ...], target: list[Tensor], terms: Terms, norm: Tensor | None = None
+) -> list[Tensor]:
+    """The losses [N] of the first and of the second target, from the statistics without both."""
     rest, own, own_offset, mean, rival = statistics
-    same = target[:, 0] == target[:, 1]
+    same = target[0] == target[1]
     parts = []
     for slot, other in ((0, 1), (1, 0)):
         other_u = terms.scale * own[:, other] + own_offset[:, other]
-        away = same | (target[:, other] == terms.ignore_index)
+        away = same | (target[other] == terms.ignore_index)
         full = _logaddexp(rest, other_u.masked_fill(away, -torch.inf))
         best = torch.maximum(rival, own[:, other].detach().masked_fill(away, -torch.inf))
         full_mean = mean
         if terms.mean_weight is not None:
-            share = at_target(terms.mean_weight, terms.offset_row, target[:, other])
+            share = at_target(terms.mean_weight, terms.offset_row, target[other])
             full_mean = mean + torch.where(away | (share == 0), 0.0, share * other_u.masked_fill(away, 0.0))
         parts.append(
-            loss(full, own[:, slot], best, target[:, slot], own_offset[:, slot], full_mean, terms, norm)
+            loss(full, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm)
         )
-    return lam * parts[0] + (1 - lam) * parts[1]
+    return parts
 
 
 def _logaddexp(first: Tensor, second: Tensor) -> Tensor:

@@ -37,7 +37,13 @@ def _backward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _loss_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return tuple(_numbers(logits, logits.shape[0]) for _ in range(6))
+    return _numbers(logits, logits.shape[0]), _numbers(logits, 5, logits.shape[0])
+
+
+def _loss_backward_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    offset, want_offset = rest[3], rest[-1]
+    sizes = tuple(offset.shape) if want_offset and offset is not None else (0,)
+    return logits.new_empty(logits.shape), _numbers(logits, *sizes)
 
 
 forward_op = define(
@@ -54,9 +60,16 @@ loss_op = define(
     "rows",
     f"rows_loss(Tensor logits, Tensor target, {_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
     "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
-    "float smoothing, int ignore_index) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float smoothing, int ignore_index) -> (Tensor, Tensor)",
     reference.rows_loss,
     _loss_fake,
+)
+loss_backward_op = define(
+    "rows",
+    f"rows_loss_backward(Tensor logits, Tensor target, Tensor saved, Tensor grad, {_TABLES}, float scale, "
+    "int ignore_index, bool want_offset) -> (Tensor, Tensor)",
+    reference.rows_loss_backward,
+    _loss_backward_fake,
 )
 
 
@@ -71,20 +84,18 @@ class RowLoss(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, offset, offset_row, mean_weight = inputs[:5]
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, offset, offset_row, mean_weight, *output[1:])
+        ctx.save_for_backward(inputs[0], inputs[1], output[1], *inputs[2:5])
         ctx.scale, ctx.ignore_index, ctx.inputs = inputs[9], inputs[16], len(inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        logits, target, offset, row, mean_weight, rest, d_rest, d_own, d_offset, d_mean = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        logits, target, saved, offset, row, mean_weight = ctx.saved_tensors
         want_offset = offset is not None and ctx.needs_input_grad[2]
         d_logits, d_table = first_order(
-            backward_op, logits, target[:, None], ctx.scale, None, None, offset, row, mean_weight, 0,
-            logits.shape[1], ctx.ignore_index, rest, d_rest, d_own[:, None], d_offset[:, None],
-            None if mean_weight is None else d_mean, grad, want_offset,
+            loss_backward_op, logits, target, saved, grad, offset, row, mean_weight, ctx.scale, ctx.ignore_index,
+            want_offset,
         )
         return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
 

@@ -86,8 +86,8 @@ def margins(
     mean: Tensor | None, total: Tensor | None, share: Tensor | None, weight: Tensor | None,
     class_margin: Tensor | None, class_smoothing: Tensor | None, scale: float, kind: int, margin: float,
     instance: float, guard: bool, gamma: float, smoothing: float, ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, d_rest, d_own, d_offset, d_norm, d_mean), each [N], from the statistics of each row."""
+) -> tuple[Tensor, Tensor]:
+    """loss [N], and its slopes (d_rest, d_own, d_offset, d_norm, d_mean) as [5, N], from the statistics of each row."""
     valid = target != ignore_index
     _check_offset(own_offset, valid, target)
     hard = (rival > own).to(own.dtype)
@@ -107,5 +107,5 @@ def margins(
         d_u = -(1 - part) * d_v + part * (total * (1 - miss) - share)
         d_v = (1 - part) * d_v + part * total * miss
         d_mean = -part
-    numbers = (loss, d_v, d_u * scale * slope, d_u, d_u * scale * norm_slope, d_mean)
-    return tuple(torch.where(valid, number, 0.0) for number in numbers)  # type: ignore[return-value]
+    slopes = torch.stack((d_v, d_u * scale * slope, d_u, d_u * scale * norm_slope, d_mean))
+    return torch.where(valid, loss, 0.0), torch.where(valid, slopes, 0.0)

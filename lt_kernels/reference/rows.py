@@ -133,18 +133,30 @@ def rows_loss(
     total: Tensor | None, weight: Tensor | None, class_margin: Tensor | None, class_smoothing: Tensor | None,
     scale: float, kind: int, margin: float, instance: float, guard: bool, gamma: float, smoothing: float,
     ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Statistics and loss in one call, for one target a row: (loss, rest, d_rest, d_own, d_offset, d_mean), each [N]."""
+) -> tuple[Tensor, Tensor]:
+    """Statistics and loss in one call, for one target a row: loss [N], (rest, d_rest, d_own, d_offset, d_mean) [5, N]."""
     rest, own, rival, mean = rows_forward(
         logits, target[:, None], scale, None, None, offset, offset_row, mean_weight, 0, logits.shape[1], ignore_index
     )
     share = at_target(mean_weight, offset_row, target)
     row_total = None if total is None else pick(total[:, None], offset_row).expand(target.shape[0], 1)[:, 0]
-    loss, d_rest, d_own, d_offset, _, d_mean = margins(
+    loss, slopes = margins(
         rest, own[:, 0], rival, target, at_target(offset, offset_row, target), None, mean, row_total, share, weight,
         class_margin, class_smoothing, scale, kind, margin, instance, guard, gamma, smoothing, ignore_index,
     )
-    return loss, rest, d_rest, d_own, d_offset, d_mean
+    return loss, torch.cat((rest[None], slopes[:3], slopes[4:]))
+
+
+def rows_loss_backward(
+    logits: Tensor, target: Tensor, saved: Tensor, grad: Tensor, offset: Tensor | None, offset_row: Tensor | None,
+    mean_weight: Tensor | None, scale: float, ignore_index: int, want_offset: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of `rows_loss` for the logits [N, C] and, if wanted, the offset's own shape [R, C]."""
+    rest, d_rest, d_own, d_offset, d_mean = saved
+    return rows_backward(
+        logits, target[:, None], scale, None, None, offset, offset_row, mean_weight, 0, logits.shape[1], ignore_index,
+        rest, d_rest, d_own[:, None], d_offset[:, None], None if mean_weight is None else d_mean, grad, want_offset,
+    )
 
 
 def at_target(table: Tensor | None, row: Tensor | None, target: Tensor) -> Tensor | None:

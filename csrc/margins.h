@@ -1,0 +1,89 @@
+// Three numbers of a row to its loss and slopes: docs/math.md, sections 2 and 4. N numbers, so plain scalar code.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include <torch/headeronly/util/Exception.h>
+
+namespace lt {
+
+enum Kind { kPlain, kAdditive, kAngular, kSphere };
+
+template <class A> struct Phi { A value, slope, norm_slope; };
+
+template <class A> inline A clamp(A x, A low, A high) { return x < low ? low : x > high ? high : x; }
+
+// cos(theta + m (1 + instance * hard * (1 - cos) / 2)); with guard a straight line beyond pi.
+template <class A> inline Phi<A> angular(A own, A margin, bool hard, A instance, bool guard) {
+  const A floor = std::sqrt(std::numeric_limits<A>::epsilon());  // keeps the slope finite at cos = +-1
+  A turn = hard ? instance * margin / 2 : A(0), c = clamp(own, A(-1), A(1)), angle = margin + turn * (1 - c);
+  A sine = std::sqrt((1 - c) * (1 + c)), cos_m = std::cos(angle), sin_m = std::sin(angle);
+  if (guard && c < -cos_m) return {c - angle * sin_m, 1 + (sin_m + angle * cos_m) * turn, 0};
+  A slope = cos_m + c * sin_m / (sine < floor ? floor : sine) + (sine * cos_m + c * sin_m) * turn;
+  return {c * cos_m - sine * sin_m, slope, 0};
+}
+
+// norm * ((-1)^k cos(M theta) - 2k): cos(M theta) is the Chebyshev polynomial T_M(cos), whose slope needs no division.
+template <class A> inline Phi<A> sphere(A own, int order, A norm) {
+  A tiny = std::numeric_limits<A>::min(), c = clamp(own / (norm < tiny ? tiny : norm), A(-1), A(1));
+  A step = std::floor(order * std::acos(c) / A(3.14159265358979323846));
+  step = clamp(step, A(0), A(order - 1));
+  A sign = int(step) % 2 ? A(-1) : A(1), first = 1, second = c, slope_first = 0, slope_second = 1;
+  for (int k = 1; k < order; ++k) {
+    A next = 2 * c * second - first, slope_next = 2 * second + 2 * c * slope_second - slope_first;
+    first = second, second = next, slope_first = slope_second, slope_second = slope_next;
+  }
+  A psi = sign * second - 2 * step, slope = sign * slope_second;
+  return {norm * psi, slope, psi - c * slope};
+}
+
+template <class A> struct Numbers { A rest, own, rival, offset, norm, mean, total, share; };
+template <class A> struct Result { A loss, d_rest, d_own, d_offset, d_norm, d_mean; };
+
+struct Margins {
+  double scale;
+  int kind;
+  double margin, instance;
+  bool guard;
+  double gamma, smoothing;
+  const void *weight = nullptr, *class_margin = nullptr, *class_smoothing = nullptr;  // [C], or one value for all
+
+  template <class A> static A per_class(const void* table, double value, int64_t target) {
+    return table ? static_cast<const A*>(table)[target] : A(value);
+  }
+  template <class A> Phi<A> phi(const Numbers<A>& in, int64_t target) const {
+    A m = per_class<A>(class_margin, margin, target);
+    switch (kind) {
+      case kAdditive: return {in.own - m, 1, 0};
+      case kAngular: return angular(in.own, m, in.rival > in.own, A(instance), guard);
+      case kSphere: return sphere(in.own, int(margin), in.norm);
+      default: return {in.own, 1, 0};
+    }
+  }
+
+  // One row; all zero where its target is ignored.
+  template <class A> Result<A> row(const Numbers<A>& in, int64_t target, bool valid, bool smoothed) const {
+    if (!valid) return {0, 0, 0, 0, 0, 0};
+    STD_TORCH_CHECK(in.offset != -std::numeric_limits<A>::infinity(), "offset is -inf for class ", target,
+                    ", which is a target: a class that is not there (class_counts of zero) cannot be one");
+    Phi<A> p = phi(in, target);
+    A own = A(scale) * p.value + in.offset, v = in.rest - own;
+    A small = std::exp(-std::fabs(v)), entropy = (v > 0 ? v : A(0)) + std::log1p(small);
+    A miss = (v >= 0 ? A(1) : small) / (1 + small), hit = (v >= 0 ? small : A(1)) / (1 + small);
+    A focus = gamma != 0 ? std::pow(miss, A(gamma)) : A(1), amount = per_class<A>(weight, 1.0, target);
+    A loss = amount * focus * entropy;
+    A d_v = amount * focus * (gamma != 0 ? miss + A(gamma) * hit * entropy : miss), d_u = -d_v, d_mean = 0;
+    if (smoothed) {
+      A part = per_class<A>(class_smoothing, smoothing, target);
+      loss = (1 - part) * loss + part * (in.total * entropy + (in.total - in.share) * own - in.mean);
+      d_u = -(1 - part) * d_v + part * (in.total * hit - in.share);
+      d_v = (1 - part) * d_v + part * in.total * miss;
+      d_mean = -part;
+    }
+    return {loss, d_v, d_u * A(scale) * p.slope, d_u, d_u * A(scale) * p.norm_slope, d_mean};
+  }
+};
+
+}  // namespace lt

@@ -1,0 +1,271 @@
+"""The public functions: drop-in losses whose rows are three numbers (docs/math.md)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lt_kernels import checks
+from lt_kernels.ops import columns, gram
+from lt_kernels.ops.loss import Logits, evaluate, features
+from lt_kernels.reference.linear import BOTH, PLAIN
+from lt_kernels.values import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
+
+__all__ = [
+    "DBM",
+    "LDAM",
+    "ArcFace",
+    "CosFace",
+    "MixedTarget",
+    "SphereFace",
+    "cosine_margin_cross_entropy",
+    "lade_regularizer",
+    "linear_cross_entropy",
+    "logit_weight_repulsion",
+    "offset_cross_entropy",
+]
+Reduction = Literal["none", "mean", "sum"]
+
+
+def offset_cross_entropy(
+    logits: Tensor,
+    target: Tensor | MixedTarget,
+    weight: Tensor | None = None,
+    *,
+    offset: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy of logits + offset, a drop-in for `torch.nn.functional.cross_entropy`.
+
+    With u = logits + offset and p = softmax(u): w_y (1 - p_y)^gamma (-log p_y), and with label smoothing e:
+    (1 - e) times that + e / C sum_c w_c (-log p_c).
+
+    Args:
+        logits: [C], [N, C] or [N, C, d1, ...].
+        target: class indices of the shape of `logits` without C; or probabilities of its shape; or a `MixedTarget`.
+        weight: [C], a factor for each class.
+        offset: [C]; the shape of `logits` (per row); or [C, C], whose row is the target's class. -inf: the class is not
+            there (exactly no gradient, and smoothing goes to the others). Gradients flow to it. If N = C, give
+            [N, 1, C] or [1, C, C].
+        focal_gamma: at least 0 (Lin et al., 2017); 0 is plain cross-entropy.
+        label_smoothing: in [0, 1], or a tensor [C] with one for each target class.
+        ignore_index: rows with this target have no loss and exactly no gradient.
+        reduction: "mean" divides by the sum of w_y over rows that count, by N for probabilities.
+
+    Returns:
+        A scalar, or with "none" the shape of the class indices; float32 under autocast, else the dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError, IndexError: naming the argument, what it was and what it must be. On a GPU targets are
+            not checked, which would wait for the device.
+
+    Source: Ren et al. (2020), Menon et al. (2021) for the offset.
+    """
+    checks.floating("logits", logits)
+    shape = tuple(logits.shape)
+    if not shape or shape[min(1, len(shape) - 1)] == 0:
+        raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
+    flat = logits if len(shape) == 2 else _rows(logits)
+    return evaluate(
+        Logits(flat), shape, target, reduction, weight=weight, offset=offset, focal_gamma=focal_gamma,
+        label_smoothing=label_smoothing, ignore_index=ignore_index,
+    )
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """[C] or [N, C, d1, ...] as rows of C."""
+    return logits[None] if logits.ndim == 1 else logits.movedim(1, -1).reshape(-1, logits.shape[1])
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | MixedTarget,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    offset: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
+    ignore_index: int | None = -100,
+    reduction: Reduction = "mean",
+    group: Any = None,
+) -> Tensor:
+    """`offset_cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)` without ever holding all logits.
+
+    A drop-in for `torch.nn.functional.linear_cross_entropy`, plus offset, focal_gamma and group. Logits beyond
+    `lt_kernels.memory_budget` (256 MiB) are made a slab at a time; weight gradients are summed in float32.
+
+    Args:
+        input: features [N, d] or [d].
+        linear_weight: a row for each class [C, d]; [C, d1, ..., d] gives logits [N, C, d1, ...], which are held whole.
+        target: class indices [N], probabilities [N, C], or a `MixedTarget`.
+        linear_bias: [C].
+        group: a process group over whose ranks the classes are sharded: `linear_weight` and `linear_bias` are this
+            rank's rows, in the order of the ranks; all else is the same on every rank, `weight` and `offset` for all
+            classes. Every rank gets the loss; the gradient of `input` is summed over the ranks.
+
+    The rest, and what is returned and raised, as for `offset_cross_entropy`.
+    """
+    ignore_index = -100 if ignore_index is None else ignore_index
+    settings: dict[str, Any] = {
+        "weight": weight, "offset": offset, "focal_gamma": focal_gamma, "label_smoothing": label_smoothing,
+        "ignore_index": ignore_index,
+    }
+    checks.floating("linear_weight", linear_weight)
+    if linear_weight.ndim > 2 and group is None:
+        return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
+    _check_features(input, linear_weight, linear_bias)
+    source = features(torch.atleast_2d(input), linear_weight, linear_bias, PLAIN, None, group)
+    shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
+    return evaluate(source, shape, target, reduction, **settings)
+
+
+def _many_positions(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Any, reduction: Reduction,
+    settings: dict[str, Any],
+) -> Tensor:
+    """Class weights [C, d1, ..., d]: a softmax over C at each position."""
+    outer = linear_weight.shape[:-1]
+    bias = None if linear_bias is None else linear_bias.reshape(-1)
+    _check_features(input, linear_weight.flatten(0, -2), bias)
+    logits = F.linear(torch.atleast_2d(input), linear_weight.flatten(0, -2), bias).reshape(-1, *outer)
+    return offset_cross_entropy(logits, target, reduction=reduction, **settings)
+
+
+def _check_features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    checks.floating("input", input)
+    checks.floating("linear_weight", linear_weight)
+    if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
+        raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
+    if input.ndim not in (1, 2) or input.shape[-1] != linear_weight.shape[1]:
+        raise ValueError(
+            f"input must be [N, {linear_weight.shape[1]}] or [{linear_weight.shape[1]}] to match linear_weight "
+            f"{list(linear_weight.shape)}, got {list(input.shape)}"
+        )
+    checks.same_device("linear_weight", linear_weight, input)
+    if not torch.is_autocast_enabled(input.device.type) and input.dtype != linear_weight.dtype:
+        raise TypeError(f"linear_weight must be {input.dtype} as the input is, got {linear_weight.dtype}")
+    if linear_bias is not None:
+        checks.vector("linear_bias", linear_bias, linear_weight.shape[0], input)
+
+
+def cosine_margin_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor | MixedTarget,
+    *,
+    margin: Margin | None = None,
+    scale: float = 30.0,
+    weight: Tensor | None = None,
+    offset: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    label_smoothing: float | Tensor = 0.0,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    group: Any = None,
+) -> Tensor:
+    """Cross-entropy of scale * cos(theta_ij) + offset_j, the target's cosine replaced by phi(cos; margin).
+
+    theta_ij is the angle of feature i to class weight j. Neither normalised copies nor all cosines are ever held, and
+    no arc cosine is taken. A row of norm 0 has cosines 0 and gradient 0.
+
+    Args:
+        input: features [N, d] or [d].
+        linear_weight: a row for each class [C, d].
+        margin: `CosFace`, `ArcFace`, `SphereFace`, `LDAM` or `DBM`; None is the plain cosine softmax.
+        scale: above 0; with `SphereFace` the logits are scale |x| cos.
+
+    The rest, and what is returned and raised, as for `linear_cross_entropy`; MixUp takes a `MixedTarget`, since a dense
+    target has no margin of its own.
+
+    Source: Wang et al. (2018), Deng et al. (2019), Liu et al. (2017), Cao et al. (2019).
+    """
+    _check_features(input, linear_weight, None)
+    scale = checks.number("scale", scale, above=0.0)
+    if margin is not None and not isinstance(margin, Margin):
+        raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
+    source = features(torch.atleast_2d(input), linear_weight, None, BOTH, margin, group)
+    shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
+    return evaluate(
+        source, shape, target, reduction, scale=scale, margin=margin, weight=weight, offset=offset,
+        focal_gamma=focal_gamma, label_smoothing=label_smoothing, ignore_index=ignore_index,
+    )
+
+
+def logit_weight_repulsion(
+    linear_weight: Tensor, *, threshold: float = 0.4, project: bool = True, reduction: Reduction = "sum"
+) -> Tensor:
+    """R_i = log sum_j exp(1[s_ij > threshold] s_ij) - 1[threshold < 1] s_ii with s_ij = cos(w_i, w_j).
+
+    Class weights that are closer than the threshold push each other apart. The C x C cosines are never held.
+
+    Args:
+        linear_weight: a row for each class [C, d]; a row of norm 0 has cosine 0 with all others.
+        threshold: a cosine; 1 or more switches the repulsion off (R_i = log C, gradient 0).
+        project: differentiate through the normalisation, which makes the gradient tangent to each w_i; False holds the
+            norms constant.
+        reduction: "sum" (as published), "mean", or "none" for [C].
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    checks.floating("linear_weight", linear_weight)
+    if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
+        raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
+    checks.number("threshold", threshold)
+    checks.flag("project", project)
+    checks.choice("reduction", reduction, ("none", "mean", "sum"))
+    value = gram.repulsion(linear_weight, float(threshold), project)
+    value = value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
+    return value if torch.is_autocast_enabled(linear_weight.device.type) else value.to(linear_weight.dtype)
+
+
+def lade_regularizer(
+    logits: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    *,
+    lam: float = 0.1,
+    importance: Literal["class", "sample"] = "class",
+    classes: Literal["all", "present"] = "all",
+) -> Tensor:
+    """sum_c p_c (-A_c + B_c + lam B_c^2), LADE's regulariser (Hong et al., 2021).
+
+    A_c is the mean logit of class c over its own rows (0 if it has none), B_c = logsumexp_i (z_ic + log v_ic) - log N
+    with importance weights v, p the class prior.
+
+    Args:
+        logits: [N, C], N at least 1.
+        target: class indices [N].
+        class_counts: training samples of each class [C].
+        lam: at least 0.
+        importance: v_ic = (1/C) / p of the logit's class c ("class", the published code) or of the row's own class
+            ("sample", the published formula).
+        classes: sum over "all" classes (the code) or those "present" in the batch (the formula).
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TypeError, ValueError, IndexError: naming the argument.
+    """
+    checks.floating("logits", logits)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must be [N, C] with N and C at least 1, got {list(logits.shape)}")
+    target = checks.indices("target", target, logits.shape[:1], logits)
+    count = checks.counts(class_counts)
+    if count.numel() != logits.shape[1]:
+        raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
+    checks.number("lam", lam, 0.0)
+    checks.choice("importance", importance, ("class", "sample"))
+    checks.choice("classes", classes, ("all", "present"))
+    prior = (count / count.sum()).to(logits.device)
+    value = columns.lade(logits, target, prior, float(lam), importance, classes)
+    return value if torch.is_autocast_enabled(logits.device.type) else value.to(logits.dtype)

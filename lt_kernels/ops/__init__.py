@@ -1,0 +1,6 @@
+"""The operators: one file a room, each with its schemas, fakes, autograd and the function that the public ones call."""
+
+from lt_kernels.ops.budget import memory_budget
+from lt_kernels.ops.library import extension_status, instruction_set, kernels_status, use_kernels
+
+__all__ = ["extension_status", "instruction_set", "kernels_status", "memory_budget", "use_kernels"]

@@ -1,0 +1,183 @@
+"""One loss from either source (logits, or features and class weights), any kind of target, and the reductions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lt_kernels import checks, distributed
+from lt_kernels.ops import linear, margins, prepare, rows
+from lt_kernels.ops.terms import Terms
+from lt_kernels.reference.linear import COLUMNS
+from lt_kernels.reference.margins import SPHERE
+from lt_kernels.values import Margin, MixedTarget
+
+
+class Logits(NamedTuple):
+    """Logits [N, C], or cosines for a margin; `norm` [N] are the features' norms where phi reads them."""
+
+    values: Tensor
+    norm: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.values
+
+    @property
+    def classes(self) -> int:
+        return self.values.shape[1]
+
+    def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+        """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) for K targets a row."""
+        return rows.statistics(self.values, target, terms)
+
+    def loss(self, target: Tensor, terms: Terms) -> Tensor:
+        """The loss of each row [N] for one target a row."""
+        if self.norm is None:
+            return rows.loss(self.values, target, terms)
+        return _from_statistics(self, target, terms)
+
+
+class Features(NamedTuple):
+    """Features [N, d] and class weights [C, d]; with a group, this rank's shard of the classes."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    normalize: int
+    norm: Tensor | None
+    shard: distributed.Shard | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.input
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[0] if self.shard is None else self.shard.classes
+
+    def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+        """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) for K targets a row."""
+        if self.shard is None:
+            return linear.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
+        return self.shard.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
+
+    def loss(self, target: Tensor, terms: Terms) -> Tensor:
+        """The loss of each row [N] for one target a row."""
+        return _from_statistics(self, target, terms)
+
+
+Source = Logits | Features
+
+
+def features(
+    input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
+) -> Features:
+    """A source of statistics from features, cast as autocast asks; masters stay as they are."""
+    if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
+        input = input.to(torch.get_autocast_dtype(input.device.type))
+    sphere = margin is not None and margin.kind == SPHERE
+    kind = torch.float64 if input.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
+    shard = None if group is None else distributed.shard(weight.shape[0], group, weight.device)
+    return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
+
+
+def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
+    rest, own, own_offset, mean, rival = source.statistics(target[:, None], terms)
+    return margins.loss(rest, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)
+
+
+def evaluate(
+    source: Source, shape: tuple[int, ...], target: Tensor | MixedTarget, reduction: str, *,
+    scale: float = 1.0, margin: Margin | None = None, **settings: Any,
+) -> Tensor:
+    """The reduced loss of `source`, whose flat rows stand for logits of `shape` ([C], [N, C], [N, C, d1, ...])."""
+    checks.choice("reduction", reduction, ("none", "mean", "sum"))
+    places = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    like, classes = source.tensor, source.classes
+    if prepare.is_probability(target):
+        losses = _probabilities(source, shape, target, settings, scale, margin)
+        return finish([(losses, None, 1.0)], places, reduction, None, -100, like)
+    named = {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}
+    flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named.items()]
+    lams = [1.0] if len(flat) == 1 else _lams(target.lam, places)
+    terms = [prepare.terms(like, shape, classes, one, scale=scale, margin=margin, **settings) for one in flat]
+    if len(flat) == 2 and terms[0].offset_row is None:
+        losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
+    else:  # an offset that depends on the target's class makes two different rows of logits
+        losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
+    parts = list(zip(losses, flat, lams, strict=True))
+    return finish(parts, places, reduction, terms[0].weight, terms[0].ignore_index, like)
+
+
+def _lams(lam: float | Tensor, places: tuple[int, ...]) -> list[Any]:
+    if isinstance(lam, Tensor) and lam.ndim == 1:
+        if not places or lam.shape[0] != places[0]:
+            raise ValueError(f"lam must have one number for each of the {list(places[:1])} rows, got {list(lam.shape)}")
+        lam = lam.reshape(-1, *(1,) * (len(places) - 1)).expand(places).reshape(-1)
+    return [lam, 1 - lam]
+
+
+def _probabilities(
+    source: Source, shape: tuple[int, ...], target: Tensor, settings: dict[str, Any], scale: float, margin: Any
+) -> Tensor:
+    """The loss for class probabilities: total * rest - mean, with the probabilities as the shares of the mean."""
+    if margin is not None:
+        raise ValueError("target must hold class indices where a margin is set, got probabilities (see MixedTarget)")
+    if settings["focal_gamma"]:
+        raise ValueError(f"focal_gamma must be 0 with probabilities as target, got {settings['focal_gamma']!r}")
+    if isinstance(settings["label_smoothing"], Tensor):
+        raise ValueError("label_smoothing must be a number with probabilities as target, got one for each class")
+    if tuple(target.shape) != shape:
+        raise ValueError(f"target must have shape {list(shape)} where it holds probabilities, got {list(target.shape)}")
+    checks.same_device("target", target, source.tensor)
+    flat = target[None] if target.ndim == 1 else target.movedim(1, -1).reshape(-1, source.classes)
+    terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
+    if target.requires_grad:
+        return _dense(source, terms)
+    rest, _, _, mean, _ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
+    return terms.total * rest - mean
+
+
+def _dense(source: Source, terms: Terms) -> Tensor:
+    """The same in plain torch, for the rare target that is itself learned."""
+    if not isinstance(source, Logits):
+        raise ValueError("target must not require a gradient here; offset_cross_entropy gives one for probabilities")
+    u = terms.scale * source.values.to(terms.mean_weight.dtype)
+    u = u if terms.offset is None else u + terms.offset
+    return -(terms.mean_weight * torch.log_softmax(u, 1)).sum(1)
+
+
+def finish(
+    parts: list[tuple[Tensor, Tensor | None, Any]], places: tuple[int, ...], reduction: str, weight: Tensor | None,
+    ignore_index: int, like: Tensor,
+) -> Tensor:
+    """Sum of share * reduced loss over the parts (loss [N], target or None, share), in the dtype users expect."""
+    result: Any = None
+    for loss, target, share in parts:
+        whole = isinstance(share, float) and share == 1.0
+        value = loss if whole else share * loss
+        if reduction != "none":
+            value = value.sum()
+        if reduction == "mean":
+            value = value / _divisor(loss, target, places, weight, ignore_index)
+        result = value if result is None else result + value
+    result = result.reshape(places) if reduction == "none" else result
+    if torch.is_autocast_enabled(like.device.type) or result.dtype == like.dtype:
+        return result
+    return result.to(like.dtype)
+
+
+def _divisor(
+    loss: Tensor, target: Tensor | None, places: tuple[int, ...], weight: Tensor | None, ignore_index: int
+) -> Any:
+    """What "mean" divides by: the rows' weights, ignored rows left out; the number of places for probabilities."""
+    if target is None:
+        return max(loss.shape[0], 0) if loss.shape[0] else loss.new_zeros(())
+    counted = target != ignore_index
+    if weight is None:
+        return counted.sum()
+    return torch.where(counted, weight[target.clamp(0, weight.shape[0] - 1)], 0.0).sum()

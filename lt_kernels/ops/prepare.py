@@ -1,0 +1,114 @@
+"""From the public functions' arguments to `Terms`: checks, dtypes, tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels import checks
+from lt_kernels.ops.terms import Terms
+from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.values import Margin
+
+_NO_MARGIN = Margin()
+
+
+def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int, target: Tensor | None) -> tuple[Tensor, bool]:
+    """The offset as [1, C], [N, C] or [C, C], and whether its rows are the targets' classes."""
+    checks.floating("offset", offset)
+    given, rows = tuple(offset.shape), shape[0] if len(shape) > 1 else 1
+    if given == (classes,):
+        return offset[None], False
+    if given == (1, classes, classes):
+        return offset[0], True
+    if given == (rows, 1, classes) and len(shape) == 2:
+        return offset[:, 0], False
+    per_row, per_class = given == shape, given == (classes, classes)
+    if per_row and per_class:
+        raise ValueError(
+            f"offset has shape {list(given)}, which for {rows} rows of {classes} classes may be per row or per target "
+            f"class: give it as [{rows}, 1, {classes}] (per row) or [1, {classes}, {classes}] (per target class)"
+        )
+    if per_class:
+        return offset, True
+    if per_row:
+        return offset.movedim(1, -1).reshape(-1, classes) if offset.ndim > 1 else offset[None], False
+    raise ValueError(
+        f"offset must have shape [{classes}], {list(shape)} (per row) or [{classes}, {classes}] (per target class), "
+        f"got {list(given)}"
+    )
+
+
+def _smoothing(value: float | Tensor, classes: int, like: Tensor) -> tuple[float, Tensor | None]:
+    if isinstance(value, Tensor):
+        return 1.0, checks.vector("label_smoothing", value, classes, like)
+    return checks.number("label_smoothing", value, 0.0, 1.0), None
+
+
+def _shares(
+    table: Tensor | None, weight: Tensor | None, classes: int, like: Tensor, kind: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """What smoothing gives to each class that is there, w_c / (classes there), and the sum of it for each table row."""
+    if table is None:
+        share = like.new_full((1, classes), 1 / classes, dtype=kind)
+    else:
+        there = (table.detach() != -torch.inf).to(kind)
+        share = there / there.sum(1, keepdim=True)
+    share = share if weight is None else share * weight
+    return share, share.sum(1)
+
+
+def terms(
+    like: Tensor, shape: tuple[int, ...], classes: int, target: Tensor | None, *, weight: Tensor | None,
+    offset: Tensor | None, focal_gamma: float, label_smoothing: float | Tensor, ignore_index: Any,
+    scale: float = 1.0, margin: Margin | None = None,
+) -> Terms:
+    """Checked settings for logits of `shape` with class indices `target` (flat; None for probability targets)."""
+    kind = accumulate_type(like.dtype)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+    gamma = checks.number("focal_gamma", focal_gamma, 0.0)
+    smoothing, class_smoothing = _smoothing(label_smoothing, classes, like)
+    if weight is not None:
+        weight = checks.vector("weight", weight, classes, like).to(kind)
+    table = row = share = total = None
+    if offset is not None:
+        table, per_target = _offset_table(offset, shape, classes, target)
+        table = checks.same_device("offset", table, like).to(kind)
+        if per_target and target is None:
+            raise ValueError("offset per target class [C, C] needs class indices as target, got probabilities")
+        row = target if per_target else None
+    if smoothing:
+        share, total = _shares(table, weight, classes, like, kind)
+    margin = _NO_MARGIN if margin is None else margin
+    per_class = margin.per_class
+    if per_class is not None:
+        per_class = checks.vector("margin", per_class.to(like.device), classes, like).to(kind)
+    if class_smoothing is not None:
+        class_smoothing = class_smoothing.to(kind)
+    return Terms(
+        table, row, share, total, weight, per_class, class_smoothing, scale, margin.kind, margin.value,
+        margin.strength, margin.fallback, gamma, smoothing, ignore_index,
+    )
+
+
+def is_probability(target: Any) -> bool:
+    """Whether a target holds class probabilities (floating point) and not indices."""
+    return isinstance(target, Tensor) and target.is_floating_point()
+
+
+def probability_terms(
+    like: Tensor, shape: tuple[int, ...], classes: int, target: Tensor, **settings: Any
+) -> Terms:
+    """Terms whose shares are the (smoothed, weighted) probabilities [N, C] themselves: loss = total * rest - mean."""
+    weight, settings["weight"] = settings["weight"], None
+    found = terms(like, shape, classes, None, **settings)
+    kind = accumulate_type(like.dtype)
+    share = target.to(kind)
+    if found.mean_weight is not None:
+        share = (1 - found.smoothing) * share + found.smoothing * found.mean_weight
+    if weight is not None:
+        share = share * checks.vector("weight", weight, classes, like).to(kind)
+    return found._replace(mean_weight=share, total=share.sum(1))
