@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lt-kernels {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"lt-kernels {arguments.command}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"lt-kernels {arguments.command}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr
+        )
         return 130
 
 
@@ -48,14 +50,19 @@ def _dispatch(command: str, words: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("benchmarks", "benchmarks.run"):
             raise
-        print(f"lt-kernels bench: the folder benchmarks/ of the repository is needed, and not found in {ROOT}", file=sys.stderr)
+        print(
+            f"lt-kernels bench: the folder benchmarks/ of the repository is needed, and not found in {ROOT}",
+            file=sys.stderr,
+        )
         return 2
     return module.main(words)
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
-    result = argparse.ArgumentParser(prog="lt-kernels", description="Long-tailed classification: train, compare, measure.")
+    result = argparse.ArgumentParser(
+        prog="lt-kernels", description="Long-tailed classification: train, compare, measure."
+    )
     commands = result.add_subparsers(dest="command", required=True, metavar="train | compare | bench | doctor")
     _add_train(commands)
     _add_compare(commands)
@@ -66,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train one model", description="Train one model as a config says.")
-    train.add_argument("--config", metavar="FILE", help="a YAML file such as recipes/digits-lt.yaml; with --resume it may be left out")
+    train.add_argument(
+        "--config", metavar="FILE", help="a YAML file such as recipes/digits-lt.yaml; with --resume it may be left out"
+    )
     train.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/NAME-METHOD-seed-SEED)")
     _add_common(train, "continue the run in --out from its last checkpoint")
     train.set_defaults(run=_train)
@@ -74,14 +83,20 @@ def _add_train(commands: Any) -> None:
 
 def _add_compare(commands: Any) -> None:
     compare = commands.add_parser(
-        "compare", help="train several methods over several seeds", description="Train methods over seeds; print a table, write a report."
+        "compare",
+        help="train several methods over several seeds",
+        description="Train methods over seeds; print a table, write a report.",
     )
     compare.add_argument("--data", required=True, metavar="NAME", help="a data set: digits-lt, stdlib-words")
-    compare.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,ldam-drw; -lwr may be appended to each")
+    compare.add_argument(
+        "--methods", required=True, metavar="A,B,...", help="such as ce,bs,ldam-drw; -lwr may be appended to each"
+    )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
     compare.add_argument("--config", metavar="FILE", help="settings of all runs (default: recipes/NAME.yaml)")
     compare.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
-    compare.add_argument("--imbalance", type=float, metavar="R", help="largest over smallest class count, instead of the recipe's")
+    compare.add_argument(
+        "--imbalance", type=float, metavar="R", help="largest over smallest class count, instead of the recipe's"
+    )
     compare.add_argument("--out", metavar="FOLDER", help="where the runs and the report are kept (default: runs/NAME)")
     compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a core)")
     _add_common(compare, "finish a comparison that was cut short; runs that are done are not repeated")
@@ -89,7 +104,9 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
+    )
     command.add_argument("--resume", action="store_true", help=resume)
     command.add_argument("--quiet", action="store_true", help="no progress, only the result")
 

@@ -33,8 +33,13 @@ def commit() -> str:
     if not (root / ".git").exists():
         return "unknown"
     try:
-        words = [["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], ["git", "-C", str(root), "status", "--porcelain", "-uno"]]
-        head, changes = (subprocess.run(word, capture_output=True, text=True, check=True, timeout=20).stdout for word in words)
+        words = [
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
+            ["git", "-C", str(root), "status", "--porcelain", "-uno"],
+        ]
+        head, changes = (
+            subprocess.run(word, capture_output=True, text=True, check=True, timeout=20).stdout for word in words
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.strip() + ("+" if changes.strip() else "")

@@ -32,9 +32,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def random_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators, as tensors, numbers and lists (a weights-only load reads them)."""
+    """The states of Python's, numpy's and torch's generators, as tensors, numbers and lists (a weights-only load
+    reads them).
+    """
     version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the state that other people's code draws from)
     states: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [name, keys.tolist(), *rest],
@@ -50,14 +52,15 @@ def restore_random_states(states: dict[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
 class ExactResume(Callback):
-    """Save `last.ckpt` every `steps` steps within an epoch (0: never) and after every `epochs`-th epoch and the last one.
+    """Save `last.ckpt` every `steps` steps within an epoch (0: never) and after every `epochs`-th epoch and the last
+    one.
 
     Must be the last callback: what it saves is the state after every other callback's work.
     """
@@ -96,7 +99,9 @@ class ExactResume(Callback):
             self._between_epochs = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write the loops' counters as they are between two epochs: the trainer repeats or loses an epoch if saved a moment earlier."""
+        """Write the loops' counters as they are between two epochs: the trainer repeats or loses an epoch if saved a
+        moment earlier.
+        """
         if not self._between_epochs:
             return
         loop = checkpoint["loops"]["fit_loop"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lt_kernels.train import require
-from lt_kernels.train.compare import available_cores, compare as run_comparison, plan, prepare_folder, write_report
+from lt_kernels.train.compare import available_cores, plan, prepare_folder, write_report
+from lt_kernels.train.compare import compare as run_comparison
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_settings
 
 RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
@@ -18,7 +19,9 @@ def train(config: str | None, changes: Sequence[str], out: str | None, resume: b
     """Train one model, or go on with one, and print its accuracies."""
     console = require("rich.console").Console(stderr=True)
     settings, folder = _settings_of_run(config, changes, out, resume)
-    from lt_kernels.train.run import train_run  # the trainer takes seconds to import: after the settings are known to be good
+    from lt_kernels.train.run import (
+        train_run,
+    )  # the trainer takes seconds to import: after the settings are known to be good
 
     result = train_run(settings, folder, resume, None if quiet else console)
     words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
@@ -26,7 +29,9 @@ def train(config: str | None, changes: Sequence[str], out: str | None, resume: b
     return 0
 
 
-def _settings_of_run(config: str | None, changes: Sequence[str], out: str | None, resume: bool) -> tuple[TrainConfig, Path]:
+def _settings_of_run(
+    config: str | None, changes: Sequence[str], out: str | None, resume: bool
+) -> tuple[TrainConfig, Path]:
     """The config and the folder of a run; a resumed run has its config in its folder."""
     if config is None:
         if not (resume and out):
@@ -43,7 +48,9 @@ def recipe(data: str) -> Path:
         if (folder / f"{data}.yaml").exists():
             return folder / f"{data}.yaml"
     known = sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
-    raise ConfigError(f"--data must be one of {', '.join(known)}, or --config name a YAML file with its settings, got {data!r}")
+    raise ConfigError(
+        f"--data must be one of {', '.join(known)}, or --config name a YAML file with its settings, got {data!r}"
+    )
 
 
 def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
@@ -53,16 +60,22 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
     workers = min(arguments.jobs or cores, len(methods) * max(1, arguments.seeds))
-    settings = apply_overrides({**read_settings(arguments.config or recipe(arguments.data)), **changes}, arguments.changes)
+    settings = apply_overrides(
+        {**read_settings(arguments.config or recipe(arguments.data)), **changes}, arguments.changes
+    )
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
     require("lightning")
-    text = require("yaml").safe_dump({**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False)
+    text = require("yaml").safe_dump(
+        {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
+    )
     prepare_folder(folder, text, arguments.resume)
     console = require("rich.console").Console
     results = run_comparison(jobs, workers, None if arguments.quiet else console(stderr=True))
     summaries = write_report(jobs, results, folder, text, workers)
     tables = require("lt_kernels.train.tables")
-    console().print(tables.rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]"))
+    shown = console()
+    shown.width = max(shown.width, 100)  # a table of cut numbers is no table
+    shown.print(tables.rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]"))
     print(f"report: {folder / 'report.html'}")
     return 0

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.files import prepare_folder as prepare_run
+from lt_kernels.train.files import read_result
 from lt_kernels.train.methods import find_method, method_options
 
 MARK = "comparison.yaml"
@@ -34,7 +36,8 @@ def available_cores() -> int:
 
 
 def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder: Path, threads: int) -> list[Job]:
-    """The runs, seed by seed, so that a comparison cut short has whole rounds; every config is checked before anything runs.
+    """The runs, seed by seed, so that a comparison cut short has whole rounds; every config is checked before
+    anything runs.
 
     Errors: ConfigError naming the method, seed or option that cannot be used.
     """
@@ -43,7 +46,9 @@ def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder
     if seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, got {seeds}")
     if settings.get("method_options"):
-        raise ConfigError(f"method_options must be given as methods.NAME in a comparison, got {settings['method_options']!r}")
+        raise ConfigError(
+            f"method_options must be given as methods.NAME in a comparison, got {settings['method_options']!r}"
+        )
     jobs = []
     for seed in range(seeds):
         for method in methods:
@@ -62,14 +67,25 @@ def work(job: Job) -> dict[str, Any]:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Do the runs, `workers` at a time in processes of their own, and yield each as it ends."""
-    if workers <= 1:
-        for job in jobs:
+    """Do the runs that are not done, `workers` at a time in processes of their own, and yield each when its result is
+    there.
+    """
+    waiting = []
+    for job in jobs:
+        if job.folder.exists():
+            prepare_run(job.config, job.folder, resume=True)
+        result = read_result(job.folder)
+        if result is None:
+            waiting.append(job)
+        else:
+            yield job, result
+    if min(workers, len(waiting)) <= 1:
+        for job in waiting:
             yield job, work(job)
         return
     # not fork: a forked process inherits torch's thread pool in whatever state it is
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(work, job): job for job in jobs}
+    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(work, job): job for job in waiting}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -81,7 +97,14 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str,
 def compare(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[str, list[dict[str, Any]]]:
     """Do all runs, telling `console` of each, and return the results by method, in the order of the seeds."""
     shown = console or Console(quiet=True)
-    parts = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    parts = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     found: dict[Path, dict[str, Any]] = {}
     with Progress(*parts, console=shown, disable=not shown.is_terminal) as bar:
         task = bar.add_task("", total=len(jobs))
@@ -105,11 +128,13 @@ def prepare_folder(folder: Path, settings: str, resume: bool) -> None:
     (folder / MARK).write_text(settings, encoding="utf-8")
 
 
-def write_report(jobs: Sequence[Job], results: Mapping[str, list[dict[str, Any]]], folder: Path, settings: str, workers: int) -> Any:
+def write_report(
+    jobs: Sequence[Job], results: Mapping[str, list[dict[str, Any]]], folder: Path, settings: str, workers: int
+) -> Any:
     """Write table.csv, .md and .json, summary.csv, runs.csv and report.html; return the summaries."""
     from lt_kernels.train import tables
     from lt_kernels.train.about import facts
-    from lt_kernels.train.logs import read_rows
+    from lt_kernels.train.files import read_rows
     from lt_kernels.train.report import render
 
     summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]

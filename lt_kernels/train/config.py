@@ -19,9 +19,10 @@ class ConfigError(ValueError):
 class TrainConfig:
     """Every setting of one run; two runs of equal configs on one machine give the same bits.
 
-    Epochs and milestones count passes over the training set from 0; `lr` is the peak rate, reached after `warmup_epochs` of linear
-    warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on; `validate_every` and `checkpoint_epochs` are
-    in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's own number of threads.
+    Epochs and milestones count passes over the training set from 0; `lr` is the peak rate, reached after
+    `warmup_epochs` of linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on;
+    `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
+    `threads` 0 leaves torch's own number of threads.
     """
 
     data: str = "digits-lt"
@@ -92,7 +93,9 @@ def _as_float(value: Any) -> float | None:
         return None
 
 
-def _number(low: float, high: float = math.inf, open_low: bool = False, optional: bool = False) -> Callable[[str, Any], float | None]:
+def _number(
+    low: float, high: float = math.inf, open_low: bool = False, optional: bool = False
+) -> Callable[[str, Any], float | None]:
     bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
 
     def check(key: str, value: Any) -> float | None:
@@ -145,14 +148,31 @@ def _several(check: Callable[[str, Any], Any], allowed: str) -> Callable[[str, A
 
 
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "data": _name, "imbalance": _number(1, optional=True), "data_options": _options,
-    "network": _name, "network_options": _options, "method": _name, "method_options": _options,
-    "epochs": _integer(1), "batch_size": _integer(1), "lr": _number(0, open_low=True), "momentum": _number(0, 1),
-    "weight_decay": _number(0), "nesterov": _flag, "warmup_epochs": _integer(0), "schedule": _choice("cosine", "step", "constant"),
-    "milestones": _several(_integer(0), "a list of epochs"), "gammas": _several(_number(0), "a list of factors"),
-    "mixup_alpha": _number(0), "precision": _choice("32", "bf16"), "seed": _integer(0),
-    "validate_every": _integer(1), "checkpoint_epochs": _integer(1), "checkpoint_steps": _integer(0), "threads": _integer(0),
-}  # fmt: skip
+    "data": _name,
+    "imbalance": _number(1, optional=True),
+    "data_options": _options,
+    "network": _name,
+    "network_options": _options,
+    "method": _name,
+    "method_options": _options,
+    "epochs": _integer(1),
+    "batch_size": _integer(1),
+    "lr": _number(0, open_low=True),
+    "momentum": _number(0, 1),
+    "weight_decay": _number(0),
+    "nesterov": _flag,
+    "warmup_epochs": _integer(0),
+    "schedule": _choice("cosine", "step", "constant"),
+    "milestones": _several(_integer(0), "a list of epochs"),
+    "gammas": _several(_number(0), "a list of factors"),
+    "mixup_alpha": _number(0),
+    "precision": _choice("32", "bf16"),
+    "seed": _integer(0),
+    "validate_every": _integer(1),
+    "checkpoint_epochs": _integer(1),
+    "checkpoint_steps": _integer(0),
+    "threads": _integer(0),
+}
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 
@@ -178,7 +198,8 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """A checked config from a mapping; a key that does not exist is an error that names it.
 
-    A recipe may hold one key more, `methods`: the options that a method has with this data set unless `method_options` says otherwise.
+    A recipe may hold one key more, `methods`: the options that a method has with this data set unless
+    `method_options` says otherwise.
     """
     own = dict(settings)
     methods = _options("methods", own.pop("methods", None))
@@ -205,7 +226,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Settings with `key=value` changes applied; `method_options.alpha=0.5` reaches inside a mapping, values are read as YAML."""
+    """Settings with `key=value` changes applied; `method_options.alpha=0.5` reaches inside a mapping, values are read
+    as YAML.
+    """
     result = copy.deepcopy(dict(settings))
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -229,7 +252,9 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: str | Path) -> None:
     """The config as YAML that `read_config` reads back to an equal value."""
-    Path(path).write_text(_yaml().safe_dump(config.as_dict(), sort_keys=False), encoding="utf-8")
+    from lt_kernels.train.files import write_atomically
+
+    write_atomically(Path(path), _yaml().safe_dump(config.as_dict(), sort_keys=False))
 
 
 def _yaml() -> Any:

@@ -1,4 +1,4 @@
-"""The record of a run, one row an epoch: CSV and TensorBoard, without a row lost or doubled over a kill and a resume."""
+"""The record of a run, one row an epoch: CSV and TensorBoard, no row lost or doubled over a kill and a resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,14 +15,16 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.train.module import Classifier, predict
 from lt_kernels.train.scores import GROUPS, score
 
-COLUMNS = ("epoch", "step", "lr", "loss", "seconds", *GROUPS)
+COLUMNS = ("epoch", "step", "lr", "loss", "regularizer", "seconds", *GROUPS)
 
 
 class EpochLog(Callback):
-    """Keep a row for every epoch, in the checkpoint too; the files are written anew from these rows when a run is resumed.
+    """Keep a row for every epoch, in the checkpoint too; the files are written anew from these rows when a run is
+    resumed.
 
-    Row: epochs done, steps done, the last learning rate, the mean loss over the epoch's samples (regularizer included), seconds of
-    training, and on every `every`-th epoch and the last one the accuracies of the balanced test set in percent.
+    Row: epochs done, steps done, the last learning rate, the means over the epoch's samples of the loss and of the
+    regularizer (with its strength), seconds of training, and on every `every`-th epoch and the last one the
+    accuracies of the balanced test set in percent.
     """
 
     def __init__(self, folder: Path, data: LongTailedData, every: int) -> None:
@@ -33,7 +34,7 @@ class EpochLog(Callback):
         self._clear()
 
     def _clear(self) -> None:
-        self.loss_sum: Any = 0.0
+        self.sums: Any = [0.0, 0.0]  # loss, regularizer
         self.samples, self.seconds = 0, 0.0
 
     def _elapsed(self) -> float:
@@ -41,18 +42,19 @@ class EpochLog(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, and the sums of the epoch that is under way."""
-        return {"rows": self.rows, "loss_sum": float(self.loss_sum), "samples": self.samples, "seconds": self._elapsed()}
+        sums = [float(value) for value in self.sums]
+        return {"rows": self.rows, "sums": sums, "samples": self.samples, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's rows and sums."""
         self.rows = list(state_dict["rows"])
-        self.loss_sum, self.samples, self.seconds = state_dict["loss_sum"], state_dict["samples"], state_dict["seconds"]
+        self.sums, self.samples, self.seconds = list(state_dict["sums"]), state_dict["samples"], state_dict["seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Write the files anew from the rows."""
         shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
         self.writer = SummaryWriter(str(self.folder / "tensorboard"))
-        self.file = open(self.folder / "metrics.csv", "w", newline="", encoding="utf-8")
+        self.file = (self.folder / "metrics.csv").open("w", newline="", encoding="utf-8")
         self.table = csv.DictWriter(self.file, COLUMNS)
         self.table.writeheader()
         for row in self.rows:
@@ -71,10 +73,13 @@ class EpochLog(Callback):
         self._clear()
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Add a batch's loss; no number is read from the device here."""
         size = len(batch[1])
-        self.loss_sum = self.loss_sum + outputs["loss"].detach().double() * size
+        loss = outputs["data_loss"].double()
+        self.sums = [self.sums[0] + size * loss, self.sums[1] + size * (outputs["loss"].detach().double() - loss)]
         self.samples += size
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
@@ -84,7 +89,8 @@ class EpochLog(Callback):
             "epoch": done,
             "step": trainer.global_step,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "loss": float(self.loss_sum) / max(1, self.samples),
+            "loss": float(self.sums[0]) / max(1, self.samples),
+            "regularizer": float(self.sums[1]) / max(1, self.samples),
             "seconds": self._elapsed(),
         }
         if done % self.every == 0 or done == trainer.max_epochs:
@@ -99,14 +105,3 @@ class EpochLog(Callback):
         if hasattr(self, "writer"):
             self.writer.close()
             self.file.close()
-
-
-def read_rows(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.csv`; a cell left empty is left out."""
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-
-
-def median_seconds(rows: list[dict[str, float]]) -> float:
-    """The median of the epochs' seconds: the first epoch, with its warming up, does not count more than any other."""
-    return float(torch.tensor([row["seconds"] for row in rows]).median()) if rows else float("nan")

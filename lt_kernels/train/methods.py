@@ -7,18 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.regularizers import LogitWeightRepulsion
 from torch import nn
 
 from lt_kernels import losses
-from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
 from lt_kernels.train.config import ConfigError, unknown_name
 
 # The share of the epochs before the weights come in (160 of 200 epochs in Cao et al., 2019), and the weights' beta.
 DEFERRED_DEFAULTS: Mapping[str, Any] = {"drw_start": 0.8, "drw_beta": 0.9999}
 # lambda(t) = strength (1 - t / T)^power, t in epochs.
-REPULSION_DEFAULTS: Mapping[str, Any] = {"lwr_threshold": 0.4, "lwr_project": True, "lwr_strength": 1.0, "lwr_power": 2.0}
+REPULSION_DEFAULTS: Mapping[str, Any] = {
+    "lwr_threshold": 0.4,
+    "lwr_project": True,
+    "lwr_strength": 1.0,
+    "lwr_power": 2.0,
+}
 REPULSION_SUFFIX = "-lwr"
 
 
@@ -93,16 +98,22 @@ BASE_METHODS: dict[str, Method] = {
     "dbm-cb": Method("DBM, deferred re-weighting", _counted("DBMLoss", base="cb"), _DBM, head="cosine", deferred=True),
     "cosface": Method("CosFace", _plain("CosFaceLoss"), {"margin": 0.35, "scale": 64.0}, head="cosine"),
     "arcface": Method("ArcFace", _plain("ArcFaceLoss"), {"margin": 0.5, "scale": 64.0}, head="cosine"),
-    "lade": Method("LADE", _counted("LADELoss"), {"alpha": 0.1, "lam": 0.1, "importance": "class", "classes": "all"}, mixup=False),
+    "lade": Method(
+        "LADE", _counted("LADELoss"), {"alpha": 0.1, "lam": 0.1, "importance": "class", "classes": "all"}, mixup=False
+    ),
     "estimated-offset": Method(
-        "estimated offset", _estimated_offset, {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5},
-        bias=False, mixup=False,
+        "estimated offset",
+        _estimated_offset,
+        {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5},
+        bias=False,
+        mixup=False,
     ),
     "las": Method(
-        "label-aware smoothing", _counted("LabelAwareSmoothingLoss"),
+        "label-aware smoothing",
+        _counted("LabelAwareSmoothingLoss"),
         {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"},
     ),
-}  # fmt: skip
+}
 
 
 def method_names() -> list[str]:

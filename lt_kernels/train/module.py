@@ -16,8 +16,8 @@ from lt_kernels.train.mixing import mix_batch
 class Classifier(LightningModule):
     """Network, head and method of one run; knows no epoch but the settings that a callback last applied.
 
-    A batch is (inputs [N, ...], target int64 [N]). `weight` is the per-class weight [C] that the epoch asks of the loss, `strength` the
-    regularizer's factor.
+    A batch is (inputs [N, ...], target int64 [N]). `weight` is the per-class weight [C] that the epoch asks of the
+    loss, `strength` the regularizer's factor.
     """
 
     def __init__(self, config: TrainConfig, network: nn.Module, parts: MethodParts) -> None:
@@ -41,25 +41,32 @@ class Classifier(LightningModule):
         """Logits, or cosines, [N, C]."""
         return self.head(self.network(inputs))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The method's loss of a batch, regularizer included."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """`loss`: what is minimised; `data_loss`: the part of it without the regularizer, for the record."""
         inputs, target = batch
         if self.config.mixup_alpha > 0:
             inputs, target = mix_batch(inputs, target, self.config.mixup_alpha)
         loss = self.head(self.network(inputs), target)
+        total = loss
         if self.regularizer is not None and self.strength > 0:
-            loss = loss + self.strength * self.regularizer(self.head.weight)
-        return loss
+            total = loss + self.strength * self.regularizer(self.head.weight)
+        return {"loss": total, "data_loss": loss.detach()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over every parameter, weight decay included, as the papers have it."""
         config = self.config
         return torch.optim.SGD(
-            self.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.nesterov
+            self.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the epoch's weight buffer before the weights are loaded: it is part of the state, or absent, by the epoch."""
+        """Have the epoch's weight buffer before the weights are loaded: it is part of the state, or absent, by the
+        epoch.
+        """
         self.apply_epoch(int(checkpoint["epoch"]))
 
 

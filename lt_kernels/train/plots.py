@@ -12,10 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lt_kernels.train.tables import HEADINGS, Summary, columns
+from lt_kernels.train.tables import Summary, columns
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 Rows = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
+GROUP_LABELS = {
+    "many": "many\n(more than 100)",
+    "medium": "medium\n(20 to 100)",
+    "few": "few\n(fewer than 20)",
+    "all": "all classes",
+    "gm": "all classes,\ngeometric mean",
+}
 MARKERS = "osD^vP*Xh<>"
 # Up to this many classes each is a point; beyond, classes of like counts are averaged.
 POINTS = 40
@@ -40,7 +47,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each method; plain cross-entropy is black and dashed, so that the rest is read against it."""
+    """Colour and marker of each method; cross-entropy is black and dashed: the rest is read against it."""
     names = [method for method in methods if method != "ce"]
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
     styles = {
@@ -65,10 +72,15 @@ def group_bars(summaries: Sequence[Summary]) -> bytes:
         values = [summary.values[name] for name in names]
         errors = [value.deviation or 0.0 for value in values]
         axis.bar(
-            left, [value.mean for value in values], width * 0.92, yerr=errors, label=summary.method,
-            color=styles[summary.method]["color"], error_kw={"elinewidth": 1, "ecolor": "0.45"},
-        )  # fmt: skip
-    axis.set_xticks(np.arange(len(names)), [HEADINGS[name] for name in names])
+            left,
+            [value.mean for value in values],
+            width * 0.92,
+            yerr=errors,
+            label=summary.method,
+            color=styles[summary.method]["color"],
+            error_kw={"elinewidth": 1, "ecolor": "0.45"},
+        )
+    axis.set_xticks(np.arange(len(names)), [GROUP_LABELS[name] for name in names])
     axis.set_ylim(0, 100)
     axis.set_xlabel("classes, by their number of training samples")
     axis.set_ylabel("accuracy on the test set [%]")
@@ -78,7 +90,9 @@ def group_bars(summaries: Sequence[Summary]) -> bytes:
 
 
 def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (class count, accuracy): each class where they are few, else means over up to `BINS` ranges equal on the log axis."""
+    """Points (class count, accuracy): each class where they are few, else means over up to `BINS` ranges equal on the
+    log axis.
+    """
     known = np.isfinite(accuracy) & (counts > 0)
     counts, accuracy = counts[known], accuracy[known]
     if len(counts) <= POINTS:
@@ -102,10 +116,13 @@ def accuracy_by_count(results: Results) -> bytes:
         accuracy = np.mean([run["per_class"] for run in runs], axis=0)
         axis.plot(*class_curve(counts, accuracy), label=method, markersize=5, linewidth=1.4, **styles[method])
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylim(-2, 102)
     axis.set_xlabel("training samples of the class (log scale)")
     axis.set_ylabel("accuracy of the class [%]")
-    what = "Accuracy of each class" if classes <= POINTS else f"Accuracy of the {classes} classes in ranges of like counts"
+    what = (
+        "Accuracy of each class" if classes <= POINTS else f"Accuracy of the {classes} classes in ranges of like counts"
+    )
     axis.set_title(f"{what} against its number of training samples (mean over seeds)", fontsize=11)
     _legend(figure, axis)
     return _png(figure)
@@ -129,7 +146,7 @@ def training_curves(rows: Rows) -> bytes:
         right.plot(*_mean_curve(runs, "all"), label=method, linewidth=1.3, markersize=4, **style, **mark)
     left.set_yscale("log")
     left.set_title("Training loss (each method its own: compare shapes, not heights)", fontsize=10)
-    left.set_ylabel("loss per sample, regularizers included [nats, log scale]")
+    left.set_ylabel("loss per sample, without regularizer [nats, log scale]")
     right.set_title("Mean class accuracy on the test set", fontsize=10)
     right.set_ylabel("accuracy [%]")
     for axis in (left, right):

@@ -27,15 +27,26 @@ class EpochBar(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Open the bar."""
-        columns = (TextColumn("epoch"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        columns = (
+            TextColumn("epoch"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=trainer.max_epochs, completed=trainer.current_epoch)
         self.bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Move the bar within the epoch, for long epochs."""
         if self.console.is_terminal and batch_idx % 50 == 0:
-            self.bar.update(self.task, completed=round(trainer.current_epoch + batch_idx / trainer.num_training_batches, 2))
+            self.bar.update(
+                self.task, completed=round(trainer.current_epoch + batch_idx / trainer.num_training_batches, 2)
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Show the epoch's numbers."""

@@ -10,8 +10,8 @@ from lt_kernels.train.config import TrainConfig
 def rate_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
     """The share of the peak rate at step `step` of the `steps` steps of `epoch`, both from 0.
 
-    Linear warm-up: (t + 1 / steps) / warmup_epochs with t = epoch + step / steps. Then cosine (1 + cos(pi t / epochs)) / 2, or the factor
-    of the last milestone passed, or 1.
+    Linear warm-up: (t + 1 / steps) / warmup_epochs with t = epoch + step / steps. Then cosine (1 + cos(pi t /
+    epochs)) / 2, or the factor of the last milestone passed, or 1.
     """
     time = epoch + step / steps
     if time < config.warmup_epochs:

@@ -14,7 +14,8 @@ from lt_kernels.train.tables import Summary, best, cells, columns, headings
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
 td:first-child, th:first-child { text-align: left; } td.best { font-weight: 700; }
 figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .92rem; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; } .wide { overflow-x: auto; }
@@ -42,7 +43,8 @@ def _figure(picture: bytes, title: str, caption: str) -> str:
 def _finding(summaries: Sequence[Summary]) -> str:
     """The best method, and by how much it differs from plain cross-entropy."""
     winner = next(summary for summary in summaries if summary.method == best(summaries, "all"))
-    sentence = f"Highest mean class accuracy: {winner.method} ({find_method(winner.method).title}), {winner.values['all'].text()} %."
+    title, accuracy = find_method(winner.method).title, winner.values["all"].text()
+    sentence = f"Highest mean class accuracy: {winner.method} ({title}), {accuracy} %."
     plain = next((summary for summary in summaries if summary.method == "ce"), None)
     if plain is None or winner is plain:
         return sentence
@@ -55,16 +57,21 @@ def _finding(summaries: Sequence[Summary]) -> str:
 
 def _facts(about: Mapping[str, Any]) -> str:
     return (
-        f"{about['data']}: {about['classes']} classes with {about['class_counts']} training samples each, {about['training_samples']} "
-        f"training and {about['test_samples']} test samples. Network {about['network']}, {about['epochs']} epochs. Every method has the same "
-        "network, optimizer, schedule and split, and for a seed the same initial network and order of samples; seeds change the last two. "
-        f"Accuracies are those after the last epoch. Run on {about['device']}, torch {about['torch']}, {about['threads_a_run']} thread(s) a "
-        f"run, {about['runs_at_a_time']} run(s) at a time, commit {about['commit']}."
-    )
+        "{data}: {classes} classes with {class_counts} training samples each, {training_samples} training and {test_samples} "
+        "test samples. Network {network}, {epochs} epochs. Every method has the same network, optimizer, schedule and split, "
+        "and for a seed the same initial network and order of samples; seeds change the last two. Accuracies are those after "
+        "the last epoch. Run on {device}, torch {torch}, {threads_a_run} thread(s) a run, {runs_at_a_time} run(s) at a time, "
+        "commit {commit}."
+    ).format_map(about)
 
 
 def render(
-    summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows, settings: str, about: Mapping[str, Any], title: str
+    summaries: Sequence[Summary],
+    results: plots.Results,
+    rows: plots.Rows,
+    settings: str,
+    about: Mapping[str, Any],
+    title: str,
 ) -> str:
     """The report's HTML: the table, three pictures, the runs and the settings."""
     names = columns(summaries)
@@ -76,7 +83,8 @@ def render(
         if summary.method == best(summaries, name)
     }
     parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>",
+        f"<style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_facts(about))}</p><p><b>{html.escape(_finding(summaries))}</b></p>",
         "<h2>Accuracy on the balanced test set, in percent</h2>",
         _table(headings(names), lines, marked),
@@ -91,22 +99,40 @@ def render(
 def _reading(summaries: Sequence[Summary]) -> str:
     seeds = max(summary.seeds for summary in summaries)
     text = (
-        f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of each column in bold. many: classes with more than 100 "
-        "training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; geometric mean: of all class "
-        "accuracies, one of zero counting as 0.1 %. s/epoch: median over the epochs, training only."
+        f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of each column in bold. many: classes with "
+        "more than 100 training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; GM: "
+        "geometric mean of all class accuracies, one of zero counting as 0.1 %. s/epoch: median over the epochs, training only."
     )
     titles = "; ".join(f"{summary.method}: {find_method(summary.method).title}" for summary in summaries)
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
 
 
+def coinciding(results: plots.Results) -> str:
+    """Which methods have the same accuracies in every class and run, so that their curves lie on one another."""
+    groups: dict[str, list[str]] = {}
+    for method, runs in results.items():
+        groups.setdefault(repr([run["per_class"] for run in runs]), []).append(method)
+    same = [" = ".join(methods) for methods in groups.values() if len(methods) > 1]
+    return f" Curves that coincide: {'; '.join(same)}." if same else ""
+
+
 def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows) -> list[str]:
+    same = coinciding(results)
     return [
         "<h2>Groups of classes</h2>",
-        _figure(plots.group_bars(summaries), "Accuracy per group", "A group that the data set does not have is left out."),
+        _figure(
+            plots.group_bars(summaries), "Accuracy per group", "A group that the data set does not have is left out."
+        ),
         "<h2>Classes by their number of training samples</h2>",
-        _figure(plots.accuracy_by_count(results), "Accuracy against class count", "Mean over seeds; cross-entropy is dashed."),
+        _figure(
+            plots.accuracy_by_count(results),
+            "Accuracy against class count",
+            "Mean over seeds; cross-entropy is dashed." + same,
+        ),
         "<h2>Training</h2>",
-        _figure(plots.training_curves(rows), "Training curves", "Mean over seeds, by epoch; cross-entropy is dashed."),
+        _figure(
+            plots.training_curves(rows), "Training curves", "Mean over seeds, by epoch; cross-entropy is dashed." + same
+        ),
     ]
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import statistics
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,27 +20,31 @@ from rich.console import Console
 
 from lt_kernels.data import LongTailedData, ResumableLoader, load
 from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
-from lt_kernels.train.config import ConfigError, TrainConfig, read_config, write_config
+from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.epochs import EpochSettings
-from lt_kernels.train.logs import EpochLog, median_seconds
+from lt_kernels.train.files import RESULT, prepare_folder, read_result, write_atomically
+from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods import Setting, build_method, find_method
 from lt_kernels.train.module import Classifier, predict
 from lt_kernels.train.networks import build_network
 from lt_kernels.train.progress import EpochBar
 from lt_kernels.train.scores import score
 
-RESULT = "result.json"
 
-
-def train_run(config: TrainConfig, folder: Path, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
-    """Train one model in `folder` and return what `result.json` then holds; with `resume` go on from `last.ckpt`, if there is one.
+def train_run(
+    config: TrainConfig, folder: Path, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Train one model in `folder` and return what `result.json` then holds; with `resume` go on from `last.ckpt`, if
+    there is one.
 
     Same config, same machine, same number of threads: same bits, whether or not the run was killed in between.
-    Errors: ConfigError when the folder holds a run (without resume) or a run of other settings (with it), or a setting cannot be used.
+    Errors: ConfigError when the folder holds a run (without resume) or a run of other settings (with it), or a
+    setting cannot be used.
     """
     prepare_folder(config, folder, resume)
-    if (folder / RESULT).exists():
-        return read_result(folder)
+    done = read_result(folder)
+    if done is not None:
+        return done
     if config.threads:
         torch.set_num_threads(config.threads)
     with deterministic():
@@ -52,27 +57,14 @@ def train_run(config: TrainConfig, folder: Path, resume: bool = False, console: 
     return result
 
 
-def prepare_folder(config: TrainConfig, folder: Path, resume: bool) -> None:
-    """Make the folder of a new run, or check that what it holds is the same run."""
-    stored = folder / "config.yaml"
-    if not stored.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, stored)
-        return
-    if not resume:
-        raise ConfigError(f"--out {str(folder)!r} holds a run already: continue it with --resume, or choose another folder")
-    before = read_config(stored).as_dict()
-    for key, value in config.as_dict().items():
-        if before[key] != value:
-            raise ConfigError(f"--resume: {key} must be {before[key]!r}, as in {str(stored)!r}, got {value!r}")
-
-
 def load_data(config: TrainConfig) -> LongTailedData:
     """The data set of a config; `data_options` may name its seed."""
     try:
         return load(config.data, config.imbalance, **config.data_options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}: {error}") from error
+        raise ConfigError(
+            f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}: {error}"
+        ) from error
 
 
 def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
@@ -81,7 +73,7 @@ def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
         why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
         raise ConfigError(f"mixup_alpha must be {why}, got {config.mixup_alpha}")
     random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
     torch.manual_seed(config.seed)
     try:
         network = build_network(config.network, data, **config.network_options)
@@ -99,10 +91,18 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
     last = folder / LAST
     with quiet_trainer():
         trainer = Trainer(
-            max_epochs=config.epochs, precision="bf16-mixed" if config.precision == "bf16" else "32-true", devices=1,
-            plugins=[AtomicCheckpointIO()], callbacks=[EpochSettings(), log, *bar, saver], limit_val_batches=0, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        )  # fmt: skip
+            max_epochs=config.epochs,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            devices=1,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[EpochSettings(), log, *bar, saver],
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
         trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
 
 
@@ -116,23 +116,11 @@ def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log
         "class_counts": data.class_counts.tolist(),
         "samples": {"train": len(data.train[1]), "test": len(data.test[1])},
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "seconds_per_epoch": median_seconds(log.rows),
+        "seconds_per_epoch": statistics.median(row["seconds"] for row in log.rows),
         "seconds": sum(row["seconds"] for row in log.rows),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The result of a finished run."""
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 @contextlib.contextmanager
@@ -142,7 +130,9 @@ def deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a memset for every new tensor, and no run reads what it did not write
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a memset for every new tensor, and no run reads what it did not write
+    )
     try:
         yield
     finally:

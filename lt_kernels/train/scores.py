@@ -21,7 +21,8 @@ class Score:
 
 
 def score(prediction: Tensor, data: LongTailedData) -> Score:
-    """Mean class accuracy of the many- (more than 100 training samples), medium- (20 to 100) and few-shot classes and of all, and the
+    """Mean class accuracy of the many- (more than 100 training samples), medium- (20 to 100) and few-shot classes and
+    of all, and the
     geometric mean of the class accuracies (a class never right counts as 0.1 percent)."""
     per_class = per_class_accuracy(prediction, data.test[1], data.num_classes)
     groups = {name: 100 * float(value) for name, value in group_accuracy(per_class, data.class_counts).items()}

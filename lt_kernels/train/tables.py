@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from lt_kernels.train.scores import GROUPS
 
-HEADINGS: Mapping[str, str] = {"many": "many", "medium": "medium", "few": "few", "all": "all", "gm": "geometric mean"}
+HEADINGS: Mapping[str, str] = {"many": "many", "medium": "medium", "few": "few", "all": "all", "gm": "GM"}
 TIME = "seconds_per_epoch"
 
 
@@ -64,7 +65,7 @@ def columns(summaries: Sequence[Summary]) -> list[str]:
 
 def cells(summary: Summary, names: Sequence[str]) -> list[str]:
     """One row as text."""
-    return [summary.method, *(summary.values[name].text() for name in names), summary.values[TIME].text(3)]
+    return [summary.method, *(summary.values[name].text() for name in names), f"{summary.values[TIME].mean:.3g}"]
 
 
 def headings(names: Sequence[str]) -> list[str]:
@@ -75,13 +76,16 @@ def headings(names: Sequence[str]) -> list[str]:
 def rich_table(summaries: Sequence[Summary], title: str) -> Table:
     """For a terminal; the best mean of each column in bold."""
     names = columns(summaries)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(headings(names)):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     winners = {name: best(summaries, name) for name in names}
     for summary in summaries:
         first, *middle, last = cells(summary, names)
-        marked = [f"[bold]{text}[/]" if winners[name] == summary.method else text for name, text in zip(names, middle, strict=True)]
+        marked = [
+            f"[bold]{text}[/]" if winners[name] == summary.method else text
+            for name, text in zip(names, middle, strict=True)
+        ]
         table.add_row(first, *marked, last)
     return table
 
@@ -93,7 +97,9 @@ def markdown(summaries: Sequence[Summary]) -> str:
     lines = ["| " + " | ".join(headings(names)) + " |", "|---" + "|---:" * (len(names) + 1) + "|"]
     for summary in summaries:
         first, *middle, last = cells(summary, names)
-        marked = [f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, middle, strict=True)]
+        marked = [
+            f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, middle, strict=True)
+        ]
         lines.append("| " + " | ".join([first, *marked, last]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -116,7 +122,9 @@ def summary_csv(summaries: Sequence[Summary]) -> str:
     writer.writerow(["method", "seeds", *(f"{name}_{part}" for name in names for part in ("mean", "spread"))])
     for summary in summaries:
         pairs = [summary.values[name] for name in names]
-        writer.writerow([summary.method, summary.seeds, *(cell for pair in pairs for cell in (pair.mean, pair.deviation))])
+        writer.writerow(
+            [summary.method, summary.seeds, *(cell for pair in pairs for cell in (pair.mean, pair.deviation))]
+        )
     return buffer.getvalue()
 
 
@@ -128,5 +136,7 @@ def runs_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     writer.writerow(["method", "seed", *names, TIME, "seconds"])
     for method, runs in results.items():
         for run in runs:
-            writer.writerow([method, run["config"]["seed"], *(run["accuracy"][name] for name in names), run[TIME], run["seconds"]])
+            writer.writerow(
+                [method, run["config"]["seed"], *(run["accuracy"][name] for name in names), run[TIME], run["seconds"]]
+            )
     return buffer.getvalue()
