@@ -37,10 +37,11 @@ class Samples:
         yield "both", self.both
 
 
-def quantiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and the 20th and 80th percentile."""
+def quantiles(seconds: Sequence[float], unit: float = 1.0) -> tuple[float, float, float]:
+    """The median, the 20th and the 80th percentile, in units of `unit` seconds."""
     points = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64))
-    return tuple(points.tolist())  # pyright: ignore[reportReturnType]
+    p50, p20, p80 = (points / unit).tolist()
+    return p50, p20, p80
 
 
 def synchronize(device: str) -> None:

@@ -20,6 +20,8 @@ from benchmarks.providers import LIMITS, NAMES, Provider, providers
 from benchmarks.results import Row
 from lt_kernels import doctor
 
+UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra memory": "MiB"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen cases; 1 if a provider of ours was wrong."""
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lt-kernels bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="lt-kernels bench", description="Measure the operators.")
     parser.add_argument("--operator", action="append", help="only this operator (may be repeated)")
     parser.add_argument("--case", action="append", help="only this shape, or named loss (may be repeated)")
     parser.add_argument("--provider", action="append", choices=NAMES, help="only this provider (may be repeated)")
@@ -78,18 +80,26 @@ def measured(case: Case, chosen: argparse.Namespace, around: Mapping[str, Any]) 
     names = chosen.provider or NAMES
     serving, judged = _judged(posed, names)
     for name, (worst, right) in judged.items():
-        yield _row(case, name, "both", around, "error" if right else "wrong", "relative", (worst, worst, worst), 1)
+        yield _row(case, name, "both", around, "error" if right else "wrong", 3 * [worst], 1)
     right = [p for p in serving if p.is_limit or judged[p.name][1]]
     seconds = min(chosen.seconds, 0.4) if case.operator == "losses" else chosen.seconds
     for name, samples in measure.interleaved(right, chosen.device, seconds).items():
         for mode, taken in samples.modes():
-            points = tuple(1e3 * second for second in measure.quantiles(taken))
-            yield _row(case, name, mode, around, "time", "ms", points, len(taken))
+            yield _row(case, name, mode, around, "time", measure.quantiles(taken, unit=1e-3), len(taken))
     if case.measures_memory and not chosen.quick:
         for name in (p.name for p in right if p.name not in LIMITS):
             peak = memory.peak_extra(case, name, chosen.device, chosen.threads, chosen.tiny)
             if peak is not None:
-                yield _row(case, name, "both", around, "peak extra memory", "MiB", (peak / 2**20,) * 3, 1)
+                yield _row(
+                    case,
+                    name,
+                    "both",
+                    around,
+                    "peak extra memory",
+                    "MiB",
+                    (peak / 2**20, peak / 2**20, peak / 2**20),
+                    1,
+                )
 
 
 def _judged(posed: Problem, names: Sequence[str]) -> tuple[list[Provider], dict[str, tuple[float, bool]]]:
@@ -103,13 +113,24 @@ def _row(
     around: Mapping[str, Any],
     metric: str,
     unit: str,
-    points: Sequence[float],
+    points: Points,
     samples: int,
 ) -> Row:
+    p50, p20, p80 = points
     return Row(
-        *(case.operator, case.name, provider, mode, around["device"], case.dtype_name, case.sizes, metric, unit),
-        *(*points, samples),
-        *(around[name] for name in ("threads", "torch", "triton", "commit", "date")),
+        operator=case.operator,
+        case=case.name,
+        provider=provider,
+        mode=mode,
+        dtype=case.dtype_name,
+        sizes=case.sizes,
+        metric=metric,
+        unit=UNITS[metric],
+        p50=p50,
+        p20=p20,
+        p80=p80,
+        samples=samples,
+        **around,
     )
 
 

@@ -33,7 +33,7 @@ COMPETITORS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Collect the tables of runs/, then rewrite every marked section of the README."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.table", description="Write the README's tables.")
     parser.add_argument("--runs", type=Path, default=results.ROOT / "runs", help="where `compare` wrote its tables")
     chosen = parser.parse_args(argv)
     collect(chosen.runs, results.RESULTS)
@@ -76,7 +76,7 @@ def bench_table(rows: list[Row]) -> str:
     commits, dates = sorted({row.commit for row in rows}), sorted({row.date for row in rows})
     caption = (
         f"{first.device}, {first.threads} threads, torch {first.torch}, commit {', '.join(commits)}, "
-        f"{dates[-1]}. Forward and backward together, medians; the others' times as multiples of ours; memory beyond the "
+        f"{dates[-1]}. Forward and backward together, medians; others' times as multiples of ours; memory beyond the "
         "inputs in MiB."
     )
     return caption + "\n\n" + markdown(header, body)
