@@ -90,16 +90,7 @@ def measured(case: Case, chosen: argparse.Namespace, around: Mapping[str, Any]) 
         for name in (p.name for p in right if p.name not in LIMITS):
             peak = memory.peak_extra(case, name, chosen.device, chosen.threads, chosen.tiny)
             if peak is not None:
-                yield _row(
-                    case,
-                    name,
-                    "both",
-                    around,
-                    "peak extra memory",
-                    "MiB",
-                    (peak / 2**20, peak / 2**20, peak / 2**20),
-                    1,
-                )
+                yield _row(case, name, "both", around, "peak extra memory", 3 * [peak / 2**20], 1)
 
 
 def _judged(posed: Problem, names: Sequence[str]) -> tuple[list[Provider], dict[str, tuple[float, bool]]]:
@@ -107,20 +98,13 @@ def _judged(posed: Problem, names: Sequence[str]) -> tuple[list[Provider], dict[
 
 
 def _row(
-    case: Case,
-    provider: str,
-    mode: str,
-    around: Mapping[str, Any],
-    metric: str,
-    unit: str,
-    points: Points,
-    samples: int,
+    case: Case, who: str, mode: str, around: Mapping[str, Any], metric: str, points: Sequence[float], samples: int
 ) -> Row:
     p50, p20, p80 = points
     return Row(
         operator=case.operator,
         case=case.name,
-        provider=provider,
+        provider=who,
         mode=mode,
         dtype=case.dtype_name,
         sizes=case.sizes,
