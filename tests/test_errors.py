@@ -163,18 +163,14 @@ FEATURE_CASES: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "names, call", [pytest.param(*case, id=f"{i} {case[0]}") for i, case in enumerate(OFFSET_CASES)]
-)
+@pytest.mark.parametrize("names, call", OFFSET_CASES)
 def test_offset_cross_entropy(names: str, call: Callable[[], Any], kernels: str) -> None:
     """Each wing refuses it: the compiled kernels must not read outside their memory."""
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
         call()
 
 
-@pytest.mark.parametrize(
-    "names, call", [pytest.param(*case, id=f"{i} {case[0]}") for i, case in enumerate(FEATURE_CASES)]
-)
+@pytest.mark.parametrize("names, call", FEATURE_CASES)
 def test_functions_and_margins(names: str, call: Callable[[], Any], kernels: str) -> None:
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
         call()

@@ -1,4 +1,4 @@
-"""Bad calls of losses, heads, regularisers, priors, schedules and metrics: each raises an error that names the argument."""
+"""Bad calls of losses, heads, regularisers, priors, schedules and metrics: each error names the argument."""
 
 from __future__ import annotations
 
@@ -112,15 +112,13 @@ OTHER_CASES: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("names, call", [pytest.param(*case, id=f"{i} {case[0]}") for i, case in enumerate(LOSS_CASES)])
+@pytest.mark.parametrize("names, call", LOSS_CASES)
 def test_losses(names: str, call: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
         call()
 
 
-@pytest.mark.parametrize(
-    "names, call", [pytest.param(*case, id=f"{i} {case[0]}") for i, case in enumerate(OTHER_CASES)]
-)
+@pytest.mark.parametrize("names, call", OTHER_CASES)
 def test_heads_regularizers_priors_schedules_metrics(names: str, call: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
         call()

@@ -1,4 +1,4 @@
-"""torch's own sample inputs for cross_entropy go through ours: the same values and gradients, also of probability targets."""
+"""torch's own sample inputs for cross_entropy go through ours: the same values and gradients."""
 
 from __future__ import annotations
 

@@ -1,0 +1,55 @@
+"""torch's own check (schema, fake kernel, tracing) of each operator, with arguments as the public functions pass them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scenes import all_scenes
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+SCENES = all_scenes()
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps each call of an operator of this package, with copies of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lt_kernels":
+            copied = torch.utils._pytree.tree_map(
+                lambda value: value.detach().clone() if isinstance(value, Tensor) else value, (args, kwargs or {})
+            )
+            self.calls.append((func, *copied))
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(name: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    leaves = tuple(leaf.clone().requires_grad_() for leaf in SCENES[name].leaves)
+    with Recorder() as recorder:
+        SCENES[name].function(*leaves).sum().backward()
+    return recorder.calls
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_operators(name: str) -> None:
+    calls = recorded(name)
+    assert calls, "no operator of this package was called"
+    seen = set()
+    for operator, args, kwargs in calls:
+        if operator not in seen:
+            torch.library.opcheck(operator, args, kwargs)
+        seen.add(operator)
+
+
+def test_every_room_is_reached() -> None:
+    """Rows, margins, columns, gram and linear are all used by the scenes."""
+    names = {str(operator) for name in SCENES for operator, _, _ in recorded(name)}
+    assert len(names) >= 8, names
