@@ -120,6 +120,29 @@ def label_aware_smoothing(logits: Tensor, target: Tensor, class_counts: Tensor) 
     return (-(1 - smoothing) * own_entry(logarithm, target) - smoothing * logarithm.mean(1)).mean()
 
 
+class EstimatedOffset:
+    """CE(z - o) + |x - c_y|^2 + sum q log q, o = c.w / 2, q = softmax(-o); the centres move with each batch, as in training."""
+
+    def __init__(self, centers: Tensor) -> None:
+        self.centers = centers
+
+    def __call__(self, input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
+        """The loss of features [N, d] and class weights [C, d]."""
+        offset = 0.5 * (self.centers * linear_weight).sum(1)
+        distance = input - self.centers[target]
+        self.move(distance.detach(), target)
+        share = (-offset).log_softmax(0)
+        uniform = (share.exp() * share).sum()
+        entropy = F.cross_entropy(F.linear(input, linear_weight) - offset, target)
+        return entropy + distance.square().sum(1).mean() + uniform
+
+    def move(self, distance: Tensor, target: Tensor) -> None:
+        """c_j += sum_{y_i = j} (x_i - c_j) / 2 (1 + N_j)."""
+        total = torch.zeros_like(self.centers).index_add(0, target, distance)
+        count = target.bincount(minlength=len(total)).to(total.dtype)
+        self.centers = self.centers + 0.5 * total / (1 + count)[:, None]
+
+
 NAMED: dict[str, Callable[..., Tensor]] = {
     "CrossEntropyLoss": lambda logits, target, class_counts: F.cross_entropy(logits, target),
     "BalancedSoftmaxLoss": balanced_softmax,

@@ -39,6 +39,8 @@ def problem(case: Case, device: str, seed: int = 0) -> Problem:
     counts = class_counts(case.classes)
     leaves = {name: leaf.to(device, case.dtype).requires_grad_() for name, leaf in _leaves(case, random).items()}
     constants = {"class_counts": counts.float().to(device)}
+    if case.loss == "EstimatedOffsetLoss":
+        constants["centers"] = torch.randn(case.classes, case.features, generator=random).to(device)
     if case.rows:
         target = torch.multinomial(counts, case.rows, replacement=True, generator=random)
         constants |= {"target": target.to(device), "offset": (counts / counts.sum()).log().float().to(device)}

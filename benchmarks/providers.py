@@ -57,6 +57,8 @@ def _function(name: str, problem: Problem) -> Function | None:
 def eager_function(problem: Problem) -> Function:
     """The textbook form of the problem's operator."""
     case = problem.case
+    if case.loss == "EstimatedOffsetLoss":
+        return eager.EstimatedOffset(problem.constants["centers"])
     return eager.NAMED[case.loss] if case.loss else getattr(eager, case.operator)
 
 
@@ -80,11 +82,21 @@ def _ours(problem: Problem) -> Function:
 def _named_loss(problem: Problem) -> Function:
     """The module of that name, called with the leaf (logits or cosines) and the target."""
     build, counts = getattr(losses, problem.case.loss), problem.constants["class_counts"]
+    if problem.case.loss == "EstimatedOffsetLoss":
+        return _estimated_offset(problem)
     takes_counts = "class_counts" in inspect.signature(build).parameters
     module = (build(counts) if takes_counts else build()).to(counts.device)
     if "cosine" in problem.leaves:
         return lambda cosine, target: module(cosine, target)
     return lambda logits, target: module(logits, target)
+
+
+def _estimated_offset(problem: Problem) -> Function:
+    """The one loss that has a state, class centres, and that takes features: as a head calls it."""
+    centers = problem.constants["centers"]
+    module = losses.EstimatedOffsetLoss(*centers.shape).to(centers.device)
+    module.center_loss.centers = centers
+    return lambda input, linear_weight, target: module.from_features(input, linear_weight, target)
 
 
 def _torch(name: str, problem: Problem) -> Function | None:
