@@ -121,7 +121,7 @@ def label_aware_smoothing(logits: Tensor, target: Tensor, class_counts: Tensor) 
 
 
 class EstimatedOffset:
-    """CE(z - o) + |x - c_y|^2 + sum q log q, o = c.w / 2, q = softmax(-o); the centres move with each batch, as in training."""
+    """CE(z - o) + |x - c_y|^2 + sum q log q, o = c.w / 2, q = softmax(-o); the centres move with each batch."""
 
     def __init__(self, centers: Tensor) -> None:
         self.centers = centers
