@@ -55,10 +55,17 @@ template <class T, class A> struct Block {
     }
   }
 
-  const A* adjusted(int64_t first, int count) {
+  A* adjusted(int64_t first, int count) {
     if (same) return z;
     adjust(first, count);
     return u;
+  }
+
+  void set_targets(A* values, int64_t first, int count, A value) const {
+    for (int64_t k = 0; k < args.slots; ++k) {
+      int64_t local = args.column(row, k) - first;
+      if (local >= 0 && local < count) values[local] = value;
+    }
   }
 };
 
@@ -112,15 +119,9 @@ template <class A> inline A at(const void* numbers, int64_t i) { return static_c
 template <class T, class A> inline void take_own(Block<T, A>& block, A* own, int64_t first, int count) {
   for (int64_t k = 0; k < block.args.slots; ++k) {
     int64_t local = block.args.column(block.row, k) - first;
-    if (local < 0 || local >= count) continue;
-    own[k] = block.z[local];
-    for (int64_t before = 0; before < k; ++before)  // the same class twice: the first took it
-      if (block.args.column(block.row, before) == local + first) own[k] = own[before];
+    if (local >= 0 && local < count) own[k] = block.z[local];
   }
-  for (int64_t k = 0; k < block.args.slots; ++k) {
-    int64_t local = block.args.column(block.row, k) - first;
-    if (local >= 0 && local < count) block.z[local] = -std::numeric_limits<A>::infinity();
-  }
+  block.set_targets(block.z, first, count, -std::numeric_limits<A>::infinity());
 }
 
 template <class T, class A> void forward_row(const Rows& args, int64_t i) {
@@ -136,11 +137,13 @@ template <class T, class A> void forward_row(const Rows& args, int64_t i) {
       int count = int(args.c - first < kBlock ? args.c - first : kBlock);
       block.read(first, count);
       take_own(block, own, first, count);
-      const A* u = block.adjusted(first, count);
+      A* u = block.adjusted(first, count);
       online.add(u, count);
       A best = block.same ? none : LT_ISA::top<A>(block_top(block.z, count));
       rival = best > rival ? best : rival;
-      if (share) mean += weighted(share + first, u, count);
+      if (!share) continue;
+      block.set_targets(u, first, count, A(0));  // their share of the mean belongs to the loss
+      mean += weighted(share + first, u, count);
     }
     if (block.same) rival = online.top;
   }

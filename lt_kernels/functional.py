@@ -71,15 +71,16 @@ def offset_cross_entropy(
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-    flat = logits if len(shape) == 2 else _rows(logits)
     return evaluate(
-        Logits(flat), shape, target, reduction, weight=weight, offset=offset, focal_gamma=focal_gamma,
+        Logits(as_rows(logits)), shape, target, reduction, weight=weight, offset=offset, focal_gamma=focal_gamma,
         label_smoothing=label_smoothing, ignore_index=ignore_index,
     )
 
 
-def _rows(logits: Tensor) -> Tensor:
-    """[C] or [N, C, d1, ...] as rows of C."""
+def as_rows(logits: Tensor) -> Tensor:
+    """[C], [N, C] or [N, C, d1, ...] as rows of C."""
+    if logits.ndim == 2:
+        return logits
     return logits[None] if logits.ndim == 1 else logits.movedim(1, -1).reshape(-1, logits.shape[1])
 
 
@@ -121,7 +122,7 @@ def linear_cross_entropy(
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
-    _check_features(input, linear_weight, linear_bias)
+    check_features(input, linear_weight, linear_bias)
     source = features(torch.atleast_2d(input), linear_weight, linear_bias, PLAIN, None, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     return evaluate(source, shape, target, reduction, **settings)
@@ -134,12 +135,12 @@ def _many_positions(
     """Class weights [C, d1, ..., d]: a softmax over C at each position."""
     outer = linear_weight.shape[:-1]
     bias = None if linear_bias is None else linear_bias.reshape(-1)
-    _check_features(input, linear_weight.flatten(0, -2), bias)
+    check_features(input, linear_weight.flatten(0, -2), bias)
     logits = F.linear(torch.atleast_2d(input), linear_weight.flatten(0, -2), bias).reshape(-1, *outer)
     return offset_cross_entropy(logits, target, reduction=reduction, **settings)
 
 
-def _check_features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+def check_features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
     checks.floating("input", input)
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
@@ -187,7 +188,7 @@ def cosine_margin_cross_entropy(
 
     Source: Wang et al. (2018), Deng et al. (2019), Liu et al. (2017), Cao et al. (2019).
     """
-    _check_features(input, linear_weight, None)
+    check_features(input, linear_weight, None)
     scale = checks.number("scale", scale, above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")

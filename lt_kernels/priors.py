@@ -82,6 +82,30 @@ def label_aware_smoothing(
     return tail + (head - tail) * rise
 
 
+def spread_smoothing(smoothing: Tensor, spread: Literal["all", "others"] = "all") -> Tensor:
+    """The smoothing e [C] as one that is shared out over all classes, e / C each.
+
+    With "others", e / (C - 1) for each class but the target, the same distribution comes from e C / (C - 1) over all.
+
+    Raises:
+        ValueError: if that is above 1, or C is 1.
+    """
+    if checks.choice("spread", spread, ("all", "others")) == "all":
+        return smoothing
+    classes = smoothing.numel()
+    if classes == 1 or float(smoothing.max()) > (classes - 1) / classes:
+        raise ValueError(f"head and tail must be at most (C - 1)/C with spread='others', got up to {smoothing.max()}")
+    return smoothing * (classes / (classes - 1))
+
+
+def batch_log_count(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
+    """log N_c, how often each class occurs in a batch [C], -inf where it does not; no wait for the device."""
+    flat = target.reshape(-1)
+    counted = (flat != ignore_index).to(torch.float64)
+    count = torch.zeros(num_classes, dtype=torch.float64, device=target.device)
+    return count.scatter_add(0, flat.clamp(0, num_classes - 1).to(torch.int64), counted).log()
+
+
 def class_counts_of(target: Tensor, num_classes: int) -> Tensor:
     """How often each class occurs among class indices of any shape: int64 [num_classes].
 

@@ -92,7 +92,8 @@ def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
 
 def evaluate(
     source: Source, shape: tuple[int, ...], target: Tensor | MixedTarget, reduction: str, *,
-    scale: float = 1.0, margin: Margin | None = None, **settings: Any,
+    scale: float = 1.0, margin: Margin | None = None, class_margin: Tensor | None = None,
+    average: str = "weighted", **settings: Any,
 ) -> Tensor:
     """The reduced loss of `source`, whose flat rows stand for logits of `shape` ([C], [N, C], [N, C, d1, ...])."""
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
@@ -104,13 +105,15 @@ def evaluate(
     named = {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}
     flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named.items()]
     lams = [1.0] if len(flat) == 1 else _lams(target.lam, places)
-    terms = [prepare.terms(like, shape, classes, one, scale=scale, margin=margin, **settings) for one in flat]
+    fixed = {"scale": scale, "margin": margin, "class_margin": class_margin}
+    terms = [prepare.terms(like, shape, classes, one, **fixed, **settings) for one in flat]
     if len(flat) == 2 and terms[0].offset_row is None:
         losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
     else:  # an offset that depends on the target's class makes two different rows of logits
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
     parts = list(zip(losses, flat, lams, strict=True))
-    return finish(parts, places, reduction, terms[0].weight, terms[0].ignore_index, like)
+    weight = terms[0].weight if average == "weighted" else None
+    return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
 
 
 def _lams(lam: float | Tensor, places: tuple[int, ...]) -> list[Any]:

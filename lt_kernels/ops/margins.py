@@ -48,8 +48,12 @@ class Margins(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
-        d_rest, d_own, d_offset, d_norm, d_mean = first_order(torch.mul, grad, slopes).unbind()
-        return d_rest, d_own, None, None, d_offset, d_norm, d_mean, *(None,) * (ctx.inputs - 7)
+        found = first_order(torch.mul, grad, slopes).unbind()
+        places = (0, 1, 4, 5, 6)  # rest, own, own_offset, norm, mean among the inputs
+        grads: list[Tensor | None] = [None] * ctx.inputs
+        for place, value in zip(places, found, strict=True):
+            grads[place] = value if ctx.needs_input_grad[place] else None
+        return tuple(grads)
 
 
 def loss(

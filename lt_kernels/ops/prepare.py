@@ -63,7 +63,7 @@ def _shares(
 def terms(
     like: Tensor, shape: tuple[int, ...], classes: int, target: Tensor | None, *, weight: Tensor | None,
     offset: Tensor | None, focal_gamma: float, label_smoothing: float | Tensor, ignore_index: Any,
-    scale: float = 1.0, margin: Margin | None = None,
+    scale: float = 1.0, margin: Margin | None = None, class_margin: Tensor | None = None,
 ) -> Terms:
     """Checked settings for logits of `shape` with class indices `target` (flat; None for probability targets)."""
     kind = accumulate_type(like.dtype)
@@ -83,7 +83,7 @@ def terms(
     if smoothing:
         share, total = _shares(table, weight, classes, like, kind)
     margin = _NO_MARGIN if margin is None else margin
-    per_class = margin.per_class
+    per_class = margin.per_class if class_margin is None else class_margin
     if per_class is not None:
         per_class = checks.vector("margin", per_class.to(like.device), classes, like).to(kind)
     if class_smoothing is not None:

@@ -1,0 +1,303 @@
+"""Named losses: each chooses the settings of one module. Tables move with `.to()` and keep their float64."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from lt_kernels import checks, functional, priors
+from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
+from lt_kernels.lossmodule import Loss, Reduction
+from lt_kernels.regularizers import CenterLoss, UniformOffset
+
+__all__ = [
+    "ARBLoss", "ArcFaceLoss", "BalancedSoftmaxLoss", "ClassBalancedLoss", "CosFaceLoss", "CrossEntropyLoss", "DBMLoss",
+    "EstimatedOffsetLoss", "FocalLoss", "LADELoss", "LDAMLoss", "LabelAwareSmoothingLoss", "LogitAdjustmentLoss", "Loss",
+    "SphereFaceLoss",
+]
+
+
+class CrossEntropyLoss(Loss):
+    """-log softmax(z)_y, as `torch.nn.CrossEntropyLoss`, with kernels and heads of ours."""
+
+    def __init__(
+        self, weight: Tensor | None = None, *, label_smoothing: float = 0.0, ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction
+        )
+
+
+class LogitAdjustmentLoss(Loss):
+    """-log softmax(z + tau log p)_y with p the class prior (Menon et al., 2021).
+
+    Args:
+        class_counts: training samples of each class [C]; a class with 0 is not there, and an error as a target.
+        tau: strength, above 0.
+    """
+
+    def __init__(self, class_counts: Any, tau: float = 1.0, **options: Any) -> None:
+        super().__init__(offset=priors.log_prior(class_counts, tau), **options)
+
+
+class BalancedSoftmaxLoss(LogitAdjustmentLoss):
+    """-log softmax(z + log n)_y (Ren et al., 2020).
+
+    Args:
+        class_counts: training samples of each class [C].
+    """
+
+    def __init__(self, class_counts: Any, **options: Any) -> None:
+        super().__init__(class_counts, 1.0, **options)
+
+
+class ARBLoss(Loss):
+    """-log (n_y e^{z_y} / sum_k n_k e^{z_k}): balanced softmax, with the counts of the training set or of the batch.
+
+    With counts="batch", classes that are not in the batch drop out of the sum and get exactly no gradient (ARB-Loss,
+    2022). Under a `MixedTarget` the counts are those of the first targets.
+
+    Args:
+        class_counts: training samples of each class [C]; not needed with counts="batch".
+        counts: "global" or "batch" (of this process).
+    """
+
+    def __init__(
+        self, class_counts: Any = None, *, counts: Literal["global", "batch"] = "global", **options: Any
+    ) -> None:
+        checks.choice("counts", counts, ("global", "batch"))
+        if counts == "global" and class_counts is None:
+            raise ValueError("class_counts must be given with counts='global', got None")
+        super().__init__(offset=priors.log_prior(class_counts) if counts == "global" else None, **options)
+        self.counts = counts
+
+    def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
+        """The offset [C]: of the training set, or of this batch."""
+        if self.counts == "global":
+            return self.offset
+        first = target.first if isinstance(target, MixedTarget) else target
+        return priors.batch_log_count(first, classes, self.ignore_index)
+
+
+class FocalLoss(Loss):
+    """w_y (1 - p_y)^gamma (-log p_y) (Lin et al., 2017), averaged over the rows.
+
+    Args:
+        gamma: at least 0; 0 is cross-entropy.
+        weight: [C] or None.
+    """
+
+    def __init__(self, gamma: float = 2.0, weight: Tensor | None = None, **options: Any) -> None:
+        checks.number("gamma", gamma, 0.0)
+        super().__init__(weight=weight, focal_gamma=gamma, average="batch", **options)
+
+
+class ClassBalancedLoss(Loss):
+    """(1 - beta) / (1 - beta^n_y) times cross-entropy, or focal loss with gamma > 0 (Cui et al., 2019).
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        beta: in [0, 1).
+        gamma: focal exponent.
+        average: "weighted" divides by the sum of the rows' weights, "batch" by the number of rows (the paper).
+        normalize: scale the weights to sum to C; with "weighted" that cancels.
+    """
+
+    def __init__(
+        self, class_counts: Any, beta: float = 0.9999, gamma: float = 0.0, *,
+        average: Literal["weighted", "batch"] = "weighted", normalize: bool = True, **options: Any,
+    ) -> None:
+        checks.number("gamma", gamma, 0.0)
+        weight = priors.class_balanced_weight(class_counts, beta, normalize)
+        super().__init__(weight=weight, focal_gamma=gamma, average=average, **options)
+
+
+class LDAMLoss(Loss):
+    """Softmax over scale (cos - m_y) for the target, scale cos else; m_c = max_margin (n_min / n_c)^(1/4) (Cao et al., 2019).
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        max_margin: the rarest class's margin; the authors' value is 0.5, and 0.3 for iNaturalist.
+        scale: above 0.
+        weight: [C]; `schedules.DeferredReweighting` sets it for LDAM-DRW.
+    """
+
+    input_kind: ClassVar[str] = "cosine"
+
+    def __init__(
+        self, class_counts: Any, max_margin: float = 0.5, scale: float = 30.0, weight: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(margin=LDAM(class_counts, max_margin), scale=scale, weight=weight, **options)
+
+
+class DBMLoss(Loss):
+    """Softmax over scale cos(theta + m_i) for the target, whose margin grows with rarity and difficulty (DBM, 2025).
+
+    m_i = m_c (1 + instance h_i (1 - cos)/2), m_c = max_margin (n_min / n_c)^tau, h_i = 1 where the raw argmax is wrong.
+
+    Args:
+        class_counts: training samples of each class [C], all above 0.
+        max_margin: K, radians. tau: decay with the count. instance: lambda. scale: 32 (CIFAR) or 30 in the paper.
+        base: "ce"; "bs" adds log p to the logits; "cb" adds class-balanced weights (with `beta`).
+        guard: continue beyond theta + m = pi as ArcFace does; False is the published form.
+    """
+
+    input_kind: ClassVar[str] = "cosine"
+
+    def __init__(
+        self, class_counts: Any, max_margin: float = 0.1, tau: float = 1.0, instance: float = 1.0, scale: float = 30.0,
+        *, base: Literal["ce", "bs", "cb"] = "ce", beta: float = 0.9999, guard: bool = False, **options: Any,
+    ) -> None:
+        checks.choice("base", base, ("ce", "bs", "cb"))
+        super().__init__(
+            margin=DBM(class_counts, max_margin, tau, instance, guard), scale=scale,
+            offset=priors.log_prior(class_counts) if base == "bs" else None,
+            weight=priors.class_balanced_weight(class_counts, beta) if base == "cb" else None, **options,
+        )
+
+
+class CosFaceLoss(Loss):
+    """Softmax over scale (cos - margin) for the target, scale cos else (Wang et al., 2018)."""
+
+    input_kind: ClassVar[str] = "cosine"
+
+    def __init__(self, margin: float = 0.35, scale: float = 64.0, **options: Any) -> None:
+        super().__init__(margin=CosFace(margin), scale=scale, **options)
+
+
+class ArcFaceLoss(Loss):
+    """Softmax over scale cos(theta + margin) for the target, scale cos else (Deng et al., 2019); margin in radians."""
+
+    input_kind: ClassVar[str] = "cosine"
+
+    def __init__(self, margin: float = 0.5, scale: float = 64.0, **options: Any) -> None:
+        super().__init__(margin=ArcFace(margin), scale=scale, **options)
+
+
+class SphereFaceLoss(Loss):
+    """Softmax over scale |x| psi(theta) for the target, scale |x| cos else (Liu et al., 2017); see `functional.SphereFace`.
+
+    Given cosines, `norms` [N] are the features' norms (1 without them); a `CosineHead` passes features and needs none.
+    """
+
+    input_kind: ClassVar[str] = "cosine"
+
+    def __init__(self, margin: int = 4, scale: float = 1.0, **options: Any) -> None:
+        super().__init__(margin=SphereFace(margin), scale=scale, **options)
+
+    def forward(self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None) -> Tensor:
+        """The loss of cosines [N, C] of features with these norms [N]."""
+        if norms is None:
+            return super().forward(input, target)
+        checks.floating("norms", norms)
+        if input.ndim != 2 or norms.shape != input.shape[:1]:
+            raise ValueError(f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}")
+        return self.evaluate(input * norms[:, None].to(input.dtype), target, norms)
+
+
+class LabelAwareSmoothingLoss(Loss):
+    """(1 - e_y) CE - e_y / C sum_c log p_c with a smoothing e that grows with the class count (Zhong et al., 2021).
+
+    Args:
+        class_counts: training samples of each class [C].
+        head, tail, shape, power: of `priors.label_aware_smoothing`.
+        spread: "all" gives e / C to every class (the published code), "others" e / (C - 1) to the non-targets.
+    """
+
+    def __init__(
+        self, class_counts: Any, head: float = 0.3, tail: float = 0.0,
+        shape: Literal["concave", "linear", "convex", "exp"] = "concave", power: float = 1.0, *,
+        spread: Literal["all", "others"] = "all", **options: Any,
+    ) -> None:
+        checks.choice("spread", spread, ("all", "others"))
+        smoothing = priors.label_aware_smoothing(class_counts, head, tail, shape, power)
+        super().__init__(label_smoothing=priors.spread_smoothing(smoothing, spread), **options)
+
+
+class LADELoss(Loss):
+    """Balanced softmax + alpha `functional.lade_regularizer` (Hong et al., 2021).
+
+    Args:
+        class_counts: training samples of each class [C].
+        alpha: the regulariser's weight. lam, importance, classes: of `functional.lade_regularizer`.
+    """
+
+    needs_logits: ClassVar[bool] = True
+
+    def __init__(
+        self, class_counts: Any, alpha: float = 0.1, lam: float = 0.1, *,
+        importance: Literal["class", "sample"] = "class", classes: Literal["all", "present"] = "all", **options: Any,
+    ) -> None:
+        super().__init__(offset=priors.log_prior(class_counts), **options)
+        if self.reduction == "none":
+            raise ValueError("reduction must be 'mean' or 'sum': the regulariser has no value for a row, got 'none'")
+        self.alpha, self.lam = checks.number("alpha", alpha, 0.0), checks.number("lam", lam, 0.0)
+        self.importance = checks.choice("importance", importance, ("class", "sample"))
+        self.classes = checks.choice("classes", classes, ("all", "present"))
+        self.register_buffer("class_counts", checks.counts(class_counts))
+
+    def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
+        """The loss of logits [N, C]; there is no form for two targets a row."""
+        if isinstance(target, MixedTarget):
+            raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
+        regularizer = functional.lade_regularizer(
+            input, target, self.class_counts, lam=self.lam, importance=self.importance, classes=self.classes
+        )
+        return super().forward(input, target) + self.alpha * regularizer
+
+
+class EstimatedOffsetLoss(Loss):
+    """CE(z - o) + center_weight |x - c_y|^2 + uniform_weight L_uniform(o), o_k = c_k . w_k / 2 (estimated offset, 2023).
+
+    The offsets that the features' class centres c imply are taken off the logits, and L_uniform = sum_k q_k log q_k,
+    q = softmax(-o), keeps them even. Used by a `LinearHead(..., bias=False)`, or called with features and weights.
+
+    Args:
+        num_classes, in_features: C and d.
+        center_weight, uniform_weight: the factors of the two terms, at least 0.
+        centers, center_rate: of `regularizers.CenterLoss`.
+    """
+
+    needs_features: ClassVar[bool] = True
+
+    def __init__(
+        self, num_classes: int, in_features: int, center_weight: float = 1.0, uniform_weight: float = 1.0, *,
+        centers: Literal["wen", "autograd"] = "wen", center_rate: float = 0.5, **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.center_weight = checks.number("center_weight", center_weight, 0.0)
+        self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
+        self.center_loss = CenterLoss(num_classes, in_features, centers=centers, rate=center_rate)
+        self.uniform_offset = UniformOffset()
+
+    def forward(
+        self, input: Tensor, target: Tensor, *, features: Tensor | None = None, linear_weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss of logits [N, C] that came from features [N, d] and class weights [C, d]."""
+        if features is None or linear_weight is None:
+            raise ValueError("features and linear_weight must be given: the offset is estimated from them, got None")
+        return self.total(self.evaluate(input, target, table=self.offsets(linear_weight)), features, linear_weight, target)
+
+    def from_features(
+        self, features: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """The loss straight from features, as a head calls it."""
+        table = self.offsets(linear_weight)
+        loss = super().from_features(features, linear_weight, target, linear_bias, table=table, **options)
+        return self.total(loss, features, linear_weight, target)
+
+    def offsets(self, linear_weight: Tensor) -> Tensor:
+        """-o [C], to be added to the logits."""
+        if linear_weight.shape != self.center_loss.centers.shape:
+            wanted = list(self.center_loss.centers.shape)
+            raise ValueError(f"linear_weight must have shape {wanted}, got {list(linear_weight.shape)}")
+        return -0.5 * (self.center_loss.centers * linear_weight).sum(1)
+
+    def total(self, loss: Tensor, features: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy with the two other terms."""
+        uniform = self.uniform_offset(-self.offsets(linear_weight))
+        return loss + self.center_weight * self.center_loss(features, target) + self.uniform_weight * uniform

@@ -1,0 +1,132 @@
+"""The one module behind every named loss: settings and tables, called on logits, on cosines or by a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lt_kernels import checks, functional
+from lt_kernels.ops.loss import Logits, evaluate, features as make_source
+from lt_kernels.reference.linear import BOTH, PLAIN, inverse_norm
+from lt_kernels.values import Margin, MixedTarget
+
+Reduction = Literal["none", "mean", "sum"]
+_TABLES = ("weight", "offset", "class_margin", "class_smoothing")
+
+
+class Loss(nn.Module):
+    """Settings of a loss: forward(input, target) on logits, or on raw cosines where `input_kind` is "cosine".
+
+    Args:
+        weight, offset: [C] or None. margin, scale: of `functional.cosine_margin_cross_entropy`. label_smoothing: a
+            number, or a tensor [C] with one for each target class. average: what "mean" divides by, the rows' weights
+            ("weighted", as `F.cross_entropy`) or their number ("batch").
+    """
+
+    input_kind: ClassVar[str] = "logits"
+    needs_features: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
+
+    def __init__(
+        self, *, weight: Tensor | None = None, offset: Tensor | None = None, margin: Margin | None = None,
+        scale: float = 1.0, focal_gamma: float = 0.0, label_smoothing: float | Tensor = 0.0, ignore_index: int = -100,
+        reduction: Reduction = "mean", average: Literal["weighted", "batch"] = "weighted",
+    ) -> None:
+        super().__init__()
+        self.margin, self.scale = margin, checks.number("scale", scale, above=0.0)
+        self.focal_gamma = checks.number("focal_gamma", focal_gamma, 0.0)
+        self.ignore_index, self.reduction = ignore_index, checks.choice("reduction", reduction, ("none", "mean", "sum"))
+        self.average = checks.choice("average", average, ("weighted", "batch"))
+        per_class = label_smoothing if isinstance(label_smoothing, Tensor) else None
+        self.label_smoothing = 0.0 if per_class is not None else checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+        for name, table in zip(_TABLES, (weight, offset, margin and margin.per_class, per_class), strict=True):
+            self.register_buffer(name, None if table is None else _table(name, table))
+
+    def set_weight(self, weight: Tensor | None) -> None:
+        """Set or remove the class weights [C]: what a schedule does between epochs."""
+        old = next((table for table in self.buffers() if table is not None), None)
+        table = None if weight is None else _table("weight", weight)
+        self.weight = table if table is None or old is None else table.to(old.device)
+
+    def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
+        """The offset [C] for a batch."""
+        return self.offset
+
+    def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
+        """The loss of logits [C], [N, C], [N, C, d1, ...], or of raw cosines of that shape for a margin loss."""
+        return self.evaluate(input, target)
+
+    def evaluate(
+        self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
+    ) -> Tensor:
+        """The loss of `input`, with the features' norms or another offset where a loss has one."""
+        checks.floating("input", input)
+        shape = tuple(input.shape)
+        if not shape or shape[min(1, len(shape) - 1)] == 0:
+            raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
+        classes = shape[min(1, len(shape) - 1)]
+        table = self.table(target, classes) if table is None else table
+        return evaluate(Logits(functional.as_rows(input), norms), shape, target, **self.settings(table))
+
+    def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
+        """What `ops.loss.evaluate` takes."""
+        smoothing = self.label_smoothing if self.class_smoothing is None else self.class_smoothing
+        return {
+            "reduction": self.reduction, "scale": self.scale if scale is None else scale, "margin": self.margin,
+            "class_margin": self.class_margin, "weight": self.weight, "offset": table, "focal_gamma": self.focal_gamma,
+            "label_smoothing": smoothing, "ignore_index": self.ignore_index, "average": self.average,
+        }
+
+    def from_features(
+        self, features: Tensor, linear_weight: Tensor, target: Tensor | MixedTarget, linear_bias: Tensor | None = None,
+        *, cosine: bool = False, scale: float | None = None, group: Any = None, table: Tensor | None = None,
+    ) -> Tensor:
+        """The loss straight from features [N, d] and class weights [C, d]; `cosine` normalises both."""
+        functional.check_features(features, linear_weight, linear_bias)
+        scale = self.scale if self.input_kind == "cosine" else scale
+        if self.needs_logits:
+            return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
+        source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
+        table = self.table(target, source.classes) if table is None else table
+        return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
+
+    def logits(
+        self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, cosine: bool, scale: float | None
+    ) -> Tensor:
+        """The logits, for a loss that needs all of them."""
+        if not cosine:
+            return F.linear(features, linear_weight, linear_bias)
+        return cosines(features, linear_weight) * (1.0 if scale is None else scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Loss:
+        kept = {name: table for name in _TABLES if (table := self._buffers[name]) is not None}
+        super()._apply(fn, recurse)
+        for name, table in kept.items():  # .half() and .to(dtype) move tables but do not round them
+            self._buffers[name] = table.to(self._buffers[name].device)  # type: ignore[union-attr]
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any) -> None:
+        for name in ("weight",):  # a schedule may have set it in the run that was saved, or not yet in this one
+            saved = state_dict.get(prefix + name)
+            if (saved is None) != (self._buffers[name] is None):
+                self.set_weight(saved)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)
+
+
+def cosines(features: Tensor, linear_weight: Tensor) -> Tensor:
+    """cos(x_i, w_c) [N, C], 0 for a row of norm 0; differentiable."""
+    unit_features = features * inverse_norm(features)[:, None].to(features.dtype)
+    return F.linear(unit_features, linear_weight * inverse_norm(linear_weight)[:, None].to(linear_weight.dtype))
+
+
+def _table(name: str, value: Tensor) -> Tensor:
+    checks.floating(name, value)
+    if value.ndim != 1 or value.numel() == 0:
+        raise ValueError(f"{name} must be 1-D with a number for each class, got shape {list(value.shape)}")
+    if bool(value.isnan().any()):
+        raise ValueError(f"{name} must not hold NaN, got one for class {int(value.isnan().nonzero()[0])}")
+    return value.detach().to(torch.float64, copy=True)
