@@ -1,0 +1,70 @@
+"""Logit-weight repulsion: schemas, fakes, autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels.ops.library import define
+from lt_kernels.ops.second import first_order
+from lt_kernels.reference import gram as reference
+from lt_kernels.reference.rows import accumulate_type
+
+
+def _forward_fake(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    classes, kind = weight.shape[0], accumulate_type(weight.dtype)
+    room, side = reference.PAIRS * classes, reference.tiles(classes)
+    total, scale, value = (weight.new_empty(size, dtype=kind) for size in (classes, classes, room))
+    first, second = (weight.new_empty(room, dtype=torch.int32) for _ in range(2))
+    count, dense = weight.new_empty(1, dtype=torch.int64), weight.new_empty(side, side, dtype=torch.bool)
+    return total, scale, first, second, value, count, dense
+
+
+def _backward_fake(weight: Tensor, *_: Any) -> Tensor:
+    return weight.new_empty(weight.shape)
+
+
+forward_op = define(
+    "gram",
+    "gram_forward(Tensor weight, float threshold) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.gram_forward,
+    _forward_fake,
+)
+backward_op = define(
+    "gram",
+    "gram_backward(Tensor weight, float threshold, bool project, Tensor scale, Tensor total, Tensor first, "
+    "Tensor second, Tensor value, Tensor count, Tensor dense, Tensor grad) -> Tensor",
+    reference.gram_backward,
+    _backward_fake,
+)
+
+
+class Repulsion(torch.autograd.Function):
+    """(R [C], ...) of class weights [C, d]; the gradient is for the weights."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, threshold: float, project: bool) -> tuple[Tensor, ...]:
+        total, *saved = forward_op(weight, threshold)
+        return total.log() - float(threshold < 1), total, *saved
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, total, scale, *pairs = output
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0], scale, total, *pairs)
+        ctx.settings = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        return first_order(backward_op, weight, *ctx.settings, *saved, grad.contiguous()), None, None
+
+
+def repulsion(weight: Tensor, threshold: float, project: bool) -> Tensor:
+    """R_i of each class [C], in the dtype of the arithmetic, from class weights [C, d]."""
+    return Repulsion.apply(weight, threshold, project)[0]
