@@ -70,11 +70,13 @@ def _ours(problem: Problem) -> Function:
         "offset_cross_entropy": lambda logits, target, offset: functional.offset_cross_entropy(
             logits, target, offset=offset
         ),
-        "linear_cross_entropy": functional.linear_cross_entropy,
+        "linear_cross_entropy": lambda input, linear_weight, target: functional.linear_cross_entropy(
+            input, linear_weight, target
+        ),
         "cosine_margin_cross_entropy": lambda input, linear_weight, target: functional.cosine_margin_cross_entropy(
             input, linear_weight, target, margin=arcface, scale=30.0
         ),
-        "logit_weight_repulsion": functional.logit_weight_repulsion,
+        "logit_weight_repulsion": lambda linear_weight: functional.logit_weight_repulsion(linear_weight),
         "lade_regularizer": lambda logits, target: functional.lade_regularizer(logits, target, counts),
     }[problem.case.operator]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+import lt_kernels
 from lt_kernels import ops
 from lt_kernels.ops.budget import current_budget
 
@@ -69,7 +69,7 @@ def _facts() -> list[str]:
     extension = f"loaded, serving with {instruction_set}" if loaded else f"not loaded: {reason}"
     threads = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     rows = [
-        ("lt_kernels", _version("lt-kernels")),
+        ("lt_kernels", f"{lt_kernels.__version__} in {Path(__file__).parent}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", torch.__version__),
         ("triton", _version("triton")),
@@ -96,8 +96,7 @@ def _version(distribution: str) -> str:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        found = importlib.util.find_spec(distribution.replace("-", "_")) is not None
-        return "not installed, imported from its sources" if found else "not installed"
+        return "not installed"
 
 
 def cpu_name() -> str:
