@@ -107,11 +107,10 @@ def arb(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
 
 
 def focal(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None = None) -> Tensor:
-    """w_y (1 - p)^gamma (-log p), divided by the sum of w_y (Lin et al., 2017, for the softmax)."""
-    probability = (logits.exp() / logits.exp().sum(1, keepdim=True)).gather(1, target[:, None])[:, 0]
+    """w_y (1 - p)^gamma (-log p), mean over the rows also with weights (Lin et al., 2017, for the softmax)."""
+    probability = own_of(logits.exp() / logits.exp().sum(1, keepdim=True), target)
     weight = torch.ones_like(logits[0]) if weight is None else weight
-    loss = weight[target] * (1 - probability) ** gamma * -probability.log()
-    return loss.sum() / weight[target].sum()
+    return (weight[target] * (1 - probability) ** gamma * -probability.log()).mean()
 
 
 def class_balanced_weight(class_counts: Tensor, beta: float, normalize: bool = True) -> Tensor:
@@ -129,7 +128,7 @@ def class_balanced(
     """Class-balanced weight times (focal) cross-entropy, over N or over the sum of weights (Cui et al., 2019)."""
     weight = class_balanced_weight(class_counts, beta, normalize)
     mean = focal(logits, target, gamma, weight)
-    return mean if average == "weighted" else mean * weight[target].sum() / len(target)
+    return mean if average == "batch" else mean * len(target) / weight[target].sum()
 
 
 def ldam_margin(class_counts: Tensor, max_margin: float = 0.5) -> Tensor:

@@ -18,6 +18,14 @@ COUNTS = [50, 20, 7, 2]
 
 Case = tuple[str, Callable[[], Any]]
 
+
+def reweighted(weight: Any) -> torch.Tensor:
+    """What a schedule does, and the first call after it."""
+    loss = losses.LDAMLoss(COUNTS)
+    loss.set_weight(weight)
+    return loss(LOGITS, TARGET)
+
+
 LOSS_CASES: list[Case] = [
     ("weight", lambda: losses.CrossEntropyLoss(weight=torch.ones(C + 1))(LOGITS, TARGET)),
     ("weight", lambda: losses.CrossEntropyLoss(weight=torch.ones(1, C))(LOGITS, TARGET)),
@@ -65,8 +73,8 @@ LOSS_CASES: list[Case] = [
     ("tail", lambda: losses.LabelAwareSmoothingLoss(COUNTS, tail=-0.5)),
     ("shape", lambda: losses.LabelAwareSmoothingLoss(COUNTS, shape="some")),
     ("spread", lambda: losses.LabelAwareSmoothingLoss(COUNTS, spread="some")),
-    ("weight", lambda: losses.LDAMLoss(COUNTS).set_weight(torch.ones(C + 1))),
-    ("weight", lambda: losses.LDAMLoss(COUNTS).set_weight([1.0] * C)),
+    ("weight", lambda: reweighted(torch.ones(C + 1))),
+    ("weight", lambda: reweighted([1.0] * C)),
 ]
 
 OTHER_CASES: list[Case] = [
@@ -114,11 +122,11 @@ OTHER_CASES: list[Case] = [
 
 @pytest.mark.parametrize("names, call", LOSS_CASES)
 def test_losses(names: str, call: Callable[[], Any]) -> None:
-    with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
+    with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=rf"\b({names})\b"):
         call()
 
 
 @pytest.mark.parametrize("names, call", OTHER_CASES)
 def test_heads_regularizers_priors_schedules_metrics(names: str, call: Callable[[], Any]) -> None:
-    with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=names):
+    with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=rf"\b({names})\b"):
         call()

@@ -1,4 +1,4 @@
-"""torch's own check (schema, fake kernel, tracing) of each operator, with arguments as the public functions pass them."""
+"""torch's own check (schema, fake kernel, tracing) of each operator, with arguments as the functions pass them."""
 
 from __future__ import annotations
 

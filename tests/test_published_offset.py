@@ -155,7 +155,7 @@ def test_probability_targets(kind: str, smoothing: float, reduction: str) -> Non
 
 @pytest.mark.parametrize("classes", [1, 17, 33, 1025])
 def test_probability_targets_of_every_width(classes: int) -> None:
-    leaves = {"logits": normal(5, classes, seed=54, spread=2.0), "soft": normal(5, classes, seed=55).softmax(1)}
+    leaves = {"logits": normal(5, classes, seed=54, spread=2.0), "target": normal(5, classes, seed=55).softmax(1)}
     assert_same(functional.offset_cross_entropy, published.soft_cross_entropy, leaves)
 
 

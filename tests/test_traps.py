@@ -104,7 +104,7 @@ def test_hinge_beyond_pi() -> None:
     """DBM as printed pushes a sample of the rarest class away once theta + m passes pi; the guard does not."""
     slopes = {}
     for guard in (False, True):
-        loss = losses.DBMLoss(torch.tensor([5.0, 500.0]), max_margin=0.3, scale=30.0, guard=guard).double()
+        loss = losses.DBMLoss(torch.tensor([5.0, 500.0]), max_margin=0.3, scale=32.0, guard=guard).double()
         for own in (-0.8, -0.9, -0.95):
             cosine = torch.tensor([[own, 0.5]], dtype=torch.float64, requires_grad=True)
             loss(cosine, torch.tensor([0])).backward()

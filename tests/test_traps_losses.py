@@ -8,7 +8,7 @@ import published
 import pytest
 import torch
 from helpers import assert_same, classes_of, gradients, normal
-from tolerances import assert_close, error
+from tolerances import TOLERANCE, assert_close, error
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -92,15 +92,15 @@ def test_counts_up_to_a_million_in_half_precision(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_mean_of_many_rows_in_half_precision(dtype: torch.dtype) -> None:
-    """The sum of 9,000 losses of 10 is beyond float16, and a running bfloat16 sum stops growing."""
+    """A running sum of 9,000 losses of 10 stops growing in either half precision (and 90,000 is beyond float16)."""
     logits = torch.zeros(9_000, 4, dtype=dtype)
     logits[:, 1] = 10.0
     target = torch.zeros(9_000, dtype=torch.long)
     rows = cross_entropy(logits.float(), target, reduction="none")
     naive = torch.zeros((), dtype=dtype)
-    for row in rows.to(dtype)[:: 1 if dtype == torch.float16 else 3]:
+    for row in rows.to(dtype):
         naive = naive + row
-    assert not naive.isfinite() or naive < 0.5 * rows.sum() / 3
+    assert naive < 0.5 * rows.sum()
     assert_close(functional.offset_cross_entropy(logits, target), rows.double().mean(), dtype)
 
 
@@ -115,11 +115,13 @@ def test_huge_offsets(size: float) -> None:
     found = gradients(
         lambda z, offset: call(z, target, offset=offset, reduction="none"), {"z": logits, "offset": offset}
     )
-    exact = cross_entropy(logits.double() + offset.double(), target, reduction="none")
     assert finite(found)
-    assert ((found["value"] - exact).abs() <= 2e-6 * exact.abs().clamp_min(1)).all() or size > 1e6
     assert found["value"][1] == pytest.approx(2 * size, rel=1e-6)
     assert found["value"][2] == pytest.approx(size, rel=1e-6)
+    if size < 1e6:  # beyond that nothing of the logits is left beside the offset
+        exact = cross_entropy(logits.double() + offset.double(), target, reduction="none")[[0, 3]]
+        eager = cross_entropy(logits + offset, target, reduction="none")[[0, 3]]
+        assert error(found["value"][[0, 3]], exact) <= error(eager, exact) + TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
@@ -200,3 +202,22 @@ def test_focal_of_mixed_labels() -> None:
     assert abs(naive - truth) > 0.02
     call = functional.offset_cross_entropy
     assert_close(call(logits, MixedTarget(first, second, lam), focal_gamma=gamma), truth)
+
+
+@pytest.mark.parametrize("size", [80.0, 100.0, 700.0, 1000.0, 3e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_of_a_row_that_is_hopeless(dtype: torch.dtype, size: float) -> None:
+    """log(1 + e^v) overflows from v = 88 on in float32 and 709 in float64; the loss is v."""
+    naive = torch.tensor(size, dtype=dtype).exp().log1p()
+    assert not naive.isfinite() or size < (88 if dtype == torch.float32 else 709)
+    leaves = {"z": torch.tensor([[0.0, size], [size, 0.0]], dtype=dtype)}
+    call, target = functional.offset_cross_entropy, torch.tensor([0, 0])
+    for gamma in (0.0, 2.0):
+        found = gradients(
+            lambda z, gamma=gamma: call(z, target, focal_gamma=gamma, reduction="none"),
+            leaves,
+            torch.ones(2, dtype=dtype),
+        )
+        assert found["value"].tolist() == pytest.approx([size, 0.0], rel=1e-6, abs=1e-30)
+        assert found["z"][0].tolist() == pytest.approx([-1.0, 1.0])
+        assert finite(found)
