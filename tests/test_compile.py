@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lt_kernels import functional, heads, losses, schedules
 
+# torch 2.13 itself makes an instance of every autograd.Function that it compiles, and warns about that.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
+
 SCENES = all_scenes()
 
 
