@@ -1,6 +1,8 @@
 // All kernels of one instruction set, as a table.
 #pragma once
 
+#include "columns.h"
+#include "gram.h"
 #include "rows.h"
 
 namespace lt {
@@ -9,7 +11,12 @@ namespace LT_ISA {
 #define LT_EACH_TYPE(kernel) {kernel<float>, kernel<double>, kernel<bf16>, kernel<fp16>}
 
 constexpr Kernels kernel_table() {
-  return {LT_EACH_TYPE(rows_forward), LT_EACH_TYPE(rows_backward), LT_EACH_TYPE(rows_offset)};
+  return {LT_EACH_TYPE(rows_forward), LT_EACH_TYPE(rows_backward), LT_EACH_TYPE(rows_offset),
+          LT_EACH_TYPE(columns_forward), LT_EACH_TYPE(columns_own), LT_EACH_TYPE(columns_backward),
+          {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>},
+          gram_screen, LT_EACH_TYPE(gram_verify), {gram_list<float>, gram_list<double>},
+          {gram_sums<float>, gram_sums<double>}, {gram_coefficients<float>, gram_coefficients<double>},
+          LT_EACH_TYPE(gram_pairs), LT_EACH_TYPE(gram_pairs_wide)};
 }
 
 }  // namespace LT_ISA

@@ -52,10 +52,64 @@ struct Rows {
   }
 };
 
+// Log-sum-exp down the batch.
+struct ColumnSums {
+  const void* logits;  // [n, c], rows `stride` apart
+  int64_t n, c, stride;
+  const int64_t* target;     // [n]
+  const void* row_offset = nullptr;  // [n]
+  void *lse_out = nullptr, *own_out = nullptr;
+  const void *lse = nullptr, *d_lse = nullptr, *d_own = nullptr;
+  void* d_logits = nullptr;
+};
+
+struct Units {
+  const void* weight;  // [c, d], rows `stride` apart
+  int64_t d, stride;
+  void* unit;  // [c, d] in bfloat16
+  float *scale, *error;  // [c]
+};
+
+// A tile of the products of the class weights: rows [row, row + rows) with the rows [column, column + columns).
+struct Tile {
+  const void* product;  // [rows, columns], rows `stride` apart
+  int64_t rows, columns, stride, row, column;
+  const void* scale;  // [c]
+  double threshold;
+  const float* error = nullptr;  // [c]
+  const void* weight = nullptr;  // [c, d]
+  int64_t d = 0, weight_stride = 0;
+  const void* slope = nullptr;  // [c]
+  double* row_sum = nullptr;  // [rows]
+  int64_t* begins = nullptr;  // [rows + 1]: where each row's pairs begin; first their number, one place further
+  int32_t* second = nullptr;  // the pairs' columns
+  void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
+};
+
+// A list of neighbours for each row: the gradient's row is own w_i + sum of factor w_other.
+struct Neighbours {
+  const void* weight;  // [c, d], rows `stride` apart
+  int64_t d, stride;
+  const int64_t* begins;  // [c + 1]
+  const int32_t* other;
+  const void *factor, *own;  // own [c]
+  void* out;  // [c, d]
+};
+
+using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);
+using TileSums = void (*)(const Tile&, int64_t begin, int64_t end, void* down);
+using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
+using PairsKernel = void (*)(const Neighbours&, int64_t begin, int64_t end);
+
 using RowsKernel = void (*)(const Rows&, int64_t begin, int64_t end);
 
 struct Kernels {
   RowsKernel rows_forward[4], rows_backward[4], rows_offset[4];  // by Type; rows_offset walks columns
+  ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
+  void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
+  TileKernel gram_screen, gram_verify[4], gram_list[2];
+  TileSums gram_sums[2], gram_coefficients[2];
+  PairsKernel gram_pairs[4], gram_pairs_wide[4];
 };
 
 extern const Kernels generic_kernels, avx2_kernels, avx512_kernels;

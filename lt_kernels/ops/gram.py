@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define
+from lt_kernels.ops import tiles
+from lt_kernels.ops.library import NAMESPACE, define, extension_status
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -39,6 +40,12 @@ backward_op = define(
     reference.gram_backward,
     _backward_fake,
 )
+
+
+if extension_status()[0]:  # the tiles' driver pays with the C++ kernels only
+    _kernels = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (lives as long as the process)
+    _kernels.impl("gram_forward", tiles.forward, "CPU")
+    _kernels.impl("gram_backward", tiles.backward, "CPU")
 
 
 class Repulsion(torch.autograd.Function):

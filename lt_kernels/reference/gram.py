@@ -93,3 +93,97 @@ def gram_backward(
             along = own[rows] - (push * cosine).sum(1) if project else own[rows]
             d_weight[rows] = (scale[rows, None] * (push @ unit + along[:, None] * unit[rows])).to(weight.dtype)
     return d_weight
+
+
+def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(1 / |w| [C], the unit rows in bfloat16 [C, d], the length of what that rounding took from each row [C])."""
+    scale = inverse_norm(weight)
+    exact = weight.to(scale.dtype) * scale[:, None]
+    unit = exact.to(torch.bfloat16)
+    return scale, unit, torch.linalg.vector_norm(unit.to(scale.dtype) - exact, dim=1)
+
+
+def screening_limit(threshold: float, error: Tensor, other: Tensor, features: int) -> Tensor:
+    """The least product of rounded unit rows that an active pair can have, all roundings at their worst."""
+    least = threshold - (error + other + error * other + (features + 16) * 2.0**-23)
+    return least - least.abs() * 2.0**-8
+
+
+def _upper(tile: Tensor, row: int, column: int) -> Tensor:
+    """Which entries of a tile are pairs i < j; the other half of the cosines is the same."""
+    rows, columns = (torch.arange(size, device=tile.device) for size in tile.shape)
+    return columns + column > rows[:, None] + row
+
+
+def gram_screen(
+    product: Tensor, weight: Tensor, scale: Tensor, error: Tensor, threshold: float, row: int, column: int,
+    capacity: int,
+) -> tuple[Tensor, ...]:
+    """As `gram_tile`, from the product of unit rows in bfloat16: the cosines of those that may be active, from `weight`."""
+    rows, columns = (slice(row, row + product.shape[0]), slice(column, column + product.shape[1]))
+    limit = screening_limit(threshold, error[rows, None], error[columns], weight.shape[1])
+    first, second = ((product >= limit) & _upper(product, row, column)).nonzero(as_tuple=True)
+    cosine = torch.zeros_like(product, dtype=scale.dtype)
+    if first.numel() > capacity:
+        found = list(_found(cosine, cosine > 1, row, column, capacity))
+        return *found[:5], found[5] - 1
+    left, right = weight[first + row].to(scale.dtype), weight[second + column].to(scale.dtype)
+    cosine[first, second] = (left * right).sum(1) * scale[first + row] * scale[second + column]
+    return _found(cosine, cosine > threshold, row, column, capacity)
+
+
+def _cosines(product: Tensor, scale: Tensor, row: int, column: int) -> Tensor:
+    return product * scale[row : row + product.shape[0], None] * scale[column : column + product.shape[1]]
+
+
+def gram_tile(
+    product: Tensor, scale: Tensor, threshold: float, row: int, column: int, capacity: int
+) -> tuple[Tensor, ...]:
+    """Active pairs i < j of a tile of w_i . w_j: the sums of expm1 of their cosines along the rows and down the columns,
+    in float64; first, second and cosine [capacity] if they fit; how many they are [1]."""
+    cosine = _cosines(product, scale, row, column)
+    return _found(cosine, (cosine > threshold) & _upper(product, row, column), row, column, capacity)
+
+
+def _found(cosine: Tensor, active: Tensor, row: int, column: int, capacity: int) -> tuple[Tensor, ...]:
+    part = torch.where(active, cosine.expm1(), 0.0)
+    sums = part.sum(1, dtype=torch.float64), part.sum(0, dtype=torch.float64)
+    first, second = active.nonzero(as_tuple=True)
+    lists = [torch.zeros(capacity, dtype=torch.int32, device=cosine.device) for _ in range(2)]
+    lists.append(cosine.new_zeros(capacity))
+    count = torch.full((1,), first.numel(), device=cosine.device)
+    if first.numel() <= capacity:
+        for place, value in zip(lists, (first + row, second + column, cosine[first, second]), strict=True):
+            place[: first.numel()] = value
+    return *sums, *lists, count
+
+
+def gram_coefficients(
+    product: Tensor, scale: Tensor, slope: Tensor, threshold: float, row: int, column: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """c_ij = e^s (slope_i + slope_j) of the active pairs i < j of a tile, times both scales; the sums of c_ij s_ij along
+    the rows and down the columns, in float64."""
+    cosine = _cosines(product, scale, row, column)
+    active = (cosine > threshold) & _upper(product, row, column)
+    pair = slope[row : row + product.shape[0], None] + slope[column : column + product.shape[1]]
+    push = torch.where(active, cosine.exp() * pair, 0.0)
+    pull = torch.where(active, push * cosine, 0.0)
+    return _cosines(push, scale, row, column), pull.sum(1, dtype=torch.float64), pull.sum(0, dtype=torch.float64)
+
+
+def gram_pairs(
+    weight: Tensor, scale: Tensor, slope: Tensor, own: Tensor, first: Tensor, second: Tensor, value: Tensor,
+    count: Tensor, project: bool, wide: bool,
+) -> Tensor:
+    """Rows own_i w_i / |w_i|^2 + sum over the listed pairs of c_ij w_j / (|w_i| |w_j|), with `project` without their part
+    along w_i; in the dtype of the weight or, with `wide`, of the arithmetic."""
+    listed = slice(0, int(count))
+    first, second, value = first[listed].long(), second[listed].long(), value[listed]
+    push = value.exp() * (slope[first] + slope[second])
+    own = own.clone()
+    d_unit = torch.zeros_like(weight, dtype=scale.dtype, memory_format=torch.contiguous_format)
+    for here, there in ((first, second), (second, first)):
+        d_unit.index_add_(0, here, push[:, None] * scale[there, None] * weight[there].to(scale.dtype))
+        own.index_add_(0, here, -push * value if project else torch.zeros_like(push))
+    d_weight = scale[:, None] * (d_unit + (own * scale)[:, None] * weight.to(scale.dtype))
+    return d_weight if wide else d_weight.to(weight.dtype)

@@ -1,0 +1,116 @@
+// Log-sum-exp down the batch and its gradient: docs/math.md, section 7. T: dtype of the logits, A: of the arithmetic.
+#pragma once
+
+#include <cmath>
+
+#include "table.h"
+#include "vec.h"
+
+namespace lt {
+namespace LT_ISA {
+
+constexpr int kColumns = 256;  // columns of a block, whose state stays in the first cache
+constexpr int kChunk = 64;     // rows of a block: read twice, for the maxima and for the sums, from the second cache
+
+template <class A> constexpr A kNone = -std::numeric_limits<A>::infinity();
+
+template <class T, class A> struct Line {
+  const T* logits;
+  A offset;
+
+  Line(const ColumnSums& in, int64_t i)
+      : logits(static_cast<const T*>(in.logits) + i * in.stride),
+        offset(in.row_offset ? static_cast<const A*>(in.row_offset)[i] : A(0)) {}
+  vec<A> value(int64_t j, int count) const {
+    return (count == Vec<A>::width ? load(logits + j) : load_part<A>(logits + j, count)) + offset;
+  }
+};
+
+// The running log-sum-exp of a block of columns: top + log(total).
+template <class A> struct State {
+  alignas(64) A top[kColumns], total[kColumns], shift[kColumns], part[kColumns];
+
+  State() {
+    for (int k = 0; k < kColumns; ++k) top[k] = kNone<A>, total[k] = shift[k] = part[k] = 0;
+  }
+
+  template <class T> void raise(const Line<T, A>& line, int64_t first, int count) {
+    constexpr int W = Vec<A>::width;
+    for (int k = 0; k < count; k += W)
+      store(top + k, max(load(top + k), line.value(first + k, count - k < W ? count - k : W)));
+  }
+  // The maxima may have grown: what was summed so far is scaled to the new ones.
+  void settle(int count) {
+    constexpr int W = Vec<A>::width;
+    for (int k = 0; k < count; k += W) {
+      vec<A> best = load(top + k), before = load(shift + k), sum = load(total + k);
+      vec<A> now = (best == kNone<A>) | (best == -kNone<A>) ? vec<A>{} : best;  // an infinity would make NaN of itself
+      store(total + k, sum == 0 ? sum : sum * exp(before - now));
+      store(shift + k, now);
+      store(part + k, vec<A>{});
+    }
+  }
+  template <class T> void add(const Line<T, A>& line, int64_t first, int count) {
+    constexpr int W = Vec<A>::width;
+    for (int k = 0; k < count; k += W) {
+      vec<A> z = line.value(first + k, count - k < W ? count - k : W);
+      store(part + k, load(part + k) + exp(z - load(shift + k)));
+    }
+  }
+  void fold(int count) {
+    constexpr int W = Vec<A>::width;
+    for (int k = 0; k < count; k += W) store(total + k, load(total + k) + load(part + k));
+  }
+};
+
+// lse of the columns [begin, end); each column's bits are the same whatever the blocks and the threads.
+template <class T> void columns_forward(const ColumnSums& in, int64_t begin, int64_t end) {
+  using A = typename Arithmetic<T>::type;
+  A* out = static_cast<A*>(in.lse_out);
+  for (int64_t first = begin; first < end; first += kColumns) {
+    int count = int(end - first < kColumns ? end - first : kColumns);
+    State<A> state;
+    for (int64_t chunk = 0; chunk < in.n; chunk += kChunk) {
+      int64_t last = chunk + kChunk < in.n ? chunk + kChunk : in.n;
+      for (int64_t i = chunk; i < last; ++i) state.raise(Line<T, A>(in, i), first, count);
+      state.settle(count);
+      for (int64_t i = chunk; i < last; ++i) state.add(Line<T, A>(in, i), first, count);
+      state.fold(count);
+    }
+    for (int k = 0; k < count; ++k)
+      out[first + k] = state.total[k] == 0 ? kNone<A> : state.shift[k] + std::log(state.total[k]);
+  }
+}
+
+template <class T> void columns_own(const ColumnSums& in, int64_t begin, int64_t end) {
+  using A = typename Arithmetic<T>::type;
+  for (int64_t i = begin; i < end; ++i) {
+    const T* line = static_cast<const T*>(in.logits) + i * in.stride;
+    static_cast<A*>(in.own_out)[i] = load_part<A>(line + in.target[i], 1)[0];
+  }
+}
+
+template <class A> inline vec<A> chance(vec<A> z, vec<A> lse) { return exp(z - (lse == kNone<A> ? vec<A>{} : lse)); }
+
+// The gradient of the rows [begin, end).
+template <class T> void columns_backward(const ColumnSums& in, int64_t begin, int64_t end) {
+  using A = typename Arithmetic<T>::type;
+  constexpr int W = Vec<A>::width;
+  const A *lse = static_cast<const A*>(in.lse), *d_lse = static_cast<const A*>(in.d_lse);
+  for (int64_t i = begin; i < end; ++i) {
+    Line<T, A> line(in, i);
+    T* out = static_cast<T*>(in.d_logits) + i * in.c;
+    int64_t j = 0, y = in.target[i];
+    for (; j + W <= in.c; j += W) store(out + j, load(d_lse + j) * chance<A>(line.value(j, W), load(lse + j)));
+    if (j < in.c) {
+      int rest = int(in.c - j);
+      vec<A> d = load_part<A>(d_lse + j, rest) * chance<A>(line.value(j, rest), load_part<A>(lse + j, rest));
+      store_part<A>(out + j, d, rest);
+    }
+    vec<A> own = splat(d_lse[y]) * chance<A>(line.value(y, 1), splat(lse[y]));  // again, so that it is rounded once
+    store_part<A>(out + y, splat(own[0] + static_cast<const A*>(in.d_own)[i]), 1);
+  }
+}
+
+}  // namespace LT_ISA
+}  // namespace lt

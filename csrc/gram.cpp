@@ -1,0 +1,235 @@
+// Logit-weight repulsion: the tile operators of lt_kernels/ops/gram.py on a CPU.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "tensors.h"
+
+namespace lt {
+namespace {
+
+constexpr int64_t kRows = 64;  // rows whose column sums are taken together, whatever the threads
+
+// row sums, column sums, first, second and cosine of the active pairs, and how many there are (-1: too many to look).
+using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Body> void each(int64_t count, int64_t grain, const Body& body) {
+  torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), body);
+}
+
+struct TileInputs : Held {
+  Tile args{};
+  ScalarType sums;
+  bool wide;
+
+  TileInputs(const Tensor& product, ScalarType type, const Tensor& scale, double threshold, int64_t row, int64_t column)
+      : sums(scale.scalar_type()), wide(sums == ScalarType::Double) {
+    STD_TORCH_CHECK(product.scalar_type() == type, "lt_kernels: product has the wrong dtype");
+    const Tensor& rows = keep(dense_rows(product));
+    args.product = rows.const_data_ptr();
+    args.rows = rows.size(0), args.columns = rows.size(1), args.stride = rows.stride(0);
+    args.row = row, args.column = column, args.threshold = threshold;
+    args.scale = numbers(scale, wide ? ScalarType::Double : ScalarType::Float, "scale");
+    bool fits = row >= 0 && column >= 0 && row + args.rows <= scale.numel() && column + args.columns <= scale.numel();
+    STD_TORCH_CHECK(fits, "lt_kernels: the tile lies outside of the classes");
+  }
+};
+
+Tensor zeros(int64_t size, ScalarType type) {
+  Tensor made = empty({size}, type);
+  torch::stable::zero_(made);
+  return made;
+}
+template <class A> A* data(const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); }
+
+// The outcome of one tile, with room for `capacity` pairs.
+struct Pairs {
+  Tensor row_sum, column_sum, first, second, value, count;
+  std::vector<int64_t> begins;
+
+  Pairs(const Tile& tile, int64_t capacity, ScalarType sums)
+      : row_sum(zeros(tile.rows, ScalarType::Double)), column_sum(zeros(tile.columns, ScalarType::Double)),
+        first(empty({capacity}, ScalarType::Int)), second(empty({capacity}, ScalarType::Int)),
+        value(empty({capacity}, sums)), count(empty({1}, ScalarType::Long)), begins(tile.rows + 1, 0) {}
+
+  // From numbers to places; the number of all.
+  int64_t place() {
+    for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
+    return begins.back();
+  }
+  void begin_list(Tile& tile) const { tile.second = data<int32_t>(second), tile.value = value.mutable_data_ptr(); }
+  // Keep the pairs above the threshold, name their classes, and, if wanted, sum expm1 of their cosines.
+  template <class A> int64_t keep(const Tile& tile, bool sum) {
+    int64_t kept = 0;
+    A* cosine = data<A>(value);
+    for (int64_t i = 0; i < tile.rows; ++i)
+      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) {
+        if (!(cosine[k] > A(tile.threshold))) continue;
+        int64_t j = tile.second[k];
+        if (sum) {
+          double part = std::expm1(double(cosine[k]));
+          data<double>(row_sum)[i] += part, data<double>(column_sum)[j] += part;
+        }
+        cosine[kept] = cosine[k];
+        data<int32_t>(first)[kept] = int32_t(tile.row + i), tile.second[kept++] = int32_t(tile.column + j);
+      }
+    return kept;
+  }
+  Found result(int64_t number) {
+    *data<int64_t>(count) = number;
+    return {row_sum, column_sum, first, second, value, count};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> gram_units(Tensor weight) {
+  Held held;
+  const Tensor& rows = held.keep(dense_rows(weight));
+  int64_t classes = rows.size(0), d = rows.size(1);
+  STD_TORCH_CHECK(type_of(rows) != kDouble, "lt_kernels: gram_units takes no float64");
+  Tensor scale = empty({classes}, ScalarType::Float), error = empty({classes}, ScalarType::Float);
+  Tensor unit = empty({classes, d}, ScalarType::BFloat16);
+  Units args{rows.const_data_ptr(), d, rows.stride(0), unit.mutable_data_ptr(), data<float>(scale), data<float>(error)};
+  each(classes, 16384 / std::max<int64_t>(d, 1),
+       [&](int64_t begin, int64_t end) { kernels().gram_units[type_of(rows)](args, begin, end); });
+  return {scale, unit, error};
+}
+
+Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor error, double threshold, int64_t row,
+                  int64_t column, int64_t capacity) {
+  TileInputs in(product, ScalarType::BFloat16, scale, threshold, row, column);
+  const Tensor& rows = in.keep(dense_rows(weight));
+  Tile& tile = in.args;
+  tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error"));
+  tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
+  Pairs pairs(tile, capacity, in.sums);
+  tile.begins = pairs.begins.data();
+  auto screen = [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); };
+  each(tile.rows, 32, screen);
+  int64_t survivors = pairs.place();
+  if (survivors == 0 || survivors > capacity) return pairs.result(survivors ? -1 : 0);
+  pairs.begin_list(tile);
+  each(tile.rows, 32, screen);
+  each(tile.rows, 1, [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](tile, begin, end); });
+  return pairs.result(pairs.keep<float>(tile, true));
+}
+
+// Runs a kernel over blocks of rows, each with column sums of its own, and adds these in their order.
+template <class A> void with_columns(const Tile& tile, TileSums kernel, double* down) {
+  int64_t blocks = (tile.rows + kRows - 1) / kRows;
+  std::vector<A> parts(blocks * tile.columns, A(0));
+  each(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block)
+      kernel(tile, block * kRows, std::min((block + 1) * kRows, tile.rows), parts.data() + block * tile.columns);
+  });
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t j = 0; j < tile.columns; ++j) down[j] += double(parts[block * tile.columns + j]);
+}
+
+void with_columns(const TileInputs& in, const TileSums (&kernel)[2], const Tensor& down) {
+  if (in.wide) with_columns<double>(in.args, kernel[1], data<double>(down));
+  else with_columns<float>(in.args, kernel[0], data<double>(down));
+}
+
+Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int64_t column, int64_t capacity) {
+  TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
+  Pairs pairs(in.args, capacity, in.sums);
+  in.args.row_sum = data<double>(pairs.row_sum), in.args.begins = pairs.begins.data();
+  with_columns(in, kernels().gram_sums, pairs.column_sum);
+  int64_t active = pairs.place();
+  if (active == 0 || active > capacity) return pairs.result(active);
+  pairs.begin_list(in.args);
+  each(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
+  return pairs.result(in.wide ? pairs.keep<double>(in.args, false) : pairs.keep<float>(in.args, false));
+}
+
+std::tuple<Tensor, Tensor, Tensor> gram_coefficients(Tensor product, Tensor scale, Tensor slope, double threshold,
+                                                     int64_t row, int64_t column) {
+  TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
+  in.args.slope = in.numbers(slope, in.sums, "slope");
+  Tensor factor = empty({in.args.rows, in.args.columns}, in.sums);
+  Tensor across = empty({in.args.rows}, ScalarType::Double), down = zeros(in.args.columns, ScalarType::Double);
+  in.args.value = factor.mutable_data_ptr(), in.args.row_sum = data<double>(across);
+  with_columns(in, kernels().gram_coefficients, down);
+  return {factor, across, down};
+}
+
+struct PairList {
+  const int32_t *first, *second;
+  const void* cosine;
+  int64_t count, classes;
+  bool project;
+};
+
+// Each class's neighbours, in the order of the pairs, with their coefficients; own becomes the coefficient of w_i.
+template <class A> struct Graph {
+  std::vector<int64_t> begins, next;
+  std::vector<int32_t> other;
+  std::vector<A> factor;
+
+  Graph(const PairList& in, const A* scale, const A* slope, A* own)
+      : begins(in.classes + 1, 0), other(2 * in.count), factor(2 * in.count) {
+    for (int64_t k = 0; k < in.count; ++k) ++begins[in.first[k] + 1], ++begins[in.second[k] + 1];
+    for (int64_t i = 0; i < in.classes; ++i) begins[i + 1] += begins[i];
+    next.assign(begins.begin(), begins.end() - 1);
+    for (int64_t k = 0; k < in.count; ++k) {
+      int32_t i = in.first[k], j = in.second[k];
+      A s = static_cast<const A*>(in.cosine)[k], push = std::exp(s) * (slope[i] + slope[j]);
+      put(i, j, push * scale[i] * scale[j]), put(j, i, push * scale[i] * scale[j]);
+      if (in.project) own[i] -= push * s, own[j] -= push * s;
+    }
+    for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
+  }
+  void put(int32_t i, int32_t j, A value) {
+    other[next[i]] = j;
+    factor[next[i]++] = value;
+  }
+};
+
+template <class A>
+void gather(const PairList& in, Neighbours& args, const void* scale, const void* slope, const Tensor& own, PairsKernel kernel) {
+  Graph<A> graph(in, static_cast<const A*>(scale), static_cast<const A*>(slope), data<A>(own));
+  args.begins = graph.begins.data(), args.other = graph.other.data(), args.factor = graph.factor.data();
+  args.own = own.const_data_ptr();
+  each(in.classes, 16384 / std::max<int64_t>(args.d, 1),
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value,
+                  Tensor count, bool project, bool wide) {
+  Held held;
+  const Tensor& rows = held.keep(dense_rows(weight));
+  int64_t classes = rows.size(0), d = rows.size(1), pairs = *static_cast<const int64_t*>(count.const_data_ptr());
+  ScalarType sums = arithmetic(rows);
+  STD_TORCH_CHECK(first.scalar_type() == ScalarType::Int && second.scalar_type() == ScalarType::Int &&
+                      pairs >= 0 && pairs <= std::min(first.numel(), std::min(second.numel(), value.numel())),
+                  "lt_kernels: first, second and value do not hold ", pairs, " pairs");
+  PairList list{static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr()),
+                static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr()),
+                held.numbers(value, sums, "value"), pairs, classes, project};
+  for (int64_t k = 0; k < pairs; ++k)
+    STD_TORCH_CHECK(list.first[k] >= 0 && list.first[k] < classes && list.second[k] >= 0 && list.second[k] < classes,
+                    "lt_kernels: first and second must be classes");
+  STD_TORCH_CHECK(scale.numel() == classes && slope.numel() == classes && own.numel() == classes &&
+                      own.scalar_type() == sums && own.is_contiguous(),
+                  "lt_kernels: scale, slope and own must have a number for each class");
+  Tensor factor = torch::stable::clone(own), out = empty({classes, d}, wide ? sums : rows.scalar_type());
+  Neighbours args{rows.const_data_ptr(), d, rows.stride(0), nullptr, nullptr, nullptr, nullptr, out.mutable_data_ptr()};
+  const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
+  PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
+  if (sums == ScalarType::Double) gather<double>(list, args, scales, slopes, factor, kernel);
+  else gather<float>(list, args, scales, slopes, factor, kernel);
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lt_kernels, CPU, library) {
+  library.impl("gram_units", TORCH_BOX(&gram_units));
+  library.impl("gram_screen", TORCH_BOX(&gram_screen));
+  library.impl("gram_tile", TORCH_BOX(&gram_tile));
+  library.impl("gram_coefficients", TORCH_BOX(&gram_coefficients));
+  library.impl("gram_pairs", TORCH_BOX(&gram_pairs));
+}
+
+}  // namespace lt

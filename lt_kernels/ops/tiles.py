@@ -1,0 +1,207 @@
+"""Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
+
+Tiles are screened: a product of bfloat16 unit rows, at several times the speed of float32, with a bound for its error that
+no active pair escapes; the few that pass are verified in float32. So the outcome is that of float32 products.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels.ops.library import define
+from lt_kernels.reference import gram as reference
+from lt_kernels.reference.gram import TILE
+from lt_kernels.reference.rows import accumulate_type
+
+_PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+
+
+def _found_fake(product: Tensor, scale: Tensor, capacity: int) -> tuple[Tensor, ...]:
+    sums = (product.new_empty(size, dtype=torch.float64) for size in product.shape)
+    lists = (product.new_empty(capacity, dtype=kind) for kind in (torch.int32, torch.int32, scale.dtype))
+    return *sums, *lists, product.new_empty(1, dtype=torch.int64)
+
+
+def _units_fake(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale, error = (weight.new_empty(weight.shape[0], dtype=accumulate_type(weight.dtype)) for _ in range(2))
+    return scale, weight.new_empty(weight.shape, dtype=torch.bfloat16), error
+
+
+def _coefficients_fake(product: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    across, down = (product.new_empty(size, dtype=torch.float64) for size in product.shape)
+    return product.new_empty(product.shape), across, down
+
+
+def _pairs_fake(weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+    return weight.new_empty(weight.shape, dtype=scale.dtype if rest[-1] else weight.dtype)
+
+
+units_op = define("gram", "gram_units(Tensor weight) -> (Tensor, Tensor, Tensor)", reference.gram_units, _units_fake)
+screen_op = define(
+    "gram",
+    "gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor error, float threshold, int row, int column, "
+    f"int capacity) -> ({_PAIRS})",
+    reference.gram_screen,
+    lambda product, weight, scale, *rest: _found_fake(product, scale, rest[-1]),
+)
+tile_op = define(
+    "gram",
+    f"gram_tile(Tensor product, Tensor scale, float threshold, int row, int column, int capacity) -> ({_PAIRS})",
+    reference.gram_tile,
+    lambda product, scale, *rest: _found_fake(product, scale, rest[-1]),
+)
+coefficients_op = define(
+    "gram",
+    "gram_coefficients(Tensor product, Tensor scale, Tensor slope, float threshold, int row, int column) "
+    "-> (Tensor, Tensor, Tensor)",
+    reference.gram_coefficients,
+    _coefficients_fake,
+)
+pairs_op = define(
+    "gram",
+    "gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value, "
+    "Tensor count, bool project, bool wide) -> Tensor",
+    reference.gram_pairs,
+    _pairs_fake,
+)
+
+
+@functools.cache
+def _matrix_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices by instructions of their own, with sums in float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    if not any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name)):
+        return False
+    ones = torch.ones(64, TILE, dtype=torch.bfloat16)  # sums in bfloat16 would stop at 256
+    return bool((ones @ ones.T == TILE).all())
+
+
+def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
+    """(whether tiles are screened in bfloat16, why or why not)."""
+    if weight.dtype == torch.float64:
+        return False, "float64 weights: the products are in float64"
+    if threshold <= 0:
+        return False, "a threshold of 0 or less leaves about half of the pairs active"
+    if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
+        return False, "oneDNN, which has the fast bfloat16 products, is not there or switched off"
+    if not _matrix_units():
+        return False, "this CPU has no bfloat16 matrix instructions"
+    return True, "bfloat16 products are several times as fast as float32 ones"
+
+
+def _part(tile: int, classes: int) -> slice:
+    return slice(tile * TILE, min((tile + 1) * TILE, classes))
+
+
+def _upper_tiles(classes: int) -> Iterator[tuple[int, int]]:
+    side = reference.tiles(classes)
+    return ((row, column) for row in range(side) for column in range(row, side))
+
+
+def _product(weight: Tensor, rows: slice, columns: slice, kind: torch.dtype) -> Tensor:
+    return weight[rows].to(kind) @ weight[columns].to(kind).T
+
+
+class Forward:
+    """Z and the active pairs of class weights [C, d], built up tile by tile."""
+
+    def __init__(self, weight: Tensor, threshold: float) -> None:
+        self.weight, self.threshold = weight, threshold
+        self.screened = screening(weight, threshold)[0] and threshold < 1
+        self.hits = 0  # screened tiles less those with too many survivors: below -2 screening does not pay
+        if self.screened:
+            self.scale, self.unit, self.error = units_op(weight)
+        else:
+            self.scale = reference.inverse_norm(weight)
+        classes = weight.shape[0]
+        side = reference.tiles(classes)
+        self.total = torch.zeros(classes, dtype=torch.float64)
+        self.pairs, self.found = reference.empty_pairs(self.scale), 0
+        self.dense = torch.zeros(side, side, dtype=torch.bool)
+
+    def screen(self, rows: slice, columns: slice, capacity: int) -> tuple[Tensor, ...] | None:
+        """The tile from a bfloat16 product; None where that does not pay, or where the library may sum in bfloat16."""
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if not self.screened or self.hits < -2 or min(height, width, self.weight.shape[1]) < 32:
+            return None
+        product = self.unit[rows] @ self.unit[columns].T
+        found = screen_op(
+            product, self.weight, self.scale, self.error, self.threshold, rows.start, columns.start, capacity
+        )
+        passed = int(found[-1]) >= 0
+        self.hits += 1 if passed else -1
+        return found if passed else None
+
+    def tile(self, row: int, column: int) -> None:
+        """Add the sums and the pairs of one tile; a tile whose pairs do not fit is marked to be made again."""
+        rows, columns = (_part(index, self.weight.shape[0]) for index in (row, column))
+        size = (rows.stop - rows.start) * (columns.stop - columns.start)
+        capacity = min(max(256, size // 16), self.pairs[0].shape[0] - self.found)
+        found = self.screen(rows, columns, capacity)
+        if found is None:
+            product = _product(self.weight, rows, columns, self.scale.dtype)
+            found = tile_op(product, self.scale, self.threshold, rows.start, columns.start, capacity)
+        across, down, *lists, number = found
+        count = int(number)
+        self.total[rows] += across
+        self.total[columns] += down
+        if count > capacity:
+            self.dense[row, column] = True
+            return
+        for kept, new in zip(self.pairs[:3], lists, strict=True):
+            kept[self.found : self.found + count] = new[:count]
+        self.found += count
+
+    def run(self) -> tuple[Tensor, ...]:
+        """What `reference.gram_forward` returns."""
+        classes = self.weight.shape[0]
+        if self.threshold < 1:
+            with torch.autocast("cpu", enabled=False):
+                for row, column in _upper_tiles(classes):
+                    self.tile(row, column)
+        *lists, count = self.pairs
+        total = reference.finish(self.total, self.scale, self.threshold)
+        return total, self.scale, *lists, count.fill_(self.found), self.dense
+
+
+def forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    """The CPU kernel of `gram_forward`."""
+    return Forward(weight, threshold).run()
+
+
+def backward(
+    weight: Tensor, threshold: float, project: bool, scale: Tensor, total: Tensor, first: Tensor, second: Tensor,
+    value: Tensor, count: Tensor, dense: Tensor, grad: Tensor,
+) -> Tensor:
+    """The CPU kernel of `gram_backward`: the listed pairs, and the tiles without a list again."""
+    own, slope = reference.diagonal(total, grad, threshold, project), grad / total
+    again = dense.triu().nonzero().tolist()
+    d_weight = pairs_op(weight, scale, slope, own, first, second, value, count, project, bool(again))
+    along = torch.zeros_like(total, dtype=torch.float64)
+    with torch.autocast("cpu", enabled=False):
+        for tile in again:
+            _add_tile(d_weight, along, weight, threshold, scale, slope, tile)
+    if again and project:
+        factor = (-along).to(scale.dtype) * scale * scale
+        for index in range(reference.tiles(weight.shape[0])):
+            part = _part(index, weight.shape[0])
+            d_weight[part].addcmul_(weight[part].to(scale.dtype), factor[part, None])
+    return d_weight.to(weight.dtype)
+
+
+def _add_tile(
+    d_weight: Tensor, along: Tensor, weight: Tensor, threshold: float, scale: Tensor, slope: Tensor, tile: list[int]
+) -> None:
+    """Add what the pairs of one tile give to its rows and its columns, and their parts along the weights."""
+    rows, columns = (_part(index, weight.shape[0]) for index in tile)
+    product = _product(weight, rows, columns, scale.dtype)
+    factor, across, down = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)
+    d_weight[rows].addmm_(factor, weight[columns].to(scale.dtype))
+    d_weight[columns].addmm_(factor.T, weight[rows].to(scale.dtype))
+    along[rows] += across
+    along[columns] += down
