@@ -9,9 +9,8 @@ import torch
 from helpers import classes_of, counts_of, normal
 from torch import Tensor
 
-from lt_kernels import functional, losses
+from lt_kernels import functional, losses, memory_budget
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
-from lt_kernels.ops.budget import memory_budget
 
 N, C, D = 6, 5, 3
 TARGET, SECOND = torch.tensor([0, 3, 1, -100, 2, 0]), torch.tensor([3, 0, 2, 1, 2, 1])

@@ -12,12 +12,13 @@ from scenes import C, all_scenes
 from tolerances import assert_close
 from torch import Tensor
 
-from lt_kernels import functional, heads, losses, schedules
+from lt_kernels import functional, heads, losses, memory_budget, schedules
 
 # torch 2.13 itself makes an instance of every autograd.Function that it compiles, and warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
 
-SCENES = all_scenes()
+# A budget is set around a compiled function, not inside it (test_slabs_of_a_budget).
+SCENES = {name: scene for name, scene in all_scenes().items() if "slabs" not in name}
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,13 @@ def test_inductor(name: str) -> None:
     """Code generation on top: what it fuses around the operators must not change them."""
     function, leaves = SCENES[name]
     equal(lambda *leaves: 2 * function(*(1.5 * leaf for leaf in leaves)), leaves, "inductor")
+
+
+@pytest.mark.parametrize("name", ["linear bias offset", "dbm", "sphereface", "linear mixed"])
+def test_slabs_of_a_budget(name: str) -> None:
+    """Also where the logits do not fit and are made again in the backward pass."""
+    with memory_budget(24):
+        equal(SCENES[name].function, SCENES[name].leaves, "aot_eager")
 
 
 def test_sizes_may_change() -> None:

@@ -10,6 +10,7 @@ from helpers import classes_of, counts_of, gradients, normal
 from tolerances import assert_close
 from torch import Tensor
 
+from lt_kernels import memory_budget
 from lt_kernels.functional import (
     DBM,
     ArcFace,
@@ -18,7 +19,6 @@ from lt_kernels.functional import (
     cosine_margin_cross_entropy,
     linear_cross_entropy,
 )
-from lt_kernels.ops.budget import memory_budget
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
