@@ -19,10 +19,11 @@ class ConfigError(ValueError):
 class TrainConfig:
     """Every setting of one run; two runs of equal configs on one machine give the same bits.
 
-    Epochs and milestones count passes over the training set from 0; `lr` is the peak rate, reached after
-    `warmup_epochs` of linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on;
-    `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
-    `threads` 0 leaves torch's own number of threads.
+    Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
+    steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
+    linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `validate_every` and
+    `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's
+    own number of threads.
     """
 
     data: str = "digits-lt"
@@ -33,6 +34,7 @@ class TrainConfig:
     method: str = "ce"
     method_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     epochs: int = 100
+    epoch_steps: int = 0
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.9
@@ -156,6 +158,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "method": _name,
     "method_options": _options,
     "epochs": _integer(1),
+    "epoch_steps": _integer(0),
     "batch_size": _integer(1),
     "lr": _number(0, open_low=True),
     "momentum": _number(0, 1),

@@ -15,7 +15,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.train.module import Classifier, predict
 from lt_kernels.train.scores import GROUPS, score
 
-COLUMNS = ("epoch", "step", "lr", "loss", "regularizer", "seconds", *GROUPS)
+COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "loss", "regularizer", "seconds", *GROUPS)
 
 
 class EpochLog(Callback):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.regularizers import LogitWeightRepulsion
 from torch import nn
 
 from lt_kernels import losses
+from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
 from lt_kernels.train.config import ConfigError, unknown_name
 

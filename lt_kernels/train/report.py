@@ -57,11 +57,11 @@ def _finding(summaries: Sequence[Summary]) -> str:
 
 def _facts(about: Mapping[str, Any]) -> str:
     return (
-        "{data}: {classes} classes with {class_counts} training samples each, {training_samples} training and {test_samples} "
-        "test samples. Network {network}, {epochs} epochs. Every method has the same network, optimizer, schedule and split, "
-        "and for a seed the same initial network and order of samples; seeds change the last two. Accuracies are those after "
-        "the last epoch. Run on {device}, torch {torch}, {threads_a_run} thread(s) a run, {runs_at_a_time} run(s) at a time, "
-        "commit {commit}."
+        "{data}: {classes} classes with {class_counts} training samples each, {training_samples} training and "
+        "{test_samples} test samples. Network {network}, {epochs} epochs. All methods have the same network, optimizer "
+        "and split, and for a seed the same initial network and order of samples; seeds change the last two. "
+        "Accuracies are those after the last epoch. Run on {device}, torch {torch}, {threads_a_run} thread(s) a run, "
+        "{runs_at_a_time} run(s) at a time, commit {commit}."
     ).format_map(about)
 
 
@@ -99,9 +99,10 @@ def render(
 def _reading(summaries: Sequence[Summary]) -> str:
     seeds = max(summary.seeds for summary in summaries)
     text = (
-        f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of each column in bold. many: classes with "
-        "more than 100 training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; GM: "
-        "geometric mean of all class accuracies, one of zero counting as 0.1 %. s/epoch: median over the epochs, training only."
+        f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of a column in bold. many: classes "
+        "with more than 100 training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; "
+        "GM: geometric mean of all class accuracies, zero counting as 0.1 %. s/epoch: median over the epochs, "
+        "training only."
     )
     titles = "; ".join(f"{summary.method}: {find_method(summary.method).title}" for summary in summaries)
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"

@@ -96,6 +96,7 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
             devices=1,
             plugins=[AtomicCheckpointIO()],
             callbacks=[EpochSettings(), log, *bar, saver],
+            limit_train_batches=config.epoch_steps or 1.0,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
