@@ -45,8 +45,13 @@ class Case:
     @property
     def sizes(self) -> str:
         """The sizes as the results file writes them."""
-        parts = [("N", self.rows), ("C", self.classes), ("d", 0 if self.operator in LOGITS else self.features)]
+        parts = [("N", self.rows), ("C", self.classes), ("d", self.depth)]
         return " ".join(f"{letter}={size}" for letter, size in parts if size)
+
+    @property
+    def depth(self) -> int:
+        """Features d that the operator multiplies; 0 where it is given logits or cosines."""
+        return 0 if self.operator in LOGITS or (self.loss and self.loss != "EstimatedOffsetLoss") else self.features
 
     @property
     def dtype_name(self) -> str:

@@ -12,8 +12,10 @@ from benchmarks.problems import Problem
 from benchmarks.providers import Provider, autograd, eager_function, providers
 from tests.tolerances import TOLERANCE, error
 
-# Entries of [N, C] (for the repulsion of [C, C]) up to which the float64 truth is computed whole; else on fewer rows.
-WHOLE = 2**27
+# The work, in multiplications and their like, up to which the float64 truth is computed whole; else on fewer rows. Some
+# 15 seconds on two cores. An entry of the logits costs about as much as OVERHEAD multiplications beyond its product.
+WHOLE = 5e10
+OVERHEAD = 64
 # A provider may err by this many times what eager torch errs in the same dtype, plus the tolerance of the dtype.
 ALLOWANCE = 3.0
 
@@ -22,12 +24,12 @@ def reduced(problem: Problem) -> Problem:
     """The problem itself where float64 can afford it, else its first rows (for weights its first classes)."""
     case = problem.case
     if case.rows == 0:
-        rows = int(WHOLE**0.5)
+        rows = int((WHOLE / (case.depth + OVERHEAD)) ** 0.5)
         if case.classes <= rows:
             return problem
         leaves = {name: leaf.detach()[:rows].requires_grad_() for name, leaf in problem.leaves.items()}
         return Problem(replace(case, classes=rows), leaves, problem.constants)
-    rows = max(1, WHOLE // case.classes)
+    rows = max(1, int(WHOLE / (case.classes * (case.depth + OVERHEAD))))
     if rows >= case.rows:
         return problem
     batch = ("input", "logits", "cosine", "target")

@@ -79,14 +79,16 @@ def quiet() -> Iterator[None]:
 
 def interleaved(providers: Sequence[Provider], device: str, seconds: float) -> dict[str, Samples]:
     """Samples of every provider, about `seconds` of work each: one sample of each in turn, in an order that rotates."""
-    samples = {provider.name: Samples() for provider in providers}
-    spent = dict.fromkeys(samples, 0.0)
-    for provider in providers:
-        spent[provider.name] = once(provider, device, Samples())  # the warm-up: caches, compilation, thread pools
-    for name, warm_up in spent.items():
-        spent[name] = warm_up if warm_up > PATIENCE else 0.0
+    samples, spent = {}, dict.fromkeys((provider.name for provider in providers), 0.0)
+    for provider in providers:  # the warm-up: caches, compilation, thread pools
+        if provider.name == "compile":
+            once(provider, device, Samples())  # compiling is not part of a step
+        first = Samples()
+        slow = once(provider, device, first) > PATIENCE
+        samples[provider.name] = first if slow else Samples()  # beside minutes of work a warm-up does not show
+        spent[provider.name] = PATIENCE if slow else 0.0
     with quiet():
-        turn, active = 0, list(providers)
+        turn, active = 0, [provider for provider in providers if spent[provider.name] < PATIENCE]
         while active:
             for provider in active[turn % len(active) :] + active[: turn % len(active)]:
                 spent[provider.name] += once(provider, device, samples[provider.name])

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # glibc then gives every block of 64 KiB and more back at once, so that an earlier run leaves nothing to be used again.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # A process that takes longer is not worth waiting for.
-LIMIT = 120
+LIMIT = 300
 
 
 def peak_extra(case: Case, provider: str, device: str, threads: int, tiny: bool = False) -> int | None:

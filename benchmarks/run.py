@@ -15,8 +15,8 @@ import torch
 
 from benchmarks import check, measure, memory, results
 from benchmarks.cases import Case, cases
-from benchmarks.problems import Problem, problem
-from benchmarks.providers import LIMITS, NAMES, Provider, providers
+from benchmarks.problems import problem
+from benchmarks.providers import LIMITS, NAMES, providers
 from benchmarks.results import Row
 from lt_kernels import doctor
 
@@ -77,8 +77,8 @@ def measured(case: Case, chosen: argparse.Namespace, around: Mapping[str, Any]) 
     """The rows of one case: errors, then the times of those that are right, then memory."""
     torch._dynamo.reset()  # else the shapes of earlier cases count towards the limit of recompilations
     posed = problem(case, chosen.device)
-    names = chosen.provider or NAMES
-    serving, judged = _judged(posed, names)
+    serving = providers(posed, chosen.provider or NAMES)
+    judged = check.errors(posed, [provider.name for provider in serving])
     for name, (worst, right) in judged.items():
         yield _row(case, name, "both", around, "error" if right else "wrong", 3 * [worst], 1)
     right = [p for p in serving if p.is_limit or judged[p.name][1]]
@@ -91,10 +91,6 @@ def measured(case: Case, chosen: argparse.Namespace, around: Mapping[str, Any]) 
             peak = memory.peak_extra(case, name, chosen.device, chosen.threads, chosen.tiny)
             if peak is not None:
                 yield _row(case, name, "both", around, "peak extra memory", 3 * [peak / 2**20], 1)
-
-
-def _judged(posed: Problem, names: Sequence[str]) -> tuple[list[Provider], dict[str, tuple[float, bool]]]:
-    return providers(posed, names), check.errors(posed, names)
 
 
 def _row(

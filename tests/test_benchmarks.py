@@ -62,12 +62,12 @@ def test_a_wrong_result_gets_no_time(spoil: str, monkeypatch: pytest.MonkeyPatch
 def test_large_problems_are_checked_on_fewer_rows() -> None:
     posed = problem(Case("offset_cross_entropy", "x", 64, 10, 0), "cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "WHOLE", 160)
+        patch.setattr(check, "WHOLE", 160 * check.OVERHEAD)
         small = check.reduced(posed)
         assert small.case.rows == 16
         assert torch.equal(small.leaves["logits"], posed.leaves["logits"][:16])
         weights = problem(Case("logit_weight_repulsion", "x", 0, 40, 8), "cpu")
-        assert check.reduced(weights).leaves["linear_weight"].shape == (12, 8)
+        assert check.reduced(weights).leaves["linear_weight"].shape == (11, 8)
 
 
 def test_repulsion_problem_has_similar_classes() -> None:
