@@ -45,12 +45,17 @@ template <class T, class A> struct Block {
     for (int lane = count; lane < k + W; ++lane) z[lane] = -std::numeric_limits<A>::infinity();
   }
 
-  // Fill u from z; the lanes behind the end read no offset.
+  // Fill u from z; the lanes behind the end read no offset. A class that is not there (-inf) is no rival either.
   void adjust(int64_t first, int count) {
     constexpr int W = Vec<A>::width;
+    const vec<A> none = splat(-std::numeric_limits<A>::infinity());
     for (int k = 0; k < count; k += W) {
-      vec<A> x = load(z + k) * scale;
-      if (offset) x = x + (k + W <= count ? load(offset + first + k) : load_part<A>(offset + first + k, count - k));
+      vec<A> raw = load(z + k), x = raw * scale;
+      if (offset) {
+        vec<A> b = k + W <= count ? load(offset + first + k) : load_part<A>(offset + first + k, count - k);
+        x = x + b;
+        store(z + k, b == none ? none : raw);
+      }
       store(u + k, x);
     }
   }

@@ -70,6 +70,13 @@ def same_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
+def readable(*tensors: Tensor) -> bool:
+    """Whether values can be looked at here and now: on a CPU, not while compiling, not one of vmap's batches."""
+    if torch.compiler.is_compiling():
+        return False
+    return all(one.device.type == "cpu" and not torch._C._functorch.is_batchedtensor(one) for one in tensors)
+
+
 def counts(class_counts: Any, *, positive: bool = False) -> Tensor:
     """How many training samples each class has, as a float64 vector; `positive` asks for at least one of each."""
     try:

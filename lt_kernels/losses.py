@@ -35,7 +35,7 @@ class LogitAdjustmentLoss(Loss):
 
     Args:
         class_counts: training samples of each class [C]; a class with 0 is not there, and an error as a target.
-        tau: strength, above 0.
+        tau: strength, at least 0.
     """
 
     def __init__(self, class_counts: Any, tau: float = 1.0, **options: Any) -> None:

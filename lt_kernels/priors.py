@@ -16,13 +16,14 @@ def log_prior(class_counts: Any, tau: float = 1.0) -> Tensor:
 
     Args:
         class_counts: training samples of each class [C]; a class with 0 gets -inf, that is, it is not there.
-        tau: strength, finite and above 0.
+        tau: strength, at least 0; 0 is no adjustment but for the classes that are not there.
 
     Returns:
         float64 [C].
     """
     count = checks.counts(class_counts)
-    return checks.number("tau", tau, above=0.0) * (count.log() - count.sum().log())
+    adjusted = checks.number("tau", tau, 0.0) * (count.log() - count.sum().log())
+    return adjusted.masked_fill(count == 0, -math.inf)
 
 
 def class_balanced_weight(class_counts: Any, beta: float = 0.9999, normalize: bool = True) -> Tensor:

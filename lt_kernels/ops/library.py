@@ -35,7 +35,7 @@ def _loop(operator: Any) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def example(index: int) -> Any:
             picked = (
-                arg if dim is None else arg.select(dim, index)
+                arg if dim is None or not isinstance(arg, Tensor) else arg.select(dim, index)
                 for arg, dim in zip(args, in_dims, strict=True)
             )
             return operator(*picked)

@@ -37,13 +37,13 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, ...]:
 def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
     p, (want_input, want_weight, want_bias, want_offset) = reference.Problem(*inputs[:_SHARED]), inputs[-1]
     kind = accumulate_type(p.input.dtype)
-    empty = p.input.new_empty(0, dtype=kind)
-    bias = p.weight.new_empty(p.weight.shape[0], dtype=kind) if want_bias else empty
+    bias = p.weight.new_empty(p.weight.shape[0] if want_bias else 0, dtype=kind)
+    offset = p.offset.shape if want_offset and p.offset is not None else (0,)
     return (
-        torch.empty_like(p.input) if want_input else empty.to(p.input.dtype),
-        p.weight.new_empty(p.weight.shape) if want_weight else empty,
+        p.input.new_empty(p.input.shape if want_input else (0,)),
+        p.weight.new_empty(p.weight.shape if want_weight else (0,)),
         bias if p.bias is None else bias.to(p.bias.dtype),
-        p.offset.new_empty(p.offset.shape, dtype=kind) if want_offset and p.offset is not None else empty,
+        p.input.new_empty(offset, dtype=kind),
     )
 
 

@@ -151,7 +151,8 @@ def _dense(source: Source, terms: Terms) -> Tensor:
         raise ValueError("target must not require a gradient here; offset_cross_entropy gives one for probabilities")
     u = terms.scale * source.values.to(terms.mean_weight.dtype)
     u = u if terms.offset is None else u + terms.offset
-    return -(terms.mean_weight * torch.log_softmax(u, 1)).sum(1)
+    nothing = (u == -torch.inf) & (terms.mean_weight == 0)  # 0 * log 0 is 0
+    return -(terms.mean_weight * torch.log_softmax(u, 1).masked_fill(nothing, 0.0)).sum(1)
 
 
 def finish(

@@ -46,7 +46,9 @@ class Margins(torch.autograd.Function):
         ctx.inputs = len(inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * ctx.inputs
         (slopes,) = ctx.saved_tensors
         found = first_order(torch.mul, grad, slopes).unbind()
         places = (0, 1, 4, 5, 6)  # rest, own, own_offset, norm, mean among the inputs

@@ -111,4 +111,15 @@ def probability_terms(
         share = (1 - found.smoothing) * share + found.smoothing * found.mean_weight
     if weight is not None:
         share = share * checks.vector("weight", weight, classes, like).to(kind)
+    if found.offset is not None and checks.readable(found.offset, share):
+        _check_mass(found.offset.detach() == -torch.inf, share)
     return found._replace(mean_weight=share, total=share.sum(1))
+
+
+def _check_mass(absent: Tensor, share: Tensor) -> None:
+    if bool(absent.any()) and bool((absent & (share != 0)).any()):
+        where = int((absent & (share != 0)).nonzero()[0, 1])
+        raise ValueError(
+            f"offset is -inf for class {where}, to which target gives a probability above 0: "
+            "a class that is not there cannot have one"
+        )

@@ -90,7 +90,9 @@ class RowLoss(torch.autograd.Function):
         ctx.scale, ctx.ignore_index, ctx.inputs = inputs[9], inputs[16], len(inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * ctx.inputs
         logits, target, saved, offset, row, mean_weight = ctx.saved_tensors
         want_offset = offset is not None and ctx.needs_input_grad[2]
         d_logits, d_table = first_order(

@@ -92,7 +92,6 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
     problem, keep = Problem(*inputs[:-1]), inputs[-1]  # type: ignore[arg-type]
     p, rows_forward = problem, torch.ops.lt_kernels.rows_forward.default
     kept = p.input.new_empty(0, dtype=product_type(p.input))
-    empty = p.input.new_empty(0, dtype=accumulate_type(p.input.dtype))
     parts: dict[int, tuple[Tensor, ...]] = {}
     with torch.autocast(p.input.device.type, enabled=False):
         row_scale = inverse_norm(p.input) if p.normalize == BOTH else None
@@ -109,7 +108,8 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
                 kept = logits if keep else kept
     columns = list(zip(*parts.values(), strict=True))
     numbers = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
-    return *numbers, kept, empty if row_scale is None else row_scale, empty if column_scale is None else column_scale
+    norms = (numbers[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
+    return *numbers, kept, *norms
 
 
 class Backward:
@@ -124,13 +124,16 @@ class Backward:
         self.row_scale = row_scale if p.normalize == BOTH else None
         self.column_scale = column_scale if p.normalize >= COLUMNS else None
         self.sums = accumulate_type(p.input.dtype)
-        empty = p.input.new_zeros(0, dtype=self.sums)
-        self.d_input = torch.zeros_like(p.input, dtype=self.sums) if self.want_input else empty
-        self.d_weight = torch.empty_like(p.weight, memory_format=torch.contiguous_format) if self.want_weight else empty
-        self.d_bias = p.weight.new_zeros(p.weight.shape[0], dtype=self.sums) if self.want_bias else empty
-        self.d_offset = empty
-        if self.want_offset and p.offset is not None:
-            self.d_offset = torch.zeros_like(p.offset, dtype=self.sums)
+        rows, size = p.input.shape
+        classes = p.weight.shape[0]
+        self.d_input = self.zeros(rows, size) if self.want_input else self.zeros(0)
+        self.d_weight = p.weight.new_empty(classes, size) if self.want_weight else p.weight.new_empty(0)
+        self.d_bias = self.zeros(classes) if self.want_bias else self.zeros(0)
+        self.d_offset = self.zeros(*p.offset.shape) if self.want_offset and p.offset is not None else self.zeros(0)
+
+    def zeros(self, *sizes: int) -> Tensor:
+        """Zeros in the dtype of the sums."""
+        return self.problem.input.new_zeros(sizes, dtype=self.sums)
 
     def slab(self, rows: slice, classes: slice) -> Tensor:
         """The gradient of the block's raw product; adds the offset's gradient on the way."""

@@ -95,7 +95,7 @@ def margins(
     value, slope, norm_slope = phi(kind, own, row_margin, int(margin), hard, instance, guard, norm)
     own_u = scale * value if own_offset is None else scale * value + own_offset
     v = rest - own_u
-    entropy, miss = torch.nn.functional.softplus(v, threshold=1e9), v.sigmoid()
+    entropy, miss = torch.logaddexp(v, torch.zeros_like(v)), v.sigmoid()
     focus = miss**gamma if gamma else torch.ones_like(miss)
     amount = _per_row(weight, 1.0, target, own)
     loss = amount * focus * entropy

@@ -80,7 +80,7 @@ def rows_forward(
     skipped = _skipped(target, ignore_index)
     hidden = excluded | skipped[:, None]
     rest = u.masked_fill(hidden, -torch.inf).logsumexp(1)
-    rival = z.masked_fill(hidden, -torch.inf).amax(1)
+    rival = z.masked_fill(hidden | (u == -torch.inf), -torch.inf).amax(1)  # a class that is not there is no rival
     if mean_weight is None:
         return rest, own, rival, rest.new_zeros(0)
     share = pick(mean_weight, offset_row).expand_as(u)
