@@ -32,8 +32,7 @@ class Classifier(LightningModule):
     def apply_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch: deferred weights and the regularizer's strength."""
         if self._weight_of_epoch is not None:
-            weight = self._weight_of_epoch(epoch)
-            self.head.loss.set_weight(None if weight is None else weight.to(self.head.weight))
+            self.head.loss.set_weight(self._weight_of_epoch(epoch))
         if self._strength_of_epoch is not None:
             self.strength = self._strength_of_epoch(epoch)
 

@@ -101,7 +101,7 @@ def _reading(summaries: Sequence[Summary]) -> str:
     text = (
         f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of a column in bold. many: classes "
         "with more than 100 training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; "
-        "GM: geometric mean of all class accuracies, zero counting as 0.1 %. s/epoch: median over the epochs, "
+        "GM: geometric mean of all class accuracies, zero counting as 0.1 %. s/epoch: median over epochs, "
         "training only."
     )
     titles = "; ".join(f"{summary.method}: {find_method(summary.method).title}" for summary in summaries)
