@@ -16,7 +16,7 @@ def number(
     """A finite number in [low, high], and greater than `above` if that is given."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    fits = math.isfinite(value) and low <= value <= high and (above is None or value > above)
+    fits = -math.inf < value < math.inf and low <= value <= high and (above is None or value > above)
     if not fits:
         least = f"> {above}" if above is not None else f">= {low}"
         raise ValueError(f"{name} must be finite, {least} and <= {high}, got {value!r}")
@@ -88,6 +88,8 @@ def counts(class_counts: Any, *, positive: bool = False) -> Tensor:
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"class_counts must be integers or real numbers, got {value.dtype}")
     value = value.detach().to(torch.float64)
+    if not readable(value):  # a loss checked them when it was made
+        return value
     if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
         raise ValueError(f"class_counts must be finite and >= 0, got {_first_bad(value)}")
     if not bool((value > 0).any()):

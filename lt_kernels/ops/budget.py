@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import NamedTuple
 
 from torch import Tensor
 
 DEFAULT_BUDGET = 256 * 2**20
 SLAB = {"cpu": 4 * 2**20}  # bytes of one slab of logits: on a CPU it should stay in the cache between two products
-_budget: ContextVar[int] = ContextVar("lt_kernels_memory_budget", default=DEFAULT_BUDGET)
+_budget = [DEFAULT_BUDGET]  # of the process: a context variable would break the graph under torch.compile
 
 
 class Policy(NamedTuple):
@@ -34,16 +33,16 @@ def memory_budget(bytes: int) -> Iterator[None]:
     """
     if not isinstance(bytes, int) or isinstance(bytes, bool) or bytes < 1:
         raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
-    token = _budget.set(bytes)
+    before, _budget[0] = _budget[0], bytes
     try:
         yield
     finally:
-        _budget.reset(token)
+        _budget[0] = before
 
 
 def current_budget() -> int:
     """The bytes of logits that a linear operator may hold at a time."""
-    return _budget.get()
+    return _budget[0]
 
 
 def choose(input: Tensor, classes: int, itemsize: int) -> Policy:

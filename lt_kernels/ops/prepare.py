@@ -79,7 +79,8 @@ def terms(
         table = checks.same_device("offset", table, like).to(kind)
         if per_target and target is None:
             raise ValueError("offset per target class [C, C] needs class indices as target, got probabilities")
-        row = target if per_target else None
+        # a compiled graph takes no tensor twice
+        row = (target.clone() if torch.compiler.is_compiling() else target) if per_target else None
     if smoothing:
         share, total = _shares(table, weight, classes, like, kind)
     margin = _NO_MARGIN if margin is None else margin
