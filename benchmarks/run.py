@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra mem
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen cases; 1 if a provider of ours was wrong."""
     chosen = arguments(argv)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of torch's compiler, to its authors
     torch.set_num_threads(chosen.threads)
     around = doctor.machine(chosen.device)
     path = results.path_of(around, chosen.out)
