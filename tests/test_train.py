@@ -203,9 +203,11 @@ def test_step_rate_multiplies_the_peak_rate() -> None:
 
 
 def test_random_states_survive_a_weights_only_checkpoint(tmp_path: Path) -> None:
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    def draw() -> tuple[float, ...]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    draw()
     AtomicCheckpointIO().save_checkpoint(random_states(), tmp_path / "a.ckpt")
-    draw = lambda: (random.random(), float(np.random.rand()), float(torch.rand(())))
     first = draw()
     restore_random_states(torch.load(tmp_path / "a.ckpt", weights_only=True))
     assert draw() == first

@@ -1,0 +1,163 @@
+"""kill -9 at any moment, then --resume: the same bits as a run that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+
+from lt_kernels import cli
+from lt_kernels.train.files import read_result, read_rows
+
+pytestmark = pytest.mark.slow
+
+# LDAM's deferred weights come at epoch 2 of 4; mixup draws from torch's generator at every step; 10 steps an epoch.
+RECIPE = """
+data: digits-lt
+method: ldam-drw-lwr
+method_options: {drw_start: 0.5, lwr_threshold: 0.0}
+epochs: 4
+batch_size: 32
+lr: 0.05
+warmup_epochs: 1
+mixup_alpha: 0.5
+validate_every: 2
+checkpoint_steps: 4
+threads: 1
+"""
+
+# How a child dies, in words of the program that it runs: always by its own hand, so that the moment is exact.
+PRELUDE = """
+import os, signal, sys
+from lt_kernels import cli
+from lt_kernels.train import checkpoint, epochs, run
+
+def die(*ignored, **also):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die_at_step(step):
+    before = epochs.EpochSettings.on_train_batch_start
+    def after(self, trainer, *rest):
+        die() if trainer.global_step == step else before(self, trainer, *rest)
+    epochs.EpochSettings.on_train_batch_start = after
+
+def die_while_writing(number):
+    whole, count = checkpoint.torch.save, [0]
+    def half(state, file):
+        count[0] += 1
+        if count[0] == number:
+            file.write(b"half a checkpoint")
+            file.flush()
+            die()
+        whole(state, file)
+    checkpoint.torch = type("torch", (), {**vars(checkpoint.torch), "save": staticmethod(half)})
+"""
+DEATHS = {
+    "before the first checkpoint": "die_at_step(2)",
+    "within an epoch": "die_at_step(15)",
+    "at the start of an epoch": "die_at_step(20)",
+    "within an epoch after the weights came": "die_at_step(36)",
+    "while a checkpoint is written": "die_while_writing(5)",
+    "before the result is written": "run.write_atomically = die",
+}
+
+
+def start(folder: Path, recipe: Path) -> subprocess.Popen[bytes]:
+    words = ["train", "--config", str(recipe), "--out", str(folder), "--quiet"]
+    return subprocess.Popen([sys.executable, "-c", f"from lt_kernels import cli; cli.main({words!r})"])
+
+
+def die_all(root: Path, recipe: Path) -> list[int]:
+    """The signals that ended one process for each death; forked from one, which has imported what they need."""
+    lines = [PRELUDE]
+    for name, death in DEATHS.items():
+        words = ["train", "--config", str(recipe), "--out", str(root / name), "--quiet"]
+        lines += ["if os.fork() == 0:", f"    {death}", f"    cli.main({words!r})", "    os._exit(0)"]
+        lines += ["print(os.waitstatus_to_exitcode(os.wait()[1]))"]
+    child = subprocess.run([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, timeout=200, check=True)
+    return [int(word) for word in child.stdout.split()]
+
+
+def resume(folder: Path, recipe: Path) -> None:
+    assert cli.main(["train", "--config", str(recipe), "--out", str(folder), "--quiet", "--resume"]) == 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run left alone (`whole`), and one for each death, killed and resumed."""
+    root = tmp_path_factory.mktemp("runs")
+    recipe = root / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert cli.main(["train", "--config", str(recipe), "--out", str(root / "whole"), "--quiet"]) == 0
+    assert die_all(root, recipe) == [-signal.SIGKILL] * len(DEATHS)
+    for name in DEATHS:
+        assert read_result(root / name) is None
+        torch.manual_seed(1)  # the state that a resumed process happens to have must not matter
+        resume(root / name, recipe)
+    return root
+
+
+def state(folder: Path) -> dict:
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def same(first: object, second: object) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first if key != "seconds")
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(same(*pair) for pair in zip(first, second))
+    return first == second
+
+
+def untimed(folder: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_rows(folder)]
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_killed_and_resumed_is_bit_identical(runs: Path, name: str) -> None:
+    """Weights, momentum, deferred weights, generators and counters; everything but the clock."""
+    whole, resumed = state(runs / "whole"), state(runs / name)
+    assert any("head.loss.weight" in key for key in whole["state_dict"])
+    for key in ("state_dict", "optimizer_states", "callbacks", "loops", "global_step", "epoch"):
+        assert same(whole[key], resumed[key]), key
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_no_row_is_lost_or_doubled(runs: Path, name: str) -> None:
+    assert [row["epoch"] for row in read_rows(runs / name)] == [1, 2, 3, 4]
+    assert untimed(runs / name) == untimed(runs / "whole")
+    assert read_result(runs / name)["per_class"] == read_result(runs / "whole")["per_class"]
+
+
+def test_a_kill_while_writing_leaves_the_checkpoint_before(runs: Path) -> None:
+    """The half-written file lay beside the good one, and the next checkpoint replaced it."""
+    assert not (runs / "while a checkpoint is written" / "last.ckpt.tmp").exists()
+
+
+def test_killed_from_outside(tmp_path: Path) -> None:
+    """The moment is chance here; the run is long enough that some epochs are left."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("epochs: 4", "epochs: 30"))
+    child = start(tmp_path / "killed", recipe)
+    table = tmp_path / "killed" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (table.exists() and table.read_text().count("\n") > 4) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait(timeout=60) == -signal.SIGKILL
+    assert state(tmp_path / "killed")["global_step"] < 300
+    resume(tmp_path / "killed", recipe)
+    assert cli.main(["train", "--config", str(recipe), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    assert same(state(tmp_path / "whole")["state_dict"], state(tmp_path / "killed")["state_dict"])
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "killed")
