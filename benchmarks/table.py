@@ -17,8 +17,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.results import Row
 
-TIME = "seconds_per_epoch"
-HEADINGS = {"gm": "geometric mean", TIME: "s/epoch"}
+TIME = "s/epoch"
 README = results.ROOT / "README.md"
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it.
 COMPETITORS = {
@@ -125,22 +124,16 @@ def compare_table(path: Path) -> str:
     """The CSV as Markdown, the best of each column bold, under one line on data, device and commit."""
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
-    names = [name.removesuffix("_mean") for name in lines[0] if name.endswith("_mean")]
-    best = {name: max(float(line[f"{name}_mean"]) for line in lines) for name in names if name != TIME}
-    body = [[line["method"], *(_spread(line, name, best.get(name)) for name in names)] for line in lines]
+        header, *lines = csv.reader(file)
+    columns = [column if name in (header[0], TIME) else _bold(column) for name, column in zip(header, zip(*lines))]
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items() if _is_plain(value))
-    header = ["method", *(HEADINGS.get(name, name) for name in names)]
-    caption = f"{facts}; {lines[0]['seeds']} seeds, accuracy in percent, mean ± standard deviation."
-    return f"{caption}\n\n{markdown(header, body)}"
+    return f"{facts}. Accuracy in percent, mean ± standard deviation.\n\n{markdown(header, zip(*columns))}"
 
 
-def _spread(line: Mapping[str, str], name: str, best: float | None) -> str:
-    """One cell: 70.1 ± 0.4."""
-    mean, deviation = float(line[f"{name}_mean"]), line[f"{name}_spread"]
-    digits = 3 if name == TIME else 1
-    text = f"{mean:.{digits}f}" + (f" ± {float(deviation):.{digits}f}" if deviation else "")
-    return f"**{text}**" if mean == best else text
+def _bold(column: Sequence[str]) -> list[str]:
+    """The cells of one column, such as 70.1 ± 0.4, those with the largest mean in bold."""
+    means = [float(cell.split()[0]) for cell in column]
+    return [f"**{cell}**" if mean == max(means) else cell for cell, mean in zip(column, means)]
 
 
 def _is_plain(value: object) -> bool:

@@ -122,9 +122,8 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
     results.merge(tmp_path / "cpu.csv", [row("ours", 2.0), row("eager", 6.0), row("ours", 12.0, "peak extra memory")])
     run_folder = tmp_path / "runs" / "demo"
     run_folder.mkdir(parents=True)
-    (run_folder / "table.csv").write_text(
-        "method,seeds,all_mean,all_spread\nce,3,70.123,0.456\nbs,3,74,\n", encoding="utf-8"
-    )
+    lines = ["method,all,s/epoch", "ce,70.1 ± 0.5,0.2", "bs,74.0 ± 0.3,0.1"]
+    (run_folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
     (run_folder / "table.json").write_text(json.dumps({"data": "digits-lt", "commit": "abc1234"}), encoding="utf-8")
     table.collect(tmp_path / "runs", tmp_path)
     text = "above\n"
@@ -136,8 +135,8 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
     assert new.count("below") == 2
     assert "| 2 | 3.00x |" in new
     assert "Some CPU, 2 threads, torch 2.13.0, commit abc1234" in new
-    assert "| ce | 70.1 ± 0.5 |" in new
-    assert "| bs | **74.0** |" in new
+    assert "| ce | 70.1 ± 0.5 | 0.2 |" in new
+    assert "| bs | **74.0 ± 0.3** | 0.1 |" in new
     assert "data digits-lt, commit abc1234" in new
     assert table.rewritten(new, tmp_path) == new
 
