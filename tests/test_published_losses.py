@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import assert_same, classes_of, counts_of, normal
 from published import own_of, replace
+from tolerances import assert_close
 from torch import Tensor
 
 from lt_kernels import losses
@@ -169,3 +170,14 @@ def test_sphereface_norms() -> None:
 
     leaves = {"input": normal(ROWS, CLASSES, seed=108).tanh(), "norms": normal(ROWS, seed=109).abs()}
     assert_same(lambda input, norms: loss(input, target, norms=norms), exact, leaves)
+
+
+@pytest.mark.parametrize("gap", [-1e-3, -1e-9, 1e-9, 1e-3])
+def test_hard_starts_where_another_cosine_is_larger(gap: float) -> None:
+    """The instance margin sets in between a rival just below and one just above the target's cosine."""
+    cosine = torch.full((1, CLASSES), -0.9, dtype=torch.float64)
+    cosine[0, 2], cosine[0, 7] = 0.3, 0.3 + gap
+    loss, target = losses.DBMLoss(torch.ones(CLASSES), max_margin=0.4, scale=10.0).double(), torch.tensor([2])
+    angle = torch.tensor(0.3, dtype=torch.float64).acos() + 0.4 * (1 + (gap > 0) * 0.35)
+    exact = published.cross_entropy(10.0 * replace(cosine, target, angle.cos()[None]), target)
+    assert_close(loss(cosine, target), exact)
