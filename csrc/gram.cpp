@@ -9,7 +9,8 @@
 namespace lt {
 namespace {
 
-constexpr int64_t kRows = 64;  // rows whose column sums are taken together, whatever the threads
+constexpr int64_t kRows = 64;       // rows whose column sums are taken together, whatever the threads
+constexpr int64_t kScan = 1 << 20;  // products that one thread reads faster than several of them wait for each other
 
 // row sums, column sums, first, second and cosine of the active pairs, and how many there are (-1: too many to look).
 using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -50,8 +51,8 @@ struct Pairs {
 
   Pairs(const Tile& tile, int64_t capacity, ScalarType sums)
       : row_sum(zeros(tile.rows, ScalarType::Double)), column_sum(zeros(tile.columns, ScalarType::Double)),
-        first(empty({capacity}, ScalarType::Int)), second(empty({capacity}, ScalarType::Int)),
-        value(empty({capacity}, sums)), count(empty({1}, ScalarType::Long)), begins(tile.rows + 1, 0) {}
+        first(zeros(capacity, ScalarType::Int)), second(zeros(capacity, ScalarType::Int)),
+        value(zeros(capacity, sums)), count(empty({1}, ScalarType::Long)), begins(tile.rows + 1, 0) {}
 
   // From numbers to places; the number of all.
   int64_t place() {
@@ -105,11 +106,11 @@ Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor error, dou
   Pairs pairs(tile, capacity, in.sums);
   tile.begins = pairs.begins.data();
   auto screen = [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); };
-  each(tile.rows, 32, screen);
+  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1), screen);
   int64_t survivors = pairs.place();
   if (survivors == 0 || survivors > capacity) return pairs.result(survivors ? -1 : 0);
   pairs.begin_list(tile);
-  each(tile.rows, 32, screen);
+  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1), screen);
   each(tile.rows, 1, [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](tile, begin, end); });
   return pairs.result(pairs.keep<float>(tile, true));
 }
@@ -187,7 +188,8 @@ template <class A> struct Graph {
 };
 
 template <class A>
-void gather(const PairList& in, Neighbours& args, const void* scale, const void* slope, const Tensor& own, PairsKernel kernel) {
+void gather(const PairList& in, Neighbours& args, const void* scale, const void* slope, const Tensor& own,
+            PairsKernel kernel) {
   Graph<A> graph(in, static_cast<const A*>(scale), static_cast<const A*>(slope), data<A>(own));
   args.begins = graph.begins.data(), args.other = graph.other.data(), args.factor = graph.factor.data();
   args.own = own.const_data_ptr();

@@ -246,7 +246,9 @@ template <class T, class Out> void gram_gather(const Neighbours& in, int64_t beg
   }
 }
 
-template <class T> void gram_pairs(const Neighbours& in, int64_t begin, int64_t end) { gram_gather<T, T>(in, begin, end); }
+template <class T> void gram_pairs(const Neighbours& in, int64_t begin, int64_t end) {
+  gram_gather<T, T>(in, begin, end);
+}
 template <class T> void gram_pairs_wide(const Neighbours& in, int64_t begin, int64_t end) {
   gram_gather<T, typename Arithmetic<T>::type>(in, begin, end);
 }

@@ -67,7 +67,9 @@ class Repulsion(torch.autograd.Function):
         ctx.settings = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None
         weight, *saved = ctx.saved_tensors
         return first_order(backward_op, weight, *ctx.settings, *saved, grad.contiguous()), None, None
 

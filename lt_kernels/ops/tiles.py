@@ -1,7 +1,7 @@
 """Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
 
-Tiles are screened: a product of bfloat16 unit rows, at several times the speed of float32, with a bound for its error that
-no active pair escapes; the few that pass are verified in float32. So the outcome is that of float32 products.
+Tiles are screened: a product of bfloat16 unit rows, at several times the speed of float32, with a bound for its error
+that no active pair escapes; the few that pass are verified in float32. So the outcome is that of float32 products.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
 from lt_kernels.reference.rows import accumulate_type
 
+_DENSITY = 32  # a tile with more than one active pair in so many is sooner made again than gathered pair by pair
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
 
 
@@ -81,6 +82,10 @@ def _matrix_units() -> bool:
     return bool((ones @ ones.T == TILE).all())
 
 
+def _matrix_product(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows @ columns.T  # summed in float32: see `_matrix_units`
+
+
 def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
     """(whether tiles are screened in bfloat16, why or why not)."""
     if weight.dtype == torch.float64:
@@ -129,7 +134,7 @@ class Forward:
         height, width = rows.stop - rows.start, columns.stop - columns.start
         if not self.screened or self.hits < -2 or min(height, width, self.weight.shape[1]) < 32:
             return None
-        product = self.unit[rows] @ self.unit[columns].T
+        product = _matrix_product(self.unit[rows], self.unit[columns])
         found = screen_op(
             product, self.weight, self.scale, self.error, self.threshold, rows.start, columns.start, capacity
         )
@@ -141,7 +146,7 @@ class Forward:
         """Add the sums and the pairs of one tile; a tile whose pairs do not fit is marked to be made again."""
         rows, columns = (_part(index, self.weight.shape[0]) for index in (row, column))
         size = (rows.stop - rows.start) * (columns.stop - columns.start)
-        capacity = min(max(256, size // 16), self.pairs[0].shape[0] - self.found)
+        capacity = min(max(256, size // _DENSITY), self.pairs[0].shape[0] - self.found)
         found = self.screen(rows, columns, capacity)
         if found is None:
             product = _product(self.weight, rows, columns, self.scale.dtype)

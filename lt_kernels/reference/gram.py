@@ -1,7 +1,8 @@
 """Logit-weight repulsion in additive form, by slabs of rows: the definition (docs/math.md, section 6).
 
 With s_ij the cosines of the class weights, Z_i = C - 1 + e + sum of expm1(s_ij) over the active pairs (j != i and
-s_ij > threshold), and R_i = log Z_i - 1. From threshold 1 on nothing is active, not even the diagonal: Z_i = C, R_i = log C.
+s_ij > threshold), and R_i = log Z_i - 1. From threshold 1 on nothing is active, not even the diagonal: Z_i = C and
+R_i = log C.
 """
 
 from __future__ import annotations
@@ -119,8 +120,11 @@ def gram_screen(
     product: Tensor, weight: Tensor, scale: Tensor, error: Tensor, threshold: float, row: int, column: int,
     capacity: int,
 ) -> tuple[Tensor, ...]:
-    """As `gram_tile`, from the product of unit rows in bfloat16: the cosines of those that may be active, from `weight`."""
-    rows, columns = (slice(row, row + product.shape[0]), slice(column, column + product.shape[1]))
+    """As `gram_tile`, from the product of unit rows in bfloat16; the cosines of what may be active are from `weight`.
+
+    More than `capacity` of these: the number of pairs is -1, and the sums mean nothing.
+    """
+    rows, columns = slice(row, row + product.shape[0]), slice(column, column + product.shape[1])
     limit = screening_limit(threshold, error[rows, None], error[columns], weight.shape[1])
     first, second = ((product >= limit) & _upper(product, row, column)).nonzero(as_tuple=True)
     cosine = torch.zeros_like(product, dtype=scale.dtype)
@@ -139,8 +143,11 @@ def _cosines(product: Tensor, scale: Tensor, row: int, column: int) -> Tensor:
 def gram_tile(
     product: Tensor, scale: Tensor, threshold: float, row: int, column: int, capacity: int
 ) -> tuple[Tensor, ...]:
-    """Active pairs i < j of a tile of w_i . w_j: the sums of expm1 of their cosines along the rows and down the columns,
-    in float64; first, second and cosine [capacity] if they fit; how many they are [1]."""
+    """The active pairs i < j of a tile of w_i . w_j.
+
+    Returns the sums of expm1 of their cosines along the rows and down the columns, in float64; first, second and cosine
+    [capacity], if they fit; and how many they are [1].
+    """
     cosine = _cosines(product, scale, row, column)
     return _found(cosine, (cosine > threshold) & _upper(product, row, column), row, column, capacity)
 
@@ -161,8 +168,10 @@ def _found(cosine: Tensor, active: Tensor, row: int, column: int, capacity: int)
 def gram_coefficients(
     product: Tensor, scale: Tensor, slope: Tensor, threshold: float, row: int, column: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """c_ij = e^s (slope_i + slope_j) of the active pairs i < j of a tile, times both scales; the sums of c_ij s_ij along
-    the rows and down the columns, in float64."""
+    """c_ij = e^s (slope_i + slope_j) of the active pairs i < j of a tile, times both scales; and its sums, times s_ij.
+
+    The sums are along the rows and down the columns, in float64.
+    """
     cosine = _cosines(product, scale, row, column)
     active = (cosine > threshold) & _upper(product, row, column)
     pair = slope[row : row + product.shape[0], None] + slope[column : column + product.shape[1]]
@@ -175,8 +184,10 @@ def gram_pairs(
     weight: Tensor, scale: Tensor, slope: Tensor, own: Tensor, first: Tensor, second: Tensor, value: Tensor,
     count: Tensor, project: bool, wide: bool,
 ) -> Tensor:
-    """Rows own_i w_i / |w_i|^2 + sum over the listed pairs of c_ij w_j / (|w_i| |w_j|), with `project` without their part
-    along w_i; in the dtype of the weight or, with `wide`, of the arithmetic."""
+    """Rows own_i w_i / |w_i|^2 + sum over the listed pairs of c_ij w_j / (|w_i| |w_j|).
+
+    With `project` the sum is without its part along w_i. In the dtype of the weight or, with `wide`, of the arithmetic.
+    """
     listed = slice(0, int(count))
     first, second, value = first[listed].long(), second[listed].long(), value[listed]
     push = value.exp() * (slope[first] + slope[second])

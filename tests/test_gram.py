@@ -1,0 +1,271 @@
+"""Logit-weight repulsion against the dense formula in float64, at the edges of tiles and where lists are full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import published
+import pytest
+import torch
+from helpers import assert_same, generator, gradients, normal
+from tolerances import TOLERANCE, assert_close
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lt_kernels.functional import logit_weight_repulsion
+from lt_kernels.ops import gram, tiles
+from lt_kernels.reference import gram as reference
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+
+def cosines(weight: Tensor) -> Tensor:
+    unit = torch.nn.functional.normalize(weight.double(), dim=1)
+    return unit @ unit.T
+
+
+def apart(weight: Tensor, threshold: float, gap: float = 1e-4) -> Tensor:
+    """The weights, rows made anew until no pair is at the threshold, where another rounding would decide otherwise."""
+    random = generator(7)
+    for _ in range(60):
+        near = ((cosines(weight) - threshold).abs() < gap).fill_diagonal_(False).any(1)
+        if not near.any():
+            return weight
+        weight = weight.clone()
+        weight[near] = torch.randn(int(near.sum()), weight.shape[1], generator=random).to(weight.dtype)
+    raise AssertionError("rows stay at the threshold")
+
+
+def similar(classes: int, features: int, threshold: float, dtype: torch.dtype, gap: float = 1e-4) -> Tensor:
+    """Class weights of several lengths, every third row close to the one before it."""
+    weight = normal(classes, features, seed=1) * (1 + 3 * torch.rand(classes, 1, generator=generator(2)))
+    weight[1::3] = weight[: len(weight[1::3]) * 3 : 3] + normal(len(weight[1::3]), features, seed=3)
+    return apart(weight.to(dtype), threshold, gap)
+
+
+def ours(threshold: float, project: bool = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
+    return lambda weight: logit_weight_repulsion(weight, threshold=threshold, project=project, reduction=reduction)
+
+
+def exact(threshold: float, project: bool = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
+    return lambda weight: published.logit_weight_repulsion(weight, threshold, project, reduction)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.2, 0.4, 0.6, 1.0])
+def test_formula(threshold: float, project: bool, dtype: torch.dtype) -> None:
+    weight = similar(70, 40, threshold, dtype)
+    assert_same(ours(threshold, project), exact(threshold, project), {"weight": weight}, dtype)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_reduction(reduction: Any) -> None:
+    weight = similar(40, 33, 0.3, torch.float64)
+    assert_same(ours(0.3, True, reduction), exact(0.3, True, reduction), {"weight": weight})
+
+
+@pytest.mark.parametrize(
+    ("classes", "threshold"), [*((size, 0.4) for size in (1, 2, 3, 1023, 1024, 1025, 2100)), (1025, 0.0)]
+)
+def test_edges_of_tiles(classes: int, threshold: float) -> None:
+    weight = similar(classes, 48, threshold, torch.float32, gap=2e-6)
+    assert_same(ours(threshold), exact(threshold), {"weight": weight}, torch.float32)
+
+
+@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_full_list(dtype: torch.dtype, project: bool, kernels: str) -> None:
+    """Clusters with more pairs than the list has room for: some tiles are listed, one is made again, one has none."""
+    group = torch.arange(2100) % 1050 % 20
+    group[2048:] = torch.arange(20, 72)  # alone, so that a tile without pairs comes last
+    weight = (4 * normal(72, 48, seed=1)[group] + normal(2100, 48, seed=2)).to(dtype)
+    weight = apart(weight, 0.8, gap=2e-6)
+    if kernels == "compiled":
+        *_, count, listless = gram.forward_op(weight, 0.8)
+        assert 0 < int(count) <= reference.PAIRS * 2100
+        assert 0 < int(listless.sum()) < 6
+    assert_same(ours(0.8, project), exact(0.8, project), {"weight": weight}, dtype)
+
+
+def test_mixed_wings(kernels: str) -> None:
+    """What one wing's forward pass saved serves the other's backward pass: a list, or every tile made again."""
+    if kernels == "reference":
+        pytest.skip("needs both wings")
+    weight, grad = similar(1100, 40, 0.4, torch.float32, gap=2e-6), normal(1100, seed=5).float()
+    found = []
+    for total, scale, *saved in (tiles.forward(weight, 0.4), reference.gram_forward(weight, 0.4)):
+        found.append(gram.backward_op(weight, 0.4, True, scale, total, *saved, grad))
+    assert_close(*found)
+
+
+def adversarial(features: int) -> Tensor:
+    """Rows that are parallel, opposite, zero, of extreme lengths or tiny entries, and pairs close to the cosine 0.4."""
+    first = normal(60, features, seed=1)
+    other = normal(60, features, seed=2)
+    along = (first * other).sum(1, keepdim=True) / first.square().sum(1, keepdim=True)
+    other = other - along * first
+    other *= first.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
+    cosine = 0.4 + torch.linspace(-1e-4, 1e-4, 60, dtype=torch.float64)[:, None]
+    near = cosine * first + (1 - cosine**2).sqrt() * other
+    rows = [first, near, 1e12 * near[:9], 1e-9 * first[:9], first[:9], -near[:9], torch.zeros(5, features)]
+    spike = torch.full((4, features), 1e-38, dtype=torch.float64)
+    spike[:, 0] = torch.tensor([1.0, -1.0, 3.0, 1e10])
+    half = 1 + 2.0**-8 * torch.arange(features)[None] % 1.5 + normal(6, features, seed=3, spread=1e-4)  # round far
+    return torch.cat((*rows, spike, half)).float()
+
+
+@pytest.mark.parametrize("features", [33, 256, 1000])
+def test_bound_holds(features: int) -> None:
+    """No rounded product falls below the limit of a threshold that the pair's own cosine reaches."""
+    weight = adversarial(features)
+    scale, unit, error = tiles.units_op(weight)
+    product = (unit.double() @ unit.double().T).bfloat16().double()
+    cosine = (weight @ weight.T * scale[:, None] * scale).double()
+    assert (product >= reference.screening_limit(cosine, error[:, None].double(), error.double(), features)).all()
+    assert (product - cosine).abs().max() > 1e-4  # the rounding is there
+    true = torch.linalg.vector_norm(unit.double() - torch.nn.functional.normalize(weight.double(), dim=1), dim=1)
+    assert ((error - true).abs() < 1e-6)[scale > 0].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("threshold", [0.01, 0.4, 0.9, 0.9999])
+def test_screened_is_unscreened(threshold: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same active pairs, the same Z, with bfloat16 products and without them."""
+    weight = apart_or_not(adversarial(64), threshold).to(dtype)
+    weight = weight[weight.float().norm(dim=1).isfinite()]
+    found = []
+    for screened in (True, False):
+        monkeypatch.setattr(tiles, "screening", lambda *_, on=screened: (on, "test"))
+        monkeypatch.setattr(tiles, "_matrix_product", lambda a, b: (a.float() @ b.float().T).bfloat16())
+        total, _, first, second, value, count, _ = tiles.forward(weight, threshold)
+        order = (first[: int(count)].long() * len(weight) + second[: int(count)]).argsort()
+        found.append((total, first[: int(count)][order], second[: int(count)][order], value[: int(count)][order]))
+    for left, right in zip(*found, strict=True):
+        assert left.shape == right.shape
+        assert_close(left.float(), right.float())
+
+
+def apart_or_not(weight: Tensor, threshold: float) -> Tensor:
+    """Without the rows that meet another one within 1e-6 of the threshold, which float32 cannot tell apart."""
+    near = ((cosines(weight) - threshold).abs() < 1e-6).fill_diagonal_(False).any(1)
+    return weight[~near]
+
+
+def test_what_is_screened(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.ones(2, 3)
+    assert_reason(weight.double(), 0.4, "float64")
+    assert_reason(weight, 0.0, "half of the pairs")
+    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: True)
+    monkeypatch.setattr(tiles, "_matrix_units", lambda: False)
+    assert_reason(weight, 0.4, "no bfloat16")
+    monkeypatch.setattr(tiles, "_matrix_units", lambda: True)
+    assert tiles.screening(weight, 0.4)[0] == torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+    assert_reason(weight, 0.4, "oneDNN")
+
+
+def assert_reason(weight: Tensor, threshold: float, word: str) -> None:
+    used, reason = tiles.screening(weight, threshold)
+    assert not used
+    assert word in reason
+
+
+def test_screening_gives_up() -> None:
+    """Where nearly all pairs survive, the products are made in float32 from then on."""
+    weight = (normal(1, 40, seed=1) + 0.3 * normal(1500, 40, seed=2)).float()
+    driver = tiles.Forward(weight, 0.3)
+    total = driver.run()[0]
+    assert driver.hits <= 0
+    assert_close(total, reference.gram_forward(weight, 0.3)[0])
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.4])
+@pytest.mark.parametrize("project", [True, False])
+def test_zero_rows(threshold: float, project: bool) -> None:
+    """A row without a direction has cosine 0 with all others, itself still 1, and no gradient."""
+    weight = similar(50, 40, threshold, torch.float32)
+    some = torch.arange(50) % 7 != 3
+    result = gradients(ours(threshold, project), {"weight": torch.where(some[:, None], weight, 0.0)}, torch.ones(50))
+    alike = cosines(weight[some])
+    active = (alike > threshold).fill_diagonal_(False)
+    rest = torch.where(active, alike.expm1(), 0.0).sum(1) + 49 + torch.e
+    assert_close(result["value"][some], rest.log() - 1, torch.float32)
+    assert_close(result["value"][~some], (torch.tensor(49 + torch.e)).log().expand(7) - 1, torch.float32)
+    assert (result["weight"][~some] == 0).all()
+    assert result["weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("length", [1e-10, 1e-4, 1e6, 1e15])
+def test_lengths(length: float) -> None:
+    weight = similar(60, 40, 0.4, torch.float32)
+    left = gradients(ours(0.4), {"weight": weight * length}, torch.ones(60))
+    right = gradients(exact(0.4), {"weight": weight.double()}, torch.ones(60))
+    assert_close(left["value"], right["value"], torch.float32)
+    assert_close(left["weight"].double() * length, right["weight"], torch.float32)
+
+
+def test_tangent() -> None:
+    weight = similar(1100, 40, 0.4, torch.float32, gap=2e-6)
+    gradient = gradients(ours(0.4), {"weight": weight}, torch.ones(1100))["weight"]
+    along = (gradient * weight).sum(1) / weight.norm(dim=1)
+    assert along.abs().max() <= 1e-6 * gradient.norm(dim=1).max()
+
+
+def test_not_finite() -> None:
+    """A class weight with NaN or infinity shows; it does not spoil the values of the others."""
+    weight = similar(1030, 40, 0.4, torch.float32, gap=2e-6)
+    weight[5, 3], weight[1029, 0] = torch.nan, torch.inf
+    value = logit_weight_repulsion(weight, threshold=0.4, reduction="none")
+    assert value.isnan().nonzero().flatten().tolist() == [5, 1029]
+
+
+def test_layouts() -> None:
+    wide = similar(120, 90, 0.4, torch.float32)
+    for weight in (wide[::2], wide[:, 5:60], wide.T):
+        assert_same(ours(0.37), exact(0.37), {"weight": apart(weight, 0.37)}, torch.float32)
+
+
+def test_same_bits() -> None:
+    weight = similar(1500, 64, 0.3, torch.float32, gap=2e-6)
+    first, again = (gradients(ours(0.3), {"weight": weight}) for _ in range(2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+class Sizes(TorchDispatchMode):
+    """The most elements of any tensor that an operator returned."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = func(*args, **(kwargs or {}))  # type: ignore[operator]
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, Tensor):
+                self.largest = max(self.largest, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_never_all_cosines(threshold: float, kernels: str) -> None:
+    """No tensor of C x C elements, nor of a quarter of that, whichever kernels serve."""
+    weight, grad = normal(4200, 32, seed=1, dtype=torch.float32), torch.ones(4200)
+    wing = tiles if kernels == "compiled" else reference
+    forward, backward = (getattr(wing, name, None) or getattr(wing, f"gram_{name}") for name in ("forward", "backward"))
+    with Sizes() as sizes:
+        total, scale, *saved = forward(weight, threshold)
+        backward(weight, threshold, True, scale, total, *saved, grad)
+    assert sizes.largest <= 4200**2 / 4
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.3])
+def test_gradcheck(threshold: float) -> None:
+    weight = similar(14, 6, threshold, torch.float64).requires_grad_()
+    torch.autograd.gradcheck(ours(threshold), weight)
+
+
+def test_second_derivative_is_an_error() -> None:
+    weight = similar(6, 4, 0.2, torch.float64).requires_grad_()
+    (gradient,) = torch.autograd.grad(ours(0.2, reduction="sum")(weight), weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        gradient.sum().backward()
