@@ -112,17 +112,18 @@ def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import require
+    from lt_kernels.train import need
+
+    need("lightning", "rich", "yaml", "tensorboard")
     from lt_kernels.train.commands import train
 
-    require("lightning")
     return train(arguments.config, arguments.changes, arguments.out, arguments.resume, arguments.quiet)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import require
+    from lt_kernels.train import need
 
-    require("rich")
+    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
     from lt_kernels.train.commands import compare
 
     changes = {"data": arguments.data, "epochs": arguments.epochs, "imbalance": arguments.imbalance}

@@ -59,13 +59,12 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
-    workers = min(arguments.jobs or cores, len(methods) * max(1, arguments.seeds))
+    workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
     settings = apply_overrides(
         {**read_settings(arguments.config or recipe(arguments.data)), **changes}, arguments.changes
     )
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
-    require("lightning")
     text = require("yaml").safe_dump(
         {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
     )

@@ -1,0 +1,131 @@
+"""The command line: what it answers without the trainer, and to words that it does not understand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lt_kernels import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKED = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.partition(".")[0])
+sys.meta_path.insert(0, Blocker())
+from lt_kernels.cli import main
+code = main({words})
+assert not any(name in sys.modules for name in ("lightning", "matplotlib", "sklearn")), "imported too early"
+sys.exit(code)
+"""
+
+
+def without(blocked: set[str], words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    program = BLOCKED.format(blocked=blocked, words=words)
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env=surroundings, timeout=100
+    )
+
+
+EXTRAS = {"lightning", "rich", "yaml", "matplotlib", "sklearn", "tensorboard", "torchmetrics"}
+
+
+def test_doctor_works_without_the_trainer(tmp_path: Path) -> None:
+    answer = without(EXTRAS, ["doctor"], tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "torch" in answer.stdout
+
+
+@pytest.mark.parametrize("missing", [{"lightning"}, EXTRAS], ids=["lightning alone", "every extra"])
+def test_a_missing_trainer_names_the_extra(missing: set[str], tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "digits-lt.yaml"
+    for words in (["train", "--config", str(recipe)], ["compare", "--data", "digits-lt", "--methods", "ce"]):
+        answer = without(missing, words, tmp_path)
+        assert answer.returncode == 2
+        assert answer.stderr.startswith(f"lt-kernels {words[0]}: ")
+        assert "pip install 'lt-kernels[train]'" in answer.stderr
+        assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 0
+    assert "usage: lt-kernels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "train | compare | bench | doctor"),
+        (["tain"], "invalid choice: 'tain'"),
+        (["compare", "--methods", "ce"], "--data"),
+        (["compare", "--data", "digits-lt"], "--methods"),
+        (["compare", "--data", "a", "--methods", "b", "--seeds", "three"], "--seeds: invalid int value: 'three'"),
+        (["train", "--config", "a", "--speed", "3"], "unrecognized arguments: --speed 3"),
+    ],
+)
+def test_words_that_do_not_parse(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "--config must name a YAML file"),
+        (["train", "--resume"], "--config must name a YAML file"),
+        (["train", "--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
+        (["train", "--resume", "--out", "nowhere"], "nowhere/config.yaml' cannot be read"),
+    ],
+)
+def test_train_names_what_is_missing(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lightning", reason="the extra [train] is not installed")
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_train_prints_the_accuracies_and_resumes_by_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lightning", reason="the extra [train] is not installed")
+    (tmp_path / "a.yaml").write_text("data: digits-lt\nepochs: 2\nwarmup_epochs: 0\nlr: 0.05\nthreads: 1\n")
+    assert (
+        cli.main(["train", "--config", str(tmp_path / "a.yaml"), "--set", "method=bs", "--out", str(tmp_path / "r")])
+        == 0
+    )
+    shown = capsys.readouterr()
+    assert shown.out.startswith("bs on digits-lt: many ")
+    assert "epoch 2/2: loss " in shown.err
+    assert cli.main(["train", "--out", str(tmp_path / "r"), "--resume"]) == 0
+    assert capsys.readouterr().out == shown.out
+
+
+def test_bench_without_the_repository_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "path", [])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["bench"]) == 2
+    assert "the folder benchmarks/ of the repository is needed" in capsys.readouterr().err
+
+
+def test_bench_and_doctor_read_their_own_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("bench", "doctor"):
+        with pytest.raises(SystemExit) as end:
+            cli.main([command, "--help"])
+        assert end.value.code == 0
+        assert command in capsys.readouterr().out
