@@ -7,23 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from lt_kernels.train import require
 from lt_kernels.train.compare import available_cores, plan, prepare_folder, write_report
 from lt_kernels.train.compare import compare as run_comparison
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_settings
+from lt_kernels.train.tables import rich_table
 
 RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
 
 
 def train(config: str | None, changes: Sequence[str], out: str | None, resume: bool, quiet: bool) -> int:
     """Train one model, or go on with one, and print its accuracies."""
-    console = require("rich.console").Console(stderr=True)
     settings, folder = _settings_of_run(config, changes, out, resume)
-    from lt_kernels.train.run import (
-        train_run,
-    )  # the trainer takes seconds to import: after the settings are known to be good
+    # the trainer takes seconds to import: after the settings are known to be good
+    from lt_kernels.train.run import train_run
 
-    result = train_run(settings, folder, resume, None if quiet else console)
+    result = train_run(settings, folder, resume, None if quiet else Console(stderr=True))
     words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
     print(f"{settings.method} on {settings.data}: {words}\nrun: {folder}")
     return 0
@@ -69,12 +70,10 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
     )
     prepare_folder(folder, text, arguments.resume)
-    console = require("rich.console").Console
-    results = run_comparison(jobs, workers, None if arguments.quiet else console(stderr=True))
+    results = run_comparison(jobs, workers, None if arguments.quiet else Console(stderr=True))
     summaries = write_report(jobs, results, folder, text, workers)
-    tables = require("lt_kernels.train.tables")
-    shown = console()
+    shown = Console()
     shown.width = max(shown.width, 100)  # a table of cut numbers is no table
-    shown.print(tables.rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]"))
+    shown.print(rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]"))
     print(f"report: {folder / 'report.html'}")
     return 0

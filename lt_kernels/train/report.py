@@ -100,7 +100,7 @@ def _reading(summaries: Sequence[Summary]) -> str:
     seeds = max(summary.seeds for summary in summaries)
     text = (
         f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of a column in bold. many: classes "
-        "with more than 100 training samples; medium: 20 to 100; few: fewer than 20; all: mean of all class accuracies; "
+        "with more than 100 training samples; medium: 20 to 100; few: below 20; all: mean of all class accuracies; "
         "GM: geometric mean of all class accuracies, zero counting as 0.1 %. s/epoch: median over epochs, "
         "training only."
     )
