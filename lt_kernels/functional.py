@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.ops import columns, gram
+from lt_kernels.ops import columns, gram, small
 from lt_kernels.ops.loss import Logits, evaluate, features
 from lt_kernels.reference.linear import BOTH, PLAIN
 from lt_kernels.values import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
@@ -67,6 +67,11 @@ def offset_cross_entropy(
 
     Source: Ren et al. (2020), Menon et al. (2021) for the offset.
     """
+    quick = small.cross_entropy(
+        logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction
+    )
+    if quick is not None:
+        return quick
     checks.floating("logits", logits)
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:

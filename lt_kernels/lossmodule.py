@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks, functional
+from lt_kernels.ops import small
 from lt_kernels.ops.loss import Logits, evaluate, features as make_source
 from lt_kernels.reference.linear import BOTH, PLAIN, inverse_norm
 from lt_kernels.values import Margin, MixedTarget
@@ -70,6 +71,13 @@ class Loss(nn.Module):
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         classes = shape[min(1, len(shape) - 1)]
         table = self.table(target, classes) if table is None else table
+        if self.margin is None and self.average == "weighted" and self.class_smoothing is None:
+            quick = small.cross_entropy(
+                input, target, self.weight, table, self.focal_gamma, self.label_smoothing, self.ignore_index,
+                self.reduction,
+            )
+            if quick is not None:
+                return quick
         return evaluate(Logits(functional.as_rows(input), norms), shape, target, **self.settings(table))
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:

@@ -101,23 +101,35 @@ def _cuda_status(names: list[str]) -> tuple[str, str]:
     return "reference", "this version has no Triton kernel for the operator"
 
 
+_forced = [False]
+
+
+def forced() -> bool:
+    """Whether `use_kernels` asks for particular kernels, so that none may be passed by."""
+    return _forced[0]
+
+
 @contextmanager
 def use_kernels(which: Literal["reference", "compiled"]) -> Iterator[None]:
     """Within the context every operator runs on its reference kernels, or on the compiled ones (an error if not built)."""
     if which not in ("reference", "compiled"):
         raise ValueError(f"which must be 'reference' or 'compiled', got {which!r}")
-    if which == "compiled":
-        if _extension is None:
-            raise RuntimeError(f"which='compiled': {_reason}")
-        yield
-        return
+    if which == "compiled" and _extension is None:
+        raise RuntimeError(f"which='compiled': {_reason}")
+    before, _forced[0] = _forced[0], True
     override = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (destroyed below)
+    if which == "reference":
+        _register_references(override)
+    try:
+        yield
+    finally:
+        _forced[0] = before
+        override._destroy()
+
+
+def _register_references(override: torch.library.Library) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*other operators may also be overridden.*")  # that is the purpose
         for name, (_, reference) in _references.items():
             if _has(name, "CPU"):
                 override.impl(name, reference, "CPU", allow_override=True)
-    try:
-        yield
-    finally:
-        override._destroy()

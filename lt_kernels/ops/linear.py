@@ -68,10 +68,18 @@ class LinearStatistics(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        p, (_, _, keep) = reference.Problem(*inputs[:12], *_forward_slabs(inputs)), inputs[12:]
-        rest, own, rival, mean, *saved = forward_op(*p, keep)
-        return rest, own, own_offsets(p.offset, p.offset_row, p.target - p.start, own), mean, rival, *saved
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, offset: Tensor | None,
+        offset_row: Tensor | None, mean_weight: Tensor | None, scale: float, normalize: int, start: int, classes: int,
+        ignore_index: int, row_slab: int, class_slab: int, keep: bool,
+    ) -> tuple[Tensor, ...]:
+        if keep:  # one product for all logits
+            row_slab, class_slab = max(1, input.shape[0]), weight.shape[0]
+        rest, own, rival, mean, *saved = forward_op(
+            input, weight, bias, target, offset, offset_row, mean_weight, scale, normalize, start, classes,
+            ignore_index, row_slab, class_slab, keep,
+        )
+        return rest, own, own_offsets(offset, offset_row, target - start, own), mean, rival, *saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -95,12 +103,6 @@ class LinearStatistics(torch.autograd.Function):
         )
         d_input, d_weight, d_bias, d_offset = (g if w else None for g, w in zip(found, wants, strict=True))
         return d_input, d_weight, d_bias, None, d_offset, *(None,) * (ctx.inputs - 5)
-
-
-def _forward_slabs(inputs: tuple[Any, ...]) -> tuple[int, int]:
-    """One slab in the forward pass when the logits are kept."""
-    row_slab, class_slab, keep = inputs[12:]
-    return (max(1, inputs[0].shape[0]), inputs[1].shape[0]) if keep else (row_slab, class_slab)
 
 
 def statistics(

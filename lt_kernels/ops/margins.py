@@ -35,8 +35,16 @@ class Margins(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return margins_op(*inputs)
+    def forward(
+        rest: Tensor, own: Tensor, rival: Tensor, target: Tensor, own_offset: Tensor | None, norm: Tensor | None,
+        mean: Tensor | None, total: Tensor | None, share: Tensor | None, weight: Tensor | None,
+        class_margin: Tensor | None, class_smoothing: Tensor | None, scale: float, kind: int, margin: float,
+        instance: float, guard: bool, gamma: float, smoothing: float, ignore_index: int,
+    ) -> tuple[Tensor, ...]:
+        return margins_op(
+            rest, own, rival, target, own_offset, norm, mean, total, share, weight, class_margin, class_smoothing,
+            scale, kind, margin, instance, guard, gamma, smoothing, ignore_index,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -78,9 +78,18 @@ class RowLoss(torch.autograd.Function):
 
     generate_vmap_rule = True
 
+    # Dynamo counts a forward's parameters to tell whether it takes a context: each has a name.
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return loss_op(*inputs)
+    def forward(
+        logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
+        total: Tensor | None, weight: Tensor | None, class_margin: Tensor | None, class_smoothing: Tensor | None,
+        scale: float, kind: int, margin: float, instance: float, guard: bool, gamma: float, smoothing: float,
+        ignore_index: int,
+    ) -> tuple[Tensor, ...]:
+        return loss_op(
+            logits, target, offset, offset_row, mean_weight, total, weight, class_margin, class_smoothing, scale,
+            kind, margin, instance, guard, gamma, smoothing, ignore_index,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
