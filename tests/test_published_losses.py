@@ -15,6 +15,7 @@ from torch import Tensor
 from lt_kernels import losses
 
 pytestmark = pytest.mark.usefixtures("kernels")
+AS_SHIPPED = True  # small inputs may take another way than the operators
 
 ROWS, CLASSES = 17, 9
 COUNTS = counts_of(CLASSES, 101)

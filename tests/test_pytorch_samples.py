@@ -14,6 +14,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from lt_kernels.functional import offset_cross_entropy
 
 pytestmark = pytest.mark.usefixtures("kernels")
+AS_SHIPPED = True  # small inputs may take another way than the operators
 
 (OPERATOR,) = [operator for operator in op_db if operator.name == "nn.functional.cross_entropy"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -16,6 +16,7 @@ from lt_kernels import functional, losses
 from lt_kernels.functional import MixedTarget
 
 pytestmark = pytest.mark.usefixtures("kernels")
+AS_SHIPPED = True  # small inputs may take another way than the operators
 HALVES = [torch.float16, torch.bfloat16]
 
 
