@@ -24,6 +24,7 @@ template <class A> void all_rows(const Columns& in, const Margins& margins, A* l
     Numbers<A> row{pick<A>(in.rest, i, 0), pick<A>(in.own, i, 0), pick<A>(in.rival, i, 0), pick<A>(in.own_offset, i, 0),
                    pick<A>(in.norm, i, 1), pick<A>(in.mean, i, 0), pick<A>(in.total, i, 0), pick<A>(in.share, i, 0)};
     bool valid = in.target[i] != in.ignore_index;
+    if (valid) check_present(row.offset, in.target[i]);
     Result<A> out = margins.row<A>(row, in.target[i], valid, smoothed);
     loss[i] = out.loss, slopes[i] = out.d_rest, slopes[in.n + i] = out.d_own, slopes[2 * in.n + i] = out.d_offset;
     slopes[3 * in.n + i] = in.norm ? out.d_norm : A(0), slopes[4 * in.n + i] = out.d_mean;

@@ -42,6 +42,11 @@ template <class A> inline Phi<A> sphere(A own, int order, A norm) {
 template <class A> struct Numbers { A rest, own, rival, offset, norm, mean, total, share; };
 template <class A> struct Result { A loss, d_rest, d_own, d_offset, d_norm, d_mean; };
 
+inline void check_present(double offset, int64_t target) {
+  STD_TORCH_CHECK(offset != -std::numeric_limits<double>::infinity(), "offset is -inf for class ", target,
+                  ", which is a target: a class that is not there (class_counts of zero) cannot be one");
+}
+
 struct Margins {
   double scale;
   int kind;
@@ -66,8 +71,6 @@ struct Margins {
   // One row; all zero where its target is ignored.
   template <class A> Result<A> row(const Numbers<A>& in, int64_t target, bool valid, bool smoothed) const {
     if (!valid) return {0, 0, 0, 0, 0, 0};
-    STD_TORCH_CHECK(in.offset != -std::numeric_limits<A>::infinity(), "offset is -inf for class ", target,
-                    ", which is a target: a class that is not there (class_counts of zero) cannot be one");
     Phi<A> p = phi(in, target);
     A own = A(scale) * p.value + in.offset, v = in.rest - own;
     A small = std::exp(-std::fabs(v)), entropy = (v > 0 ? v : A(0)) + std::log1p(small);

@@ -89,44 +89,76 @@ std::tuple<Tensor, Tensor> rows_backward(
   return {d_logits, in.offset_gradient(want_offset)};
 }
 
-// Statistics and loss in one call, for one target a row: saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
-template <class A> void loss_rows(const Rows& args, Margins& margins, const A* total, A* loss, A* saved) {
-  int64_t n = args.n;
-  for (int64_t i = 0; i < n; ++i) {
+void check_offsets(const Rows& args, bool is_double) {
+  if (!args.offset.data) return;
+  for (int64_t i = 0; i < args.n; ++i) {
     int64_t y = args.column(i, 0);
-    const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
-    Numbers<A> in{saved[i], saved[2 * n + i], static_cast<A*>(args.rival_out)[i], offset && y >= 0 ? offset[y] : A(0), A(1)};
-    if (share) in.mean = saved[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
-    Result<A> out = margins.row<A>(in, args.target[i], y >= 0, share != nullptr);
-    loss[i] = out.loss, saved[n + i] = out.d_rest, saved[2 * n + i] = out.d_own;
-    saved[3 * n + i] = out.d_offset, saved[4 * n + i] = out.d_mean;
+    double b = y < 0 ? 0 : is_double ? args.offset.at<double>(i)[y] : args.offset.at<float>(i)[y];
+    check_present(b, y);
   }
+}
+
+// The loss of each row for one target; saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
+template <class A> void loss_rows(const Rows& args, const Margins& margins, const A* total, A* loss, A* saved) {
+  int64_t n = args.n;
+  torch::stable::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t y = args.column(i, 0);
+      const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
+      Numbers<A> in{saved[i], saved[2 * n + i], static_cast<A*>(args.rival_out)[i], offset && y >= 0 ? offset[y] : A(0), A(1)};
+      if (share) in.mean = saved[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
+      Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
+      loss[i] = out.loss, saved[n + i] = out.d_rest, saved[2 * n + i] = out.d_own;
+      saved[3 * n + i] = out.d_offset, saved[4 * n + i] = out.d_mean;
+    }
+  });
+}
+
+enum Reduction { kNone, kWeightedMean, kSum, kMean };  // kMean divides by the number of rows that count
+
+template <class A> void reduce(const Rows& args, const Margins& margins, int64_t how, const A* loss, A* saved, A* result) {
+  double sum = 0, divisor = 0;
+  for (int64_t i = 0; i < args.n; ++i) {
+    int64_t y = args.column(i, 0);
+    sum += loss[i];
+    if (y >= 0) divisor += how == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
+  }
+  *result = A(how == kSum ? sum : sum / divisor);
+  if (how != kSum)
+    for (int64_t k = args.n; k < 5 * args.n; ++k) saved[k] = saved[k] == 0 ? A(0) : A(saved[k] / divisor);
+}
+
+template <class A> Tensor loss_of(Inputs& in, Margins& margins, const void* totals, Tensor& saved, int64_t reduction) {
+  Rows& args = in.args;
+  A* numbers = static_cast<A*>(saved.mutable_data_ptr());
+  Tensor loss = empty({args.n}, in.sums), rival = empty({args.n}, in.sums);
+  A* losses = static_cast<A*>(loss.mutable_data_ptr());
+  args.rest_out = numbers, args.own_out = numbers + 2 * args.n, args.rival_out = rival.mutable_data_ptr();
+  args.mean_out = args.share.data ? numbers + 4 * args.n : nullptr;
+  in.forward();
+  loss_rows(args, margins, static_cast<const A*>(totals), losses, numbers);
+  if (reduction == kNone) return loss;
+  Tensor result = empty({}, in.sums);
+  reduce(args, margins, reduction, losses, numbers, static_cast<A*>(result.mutable_data_ptr()));
+  return result;
 }
 
 std::tuple<Tensor, Tensor> rows_loss(
     Tensor logits, Tensor target, Optional offset, Optional offset_row, Optional mean_weight, Optional total,
     Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
-    double instance, bool guard, double gamma, double smoothing, int64_t ignore_index) {
+    double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
   Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
-  Rows& args = in.args;
-  check_targets(args.target, args.n, args.c, ignore_index);
-  Tensor loss = empty({args.n}, in.sums), saved = empty({5, args.n}, in.sums), rival = empty({args.n}, in.sums);
+  bool is_double = in.sums == ScalarType::Double;
+  check_targets(in.args.target, in.args.n, in.args.c, ignore_index);
+  check_offsets(in.args, is_double);
   Margins margins{scale, int(kind), margin, instance, guard, gamma, smoothing};
   margins.weight = in.numbers(weight, in.sums, "weight");
   margins.class_margin = in.numbers(class_margin, in.sums, "margin");
   margins.class_smoothing = in.numbers(class_smoothing, in.sums, "label_smoothing");
   const void* totals = in.numbers(total, in.sums, "total");
-  char* numbers = static_cast<char*>(saved.mutable_data_ptr());
-  int64_t bytes = args.n * (in.sums == ScalarType::Double ? 8 : 4);
-  args.rest_out = numbers, args.own_out = numbers + 2 * bytes, args.rival_out = rival.mutable_data_ptr();
-  args.mean_out = mean_weight ? numbers + 4 * bytes : nullptr;
-  in.forward();
-  if (in.sums == ScalarType::Double)
-    loss_rows(args, margins, static_cast<const double*>(totals), static_cast<double*>(loss.mutable_data_ptr()),
-              reinterpret_cast<double*>(numbers));
-  else
-    loss_rows(args, margins, static_cast<const float*>(totals), static_cast<float*>(loss.mutable_data_ptr()),
-              reinterpret_cast<float*>(numbers));
+  Tensor saved = empty({5, in.args.n}, in.sums);
+  Tensor loss = is_double ? loss_of<double>(in, margins, totals, saved, reduction)
+                          : loss_of<float>(in, margins, totals, saved, reduction);
   return {loss, saved};
 }
 
@@ -139,6 +171,7 @@ std::tuple<Tensor, Tensor> rows_loss_backward(
   in.args.rest = numbers, in.args.d_rest = numbers + bytes, in.args.d_own = numbers + 2 * bytes;
   in.args.d_own_offset = numbers + 3 * bytes, in.args.d_mean = mean_weight ? numbers + 4 * bytes : nullptr;
   in.args.grad = in.numbers(grad, in.sums, "grad");
+  in.args.one_grad = grad.dim() == 0;
   Tensor d_logits = in.backward(logits);
   return {d_logits, in.offset_gradient(want_offset)};
 }

@@ -161,7 +161,7 @@ template <class T, class A> void forward_row(const Rows& args, int64_t i) {
 template <class A> struct Slopes {
   A rest, d_rest, d_mean, factor;
   Slopes(const Rows& args, int64_t i) {
-    factor = args.grad ? at<A>(args.grad, i) : A(1);
+    factor = args.grad ? at<A>(args.grad, args.one_grad ? 0 : i) : A(1);
     rest = at<A>(args.rest, i);
     if (rest == -std::numeric_limits<A>::infinity()) rest = 0;
     d_rest = at<A>(args.d_rest, i) * factor;

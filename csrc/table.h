@@ -37,7 +37,8 @@ struct Rows {
   void *rest_out = nullptr, *own_out = nullptr, *rival_out = nullptr, *mean_out = nullptr;
   // backward
   const void *rest = nullptr, *d_rest = nullptr, *d_own = nullptr, *d_own_offset = nullptr, *d_mean = nullptr;
-  const void* grad = nullptr;  // [n], a factor for all slopes, or none
+  const void* grad = nullptr;  // a factor for all slopes: [n], or one number, or none
+  bool one_grad = false;
   void *d_logits = nullptr, *d_offset = nullptr;  // [n, c]; [offset.rows, c]
 
   bool skipped(int64_t i) const {

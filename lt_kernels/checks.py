@@ -70,6 +70,18 @@ def same_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
+_KERNEL_ERRORS = (("target holds", IndexError), ("offset is -inf", ValueError))
+
+
+def named(error: RuntimeError) -> Exception:
+    """A C++ kernel's complaint as the error that Python users expect, without its trace; any other error as it is."""
+    for start, kind in _KERNEL_ERRORS:
+        found = str(error).find(start)
+        if found >= 0:
+            return kind(str(error)[found:].splitlines()[0])
+    return error
+
+
 def readable(*tensors: Tensor) -> bool:
     """Whether values can be looked at here and now: on a CPU, not while compiling, not one of vmap's batches."""
     if torch.compiler.is_compiling():

@@ -130,6 +130,8 @@ def linear_cross_entropy(
     check_features(input, linear_weight, linear_bias)
     source = features(torch.atleast_2d(input), linear_weight, linear_bias, PLAIN, None, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
+    if isinstance(source, Logits):
+        return offset_cross_entropy(source.values.reshape(shape), target, reduction=reduction, **settings)
     return evaluate(source, shape, target, reduction, **settings)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lt_kernels import checks
 from lt_kernels.distributed import shard_bounds
-from lt_kernels.lossmodule import Loss, cosines
+from lt_kernels.lossmodule import Loss
+from lt_kernels.ops.small import cosines
 from lt_kernels.values import MixedTarget
 
 

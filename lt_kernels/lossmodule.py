@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lt_kernels import checks, functional
 from lt_kernels.ops import small
 from lt_kernels.ops.loss import Logits, evaluate, features as make_source
-from lt_kernels.reference.linear import BOTH, PLAIN, inverse_norm
+from lt_kernels.reference.linear import BOTH, PLAIN
 from lt_kernels.values import Margin, MixedTarget
 
 Reduction = Literal["none", "mean", "sum"]
@@ -108,7 +108,7 @@ class Loss(nn.Module):
         """The logits, for a loss that needs all of them."""
         if not cosine:
             return F.linear(features, linear_weight, linear_bias)
-        return cosines(features, linear_weight) * (1.0 if scale is None else scale)
+        return small.cosines(features, linear_weight) * (1.0 if scale is None else scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Loss:
         kept = {name: table for name in _TABLES if (table := self._buffers[name]) is not None}
@@ -123,12 +123,6 @@ class Loss(nn.Module):
             if (saved is None) != (self._buffers[name] is None):
                 self.set_weight(saved)
         super()._load_from_state_dict(state_dict, prefix, *rest, **options)
-
-
-def cosines(features: Tensor, linear_weight: Tensor) -> Tensor:
-    """cos(x_i, w_c) [N, C], 0 for a row of norm 0; differentiable."""
-    unit_features = features * inverse_norm(features)[:, None].to(features.dtype)
-    return F.linear(unit_features, linear_weight * inverse_norm(linear_weight)[:, None].to(linear_weight.dtype))
 
 
 def _table(name: str, value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,10 +72,20 @@ def instruction_set() -> str:
     return "none" if _extension is None else ("generic", "avx2", "avx512")[_extension.instruction_set()]
 
 
+_said: list[str] = []
+
+
 def say_once() -> None:
     """Warn, once a process, that the reference kernels serve because the extension does not."""
-    if _extension is None:
+    if _extension is None and not _said and not torch.compiler.is_compiling():
+        _said.append(_reason)
         warnings.warn(f"lt_kernels: {_reason}; the reference kernels serve on the CPU.", RuntimeWarning, stacklevel=3)
+
+
+def signed(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """A Function whose `apply` does not work out the signature of its forward again at every call (some 9 us)."""
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
 
 
 def _has(name: str, key: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget
-from lt_kernels.ops.library import define
+from lt_kernels.ops.library import define, signed
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.ops.terms import Terms
@@ -62,6 +62,7 @@ backward_op = define(
 )
 
 
+@signed
 class LinearStatistics(torch.autograd.Function):
     """(rest, own, own_offset, mean, rival, ...) of features and class weights; gradients for both, bias and offset."""
 

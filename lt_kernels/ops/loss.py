@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import checks, distributed
-from lt_kernels.ops import linear, margins, prepare, rows
+from lt_kernels.ops import library, linear, margins, prepare, rows, small
 from lt_kernels.ops.terms import Terms
-from lt_kernels.reference.linear import COLUMNS
+from lt_kernels.reference.linear import COLUMNS, PLAIN
 from lt_kernels.reference.margins import SPHERE
+from lt_kernels.reference.rows import MEAN, NONE, SUM, WEIGHTED_MEAN, accumulate_type, divisor_of
 from lt_kernels.values import Margin, MixedTarget
+
+
+_CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 
 
 class Logits(NamedTuple):
@@ -74,8 +79,10 @@ Source = Logits | Features
 
 def features(
     input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
-) -> Features:
-    """A source of statistics from features, cast as autocast asks; masters stay as they are."""
+) -> Source:
+    """A source of statistics from features, cast as autocast asks; masters stay as they are. Few logits are made whole."""
+    if group is None and small.few(input, weight.shape[0]):
+        return small_logits(input, weight, bias, normalize, margin)
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
         input = input.to(torch.get_autocast_dtype(input.device.type))
     sphere = margin is not None and margin.kind == SPHERE
@@ -85,27 +92,52 @@ def features(
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 
 
+def small_logits(
+    input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None
+) -> Logits:
+    """All logits or cosines in plain torch, whose graph costs less than an operator's where they are few."""
+    if margin is not None and margin.kind == SPHERE:
+        values = F.linear(input, small.unit(weight), None)
+        return Logits(values, torch.linalg.vector_norm(input, dim=1).to(accumulate_type(values.dtype)))
+    return Logits(F.linear(input, weight, bias) if normalize == PLAIN else small.cosines(input, weight))
+
+
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
     rest, own, own_offset, mean, rival = source.statistics(target[:, None], terms)
     return margins.loss(rest, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)
 
 
-def evaluate(
+def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
+    """The reduced loss of `source`, whose flat rows stand for logits of `shape` ([C], [N, C], [N, C, d1, ...])."""
+    library.say_once()
+    if torch.compiler.is_compiling():
+        return _evaluate(source, shape, target, reduction, **settings)
+    try:
+        return _evaluate(source, shape, target, reduction, **settings)
+    except RuntimeError as error:
+        raise checks.named(error) from None
+
+
+def _evaluate(
     source: Source, shape: tuple[int, ...], target: Tensor | MixedTarget, reduction: str, *,
     scale: float = 1.0, margin: Margin | None = None, class_margin: Tensor | None = None,
     average: str = "weighted", **settings: Any,
 ) -> Tensor:
-    """The reduced loss of `source`, whose flat rows stand for logits of `shape` ([C], [N, C], [N, C, d1, ...])."""
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     places = shape[:1] + shape[2:] if len(shape) > 1 else ()
     like, classes = source.tensor, source.classes
     if prepare.is_probability(target):
         losses = _probabilities(source, shape, target, settings, scale, margin)
         return finish([(losses, None, 1.0)], places, reduction, None, -100, like)
+    fixed = {"scale": scale, "margin": margin, "class_margin": class_margin}
+    if isinstance(source, Logits) and source.norm is None and not isinstance(target, MixedTarget):
+        flat = checks.indices("target", target, places, like).reshape(-1)
+        terms = prepare.terms(like, shape, classes, flat, **fixed, **settings)
+        code = MEAN if reduction == "mean" and average == "batch" else _CODES[reduction]
+        return _as_expected(rows.loss(source.values, flat, terms, code), places, reduction, like)
     named = {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}
     flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named.items()]
     lams = [1.0] if len(flat) == 1 else _lams(target.lam, places)
-    fixed = {"scale": scale, "margin": margin, "class_margin": class_margin}
     terms = [prepare.terms(like, shape, classes, one, **fixed, **settings) for one in flat]
     if len(flat) == 2 and terms[0].offset_row is None:
         losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
@@ -169,6 +201,11 @@ def finish(
         if reduction == "mean":
             value = value / _divisor(loss, target, places, weight, ignore_index)
         result = value if result is None else result + value
+    return _as_expected(result, places, reduction, like)
+
+
+def _as_expected(result: Tensor, places: tuple[int, ...], reduction: str, like: Tensor) -> Tensor:
+    """The shape of the class indices, and float32 under autocast, else the dtype of the input."""
     result = result.reshape(places) if reduction == "none" else result
     if torch.is_autocast_enabled(like.device.type) or result.dtype == like.dtype:
         return result
@@ -181,7 +218,4 @@ def _divisor(
     """What "mean" divides by: the rows' weights, ignored rows left out; the number of places for probabilities."""
     if target is None:
         return max(loss.shape[0], 0) if loss.shape[0] else loss.new_zeros(())
-    counted = target != ignore_index
-    if weight is None:
-        return counted.sum()
-    return torch.where(counted, weight[target.clamp(0, weight.shape[0] - 1)], 0.0).sum()
+    return divisor_of(target, weight, ignore_index)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define
+from lt_kernels.ops.library import define, signed
 from lt_kernels.ops.second import first_order
 from lt_kernels.ops.terms import Terms
 from lt_kernels.reference import margins as reference
@@ -29,6 +29,7 @@ margins_op = define(
 )
 
 
+@signed
 class Margins(torch.autograd.Function):
     """loss [N] from the statistics; gradients for rest, own, own_offset, norm and mean."""
 

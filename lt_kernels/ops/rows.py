@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define
+from lt_kernels.ops.library import define, signed
 from lt_kernels.ops.second import first_order
 from lt_kernels.ops.terms import Terms
 from lt_kernels.reference import rows as reference
@@ -37,7 +37,8 @@ def _backward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _loss_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _numbers(logits, logits.shape[0]), _numbers(logits, 5, logits.shape[0])
+    loss = _numbers(logits, logits.shape[0]) if rest[-1] == reference.NONE else _numbers(logits)
+    return loss, _numbers(logits, 5, logits.shape[0])
 
 
 def _loss_backward_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -60,7 +61,7 @@ loss_op = define(
     "rows",
     f"rows_loss(Tensor logits, Tensor target, {_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
     "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
-    "float smoothing, int ignore_index) -> (Tensor, Tensor)",
+    "float smoothing, int ignore_index, int reduction) -> (Tensor, Tensor)",
     reference.rows_loss,
     _loss_fake,
 )
@@ -73,8 +74,9 @@ loss_backward_op = define(
 )
 
 
+@signed
 class RowLoss(torch.autograd.Function):
-    """loss [N] of logits [N, C] and one target a row; gradients for the logits and the offset table."""
+    """The loss, [N] or reduced, of logits [N, C] and one target a row; gradients for the logits and the offset table."""
 
     generate_vmap_rule = True
 
@@ -84,11 +86,11 @@ class RowLoss(torch.autograd.Function):
         logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
         total: Tensor | None, weight: Tensor | None, class_margin: Tensor | None, class_smoothing: Tensor | None,
         scale: float, kind: int, margin: float, instance: float, guard: bool, gamma: float, smoothing: float,
-        ignore_index: int,
+        ignore_index: int, reduction: int,
     ) -> tuple[Tensor, ...]:
         return loss_op(
             logits, target, offset, offset_row, mean_weight, total, weight, class_margin, class_smoothing, scale,
-            kind, margin, instance, guard, gamma, smoothing, ignore_index,
+            kind, margin, instance, guard, gamma, smoothing, ignore_index, reduction,
         )
 
     @staticmethod
@@ -111,6 +113,7 @@ class RowLoss(torch.autograd.Function):
         return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
 
 
+@signed
 class RowStatistics(torch.autograd.Function):
     """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of logits [N, C] and K targets a row."""
 
@@ -155,12 +158,13 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
     return torch.stack(slots, 1).to(own.dtype) if slots else torch.zeros_like(own)
 
 
-def loss(logits: Tensor, target: Tensor, terms: Terms) -> Tensor:
-    """The loss of each row [N], in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
+def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = reference.NONE) -> Tensor:
+    """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
     t = terms
     return RowLoss.apply(
         logits, target, t.offset, t.offset_row, t.mean_weight, t.total, t.weight, t.class_margin, t.class_smoothing,
         t.scale, t.kind, t.margin, t.instance, t.guard, t.gamma, t.smoothing, t.ignore_index,
+        reduction,
     )[0]
 
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from lt_kernels.reference.margins import margins
 
 
+NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions; MEAN divides by the number of rows that count
+
+
 def accumulate_type(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic: float64 for float64 inputs, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -132,9 +135,12 @@ def rows_loss(
     logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
     total: Tensor | None, weight: Tensor | None, class_margin: Tensor | None, class_smoothing: Tensor | None,
     scale: float, kind: int, margin: float, instance: float, guard: bool, gamma: float, smoothing: float,
-    ignore_index: int,
+    ignore_index: int, reduction: int,
 ) -> tuple[Tensor, Tensor]:
-    """Statistics and loss in one call, for one target a row: loss [N], (rest, d_rest, d_own, d_offset, d_mean) [5, N]."""
+    """Statistics and loss in one call, for one target a row.
+
+    Returns the loss, [N] or reduced, and (rest, d_rest, d_own, d_offset, d_mean) [5, N] with the slopes of that.
+    """
     rest, own, rival, mean = rows_forward(
         logits, target[:, None], scale, None, None, offset, offset_row, mean_weight, 0, logits.shape[1], ignore_index
     )
@@ -144,7 +150,21 @@ def rows_loss(
         rest, own[:, 0], rival, target, at_target(offset, offset_row, target), None, mean, row_total, share, weight,
         class_margin, class_smoothing, scale, kind, margin, instance, guard, gamma, smoothing, ignore_index,
     )
-    return loss, torch.cat((rest[None], slopes[:3], slopes[4:]))
+    slopes = torch.cat((slopes[:3], slopes[4:]))
+    if reduction in (WEIGHTED_MEAN, MEAN):
+        divisor = divisor_of(target, weight if reduction == WEIGHTED_MEAN else None, ignore_index).to(loss.dtype)
+        loss, slopes = loss.sum() / divisor, torch.where(target == ignore_index, 0.0, slopes / divisor)
+    elif reduction == SUM:
+        loss = loss.sum()
+    return loss, torch.cat((rest[None], slopes))
+
+
+def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What a mean divides by: the sum of the rows' weights, ignored rows left out."""
+    counted = target != ignore_index
+    if weight is None:
+        return counted.sum()
+    return torch.where(counted, weight[target.clamp(0, weight.shape[0] - 1)], 0.0).sum()
 
 
 def rows_loss_backward(
@@ -155,7 +175,8 @@ def rows_loss_backward(
     rest, d_rest, d_own, d_offset, d_mean = saved
     return rows_backward(
         logits, target[:, None], scale, None, None, offset, offset_row, mean_weight, 0, logits.shape[1], ignore_index,
-        rest, d_rest, d_own[:, None], d_offset[:, None], None if mean_weight is None else d_mean, grad, want_offset,
+        rest, d_rest, d_own[:, None], d_offset[:, None], None if mean_weight is None else d_mean,
+        grad.expand(target.shape[0]), want_offset,
     )
 
 
