@@ -14,11 +14,11 @@ constexpr int kChunk = 64;     // rows of a block: read twice, for the maxima an
 
 template <class A> constexpr A kNone = -std::numeric_limits<A>::infinity();
 
-template <class T, class A> struct Line {
+template <class T, class A> struct ColumnLine {
   const T* logits;
   A offset;
 
-  Line(const ColumnSums& in, int64_t i)
+  ColumnLine(const ColumnSums& in, int64_t i)
       : logits(static_cast<const T*>(in.logits) + i * in.stride),
         offset(in.row_offset ? static_cast<const A*>(in.row_offset)[i] : A(0)) {}
   vec<A> value(int64_t j, int count) const {
@@ -34,7 +34,7 @@ template <class A> struct State {
     for (int k = 0; k < kColumns; ++k) top[k] = kNone<A>, total[k] = shift[k] = part[k] = 0;
   }
 
-  template <class T> void raise(const Line<T, A>& line, int64_t first, int count) {
+  template <class T> void raise(const ColumnLine<T, A>& line, int64_t first, int count) {
     constexpr int W = Vec<A>::width;
     for (int k = 0; k < count; k += W)
       store(top + k, max(load(top + k), line.value(first + k, count - k < W ? count - k : W)));
@@ -50,7 +50,7 @@ template <class A> struct State {
       store(part + k, vec<A>{});
     }
   }
-  template <class T> void add(const Line<T, A>& line, int64_t first, int count) {
+  template <class T> void add(const ColumnLine<T, A>& line, int64_t first, int count) {
     constexpr int W = Vec<A>::width;
     for (int k = 0; k < count; k += W) {
       vec<A> z = line.value(first + k, count - k < W ? count - k : W);
@@ -72,9 +72,9 @@ template <class T> void columns_forward(const ColumnSums& in, int64_t begin, int
     State<A> state;
     for (int64_t chunk = 0; chunk < in.n; chunk += kChunk) {
       int64_t last = chunk + kChunk < in.n ? chunk + kChunk : in.n;
-      for (int64_t i = chunk; i < last; ++i) state.raise(Line<T, A>(in, i), first, count);
+      for (int64_t i = chunk; i < last; ++i) state.raise(ColumnLine<T, A>(in, i), first, count);
       state.settle(count);
-      for (int64_t i = chunk; i < last; ++i) state.add(Line<T, A>(in, i), first, count);
+      for (int64_t i = chunk; i < last; ++i) state.add(ColumnLine<T, A>(in, i), first, count);
       state.fold(count);
     }
     for (int k = 0; k < count; ++k)
@@ -98,7 +98,7 @@ template <class T> void columns_backward(const ColumnSums& in, int64_t begin, in
   constexpr int W = Vec<A>::width;
   const A *lse = static_cast<const A*>(in.lse), *d_lse = static_cast<const A*>(in.d_lse);
   for (int64_t i = begin; i < end; ++i) {
-    Line<T, A> line(in, i);
+    ColumnLine<T, A> line(in, i);
     T* out = static_cast<T*>(in.d_logits) + i * in.c;
     int64_t j = 0, y = in.target[i];
     for (; j + W <= in.c; j += W) store(out + j, load(d_lse + j) * chance<A>(line.value(j, W), load(lse + j)));

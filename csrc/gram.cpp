@@ -162,39 +162,53 @@ struct PairList {
   bool project;
 };
 
-// Each class's neighbours, in the order of the pairs, with their coefficients; own becomes the coefficient of w_i.
+// The neighbours of the classes [begin, end), in the order of the pairs, with their coefficients.
 template <class A> struct Graph {
+  int64_t begin, end;
   std::vector<int64_t> begins, next;
   std::vector<int32_t> other;
   std::vector<A> factor;
 
-  Graph(const PairList& in, const A* scale, const A* slope, A* own)
-      : begins(in.classes + 1, 0), other(2 * in.count), factor(2 * in.count) {
-    for (int64_t k = 0; k < in.count; ++k) ++begins[in.first[k] + 1], ++begins[in.second[k] + 1];
-    for (int64_t i = 0; i < in.classes; ++i) begins[i + 1] += begins[i];
-    next.assign(begins.begin(), begins.end() - 1);
-    for (int64_t k = 0; k < in.count; ++k) {
-      int32_t i = in.first[k], j = in.second[k];
-      A s = static_cast<const A*>(in.cosine)[k], push = std::exp(s) * (slope[i] + slope[j]);
-      put(i, j, push * scale[i] * scale[j]), put(j, i, push * scale[i] * scale[j]);
-      if (in.project) own[i] -= push * s, own[j] -= push * s;
-    }
-    for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
+  Graph(const PairList& in, const A* scale, const A* slope, int64_t begin, int64_t end)
+      : begin(begin), end(end), begins(end - begin + 1, 0) {
+    each_edge(in, [&](int64_t i, int64_t, int64_t) { ++begins[i + 1]; });
+    for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
+    next = begins;
+    other.resize(begins.back()), factor.resize(begins.back());
+    each_edge(in, [&](int64_t i, int64_t j, int64_t k) {
+      A push = std::exp(static_cast<const A*>(in.cosine)[k]) * (slope[begin + i] + slope[j]);
+      other[next[i]] = int32_t(j), factor[next[i]++] = push * scale[begin + i] * scale[j];
+    });
   }
-  void put(int32_t i, int32_t j, A value) {
-    other[next[i]] = j;
-    factor[next[i]++] = value;
+  template <class Body> void each_edge(const PairList& in, const Body& body) const {
+    for (int64_t k = 0; k < in.count; ++k) {
+      int64_t i = in.first[k], j = in.second[k];
+      if (i >= begin && i < end) body(i - begin, j, k);
+      if (j >= begin && j < end) body(j - begin, i, k);
+    }
   }
 };
 
+// The coefficient of w_i in row i of the gradient.
+template <class A> void own_factors(const PairList& in, const A* scale, const A* slope, A* own) {
+  for (int64_t k = 0; in.project && k < in.count; ++k) {
+    A s = static_cast<const A*>(in.cosine)[k], pull = s * std::exp(s) * (slope[in.first[k]] + slope[in.second[k]]);
+    own[in.first[k]] -= pull, own[in.second[k]] -= pull;
+  }
+  for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
+}
+
 template <class A>
-void gather(const PairList& in, Neighbours& args, const void* scale, const void* slope, const Tensor& own,
-            PairsKernel kernel) {
-  Graph<A> graph(in, static_cast<const A*>(scale), static_cast<const A*>(slope), data<A>(own));
-  args.begins = graph.begins.data(), args.other = graph.other.data(), args.factor = graph.factor.data();
-  args.own = own.const_data_ptr();
-  each(in.classes, 16384 / std::max<int64_t>(args.d, 1),
-       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope, A* own, PairsKernel kernel) {
+  own_factors(in, scale, slope, own);
+  args.own = own;
+  int64_t step = std::max<int64_t>(1024, (in.classes + 7) / 8);  // a part of the lists at a time
+  for (int64_t first = 0; first < in.classes; first += step) {
+    Graph<A> graph(in, scale, slope, first, std::min(first + step, in.classes));
+    args.first = first, args.begins = graph.begins.data(), args.other = graph.other.data(), args.factor = graph.factor.data();
+    torch::stable::parallel_for(first, graph.end, std::max<int64_t>(1, 16384 / std::max<int64_t>(args.d, 1)),
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  }
 }
 
 Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value,
@@ -216,11 +230,13 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
                       own.scalar_type() == sums && own.is_contiguous(),
                   "lt_kernels: scale, slope and own must have a number for each class");
   Tensor factor = torch::stable::clone(own), out = empty({classes, d}, wide ? sums : rows.scalar_type());
-  Neighbours args{rows.const_data_ptr(), d, rows.stride(0), nullptr, nullptr, nullptr, nullptr, out.mutable_data_ptr()};
+  Neighbours args{rows.const_data_ptr(), d, rows.stride(0), out.mutable_data_ptr(), nullptr};
   const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
   PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
-  if (sums == ScalarType::Double) gather<double>(list, args, scales, slopes, factor, kernel);
-  else gather<float>(list, args, scales, slopes, factor, kernel);
+  if (sums == ScalarType::Double)
+    gather(list, args, static_cast<const double*>(scales), static_cast<const double*>(slopes), data<double>(factor), kernel);
+  else
+    gather(list, args, static_cast<const float*>(scales), static_cast<const float*>(slopes), data<float>(factor), kernel);
   return out;
 }
 

@@ -72,38 +72,39 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
   }
 }
 
-inline bool any(vint mask) {
-  int32_t all = 0;
-  for (int lane = 0; lane < Vec<float>::width; ++lane) all |= mask[lane];
-  return all != 0;
+// All bits set where a pair of row i of the tile may be active, for one vector of its columns from j on.
+inline vint survivors(const Tile& tile, const bf16* product, vfloat error, int64_t j, int count) {
+  constexpr int W = Vec<float>::width;
+  const float* errors = tile.error + tile.column + j;
+  const vfloat threshold = splat(float(tile.threshold));
+  if (count == W) return load(product + j) >= screening_limit(threshold, error, load(errors), tile.d);
+  vfloat others = load_part<float>(errors, count), rest = load_part<float>(product + j, count);
+  vint mask = rest >= screening_limit(threshold, error, others, tile.d);
+  for (int lane = count; lane < W; ++lane) mask[lane] = 0;
+  return mask;
 }
 
 // The pairs of each row in [begin, end) that may be active: counted, or written where the row's list begins.
 inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
-  constexpr int W = Vec<float>::width, B = 8 * W;
-  const float threshold = float(tile.threshold), *errors = tile.error + tile.column;
+  constexpr int W = Vec<float>::width;
   for (int64_t i = begin; i < end; ++i) {
     const bf16* product = static_cast<const bf16*>(tile.product) + i * tile.stride;
-    const float error = tile.error[tile.row + i];
-    int64_t found = 0, j = first_column(tile, i);
-    int32_t* list = tile.second ? tile.second + tile.begins[i] : nullptr;
-    if (list && tile.begins[i] == tile.begins[i + 1]) continue;
-    for (int64_t next; j < tile.columns; j = next) {
-      next = j + B < tile.columns ? j + B : tile.columns;
-      if (next == j + B) {
-        vint mask{};
-        for (int64_t k = j; k < next; k += W)
-          mask |= load(product + k) >= screening_limit(splat(threshold), splat(error), load(errors + k), tile.d);
-        if (!any(mask)) continue;
-      }
-      for (int64_t k = j; k < next; ++k) {
-        vfloat limit = screening_limit(splat(threshold), splat(error), splat(errors[k]), tile.d);
-        if (!(load_part<float>(product + k, 1)[0] >= limit[0])) continue;
-        if (list) list[found] = int32_t(k);
-        ++found;
-      }
+    const vfloat error = splat(tile.error[tile.row + i]);
+    int64_t place = tile.second ? tile.begins[i] : 0;
+    if (tile.second && place == tile.begins[i + 1]) continue;
+    vint found{};
+    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
+      vint mask = survivors(tile, product, error, j, int(tile.columns - j < W ? tile.columns - j : W));
+      found = found - mask;
+      if (!tile.second) continue;
+      alignas(64) int32_t lanes[W];
+      std::memcpy(lanes, &mask, sizeof mask);
+      for (int lane = 0; lane < W; ++lane)
+        if (lanes[lane]) tile.second[place++] = int32_t(j + lane);
     }
-    if (!list) tile.begins[i + 1] = found;
+    if (tile.second) continue;
+    for (int lane = 0; lane < W; ++lane) place += found[lane];
+    tile.begins[i + 1] = place;
   }
 }
 
@@ -222,7 +223,8 @@ template <class T, class Out> void gram_gather(const Neighbours& in, int64_t beg
   for (int64_t i = begin; i < end; ++i) {
     Out* out = static_cast<Out*>(in.out) + i * in.d;
     const A own = numbers<A>(in.own)[i];
-    if (in.begins[i] == in.begins[i + 1] && own == 0) {
+    const int64_t *list = in.begins + (i - in.first);
+    if (list[0] == list[1] && own == 0) {
       std::memset(static_cast<void*>(out), 0, in.d * sizeof(Out));
       continue;
     }
@@ -237,7 +239,7 @@ template <class T, class Out> void gram_gather(const Neighbours& in, int64_t beg
         }
       };
       if (own != 0) add(i, own);
-      for (int64_t k = in.begins[i]; k < in.begins[i + 1]; ++k) add(in.other[k], numbers<A>(in.factor)[k]);
+      for (int64_t k = list[0]; k < list[1]; ++k) add(in.other[k], numbers<A>(in.factor)[k]);
       for (int k = 0; k < count; k += W) {
         if (count - k >= W) store(out + first + k, load(total + k));
         else store_part<A>(out + first + k, load(total + k), count - k);

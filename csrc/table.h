@@ -91,10 +91,12 @@ struct Tile {
 struct Neighbours {
   const void* weight;  // [c, d], rows `stride` apart
   int64_t d, stride;
-  const int64_t* begins;  // [c + 1]
-  const int32_t* other;
-  const void *factor, *own;  // own [c]
-  void* out;  // [c, d]
+  void* out;              // [c, d]
+  const void* own;        // [c]
+  int64_t first = 0;      // the row that the lists begin with
+  const int64_t* begins = nullptr;
+  const int32_t* other = nullptr;
+  const void* factor = nullptr;
 };
 
 using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);

@@ -18,7 +18,7 @@ from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
 from lt_kernels.reference.rows import accumulate_type
 
-_DENSITY = 32  # a tile with more than one active pair in so many is sooner made again than gathered pair by pair
+_DENSITY = 16  # a tile with more than one active pair in so many is sooner made again than gathered pair by pair
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
 
 

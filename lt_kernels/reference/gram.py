@@ -16,7 +16,7 @@ from torch import Tensor
 from lt_kernels.reference.rows import accumulate_type
 
 TILE = 1024  # classes of a tile of cosines, along both sides
-PAIRS = 32  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
+PAIRS = 64  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
 _SLAB = 2**22  # cosines held at a time
 
 
@@ -39,8 +39,9 @@ def finish(total: Tensor, scale: Tensor, threshold: float) -> Tensor:
 
 def empty_pairs(scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Room for the active pairs: first, second (int32) and cosine [PAIRS * C], and how many there are [1]."""
-    places = torch.zeros(2, PAIRS * scale.shape[0], dtype=torch.int32, device=scale.device)
-    return places[0].clone(), places[1].clone(), scale.new_zeros(places.shape[1]), scale.new_zeros(1, dtype=torch.int64)
+    room = PAIRS * scale.shape[0]
+    first, second = (torch.zeros(room, dtype=torch.int32, device=scale.device) for _ in range(2))
+    return first, second, scale.new_zeros(room), scale.new_zeros(1, dtype=torch.int64)
 
 
 def tiles(classes: int) -> int:
