@@ -147,10 +147,11 @@ def training_curves(rows: Rows) -> bytes:
     lowest = min(row["loss"] for runs in rows.values() for run in runs for row in run)
     if lowest > 0:
         left.set_yscale("log")
+        left.set_ylabel("loss per sample, without regularizer [nats, log scale]")
     else:  # an entropy among the terms may make a loss negative
         left.set_yscale("symlog", linthresh=0.01)
+        left.set_ylabel("loss per sample, without regularizer\n[nats, log scale, linear below 0.01]")
     left.set_title("Training loss (each method its own: compare shapes, not heights)", fontsize=10)
-    left.set_ylabel("loss per sample, without regularizer [nats]")
     right.set_title("Mean class accuracy on the test set", fontsize=10)
     right.set_ylabel("accuracy [%]")
     for axis in (left, right):
