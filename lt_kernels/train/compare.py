@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str,
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            why = (
+                "a process of the comparison was killed (out of memory?); --resume goes on, --jobs 1 takes less memory"
+            )
+            raise ConfigError(why) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

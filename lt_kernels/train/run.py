@@ -93,6 +93,9 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
         trainer = Trainer(
             max_epochs=config.epochs,
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            accelerator="gpu"
+            if torch.cuda.is_available()
+            else "cpu",  # not auto: the losses' float64 tables rule out MPS
             devices=1,
             plugins=[AtomicCheckpointIO()],
             callbacks=[EpochSettings(), log, *bar, saver],
