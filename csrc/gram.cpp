@@ -1,6 +1,7 @@
 // Logit-weight repulsion: the tile operators of lt_kernels/ops/gram.py on a CPU.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
@@ -11,6 +12,8 @@ namespace {
 
 constexpr int64_t kRows = 64;       // rows whose column sums are taken together, whatever the threads
 constexpr int64_t kScan = 1 << 20;  // products that one thread reads faster than several of them wait for each other
+
+constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's own cache
 
 // row sums, column sums, first, second and cosine of the active pairs, and how many there are (-1: too many to look).
 using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -83,24 +86,26 @@ struct Pairs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> gram_units(Tensor weight) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
   Held held;
   const Tensor& rows = held.keep(dense_rows(weight));
   int64_t classes = rows.size(0), d = rows.size(1);
   STD_TORCH_CHECK(type_of(rows) != kDouble, "lt_kernels: gram_units takes no float64");
-  Tensor scale = empty({classes}, ScalarType::Float), error = empty({classes}, ScalarType::Float);
-  Tensor unit = empty({classes, d}, ScalarType::BFloat16);
-  Units args{rows.const_data_ptr(), d, rows.stride(0), unit.mutable_data_ptr(), data<float>(scale), data<float>(error)};
+  Tensor scale = empty({classes}, ScalarType::Float), step = empty({classes}, ScalarType::Float);
+  Tensor error = empty({classes}, ScalarType::Float), unit = empty({classes, d}, ScalarType::Char);
+  Units args{rows.const_data_ptr(), d, rows.stride(0), data<int8_t>(unit), data<float>(scale), data<float>(step),
+             data<float>(error)};
   each(classes, 16384 / std::max<int64_t>(d, 1),
        [&](int64_t begin, int64_t end) { kernels().gram_units[type_of(rows)](args, begin, end); });
-  return {scale, unit, error};
+  return {scale, unit, step, error};
 }
 
-Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor error, double threshold, int64_t row,
-                  int64_t column, int64_t capacity) {
-  TileInputs in(product, ScalarType::BFloat16, scale, threshold, row, column);
+Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tensor error, double threshold,
+                  int64_t row, int64_t column, int64_t capacity) {
+  TileInputs in(product, ScalarType::Int, scale, threshold, row, column);
   const Tensor& rows = in.keep(dense_rows(weight));
   Tile& tile = in.args;
+  tile.step = static_cast<const float*>(in.numbers(step, ScalarType::Float, "step"));
   tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error"));
   tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
   Pairs pairs(tile, capacity, in.sums);
@@ -162,29 +167,19 @@ struct PairList {
   bool project;
 };
 
-// The neighbours of the classes [begin, end), in the order of the pairs, with their coefficients.
+// Each class's neighbours, in the order of the pairs, with their coefficients.
 template <class A> struct Graph {
-  int64_t begin, end;
   std::vector<int64_t> begins, next;
-  std::vector<int32_t> other;
-  std::vector<A> factor;
+  std::vector<Edge<A>> edges;
 
-  Graph(const PairList& in, const A* scale, const A* slope, int64_t begin, int64_t end)
-      : begin(begin), end(end), begins(end - begin + 1, 0) {
-    each_edge(in, [&](int64_t i, int64_t, int64_t) { ++begins[i + 1]; });
-    for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
+  Graph(const PairList& in, const A* scale, const A* slope) : begins(in.classes + 1, 0), edges(2 * in.count) {
+    for (int64_t k = 0; k < in.count; ++k) ++begins[in.first[k] + 1], ++begins[in.second[k] + 1];
+    for (int64_t i = 0; i < in.classes; ++i) begins[i + 1] += begins[i];
     next = begins;
-    other.resize(begins.back()), factor.resize(begins.back());
-    each_edge(in, [&](int64_t i, int64_t j, int64_t k) {
-      A push = std::exp(static_cast<const A*>(in.cosine)[k]) * (slope[begin + i] + slope[j]);
-      other[next[i]] = int32_t(j), factor[next[i]++] = push * scale[begin + i] * scale[j];
-    });
-  }
-  template <class Body> void each_edge(const PairList& in, const Body& body) const {
     for (int64_t k = 0; k < in.count; ++k) {
-      int64_t i = in.first[k], j = in.second[k];
-      if (i >= begin && i < end) body(i - begin, j, k);
-      if (j >= begin && j < end) body(j - begin, i, k);
+      int32_t i = in.first[k], j = in.second[k];
+      A factor = std::exp(static_cast<const A*>(in.cosine)[k]) * (slope[i] + slope[j]) * scale[i] * scale[j];
+      edges[next[i]++] = {j, factor}, edges[next[j]++] = {i, factor};
     }
   }
 };
@@ -198,17 +193,38 @@ template <class A> void own_factors(const PairList& in, const A* scale, const A*
   for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
 }
 
+// Few pairs: each row at once, its neighbours from where they lie.
+void gather_rows(const Neighbours& args, int64_t classes, PairsKernel kernel) {
+  each(classes, 16384 / std::max<int64_t>(args.d, 1),
+       [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// Many pairs: a strip of columns of all weights is copied to where it stays in the cache while all rows gather from it.
+void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsKernel kernel) {
+  int64_t width = std::max<int64_t>(kStrip, kCache / (classes * size) / kStrip * kStrip);
+  each((args.d + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
+    std::vector<char> copy(classes * width * size);
+    for (int64_t strip = begin; strip < end; ++strip) {
+      Neighbours part = args;
+      part.from = strip * width, part.to = std::min(part.from + width, args.d);
+      part.weight = copy.data(), part.stride = width;
+      const char* from = static_cast<const char*>(args.weight) + part.from * size;
+      for (int64_t i = 0; i < classes; ++i)
+        std::memcpy(copy.data() + i * width * size, from + i * args.stride * size, (part.to - part.from) * size);
+      kernel(part, 0, classes);
+    }
+  });
+}
+
 template <class A>
-void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope, A* own, PairsKernel kernel) {
+void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope, A* own, int64_t size,
+            PairsKernel kernel) {
   own_factors(in, scale, slope, own);
   args.own = own;
-  int64_t step = std::max<int64_t>(1024, (in.classes + 7) / 8);  // a part of the lists at a time
-  for (int64_t first = 0; first < in.classes; first += step) {
-    Graph<A> graph(in, scale, slope, first, std::min(first + step, in.classes));
-    args.first = first, args.begins = graph.begins.data(), args.other = graph.other.data(), args.factor = graph.factor.data();
-    torch::stable::parallel_for(first, graph.end, std::max<int64_t>(1, 16384 / std::max<int64_t>(args.d, 1)),
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-  }
+  Graph<A> graph(in, scale, slope);
+  args.begins = graph.begins.data(), args.edges = graph.edges.data();
+  if (in.count >= 2 * in.classes) gather_strips(args, in.classes, size, kernel);
+  else gather_rows(args, in.classes, kernel);
 }
 
 Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value,
@@ -230,13 +246,13 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
                       own.scalar_type() == sums && own.is_contiguous(),
                   "lt_kernels: scale, slope and own must have a number for each class");
   Tensor factor = torch::stable::clone(own), out = empty({classes, d}, wide ? sums : rows.scalar_type());
-  Neighbours args{rows.const_data_ptr(), d, rows.stride(0), out.mutable_data_ptr(), nullptr};
+  Neighbours args{rows.const_data_ptr(), rows.stride(0), 0, d, nullptr, nullptr, nullptr, out.mutable_data_ptr(), d};
   const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
   PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
   if (sums == ScalarType::Double)
-    gather(list, args, static_cast<const double*>(scales), static_cast<const double*>(slopes), data<double>(factor), kernel);
+    gather(list, args, static_cast<const double*>(scales), static_cast<const double*>(slopes), data<double>(factor), 8, kernel);
   else
-    gather(list, args, static_cast<const float*>(scales), static_cast<const float*>(slopes), data<float>(factor), kernel);
+    gather(list, args, static_cast<const float*>(scales), static_cast<const float*>(slopes), data<float>(factor), type_of(rows) == kFloat ? 4 : 2, kernel);
   return out;
 }
 

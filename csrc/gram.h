@@ -10,16 +10,11 @@ namespace lt {
 namespace LT_ISA {
 
 // How far the product of two rounded unit rows may be from the float dot product of the rows themselves times their
-// scales: the rounding errors e_i, e_j of the rows, d products and sums in float in either of them (2^-24 each, and
-// half as much again for the lanes' sums), and the roundings of the scales. A: a number or a vector.
+// scales. The errors e_i, e_j are the lengths of what the rounding took away; the product of the rounded rows is exact
+// in integers, the dot product has d roundings of 2^-24 (half as many again for the lanes' sums), and there are a few of
+// the scales and steps.
 template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
   return error_i + error_j + error_i * error_j + float(d + 16) * 1.1920929e-7f;
-}
-
-// The least rounded product that an active pair can have: rounding to bfloat16 moves it by at most 2^-9 of itself.
-template <class A> inline A screening_limit(A threshold, A error_i, A error_j, int64_t d) {
-  A least = threshold - screening_bound(error_i, error_j, d);
-  return least - max(least, -least) * 0.00390625f;
 }
 
 template <class A> inline const A* numbers(const void* from) { return static_cast<const A*>(from); }
@@ -52,20 +47,42 @@ inline float inverse_norm(float square) {
   return norm <= 1e-12f ? 0.f : 1.f / norm;
 }
 
-// Rows [begin, end) to unit length in bfloat16, and the length of what the rounding took away.
+inline void store(int8_t* to, vint value, int count) {
+  typedef int8_t bytes __attribute__((vector_size(Vec<float>::width)));
+  bytes small = __builtin_convertvector(value, bytes);
+  std::memcpy(to, &small, count);
+}
+
+template <class T> inline float largest(const T* row, int64_t d) {
+  constexpr int W = Vec<float>::width;
+  vfloat best{};
+  for (int64_t k = 0; k < d; k += W) {
+    vfloat x = d - k < W ? load_part<float>(row + k, int(d - k)) : load(row + k);
+    best = max(best, max(x, -x));
+  }
+  return top<float>(best);
+}
+
+// Rows [begin, end) to unit length in steps of 1/127 of their largest entry, and the length of what rounding took away.
 template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) {
   constexpr int W = Vec<float>::width;
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(in.weight) + i * in.stride;
-    bf16* out = static_cast<bf16*>(in.unit) + i * in.d;
+    int8_t* out = in.unit + i * in.d;
     float scale = in.scale[i] = inverse_norm(dot<float>(row, row, in.d));
+    if (!(scale > 0)) {  // no direction
+      in.step[i] = in.error[i] = 0;
+      std::memset(out, 0, in.d);
+      continue;
+    }
+    float limit = largest(row, in.d), step = in.step[i] = limit * scale / 127.f, inverse = 1.f / step;
     vfloat squares{};
     for (int64_t k = 0; k < in.d; k += W) {
       int count = int(in.d - k < W ? in.d - k : W);
       vfloat exact = (count == W ? load(row + k) : load_part<float>(row + k, count)) * scale;
-      if (count == W) store(out + k, exact);
-      else store_part<float>(out + k, exact, count);
-      vfloat lost = (count == W ? load(out + k) : load_part<float>(out + k, count)) - exact;
+      vfloat shifted = exact * inverse + magic, lost = (shifted - magic) * step - exact;
+      store(out + k, bits<vint>(shifted) - bits<int32_t>(magic), count);
       squares = squares + lost * lost;
     }
     in.error[i] = std::sqrt(sum<float>(squares));
@@ -73,14 +90,18 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
 }
 
 // All bits set where a pair of row i of the tile may be active, for one vector of its columns from j on.
-inline vint survivors(const Tile& tile, const bf16* product, vfloat error, int64_t j, int count) {
+inline vint survivors(const Tile& tile, int64_t i, int64_t j, int count) {
   constexpr int W = Vec<float>::width;
-  const float* errors = tile.error + tile.column + j;
-  const vfloat threshold = splat(float(tile.threshold));
-  if (count == W) return load(product + j) >= screening_limit(threshold, error, load(errors), tile.d);
-  vfloat others = load_part<float>(errors, count), rest = load_part<float>(product + j, count);
-  vint mask = rest >= screening_limit(threshold, error, others, tile.d);
-  for (int lane = count; lane < W; ++lane) mask[lane] = 0;
+  const int32_t* from = static_cast<const int32_t*>(tile.product) + i * tile.stride + j;
+  const float *steps = tile.step + tile.column + j, *errors = tile.error + tile.column + j;
+  const bool whole = count == W;
+  vint product{};
+  std::memcpy(&product, from, whole ? sizeof product : count * sizeof *from);
+  vfloat step = whole ? load(steps) : load_part<float>(steps, count);
+  vfloat error = whole ? load(errors) : load_part<float>(errors, count);
+  vfloat rounded = __builtin_convertvector(product, vfloat) * tile.step[tile.row + i] * step;
+  vint mask = rounded >= float(tile.threshold) - screening_bound(splat(tile.error[tile.row + i]), error, tile.d);
+  for (int lane = count; !whole && lane < W; ++lane) mask[lane] = 0;
   return mask;
 }
 
@@ -88,13 +109,11 @@ inline vint survivors(const Tile& tile, const bf16* product, vfloat error, int64
 inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
   constexpr int W = Vec<float>::width;
   for (int64_t i = begin; i < end; ++i) {
-    const bf16* product = static_cast<const bf16*>(tile.product) + i * tile.stride;
-    const vfloat error = splat(tile.error[tile.row + i]);
     int64_t place = tile.second ? tile.begins[i] : 0;
     if (tile.second && place == tile.begins[i + 1]) continue;
     vint found{};
     for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
-      vint mask = survivors(tile, product, error, j, int(tile.columns - j < W ? tile.columns - j : W));
+      vint mask = survivors(tile, i, j, int(tile.columns - j < W ? tile.columns - j : W));
       found = found - mask;
       if (!tile.second) continue;
       alignas(64) int32_t lanes[W];
@@ -215,34 +234,51 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
   }
 }
 
-// Rows [begin, end) of the gradient: own_i w_i + sum of c_ij w_j over the neighbours of i. Out: T, or A to be added to.
+template <class T, class A, int N>
+inline void gather_strip(const T* weight, int64_t stride, int64_t i, A own, const Edge<A>* edge, const Edge<A>* last,
+                         vec<A> (&total)[N]) {
+  constexpr int W = Vec<A>::width;
+  for (int n = 0; n < N; ++n) total[n] = own == 0 ? vec<A>{} : load(weight + i * stride + n * W) * own;
+  for (; edge < last; ++edge) {
+    const T* from = weight + edge->other * stride;
+    for (int n = 0; n < N; ++n) total[n] = total[n] + load(from + n * W) * edge->factor;
+  }
+}
+
+template <class T, class A>
+inline vec<A> gather_rest(const T* weight, int64_t stride, int64_t i, A own, const Edge<A>* edge, const Edge<A>* last,
+                          int count) {
+  vec<A> total = own == 0 ? vec<A>{} : load_part<A>(weight + i * stride, count) * own;
+  for (; edge < last; ++edge) total = total + load_part<A>(weight + edge->other * stride, count) * edge->factor;
+  return total;
+}
+
+// Rows [begin, end) of the gradient, some columns at a time in registers. Out: T, or A to be added to.
 template <class T, class Out> void gram_gather(const Neighbours& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
-  constexpr int W = Vec<A>::width, B = 32 * W;
+  constexpr int W = Vec<A>::width, N = kStrip / W;
   const T* weight = static_cast<const T*>(in.weight);
   for (int64_t i = begin; i < end; ++i) {
     Out* out = static_cast<Out*>(in.out) + i * in.d;
     const A own = numbers<A>(in.own)[i];
-    const int64_t *list = in.begins + (i - in.first);
-    if (list[0] == list[1] && own == 0) {
-      std::memset(static_cast<void*>(out), 0, in.d * sizeof(Out));
+    const Edge<A>* edges = static_cast<const Edge<A>*>(in.edges);
+    const Edge<A>*edge = edges + in.begins[i], *last = edges + in.begins[i + 1];
+    if (edge == last && own == 0) {
+      std::memset(static_cast<void*>(out + in.from), 0, (in.to - in.from) * sizeof(Out));
       continue;
     }
-    for (int64_t first = 0; first < in.d; first += B) {
-      int count = int(in.d - first < B ? in.d - first : B);
-      alignas(64) A total[B] = {};
-      auto add = [&](int64_t row, A factor) {
-        const T* from = weight + row * in.stride + first;
-        for (int k = 0; k < count; k += W) {
-          vec<A> value = count - k >= W ? load(from + k) : load_part<A>(from + k, count - k);
-          store(total + k, load(total + k) + value * factor);
+    for (int64_t k = in.from; k < in.to; k += kStrip) {
+      int count = int(in.to - k < kStrip ? in.to - k : kStrip);
+      if (count == kStrip) {
+        vec<A> total[N];
+        gather_strip<T, A, N>(weight + (k - in.from), in.stride, i, own, edge, last, total);
+        for (int n = 0; n < N; ++n) store(out + k + n * W, total[n]);
+      } else {
+        for (int n = 0; n < count; n += W) {
+          int part = count - n < W ? count - n : W;
+          vec<A> total = gather_rest<T, A>(weight + (k - in.from) + n, in.stride, i, own, edge, last, part);
+          store_part<A>(out + k + n, total, part);
         }
-      };
-      if (own != 0) add(i, own);
-      for (int64_t k = list[0]; k < list[1]; ++k) add(in.other[k], numbers<A>(in.factor)[k]);
-      for (int k = 0; k < count; k += W) {
-        if (count - k >= W) store(out + first + k, load(total + k));
-        else store_part<A>(out + first + k, load(total + k), count - k);
       }
     }
   }

@@ -67,8 +67,8 @@ struct ColumnSums {
 struct Units {
   const void* weight;  // [c, d], rows `stride` apart
   int64_t d, stride;
-  void* unit;  // [c, d] in bfloat16
-  float *scale, *error;  // [c]
+  int8_t* unit;                  // [c, d]
+  float *scale, *step, *error;  // [c]
 };
 
 // A tile of the products of the class weights: rows [row, row + rows) with the rows [column, column + columns).
@@ -77,7 +77,7 @@ struct Tile {
   int64_t rows, columns, stride, row, column;
   const void* scale;  // [c]
   double threshold;
-  const float* error = nullptr;  // [c]
+  const float *step = nullptr, *error = nullptr;  // [c]
   const void* weight = nullptr;  // [c, d]
   int64_t d = 0, weight_stride = 0;
   const void* slope = nullptr;  // [c]
@@ -87,16 +87,23 @@ struct Tile {
   void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
 };
 
-// A list of neighbours for each row: the gradient's row is own w_i + sum of factor w_other.
+constexpr int kStrip = 32;  // columns of the gradient at a time: their sums stay in registers
+
+// A neighbour of a row, and the coefficient of its weight.
+template <class A> struct Edge {
+  int32_t other;
+  A factor;
+};
+
+// The neighbours of each row: a row of the gradient is own w_i + sum of factor w_other, here its columns [from, to).
 struct Neighbours {
-  const void* weight;  // [c, d], rows `stride` apart
-  int64_t d, stride;
-  void* out;              // [c, d]
+  const void* weight;  // [c, d], rows `stride` apart, from column `from` on
+  int64_t stride, from, to;
   const void* own;        // [c]
-  int64_t first = 0;      // the row that the lists begin with
-  const int64_t* begins = nullptr;
-  const int32_t* other = nullptr;
-  const void* factor = nullptr;
+  const int64_t* begins;  // [c + 1]: where each row's list begins
+  const void* edges;
+  void* out;              // [c, d]
+  int64_t d;
 };
 
 using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);

@@ -120,25 +120,26 @@ def adversarial(features: int) -> Tensor:
 def test_bound_holds(features: int) -> None:
     """No rounded product falls below the limit of a threshold that the pair's own cosine reaches."""
     weight = adversarial(features)
-    scale, unit, error = tiles.units_op(weight)
-    product = (unit.double() @ unit.double().T).bfloat16().double()
+    scale, unit, step, error = tiles.units_op(weight)
+    rounded = unit.double() * step[:, None].double()
     cosine = (weight @ weight.T * scale[:, None] * scale).double()
-    assert (product >= reference.screening_limit(cosine, error[:, None].double(), error.double(), features)).all()
-    assert (product - cosine).abs().max() > 1e-4  # the rounding is there
-    true = torch.linalg.vector_norm(unit.double() - torch.nn.functional.normalize(weight.double(), dim=1), dim=1)
+    bound = reference.screening_bound(error[:, None].double(), error.double(), features)
+    assert (rounded @ rounded.T >= cosine - bound).all()
+    assert (rounded @ rounded.T - cosine).abs().max() > 1e-3  # the rounding is there
+    true = torch.linalg.vector_norm(rounded - torch.nn.functional.normalize(weight.double(), dim=1), dim=1)
     assert ((error - true).abs() < 1e-6)[scale > 0].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("threshold", [0.01, 0.4, 0.9, 0.9999])
 def test_screened_is_unscreened(threshold: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same active pairs, the same Z, with bfloat16 products and without them."""
+    """The same active pairs, the same Z, with int8 products and without them."""
     weight = apart_or_not(adversarial(64), threshold).to(dtype)
     weight = weight[weight.float().norm(dim=1).isfinite()]
     found = []
     for screened in (True, False):
         monkeypatch.setattr(tiles, "screening", lambda *_, on=screened: (on, "test"))
-        monkeypatch.setattr(tiles, "_matrix_product", lambda a, b: (a.float() @ b.float().T).bfloat16())
+        monkeypatch.setattr(tiles, "_matrix_product", lambda a, b: (a.double() @ b.double().T).int())
         total, _, first, second, value, count, _ = tiles.forward(weight, threshold)
         order = (first[: int(count)].long() * len(weight) + second[: int(count)]).argsort()
         found.append((total, first[: int(count)][order], second[: int(count)][order], value[: int(count)][order]))
@@ -158,9 +159,9 @@ def test_what_is_screened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_reason(weight.double(), 0.4, "float64")
     assert_reason(weight, 0.0, "half of the pairs")
     monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: True)
-    monkeypatch.setattr(tiles, "_matrix_units", lambda: False)
-    assert_reason(weight, 0.4, "no bfloat16")
-    monkeypatch.setattr(tiles, "_matrix_units", lambda: True)
+    monkeypatch.setattr(tiles, "_byte_products", lambda: False)
+    assert_reason(weight, 0.4, "no int8")
+    monkeypatch.setattr(tiles, "_byte_products", lambda: True)
     assert tiles.screening(weight, 0.4)[0] == torch.backends.mkldnn.is_available()
     monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
     assert_reason(weight, 0.4, "oneDNN")

@@ -1,7 +1,8 @@
 """Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
 
-Tiles are screened: a product of bfloat16 unit rows, at several times the speed of float32, with a bound for its error
-that no active pair escapes; the few that pass are verified in float32. So the outcome is that of float32 products.
+Tiles are screened: a product of unit rows in int8, at many times the speed of float32 and exact, with a bound for the
+rounding of the rows that no active pair escapes; the few that pass are verified in float32. So the outcome is that of
+float32 products.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def _found_fake(product: Tensor, scale: Tensor, capacity: int) -> tuple[Tensor, 
     return *sums, *lists, product.new_empty(1, dtype=torch.int64)
 
 
-def _units_fake(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scale, error = (weight.new_empty(weight.shape[0], dtype=accumulate_type(weight.dtype)) for _ in range(2))
-    return scale, weight.new_empty(weight.shape, dtype=torch.bfloat16), error
+def _units_fake(weight: Tensor) -> tuple[Tensor, ...]:
+    scale, step, error = (weight.new_empty(weight.shape[0], dtype=accumulate_type(weight.dtype)) for _ in range(3))
+    return scale, weight.new_empty(weight.shape, dtype=torch.int8), step, error
 
 
 def _coefficients_fake(product: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,11 +43,13 @@ def _pairs_fake(weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:
     return weight.new_empty(weight.shape, dtype=scale.dtype if rest[-1] else weight.dtype)
 
 
-units_op = define("gram", "gram_units(Tensor weight) -> (Tensor, Tensor, Tensor)", reference.gram_units, _units_fake)
+units_op = define(
+    "gram", "gram_units(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)", reference.gram_units, _units_fake
+)
 screen_op = define(
     "gram",
-    "gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor error, float threshold, int row, int column, "
-    f"int capacity) -> ({_PAIRS})",
+    "gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tensor error, float threshold, int row, "
+    f"int column, int capacity) -> ({_PAIRS})",
     reference.gram_screen,
     lambda product, weight, scale, *rest: _found_fake(product, scale, rest[-1]),
 )
@@ -72,31 +75,33 @@ pairs_op = define(
 )
 
 
-@functools.cache
-def _matrix_units() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices by instructions of their own, with sums in float32."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    if not any(getattr(torch.cpu, name)() for name in names if hasattr(torch.cpu, name)):
-        return False
-    ones = torch.ones(64, TILE, dtype=torch.bfloat16)  # sums in bfloat16 would stop at 256
-    return bool((ones @ ones.T == TILE).all())
-
-
 def _matrix_product(rows: Tensor, columns: Tensor) -> Tensor:
-    return rows @ columns.T  # summed in float32: see `_matrix_units`
+    return torch._int_mm(rows, columns.T)
+
+
+@functools.cache
+def _byte_products() -> bool:
+    """Whether this torch and this CPU multiply int8 matrices by instructions of their own, with exact sums in int32."""
+    names = ("_is_vnni_supported", "_is_amx_tile_supported")
+    if not hasattr(torch, "_int_mm") or not any(getattr(torch.cpu, name, bool)() for name in names):
+        return False
+    largest = torch.full((64, TILE), -127, dtype=torch.int8)  # pairs of such products do not fit 16 bits
+    return bool((_matrix_product(largest, largest) == 127 * 127 * TILE).all())
 
 
 def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
-    """(whether tiles are screened in bfloat16, why or why not)."""
+    """(whether tiles are screened in int8, why or why not)."""
     if weight.dtype == torch.float64:
         return False, "float64 weights: the products are in float64"
     if threshold <= 0:
         return False, "a threshold of 0 or less leaves about half of the pairs active"
+    if weight.shape[1] > 2**17:
+        return False, "sums of more than 131072 products could leave the range of int32"
     if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
-        return False, "oneDNN, which has the fast bfloat16 products, is not there or switched off"
-    if not _matrix_units():
-        return False, "this CPU has no bfloat16 matrix instructions"
-    return True, "bfloat16 products are several times as fast as float32 ones"
+        return False, "oneDNN, which has the fast int8 products, is not there or switched off"
+    if not _byte_products():
+        return False, "this CPU has no int8 matrix instructions"
+    return True, "int8 products are several times as fast as float32 ones"
 
 
 def _part(tile: int, classes: int) -> slice:
@@ -120,7 +125,7 @@ class Forward:
         self.screened = screening(weight, threshold)[0] and threshold < 1
         self.hits = 0  # screened tiles less those with too many survivors: below -2 screening does not pay
         if self.screened:
-            self.scale, self.unit, self.error = units_op(weight)
+            self.scale, self.unit, *self.rounding = units_op(weight)
         else:
             self.scale = reference.inverse_norm(weight)
         classes = weight.shape[0]
@@ -130,13 +135,12 @@ class Forward:
         self.dense = torch.zeros(side, side, dtype=torch.bool)
 
     def screen(self, rows: slice, columns: slice, capacity: int) -> tuple[Tensor, ...] | None:
-        """The tile from a bfloat16 product; None where that does not pay, or where the library may sum in bfloat16."""
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        if not self.screened or self.hits < -2 or min(height, width, self.weight.shape[1]) < 32:
+        """The tile from a product in int8; None where that does not pay."""
+        if not self.screened or self.hits < -2:
             return None
         product = _matrix_product(self.unit[rows], self.unit[columns])
         found = screen_op(
-            product, self.weight, self.scale, self.error, self.threshold, rows.start, columns.start, capacity
+            product, self.weight, self.scale, *self.rounding, self.threshold, rows.start, columns.start, capacity
         )
         passed = int(found[-1]) >= 0
         self.hits += 1 if passed else -1

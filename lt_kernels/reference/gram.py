@@ -16,7 +16,7 @@ from torch import Tensor
 from lt_kernels.reference.rows import accumulate_type
 
 TILE = 1024  # classes of a tile of cosines, along both sides
-PAIRS = 64  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
+PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
 _SLAB = 2**22  # cosines held at a time
 
 
@@ -97,18 +97,21 @@ def gram_backward(
     return d_weight
 
 
-def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(1 / |w| [C], the unit rows in bfloat16 [C, d], the length of what that rounding took from each row [C])."""
+def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Unit rows in steps of 1/127 of their largest entry.
+
+    Returns 1 / |w| [C], the rows in steps as int8 [C, d], the steps [C], and the length of what rounding took away [C].
+    """
     scale = inverse_norm(weight)
-    exact = weight.to(scale.dtype) * scale[:, None]
-    unit = exact.to(torch.bfloat16)
-    return scale, unit, torch.linalg.vector_norm(unit.to(scale.dtype) - exact, dim=1)
+    exact = torch.where((scale > 0)[:, None], weight.to(scale.dtype) * scale[:, None], 0.0)
+    step = exact.abs().amax(1) / 127
+    unit = torch.where((step > 0)[:, None], exact / step[:, None], 0.0).round()
+    return scale, unit.to(torch.int8), step, torch.linalg.vector_norm(unit * step[:, None] - exact, dim=1)
 
 
-def screening_limit(threshold: float, error: Tensor, other: Tensor, features: int) -> Tensor:
-    """The least product of rounded unit rows that an active pair can have, all roundings at their worst."""
-    least = threshold - (error + other + error * other + (features + 16) * 2.0**-23)
-    return least - least.abs() * 2.0**-8
+def screening_bound(error: Tensor, other: Tensor, features: int) -> Tensor:
+    """How far the product of two rounded unit rows may be from the cosine: by their errors, and by float32's roundings."""
+    return error + other + error * other + (features + 16) * 2.0**-23
 
 
 def _upper(tile: Tensor, row: int, column: int) -> Tensor:
@@ -118,16 +121,17 @@ def _upper(tile: Tensor, row: int, column: int) -> Tensor:
 
 
 def gram_screen(
-    product: Tensor, weight: Tensor, scale: Tensor, error: Tensor, threshold: float, row: int, column: int,
-    capacity: int,
+    product: Tensor, weight: Tensor, scale: Tensor, step: Tensor, error: Tensor, threshold: float, row: int,
+    column: int, capacity: int,
 ) -> tuple[Tensor, ...]:
-    """As `gram_tile`, from the product of unit rows in bfloat16; the cosines of what may be active are from `weight`.
+    """As `gram_tile`, from the product of unit rows in int8; the cosines of what may be active are from `weight`.
 
     More than `capacity` of these: the number of pairs is -1, and the sums mean nothing.
     """
     rows, columns = slice(row, row + product.shape[0]), slice(column, column + product.shape[1])
-    limit = screening_limit(threshold, error[rows, None], error[columns], weight.shape[1])
-    first, second = ((product >= limit) & _upper(product, row, column)).nonzero(as_tuple=True)
+    limit = threshold - screening_bound(error[rows, None], error[columns], weight.shape[1])
+    passed = product * step[rows, None] * step[columns] >= limit
+    first, second = (passed & _upper(product, row, column)).nonzero(as_tuple=True)
     cosine = torch.zeros_like(product, dtype=scale.dtype)
     if first.numel() > capacity:
         found = list(_found(cosine, cosine > 1, row, column, capacity))
