@@ -250,9 +250,11 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
   PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
   if (sums == ScalarType::Double)
-    gather(list, args, static_cast<const double*>(scales), static_cast<const double*>(slopes), data<double>(factor), 8, kernel);
+    gather(list, args, static_cast<const double*>(scales), static_cast<const double*>(slopes), data<double>(factor), 8,
+           kernel);
   else
-    gather(list, args, static_cast<const float*>(scales), static_cast<const float*>(slopes), data<float>(factor), type_of(rows) == kFloat ? 4 : 2, kernel);
+    gather(list, args, static_cast<const float*>(scales), static_cast<const float*>(slopes), data<float>(factor),
+           type_of(rows) == kFloat ? 4 : 2, kernel);
   return out;
 }
 

@@ -11,8 +11,8 @@ namespace LT_ISA {
 
 // How far the product of two rounded unit rows may be from the float dot product of the rows themselves times their
 // scales. The errors e_i, e_j are the lengths of what the rounding took away; the product of the rounded rows is exact
-// in integers, the dot product has d roundings of 2^-24 (half as many again for the lanes' sums), and there are a few of
-// the scales and steps.
+// in integers. The dot product has at most d roundings of 2^-24 in products and sums, the scales and steps a few more:
+// twice these cover what the lengths of the unit rows, which are not exactly 1, and of the errors add in second order.
 template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
   return error_i + error_j + error_i * error_j + float(d + 16) * 1.1920929e-7f;
 }

@@ -28,6 +28,7 @@ struct Inputs : Held {
     args.n = rows.size(0), args.c = rows.size(1), args.stride = rows.stride(0);
     args.target = indices(target, "target");
     args.slots = target.dim() == 1 ? 1 : target.size(1);
+    STD_TORCH_CHECK(args.slots <= 2, "lt_kernels: target must have at most two classes a row");
     STD_TORCH_CHECK(target.size(0) == args.n, "lt_kernels: target must have a row for each of the logits'");
     args.start = start, args.ignore_index = ignore_index, args.scale = scale;
     args.row_scale = numbers(row_scale, sums, "row_scale");

@@ -11,75 +11,103 @@ namespace LT_ISA {
 
 constexpr int kBlock = 1024;  // columns at a time: z and u of a block stay in the first cache
 
-// One row's z = logits * row scale * column scale and u = scale * z + offset, a block of columns at a time.
-template <class T, class A> struct Block {
-  alignas(64) A z[kBlock], u[kBlock];
+// One row's z = logits * row scale * column scale and u = scale * z + offset.
+template <class T, class A> struct LogitRow {
   const Rows& args;
   int64_t row;
   const T* logits;
   const A *columns, *offset;
   A row_scale, scale;
-  bool same;  // u is z
 
-  Block(const Rows& args, int64_t row)
+  LogitRow(const Rows& args, int64_t row)
       : args(args), row(row), logits(static_cast<const T*>(args.logits) + row * args.stride),
         columns(static_cast<const A*>(args.column_scale)), offset(args.offset.at<A>(row)),
-        row_scale(args.row_scale ? static_cast<const A*>(args.row_scale)[row] : A(1)), scale(A(args.scale)),
-        same(!offset && scale == A(1)) {}
+        row_scale(args.row_scale ? static_cast<const A*>(args.row_scale)[row] : A(1)), scale(A(args.scale)) {}
 
-  vec<A> value(int64_t j, int count) const {
-    constexpr int W = Vec<A>::width;
-    vec<A> x = count == W ? load(logits + j) : load_part<A>(logits + j, count);
+  template <class X> static vec<A> part(const X* from, int count) {
+    return count == Vec<A>::width ? load(from) : load_part<A>(from, count);
+  }
+  vec<A> z(int64_t j, int count) const {
+    vec<A> x = part(logits + j, count);
     if (args.row_scale) x = x * row_scale;
-    if (columns) x = x * (count == W ? load(columns + j) : load_part<A>(columns + j, count));
-    return x;
+    return columns ? x * part(columns + j, count) : x;
   }
-
-  // Fill z with the columns [first, first + count); lanes behind the end become -inf.
-  void read(int64_t first, int count) {
-    constexpr int W = Vec<A>::width;
-    int k = 0;
-    for (; k + W <= count; k += W) store(z + k, value(first + k, W));
-    if (k == count) return;
-    store(z + k, value(first + k, count - k));
-    for (int lane = count; lane < k + W; ++lane) z[lane] = -std::numeric_limits<A>::infinity();
-  }
-
-  // Fill u from z; the lanes behind the end read no offset. A class that is not there (-inf) is no rival either.
-  void adjust(int64_t first, int count) {
-    constexpr int W = Vec<A>::width;
-    const vec<A> none = splat(-std::numeric_limits<A>::infinity());
-    for (int k = 0; k < count; k += W) {
-      vec<A> raw = load(z + k), x = raw * scale;
-      if (offset) {
-        vec<A> b = k + W <= count ? load(offset + first + k) : load_part<A>(offset + first + k, count - k);
-        x = x + b;
-        store(z + k, b == none ? none : raw);
-      }
-      store(u + k, x);
-    }
-  }
-
-  A* adjusted(int64_t first, int count) {
-    if (same) return z;
-    adjust(first, count);
-    return u;
-  }
-
-  void set_targets(A* values, int64_t first, int count, A value) const {
-    for (int64_t k = 0; k < args.slots; ++k) {
-      int64_t local = args.column(row, k) - first;
-      if (local >= 0 && local < count) values[local] = value;
-    }
+  vec<A> u(int64_t j, int count) const {
+    vec<A> x = z(j, count) * scale;
+    return offset ? x + part(offset + j, count) : x;
   }
 };
 
-template <class A> inline vec<A> block_top(const A* values, int count) {
-  constexpr int W = Vec<A>::width;
-  vec<A> best = load(values);
-  for (int k = W; k < count; k += W) best = max(best, load(values + k));
-  return best;
-}
+template <class A> constexpr A kNothing = -std::numeric_limits<A>::infinity();
+
+// A block of columns of a row: u without the targets, the largest u, and the largest z of classes that are there.
+template <class T, class A> struct Block {
+  static constexpr int W = Vec<A>::width;
+  alignas(64) A u[kBlock];
+  vec<A> top_u, top_z;
+  const LogitRow<T, A>& line;
+  A* own;  // takes the targets' z
+
+  Block(const LogitRow<T, A>& line, A* own) : line(line), own(own) {}
+
+  // Fill u with the columns [first, first + count); the lanes behind the end become -inf.
+  void read(int64_t first, int count) {
+    bool scaled = line.args.row_scale || line.columns || line.scale != A(1);
+    if (line.offset) scaled ? fill<true, true>(first, count) : fill<false, true>(first, count);
+    else scaled ? fill<true, false>(first, count) : fill<false, false>(first, count);
+  }
+
+  // What the loop reads stays in registers: a store to u may, for all a compiler knows, change any member.
+  template <bool kScaled, bool kOffset> void fill(int64_t first, int count) {
+    const T* logits = line.logits + first;
+    const A *columns = line.columns ? line.columns + first : nullptr, *offset = kOffset ? line.offset + first : nullptr;
+    const A row_scale = line.row_scale, scale = line.scale;
+    const int64_t one = vector_of(0) - first, two = vector_of(1) - first;
+    vec<A> best_u = splat(kNothing<A>), best_z = best_u;
+    auto step = [&](int k, int size) {
+      vec<A> z = LogitRow<T, A>::part(logits + k, size);
+      if (kScaled) z = z * row_scale;
+      if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);
+      if (k == one || k == two || size < W) z = without_targets(z, first + k, size);
+      vec<A> value = kScaled ? z * scale : z;
+      if (kOffset) {
+        vec<A> b = LogitRow<T, A>::part(offset + k, size);
+        value = value + b;
+        z = b == splat(kNothing<A>) ? b : z;  // a class that is not there is no rival
+      }
+      store(u + k, value);
+      best_u = max(best_u, value);
+      best_z = max(best_z, z);
+    };
+    int k = 0;
+    for (; k + W <= count; k += W) step(k, W);
+    if (k < count) step(k, count - k);
+    top_u = best_u, top_z = best_z;
+  }
+
+  // Where the vector with a slot's target starts.
+  int64_t vector_of(int64_t slot) const {
+    int64_t column = slot < line.args.slots ? line.args.column(line.row, slot) : -1;
+    return column < 0 ? -1 : column % kBlock / W * W + column / kBlock * kBlock;
+  }
+
+  vec<A> without_targets(vec<A> z, int64_t j, int count) const {
+    A lanes[W];
+    store(lanes, z);
+    for (int64_t k = 0; k < line.args.slots; ++k)
+      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < count) own[k] = lanes[lane];
+    for (int64_t k = 0; k < line.args.slots; ++k)
+      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < count) lanes[lane] = kNothing<A>;
+    for (int lane = count; lane < W; ++lane) lanes[lane] = kNothing<A>;
+    return load(lanes);
+  }
+
+  // The targets' share of the mean belongs to the loss.
+  void zero_targets(int64_t first, int count) {
+    for (int64_t k = 0; k < line.args.slots; ++k)
+      if (int64_t place = line.args.column(line.row, k) - first; place >= 0 && place < count) u[place] = 0;
+  }
+};
 
 template <class A> inline A sum_exp(const A* u, int count, A shift) {
   constexpr int W = Vec<A>::width;
@@ -95,17 +123,16 @@ template <class A> inline A sum_exp(const A* u, int count, A shift) {
 
 // log-sum-exp of what came so far: top + log(total).
 template <class A> struct Online {
-  A top = -std::numeric_limits<A>::infinity(), total = 0;
+  A top = kNothing<A>, total = 0;
 
-  void add(const A* u, int count) {
-    A best = LT_ISA::top<A>(block_top(u, count));
+  void add(const A* u, int count, A best) {
     if (best > top) {
-      total = top == -std::numeric_limits<A>::infinity() ? total : total * std::exp(top - best);
+      total = top == kNothing<A> ? total : total * std::exp(top - best);
       top = best;
     }
-    total += sum_exp(u, count, top == -std::numeric_limits<A>::infinity() ? A(0) : top);
+    total += sum_exp(u, count, top == kNothing<A> ? A(0) : top);
   }
-  A value() const { return total == 0 ? -std::numeric_limits<A>::infinity() : (std::isinf(top) ? 0 : top) + std::log(total); }
+  A value() const { return total == 0 ? kNothing<A> : (top == kNothing<A> ? A(0) : top) + std::log(total); }
 };
 
 template <class A> inline A weighted(const A* share, const A* u, int count) {
@@ -120,37 +147,23 @@ template <class A> inline A weighted(const A* share, const A* u, int count) {
 
 template <class A> inline A at(const void* numbers, int64_t i) { return static_cast<const A*>(numbers)[i]; }
 
-// The targets' own z, taken out of the block: z becomes -inf there.
-template <class T, class A> inline void take_own(Block<T, A>& block, A* own, int64_t first, int count) {
-  for (int64_t k = 0; k < block.args.slots; ++k) {
-    int64_t local = block.args.column(block.row, k) - first;
-    if (local >= 0 && local < count) own[k] = block.z[local];
-  }
-  block.set_targets(block.z, first, count, -std::numeric_limits<A>::infinity());
-}
-
 template <class T, class A> void forward_row(const Rows& args, int64_t i) {
-  const A none = -std::numeric_limits<A>::infinity();
   A* own = static_cast<A*>(args.own_out) + i * args.slots;
-  for (int64_t k = 0; k < args.slots; ++k) own[k] = none;
+  for (int64_t k = 0; k < args.slots; ++k) own[k] = kNothing<A>;
   Online<A> online;
-  A rival = none, mean = 0;
-  if (!args.skipped(i)) {
-    Block<T, A> block(args, i);
-    const A* share = args.share.at<A>(i);
-    for (int64_t first = 0; first < args.c; first += kBlock) {
-      int count = int(args.c - first < kBlock ? args.c - first : kBlock);
-      block.read(first, count);
-      take_own(block, own, first, count);
-      A* u = block.adjusted(first, count);
-      online.add(u, count);
-      A best = block.same ? none : LT_ISA::top<A>(block_top(block.z, count));
-      rival = best > rival ? best : rival;
-      if (!share) continue;
-      block.set_targets(u, first, count, A(0));  // their share of the mean belongs to the loss
-      mean += weighted(share + first, u, count);
-    }
-    if (block.same) rival = online.top;
+  A rival = kNothing<A>, mean = 0;
+  LogitRow<T, A> line(args, i);
+  Block<T, A> block(line, own);
+  const A* share = args.share.at<A>(i);
+  for (int64_t first = 0; first < args.c && !args.skipped(i); first += kBlock) {
+    int count = int(args.c - first < kBlock ? args.c - first : kBlock);
+    block.read(first, count);
+    online.add(block.u, count, LT_ISA::top<A>(block.top_u));
+    A best = LT_ISA::top<A>(block.top_z);
+    rival = best > rival ? best : rival;
+    if (!share) continue;
+    block.zero_targets(first, count);
+    mean += weighted(share + first, block.u, count);
   }
   static_cast<A*>(args.rest_out)[i] = online.value();
   static_cast<A*>(args.rival_out)[i] = rival;
@@ -163,7 +176,7 @@ template <class A> struct Slopes {
   Slopes(const Rows& args, int64_t i) {
     factor = args.grad ? at<A>(args.grad, args.one_grad ? 0 : i) : A(1);
     rest = at<A>(args.rest, i);
-    if (rest == -std::numeric_limits<A>::infinity()) rest = 0;
+    if (rest == kNothing<A>) rest = 0;
     d_rest = at<A>(args.d_rest, i) * factor;
     d_mean = args.d_mean ? at<A>(args.d_mean, i) * factor : A(0);
   }
@@ -181,25 +194,32 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   constexpr int W = Vec<A>::width;
   T* out = static_cast<T*>(args.d_logits) + i * args.c;
   if (args.skipped(i)) return void(std::memset(static_cast<void*>(out), 0, args.c * sizeof(T)));
-  Block<T, A> block(args, i);
-  Slopes<A> slopes(args, i);
-  const A *share = args.d_mean ? args.share.at<A>(i) : nullptr, outer = block.scale * block.row_scale;
-  for (int64_t j = 0; j < args.c; j += W) {
-    int count = int(args.c - j < W ? args.c - j : W);
-    vec<A> u = block.value(j, count) * block.scale;
-    if (block.offset) u = u + (count == W ? load(block.offset + j) : load_part<A>(block.offset + j, count));
-    vec<A> d = slope(slopes, u, share, j, count) * outer;
-    if (block.columns) d = d * (count == W ? load(block.columns + j) : load_part<A>(block.columns + j, count));
+  const LogitRow<T, A> line(args, i);
+  const Slopes<A> slopes(args, i);
+  const A *share = args.d_mean ? args.share.at<A>(i) : nullptr, *columns = line.columns, *offset = line.offset;
+  const A inner = line.scale * line.row_scale, outer = slopes.d_rest * inner, mean = slopes.d_mean * inner;
+  const T* logits = line.logits;
+  const int64_t classes = args.c;
+  auto step = [&](int64_t j, int count) {
+    auto part = [&](auto* from) { return LogitRow<T, A>::part(from + j, count); };
+    vec<A> z = part(logits), cosine = columns ? z * part(columns) : z;
+    vec<A> u = offset ? cosine * inner + part(offset) : cosine * inner;
+    vec<A> d = exp(u - slopes.rest) * outer;
+    if (share) d = d + part(share) * mean;
+    if (columns) d = d * part(columns);
     if (count == W) store(out + j, d);
     else store_part<A>(out + j, d, count);
-  }
+  };
+  int64_t j = 0;
+  for (; j + W <= classes; j += W) step(j, W);
+  if (j < classes) step(j, int(classes - j));
   for (int64_t k = 0; k < args.slots; ++k) {  // a class that is two slots' target gets both slopes
     int64_t column = args.column(i, k);
     if (column < 0) continue;
     A d = 0;
     for (int64_t other = 0; other < args.slots; ++other)
       if (args.column(i, other) == column) d += at<A>(args.d_own, i * args.slots + other) * slopes.factor;
-    d *= block.row_scale * (block.columns ? block.columns[column] : A(1));
+    d *= line.row_scale * (line.columns ? line.columns[column] : A(1));
     store_part<A>(out + column, splat(d), 1);
   }
 }
@@ -210,16 +230,14 @@ template <class T, class A> void offset_columns(const Rows& args, int64_t begin,
   A* out = static_cast<A*>(args.d_offset);
   for (int64_t i = 0; i < args.n; ++i) {
     if (args.skipped(i)) continue;
-    Block<T, A> block(args, i);
+    LogitRow<T, A> from(args, i);
     Slopes<A> slopes(args, i);
     A* line = out + args.offset.row(i) * args.c;
     const A* share = args.d_mean ? args.share.at<A>(i) : nullptr;
     alignas(64) A d[W];
     for (int64_t j = begin; j < end; j += W) {
       int count = int(end - j < W ? end - j : W);
-      vec<A> u = block.value(j, count) * block.scale;
-      u = u + (count == W ? load(block.offset + j) : load_part<A>(block.offset + j, count));
-      store(d, slope(slopes, u, share, j, count));
+      store(d, slope(slopes, from.u(j, count), share, j, count));
       for (int64_t k = 0; k < args.slots; ++k) {
         int64_t lane = args.column(i, k) - j;
         if (lane >= 0 && lane < count) d[lane] = 0;

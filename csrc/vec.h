@@ -5,6 +5,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+
+#if defined(__AVX2__) && defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #ifndef LT_ISA
 #define LT_ISA generic
@@ -41,7 +46,15 @@ template <class A> inline vec<A> load(const A* from) {
 }
 template <class A> inline void store(A* to, vec<A> value) { std::memcpy(to, &value, sizeof value); }
 template <class A> inline vec<A> splat(A value) { return vec<A>{} + value; }
+#if LT_BYTES == 64  // a > b ? a : b in one instruction, which a compiler may not choose for itself
+inline vec<float> max(vec<float> a, vec<float> b) { return _mm512_max_ps(a, b); }
+inline vec<double> max(vec<double> a, vec<double> b) { return _mm512_max_pd(a, b); }
+#elif LT_BYTES == 32
+inline vec<float> max(vec<float> a, vec<float> b) { return _mm256_max_ps(a, b); }
+inline vec<double> max(vec<double> a, vec<double> b) { return _mm256_max_pd(a, b); }
+#else
 template <class V> inline V max(V a, V b) { return a > b ? a : b; }
+#endif
 
 template <class To, class From> inline To bits(From from) {
   static_assert(sizeof(To) == sizeof(From), "bits keep their size");
@@ -50,14 +63,46 @@ template <class To, class From> inline To bits(From from) {
   return to;
 }
 
-// The widened bits of a vector of 16-bit numbers.
+// Vectors of 16-bit numbers widened, narrowed and, as fp16, converted: by the instructions that exist for it, which
+// compilers do not find in plain code.
+#if LT_BYTES == 64
+inline vint widen(const uint16_t* from) {
+  return (vint)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline void narrow(uint16_t* to, vint value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)value));
+}
+inline vfloat load(const fp16* from) {
+  return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline void store(fp16* to, vfloat value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif LT_BYTES == 32
+inline vint widen(const uint16_t* from) {
+  return (vint)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline void narrow(uint16_t* to, vint value) {
+  value = value & 0xffff;  // packing saturates
+  __m256i packed = _mm256_packus_epi32((__m256i)value, (__m256i)value);  // each half of 128 bits by itself
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 8)));
+}
+inline vfloat load(const fp16* from) {
+  return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+inline void store(fp16* to, vfloat value) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
 inline vint widen(const uint16_t* from) {
   Vec<float>::halves half;
   std::memcpy(&half, from, sizeof half);
   return __builtin_convertvector(half, vint);
 }
-
-inline vfloat load(const bf16* from) { return bits<vfloat>(widen(&from->bits) << 16); }
+inline void narrow(uint16_t* to, vint value) {
+  auto half = __builtin_convertvector(value, Vec<float>::halves);
+  std::memcpy(to, &half, sizeof half);
+}
 
 // fp16 to float: shift the exponent into place, scale by 2^112; infinities and NaN get float's largest exponent.
 inline vfloat load(const fp16* from) {
@@ -65,18 +110,6 @@ inline vfloat load(const fp16* from) {
   vfloat value = bits<vfloat>(rest) * 5.192296858534828e33f;
   vint special = rest >= 0x0f800000;
   return bits<vfloat>((special ? (rest | 0x7f800000) : bits<vint>(value)) | sign);
-}
-
-inline void narrow(uint16_t* to, vint value) {
-  auto half = __builtin_convertvector(value, Vec<float>::halves);
-  std::memcpy(to, &half, sizeof half);
-}
-
-// Round to nearest even; a NaN stays one.
-inline void store(bf16* to, vfloat value) {
-  vint word = bits<vint>(value);
-  vint round = word + 0x7fff + ((word >> 16) & 1);
-  narrow(&to->bits, ((value != value ? (word | 0x400000) : round) >> 16) & 0xffff);
 }
 
 // Round to nearest even by adding a power of two that leaves ten fraction bits; too large becomes infinity.
@@ -92,41 +125,71 @@ inline void store(fp16* to, vfloat value) {
   half = size > 0x7f800000 ? vint{} + 0x7e00 : half;
   narrow(&to->bits, half | ((sign >> 16) & 0x8000));
 }
+#endif
+
+inline vfloat load(const bf16* from) { return bits<vfloat>(widen(&from->bits) << 16); }
+
+// Round to nearest even; a NaN stays one.
+inline void store(bf16* to, vfloat value) {
+  vint word = bits<vint>(value);
+  vint round = word + 0x7fff + ((word >> 16) & 1);
+  narrow(&to->bits, (value != value ? (word | 0x400000) : round) >> 16);
+}
+
+// What exp needs of a type: adding `magic` rounds to an integer and keeps it in the low bits; ln 2 in two parts.
+template <class A> struct Exp;
+template <> struct Exp<float> {
+  using ints = Vec<float>::ints;
+  static constexpr float magic = 12582912.f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  static constexpr float least = -87.3365448f, most = 88.7228394f;  // below: no normal number; above: infinity
+  static constexpr int shift = 23, one = 0x3f800000;
+  static constexpr float factors[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                      4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+template <> struct Exp<double> {
+  using ints = Vec<double>::ints;
+  static constexpr double magic = 6755399441055744.0, ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr double least = -708.396418532264, most = 709.782712893384;
+  static constexpr int64_t shift = 52, one = 0x3ff0000000000000;
+  static constexpr double factors[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
+                                       1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
+                                       1.0 / 120,        1.0 / 24,        1.0 / 6,        0.5};
+};
+
+// 2^n value, and the ends of the range of x: 0 below, infinity above, NaN stays.
+#if LT_BYTES == 64
+inline vec<float> scaled(vec<float> x, vec<float>, vec<float> n, vec<float> value) {
+  __mmask16 kept = _mm512_cmp_ps_mask(x, splat(Exp<float>::least), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_ps(kept, value, n);
+}
+inline vec<double> scaled(vec<double> x, vec<double>, vec<double> n, vec<double> value) {
+  __mmask8 kept = _mm512_cmp_pd_mask(x, splat(Exp<double>::least), _CMP_NLT_UQ);
+  return _mm512_maskz_scalef_pd(kept, value, n);
+}
+inline vec<float> bounded(vec<float> x) { return _mm512_min_ps(splat(89.f), x); }
+inline vec<double> bounded(vec<double> x) { return _mm512_min_pd(splat(710.0), x); }
+#else
+template <class V> inline V scaled(V x, V shifted, V, V value) {
+  using A = typename std::remove_reference<decltype(value[0])>::type;
+  using E = Exp<A>;
+  V half = bits<V>(((bits<typename E::ints>(shifted) - 1) << E::shift) + E::one);  // 2^(n - 1): n itself may not fit
+  value = (value * half) * A(2);
+  value = x < E::least ? V{} : value;
+  return x > E::most ? splat(std::numeric_limits<A>::infinity()) : value;
+}
+template <class V> inline V bounded(V x) { return x; }
+#endif
 
 // exp to about one unit in the last place; 0 where the result would not be a normal number.
-inline vfloat exp(vfloat x) {
-  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  vfloat shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
-  vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  vfloat p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  vfloat half = bits<vfloat>(((bits<vint>(shifted) - 1) << 23) + 0x3f800000);  // 2^(n - 1): n = 128 would not fit
-  vfloat value = (p * half) * 2.f;
-  value = x < -87.3365448f ? vfloat{} : value;
-  return x > 88.7228394f ? splat(std::numeric_limits<float>::infinity()) : value;
+template <class A> inline vec<A> exp_of(vec<A> input) {
+  using E = Exp<A>;
+  vec<A> x = bounded(input), shifted = x * A(1.44269504088896340736) + E::magic, n = shifted - E::magic;
+  vec<A> r = (x - n * E::ln2_high) - n * E::ln2_low, p = splat(E::factors[0]);
+  for (unsigned k = 1; k < sizeof E::factors / sizeof(A); ++k) p = p * r + E::factors[k];
+  return scaled(input, shifted, n, p * (r * r) + r + A(1));
 }
-
-inline vec<double> exp(vec<double> x) {
-  typedef Vec<double>::ints ints;
-  const double magic = 6755399441055744.0;  // 1.5 * 2^52
-  vec<double> shifted = x * 1.4426950408889634074 + magic, n = shifted - magic;
-  vec<double> r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
-  vec<double> p = splat(1.0 / 6227020800.0);
-  const double inverse_factorials[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                                       1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,     1.0 / 6,
-                                       0.5};
-  for (double factor : inverse_factorials) p = p * r + factor;
-  p = p * r * r + r + 1.0;
-  vec<double> half = bits<vec<double>>(((bits<ints>(shifted) - 1) << 52) + 0x3ff0000000000000);
-  vec<double> value = (p * half) * 2.0;
-  value = x < -708.396418532264 ? vec<double>{} : value;
-  return x > 709.782712893384 ? splat(std::numeric_limits<double>::infinity()) : value;
-}
+inline vec<float> exp(vec<float> x) { return exp_of<float>(x); }
+inline vec<double> exp(vec<double> x) { return exp_of<double>(x); }
 
 template <class A> inline A sum(vec<A> value) {
   A total = 0;

@@ -83,10 +83,10 @@ def named(error: RuntimeError) -> Exception:
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at here and now: on a CPU, not while compiling, not one of vmap's batches."""
-    if torch.compiler.is_compiling():
+    """Whether values can be looked at here and now: on a CPU, neither compiling nor under torch.func."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(one.device.type == "cpu" and not torch._C._functorch.is_batchedtensor(one) for one in tensors)
+    return all(one.device.type == "cpu" for one in tensors)
 
 
 def counts(class_counts: Any, *, positive: bool = False) -> Tensor:

@@ -270,6 +270,7 @@ class EstimatedOffsetLoss(Loss):
         super().__init__(**options)
         self.center_weight = checks.number("center_weight", center_weight, 0.0)
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
+        checks.number("center_rate", center_rate, 0.0, 1.0)
         self.center_loss = CenterLoss(num_classes, in_features, centers=centers, rate=center_rate)
         self.uniform_offset = UniformOffset()
 

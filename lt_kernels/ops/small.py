@@ -16,6 +16,10 @@ SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.
 _TYPES = (torch.float32, torch.float64)
 
 
+def _is_vector(table: Any, classes: int) -> bool:
+    return isinstance(table, Tensor) and table.shape == (classes,) and table.is_cpu and table.is_floating_point()
+
+
 def few(input: Tensor, classes: int) -> bool:
     """Whether features [N, d] make few logits, and a plain call is what it seems."""
     return 0 < input.shape[0] * classes <= min(SMALL, current_budget() // 8) and _usual(input)
@@ -57,10 +61,12 @@ def cross_entropy(
         return None
     if logits.dtype not in _TYPES or gamma != 0 or type(smoothing) is not float or type(ignore_index) is not int:
         return None
+    if not 0 <= smoothing <= 1:
+        return None
     if not (_usual(logits) and target.is_cpu) or not ignore_index < 0 <= target.min().item():
         return None
     for table in (weight, offset):
-        if table is not None and not (isinstance(table, Tensor) and table.shape == shape[1:] and table.is_cpu):
+        if table is not None and not _is_vector(table, shape[1]):
             return None
     try:
         weight = None if weight is None else weight.to(logits.dtype)

@@ -110,7 +110,7 @@ def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def screening_bound(error: Tensor, other: Tensor, features: int) -> Tensor:
-    """How far the product of two rounded unit rows may be from the cosine: by their errors, and by float32's roundings."""
+    """How far the product of two rounded unit rows may be from the cosine: their errors, and float32's roundings."""
     return error + other + error * other + (features + 16) * 2.0**-23
 
 
