@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Choice = TypeVar("Choice")
 
 
 def number(
@@ -32,7 +34,7 @@ def whole(name: str, value: Any, low: int = 1) -> int:
     return value
 
 
-def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+def choice(name: str, value: Choice, allowed: Sequence[str]) -> Choice:
     """One of a few words."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

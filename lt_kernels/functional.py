@@ -67,9 +67,7 @@ def offset_cross_entropy(
 
     Source: Ren et al. (2020), Menon et al. (2021) for the offset.
     """
-    quick = small.cross_entropy(
-        logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction
-    )
+    quick = small.cross_entropy(logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
     if quick is not None:
         return quick
     checks.floating("logits", logits)
@@ -77,8 +75,15 @@ def offset_cross_entropy(
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
     return evaluate(
-        Logits(as_rows(logits)), shape, target, reduction, weight=weight, offset=offset, focal_gamma=focal_gamma,
-        label_smoothing=label_smoothing, ignore_index=ignore_index,
+        Logits(as_rows(logits)),
+        shape,
+        target,
+        reduction,
+        weight=weight,
+        offset=offset,
+        focal_gamma=focal_gamma,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
     )
 
 
@@ -121,7 +126,10 @@ def linear_cross_entropy(
     """
     ignore_index = -100 if ignore_index is None else ignore_index
     settings: dict[str, Any] = {
-        "weight": weight, "offset": offset, "focal_gamma": focal_gamma, "label_smoothing": label_smoothing,
+        "weight": weight,
+        "offset": offset,
+        "focal_gamma": focal_gamma,
+        "label_smoothing": label_smoothing,
         "ignore_index": ignore_index,
     }
     checks.floating("linear_weight", linear_weight)
@@ -136,7 +144,11 @@ def linear_cross_entropy(
 
 
 def _many_positions(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Any, reduction: Reduction,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Any,
+    reduction: Reduction,
     settings: dict[str, Any],
 ) -> Tensor:
     """Class weights [C, d1, ..., d]: a softmax over C at each position."""
@@ -202,8 +214,17 @@ def cosine_margin_cross_entropy(
     source = features(torch.atleast_2d(input), linear_weight, None, BOTH, margin, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     return evaluate(
-        source, shape, target, reduction, scale=scale, margin=margin, weight=weight, offset=offset,
-        focal_gamma=focal_gamma, label_smoothing=label_smoothing, ignore_index=ignore_index,
+        source,
+        shape,
+        target,
+        reduction,
+        scale=scale,
+        margin=margin,
+        weight=weight,
+        offset=offset,
+        focal_gamma=focal_gamma,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
     )
 
 

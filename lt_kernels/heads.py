@@ -29,8 +29,10 @@ class _Head(nn.Module):
         if group is not None and (loss.needs_logits or loss.needs_features):
             raise ValueError(f"group must be None with {type(loss).__name__}, which needs all classes on each rank")
         self.loss, self.group = loss, group
-        first, last = (0, num_classes) if group is None else shard_bounds(
-            num_classes, dist.get_rank(group), dist.get_world_size(group)
+        first, last = (
+            (0, num_classes)
+            if group is None
+            else shard_bounds(num_classes, dist.get_rank(group), dist.get_world_size(group))
         )
         self.weight = nn.Parameter(torch.empty(last - first, in_features))
 
@@ -63,9 +65,7 @@ class LinearHead(_Head):
             rank, and head(features) gives this rank's logits.
     """
 
-    def __init__(
-        self, in_features: int, num_classes: int, loss: Loss, *, bias: bool = True, group: Any = None
-    ) -> None:
+    def __init__(self, in_features: int, num_classes: int, loss: Loss, *, bias: bool = True, group: Any = None) -> None:
         super().__init__(in_features, num_classes, loss, group)
         if loss.input_kind != "logits":
             raise ValueError(f"loss must take logits, got {type(loss).__name__}, which takes cosines: use CosineHead")
@@ -88,7 +88,7 @@ class LinearHead(_Head):
 
 
 class CosineHead(_Head):
-    """Cosines of features and class weights and the loss of them: head(features, target) -> loss, head(features) -> cosines.
+    """Cosines and the loss of them: head(features, target) -> loss, head(features) -> cosines.
 
     Args:
         in_features, num_classes: d and C.
@@ -102,7 +102,9 @@ class CosineHead(_Head):
     ) -> None:
         super().__init__(in_features, num_classes, loss, group)
         if loss.needs_features:
-            raise ValueError(f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead")
+            raise ValueError(
+                f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead"
+            )
         self.scale = checks.number("scale", scale, above=0.0)
         self.reset_parameters()
 
@@ -116,6 +118,4 @@ class CosineHead(_Head):
             flat = features.reshape(-1, self.in_features)
             return cosines(flat, self.weight).reshape(*features.shape[:-1], -1)
         features, target = self.flat(features, target)
-        return self.loss.from_features(
-            features, self.weight, target, cosine=True, scale=self.scale, group=self.group
-        )
+        return self.loss.from_features(features, self.weight, target, cosine=True, scale=self.scale, group=self.group)

@@ -6,14 +6,26 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lt_kernels import checks, functional, priors
+from lt_kernels import checks, priors
+from lt_kernels.compound import EstimatedOffsetLoss, LADELoss
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.lossmodule import Loss, Reduction
-from lt_kernels.regularizers import CenterLoss, UniformOffset
 
 __all__ = [
-    "ARBLoss", "ArcFaceLoss", "BalancedSoftmaxLoss", "ClassBalancedLoss", "CosFaceLoss", "CrossEntropyLoss", "DBMLoss",
-    "EstimatedOffsetLoss", "FocalLoss", "LADELoss", "LDAMLoss", "LabelAwareSmoothingLoss", "LogitAdjustmentLoss", "Loss",
+    "ARBLoss",
+    "ArcFaceLoss",
+    "BalancedSoftmaxLoss",
+    "ClassBalancedLoss",
+    "CosFaceLoss",
+    "CrossEntropyLoss",
+    "DBMLoss",
+    "EstimatedOffsetLoss",
+    "FocalLoss",
+    "LADELoss",
+    "LDAMLoss",
+    "LabelAwareSmoothingLoss",
+    "LogitAdjustmentLoss",
+    "Loss",
     "SphereFaceLoss",
 ]
 
@@ -22,12 +34,14 @@ class CrossEntropyLoss(Loss):
     """-log softmax(z)_y, as `torch.nn.CrossEntropyLoss`, with kernels and heads of ours."""
 
     def __init__(
-        self, weight: Tensor | None = None, *, label_smoothing: float = 0.0, ignore_index: int = -100,
+        self,
+        weight: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(
-            weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction
-        )
+        super().__init__(weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
 
 
 class LogitAdjustmentLoss(Loss):
@@ -106,8 +120,14 @@ class ClassBalancedLoss(Loss):
     """
 
     def __init__(
-        self, class_counts: Any, beta: float = 0.9999, gamma: float = 0.0, *,
-        average: Literal["weighted", "batch"] = "weighted", normalize: bool = True, **options: Any,
+        self,
+        class_counts: Any,
+        beta: float = 0.9999,
+        gamma: float = 0.0,
+        *,
+        average: Literal["weighted", "batch"] = "weighted",
+        normalize: bool = True,
+        **options: Any,
     ) -> None:
         checks.number("gamma", gamma, 0.0)
         weight = priors.class_balanced_weight(class_counts, beta, normalize)
@@ -115,7 +135,9 @@ class ClassBalancedLoss(Loss):
 
 
 class LDAMLoss(Loss):
-    """Softmax over scale (cos - m_y) for the target, scale cos else; m_c = max_margin (n_min / n_c)^(1/4) (Cao et al., 2019).
+    """Softmax over scale (cos - m_y) for the target, scale cos else (Cao et al., 2019).
+
+    m_c = max_margin (n_min / n_c)^(1/4).
 
     Args:
         class_counts: training samples of each class [C], all above 0.
@@ -127,7 +149,11 @@ class LDAMLoss(Loss):
     input_kind: ClassVar[str] = "cosine"
 
     def __init__(
-        self, class_counts: Any, max_margin: float = 0.5, scale: float = 30.0, weight: Tensor | None = None,
+        self,
+        class_counts: Any,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        weight: Tensor | None = None,
         **options: Any,
     ) -> None:
         super().__init__(margin=LDAM(class_counts, max_margin), scale=scale, weight=weight, **options)
@@ -148,14 +174,25 @@ class DBMLoss(Loss):
     input_kind: ClassVar[str] = "cosine"
 
     def __init__(
-        self, class_counts: Any, max_margin: float = 0.1, tau: float = 1.0, instance: float = 1.0, scale: float = 30.0,
-        *, base: Literal["ce", "bs", "cb"] = "ce", beta: float = 0.9999, guard: bool = False, **options: Any,
+        self,
+        class_counts: Any,
+        max_margin: float = 0.1,
+        tau: float = 1.0,
+        instance: float = 1.0,
+        scale: float = 30.0,
+        *,
+        base: Literal["ce", "bs", "cb"] = "ce",
+        beta: float = 0.9999,
+        guard: bool = False,
+        **options: Any,
     ) -> None:
         checks.choice("base", base, ("ce", "bs", "cb"))
         super().__init__(
-            margin=DBM(class_counts, max_margin, tau, instance, guard), scale=scale,
+            margin=DBM(class_counts, max_margin, tau, instance, guard),
+            scale=scale,
             offset=priors.log_prior(class_counts) if base == "bs" else None,
-            weight=priors.class_balanced_weight(class_counts, beta) if base == "cb" else None, **options,
+            weight=priors.class_balanced_weight(class_counts, beta) if base == "cb" else None,
+            **options,
         )
 
 
@@ -178,7 +215,7 @@ class ArcFaceLoss(Loss):
 
 
 class SphereFaceLoss(Loss):
-    """Softmax over scale |x| psi(theta) for the target, scale |x| cos else (Liu et al., 2017); see `functional.SphereFace`.
+    """Softmax over scale |x| psi(theta) for the target, scale |x| cos else (Liu et al., 2017).
 
     Given cosines, `norms` [N] are the features' norms (1 without them); a `CosineHead` passes features and needs none.
     """
@@ -194,7 +231,9 @@ class SphereFaceLoss(Loss):
             return super().forward(input, target)
         checks.floating("norms", norms)
         if input.ndim != 2 or norms.shape != input.shape[:1]:
-            raise ValueError(f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}")
+            raise ValueError(
+                f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}"
+            )
         return self.evaluate(input * norms[:, None].to(input.dtype), target, norms)
 
 
@@ -208,97 +247,16 @@ class LabelAwareSmoothingLoss(Loss):
     """
 
     def __init__(
-        self, class_counts: Any, head: float = 0.3, tail: float = 0.0,
-        shape: Literal["concave", "linear", "convex", "exp"] = "concave", power: float = 1.0, *,
-        spread: Literal["all", "others"] = "all", **options: Any,
+        self,
+        class_counts: Any,
+        head: float = 0.3,
+        tail: float = 0.0,
+        shape: Literal["concave", "linear", "convex", "exp"] = "concave",
+        power: float = 1.0,
+        *,
+        spread: Literal["all", "others"] = "all",
+        **options: Any,
     ) -> None:
         checks.choice("spread", spread, ("all", "others"))
         smoothing = priors.label_aware_smoothing(class_counts, head, tail, shape, power)
         super().__init__(label_smoothing=priors.spread_smoothing(smoothing, spread), **options)
-
-
-class LADELoss(Loss):
-    """Balanced softmax + alpha `functional.lade_regularizer` (Hong et al., 2021).
-
-    Args:
-        class_counts: training samples of each class [C].
-        alpha: the regulariser's weight. lam, importance, classes: of `functional.lade_regularizer`.
-    """
-
-    needs_logits: ClassVar[bool] = True
-
-    def __init__(
-        self, class_counts: Any, alpha: float = 0.1, lam: float = 0.1, *,
-        importance: Literal["class", "sample"] = "class", classes: Literal["all", "present"] = "all", **options: Any,
-    ) -> None:
-        super().__init__(offset=priors.log_prior(class_counts), **options)
-        if self.reduction == "none":
-            raise ValueError("reduction must be 'mean' or 'sum': the regulariser has no value for a row, got 'none'")
-        self.alpha, self.lam = checks.number("alpha", alpha, 0.0), checks.number("lam", lam, 0.0)
-        self.importance = checks.choice("importance", importance, ("class", "sample"))
-        self.classes = checks.choice("classes", classes, ("all", "present"))
-        self.register_buffer("class_counts", checks.counts(class_counts))
-
-    def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
-        """The loss of logits [N, C]; there is no form for two targets a row."""
-        if isinstance(target, MixedTarget):
-            raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
-        regularizer = functional.lade_regularizer(
-            input, target, self.class_counts, lam=self.lam, importance=self.importance, classes=self.classes
-        )
-        return super().forward(input, target) + self.alpha * regularizer
-
-
-class EstimatedOffsetLoss(Loss):
-    """CE(z - o) + center_weight |x - c_y|^2 + uniform_weight L_uniform(o), o_k = c_k . w_k / 2 (estimated offset, 2023).
-
-    The offsets that the features' class centres c imply are taken off the logits, and L_uniform = sum_k q_k log q_k,
-    q = softmax(-o), keeps them even. Used by a `LinearHead(..., bias=False)`, or called with features and weights.
-
-    Args:
-        num_classes, in_features: C and d.
-        center_weight, uniform_weight: the factors of the two terms, at least 0.
-        centers, center_rate: of `regularizers.CenterLoss`.
-    """
-
-    needs_features: ClassVar[bool] = True
-
-    def __init__(
-        self, num_classes: int, in_features: int, center_weight: float = 1.0, uniform_weight: float = 1.0, *,
-        centers: Literal["wen", "autograd"] = "wen", center_rate: float = 0.5, **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self.center_weight = checks.number("center_weight", center_weight, 0.0)
-        self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
-        checks.number("center_rate", center_rate, 0.0, 1.0)
-        self.center_loss = CenterLoss(num_classes, in_features, centers=centers, rate=center_rate)
-        self.uniform_offset = UniformOffset()
-
-    def forward(
-        self, input: Tensor, target: Tensor, *, features: Tensor | None = None, linear_weight: Tensor | None = None
-    ) -> Tensor:
-        """The loss of logits [N, C] that came from features [N, d] and class weights [C, d]."""
-        if features is None or linear_weight is None:
-            raise ValueError("features and linear_weight must be given: the offset is estimated from them, got None")
-        return self.total(self.evaluate(input, target, table=self.offsets(linear_weight)), features, linear_weight, target)
-
-    def from_features(
-        self, features: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """The loss straight from features, as a head calls it."""
-        table = self.offsets(linear_weight)
-        loss = super().from_features(features, linear_weight, target, linear_bias, table=table, **options)
-        return self.total(loss, features, linear_weight, target)
-
-    def offsets(self, linear_weight: Tensor) -> Tensor:
-        """-o [C], to be added to the logits."""
-        if linear_weight.shape != self.center_loss.centers.shape:
-            wanted = list(self.center_loss.centers.shape)
-            raise ValueError(f"linear_weight must have shape {wanted}, got {list(linear_weight.shape)}")
-        return -0.5 * (self.center_loss.centers * linear_weight).sum(1)
-
-    def total(self, loss: Tensor, features: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
-        """The cross-entropy with the two other terms."""
-        uniform = self.uniform_offset(-self.offsets(linear_weight))
-        return loss + self.center_weight * self.center_loss(features, target) + self.uniform_weight * uniform

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lt_kernels import checks, functional
 from lt_kernels.ops import small
-from lt_kernels.ops.loss import Logits, evaluate, features as make_source
+from lt_kernels.ops.loss import Logits, evaluate
+from lt_kernels.ops.loss import features as make_source
 from lt_kernels.reference.linear import BOTH, PLAIN
 from lt_kernels.values import Margin, MixedTarget
 
@@ -33,9 +34,17 @@ class Loss(nn.Module):
     needs_logits: ClassVar[bool] = False
 
     def __init__(
-        self, *, weight: Tensor | None = None, offset: Tensor | None = None, margin: Margin | None = None,
-        scale: float = 1.0, focal_gamma: float = 0.0, label_smoothing: float | Tensor = 0.0, ignore_index: int = -100,
-        reduction: Reduction = "mean", average: Literal["weighted", "batch"] = "weighted",
+        self,
+        *,
+        weight: Tensor | None = None,
+        offset: Tensor | None = None,
+        margin: Margin | None = None,
+        scale: float = 1.0,
+        focal_gamma: float = 0.0,
+        label_smoothing: float | Tensor = 0.0,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        average: Literal["weighted", "batch"] = "weighted",
     ) -> None:
         super().__init__()
         self.margin, self.scale = margin, checks.number("scale", scale, above=0.0)
@@ -43,7 +52,9 @@ class Loss(nn.Module):
         self.ignore_index, self.reduction = ignore_index, checks.choice("reduction", reduction, ("none", "mean", "sum"))
         self.average = checks.choice("average", average, ("weighted", "batch"))
         per_class = label_smoothing if isinstance(label_smoothing, Tensor) else None
-        self.label_smoothing = 0.0 if per_class is not None else checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+        self.label_smoothing = (
+            0.0 if per_class is not None else checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+        )
         for name, table in zip(_TABLES, (weight, offset, margin and margin.per_class, per_class), strict=True):
             self.register_buffer(name, None if table is None else _table(name, table))
 
@@ -73,7 +84,13 @@ class Loss(nn.Module):
         table = self.table(target, classes) if table is None else table
         if self.margin is None and self.average == "weighted" and self.class_smoothing is None:
             quick = small.cross_entropy(
-                input, target, self.weight, table, self.focal_gamma, self.label_smoothing, self.ignore_index,
+                input,
+                target,
+                self.weight,
+                table,
+                self.focal_gamma,
+                self.label_smoothing,
+                self.ignore_index,
                 self.reduction,
             )
             if quick is not None:
@@ -84,14 +101,29 @@ class Loss(nn.Module):
         """What `ops.loss.evaluate` takes."""
         smoothing = self.label_smoothing if self.class_smoothing is None else self.class_smoothing
         return {
-            "reduction": self.reduction, "scale": self.scale if scale is None else scale, "margin": self.margin,
-            "class_margin": self.class_margin, "weight": self.weight, "offset": table, "focal_gamma": self.focal_gamma,
-            "label_smoothing": smoothing, "ignore_index": self.ignore_index, "average": self.average,
+            "reduction": self.reduction,
+            "scale": self.scale if scale is None else scale,
+            "margin": self.margin,
+            "class_margin": self.class_margin,
+            "weight": self.weight,
+            "offset": table,
+            "focal_gamma": self.focal_gamma,
+            "label_smoothing": smoothing,
+            "ignore_index": self.ignore_index,
+            "average": self.average,
         }
 
     def from_features(
-        self, features: Tensor, linear_weight: Tensor, target: Tensor | MixedTarget, linear_bias: Tensor | None = None,
-        *, cosine: bool = False, scale: float | None = None, group: Any = None, table: Tensor | None = None,
+        self,
+        features: Tensor,
+        linear_weight: Tensor,
+        target: Tensor | MixedTarget,
+        linear_bias: Tensor | None = None,
+        *,
+        cosine: bool = False,
+        scale: float | None = None,
+        group: Any = None,
+        table: Tensor | None = None,
     ) -> Tensor:
         """The loss straight from features [N, d] and class weights [C, d]; `cosine` normalises both."""
         functional.check_features(features, linear_weight, linear_bias)

@@ -12,7 +12,7 @@ from lt_kernels import checks
 
 
 def log_prior(class_counts: Any, tau: float = 1.0) -> Tensor:
-    """tau log(n_c / sum n): the offset of balanced softmax and of logit adjustment (Ren et al., 2020; Menon et al., 2021).
+    """tau log(n_c / sum n), the offset of balanced softmax (Ren et al., 2020), logit adjustment (Menon et al., 2021).
 
     Args:
         class_counts: training samples of each class [C]; a class with 0 gets -inf, that is, it is not there.

@@ -35,7 +35,11 @@ class LADERegularizer(nn.Module):
     """`functional.lade_regularizer` with the class counts as a buffer (Hong et al., 2021)."""
 
     def __init__(
-        self, class_counts: Any, lam: float = 0.1, *, importance: Literal["class", "sample"] = "class",
+        self,
+        class_counts: Any,
+        lam: float = 0.1,
+        *,
+        importance: Literal["class", "sample"] = "class",
         classes: Literal["all", "present"] = "all",
     ) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class LADERegularizer(nn.Module):
 
 
 class UniformOffset(nn.Module):
-    """sum_k q_k log q_k with q = softmax(-o): least, -log C, where all offsets o [C] are the same (estimated offset, 2023)."""
+    """sum_k q_k log q_k with q = softmax(-o): least, -log C, where all offsets o [C] are the same."""
 
     def forward(self, offset: Tensor) -> Tensor:
         """The negative entropy of offsets [C], in nats."""

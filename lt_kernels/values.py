@@ -106,14 +106,16 @@ class DBM(Margin):
 
     def __post_init__(self) -> None:
         self._set(
-            kind=ANGULAR, per_class=priors.dbm_margin(self.class_counts, self.max_margin, self.tau),
-            strength=checks.number("instance", self.instance, 0.0), fallback=checks.flag("guard", self.guard),
+            kind=ANGULAR,
+            per_class=priors.dbm_margin(self.class_counts, self.max_margin, self.tau),
+            strength=checks.number("instance", self.instance, 0.0),
+            fallback=checks.flag("guard", self.guard),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class MixedTarget:
-    """Two targets a row: the loss is lam L(first) + (1 - lam) L(second) (MixUp, Zhang et al., 2018; CutMix, Yun et al., 2019).
+    """Two targets a row: lam L(first) + (1 - lam) L(second) (Zhang et al., 2018; Yun et al., 2019).
 
     Args:
         first, second: class indices, of the shape that a target has.

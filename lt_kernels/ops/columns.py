@@ -57,9 +57,7 @@ class ColumnStatistics(torch.autograd.Function):
         return first_order(backward_op, *saved, d_lse.contiguous(), d_own.contiguous()), None, None
 
 
-def lade(
-    logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: str, classes: str
-) -> Tensor:
+def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: str, classes: str) -> Tensor:
     """sum_c p_c (-A_c + B_c + lam B_c^2) of logits [N, C], class indices [N] and the prior p [C] in float64.
 
     The epsilons 1e-8 and 1e-9 are the published code's.

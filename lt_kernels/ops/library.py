@@ -31,7 +31,7 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
 
 
 def _loop(operator: Any) -> Callable[..., Any]:
-    """A vmap rule that runs the operator once per example: right for every operator, and the sizes under vmap are small."""
+    """A vmap rule that runs the operator once per example: right for every operator; sizes under vmap are small."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def example(index: int) -> Any:
@@ -122,7 +122,7 @@ def forced() -> bool:
 
 @contextmanager
 def use_kernels(which: Literal["reference", "compiled"]) -> Iterator[None]:
-    """Within the context every operator runs on its reference kernels, or on the compiled ones (an error if not built)."""
+    """Within the context every operator runs on its reference kernels, or the compiled ones (an error if not built)."""
     if which not in ("reference", "compiled"):
         raise ValueError(f"which must be 'reference' or 'compiled', got {which!r}")
     if which == "compiled" and _extension is None:

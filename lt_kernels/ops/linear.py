@@ -70,15 +70,40 @@ class LinearStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, offset: Tensor | None,
-        offset_row: Tensor | None, mean_weight: Tensor | None, scale: float, normalize: int, start: int, classes: int,
-        ignore_index: int, row_slab: int, class_slab: int, keep: bool,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        offset: Tensor | None,
+        offset_row: Tensor | None,
+        mean_weight: Tensor | None,
+        scale: float,
+        normalize: int,
+        start: int,
+        classes: int,
+        ignore_index: int,
+        row_slab: int,
+        class_slab: int,
+        keep: bool,
     ) -> tuple[Tensor, ...]:
         if keep:  # one product for all logits
             row_slab, class_slab = max(1, input.shape[0]), weight.shape[0]
         rest, own, rival, mean, *saved = forward_op(
-            input, weight, bias, target, offset, offset_row, mean_weight, scale, normalize, start, classes,
-            ignore_index, row_slab, class_slab, keep,
+            input,
+            weight,
+            bias,
+            target,
+            offset,
+            offset_row,
+            mean_weight,
+            scale,
+            normalize,
+            start,
+            classes,
+            ignore_index,
+            row_slab,
+            class_slab,
+            keep,
         )
         return rest, own, own_offsets(offset, offset_row, target - start, own), mean, rival, *saved
 
@@ -99,22 +124,54 @@ class LinearStatistics(torch.autograd.Function):
         d_mean = None if mean_weight is None or d_mean is None else d_mean.contiguous()
         d_own_offset = None if d_own_offset is None else d_own_offset.contiguous()
         found = first_order(
-            backward_op, input, weight, bias, target, offset, row, mean_weight, *ctx.settings, *saved, rest, d_rest,
-            d_own, d_own_offset, d_mean, wants,
+            backward_op,
+            input,
+            weight,
+            bias,
+            target,
+            offset,
+            row,
+            mean_weight,
+            *ctx.settings,
+            *saved,
+            rest,
+            d_rest,
+            d_own,
+            d_own_offset,
+            d_mean,
+            wants,
         )
         d_input, d_weight, d_bias, d_offset = (g if w else None for g, w in zip(found, wants, strict=True))
         return d_input, d_weight, d_bias, None, d_offset, *(None,) * (ctx.inputs - 5)
 
 
 def statistics(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int,
-    start: int = 0, classes: int | None = None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    terms: Terms,
+    normalize: int,
+    start: int = 0,
+    classes: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of input [N, d] and weight [C, d], differentiable."""
+    """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of input [N, d] and weight [C, d]."""
     itemsize = reference.product_type(input).itemsize
     policy = budget.choose(input, weight.shape[0], itemsize)
     return LinearStatistics.apply(
-        input, weight, bias, target, terms.offset, terms.offset_row, terms.mean_weight, terms.scale, normalize, start,
-        weight.shape[0] if classes is None else classes, terms.ignore_index, policy.row_slab, policy.class_slab,
+        input,
+        weight,
+        bias,
+        target,
+        terms.offset,
+        terms.offset_row,
+        terms.mean_weight,
+        terms.scale,
+        normalize,
+        start,
+        weight.shape[0] if classes is None else classes,
+        terms.ignore_index,
+        policy.row_slab,
+        policy.class_slab,
         policy.keep,
     )[:5]

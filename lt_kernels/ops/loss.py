@@ -16,7 +16,6 @@ from lt_kernels.reference.margins import SPHERE
 from lt_kernels.reference.rows import MEAN, NONE, SUM, WEIGHTED_MEAN, accumulate_type, divisor_of
 from lt_kernels.values import Margin, MixedTarget
 
-
 _CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 
 
@@ -80,7 +79,7 @@ Source = Logits | Features
 def features(
     input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
 ) -> Source:
-    """A source of statistics from features, cast as autocast asks; masters stay as they are. Few logits are made whole."""
+    """A source of statistics from features, cast as autocast asks (masters are not); few logits are made whole."""
     if group is None and small.few(input, weight.shape[0]):
         return small_logits(input, weight, bias, normalize, margin)
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
@@ -92,9 +91,7 @@ def features(
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 
 
-def small_logits(
-    input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None
-) -> Logits:
+def small_logits(input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None) -> Logits:
     """All logits or cosines in plain torch, whose graph costs less than an operator's where they are few."""
     if margin is not None and margin.kind == SPHERE:
         values = F.linear(input, small.unit(weight), None)
@@ -119,9 +116,16 @@ def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str
 
 
 def _evaluate(
-    source: Source, shape: tuple[int, ...], target: Tensor | MixedTarget, reduction: str, *,
-    scale: float = 1.0, margin: Margin | None = None, class_margin: Tensor | None = None,
-    average: str = "weighted", **settings: Any,
+    source: Source,
+    shape: tuple[int, ...],
+    target: Tensor | MixedTarget,
+    reduction: str,
+    *,
+    scale: float = 1.0,
+    margin: Margin | None = None,
+    class_margin: Tensor | None = None,
+    average: str = "weighted",
+    **settings: Any,
 ) -> Tensor:
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     places = shape[:1] + shape[2:] if len(shape) > 1 else ()
@@ -135,7 +139,9 @@ def _evaluate(
         terms = prepare.terms(like, shape, classes, flat, **fixed, **settings)
         code = MEAN if reduction == "mean" and average == "batch" else _CODES[reduction]
         return _as_expected(rows.loss(source.values, flat, terms, code), places, reduction, like)
-    named = {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}
+    named = (
+        {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}
+    )
     flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named.items()]
     lams = [1.0] if len(flat) == 1 else _lams(target.lam, places)
     terms = [prepare.terms(like, shape, classes, one, **fixed, **settings) for one in flat]
@@ -181,15 +187,21 @@ def _dense(source: Source, terms: Terms) -> Tensor:
     """The same in plain torch, for the rare target that is itself learned."""
     if not isinstance(source, Logits):
         raise ValueError("target must not require a gradient here; offset_cross_entropy gives one for probabilities")
-    u = terms.scale * source.values.to(terms.mean_weight.dtype)
+    share = terms.mean_weight
+    assert share is not None  # probability_terms set it
+    u = terms.scale * source.values.to(share.dtype)
     u = u if terms.offset is None else u + terms.offset
-    nothing = (u == -torch.inf) & (terms.mean_weight == 0)  # 0 * log 0 is 0
-    return -(terms.mean_weight * torch.log_softmax(u, 1).masked_fill(nothing, 0.0)).sum(1)
+    nothing = (u == -torch.inf) & (share == 0)  # 0 * log 0 is 0
+    return -(share * torch.log_softmax(u, 1).masked_fill(nothing, 0.0)).sum(1)
 
 
 def finish(
-    parts: list[tuple[Tensor, Tensor | None, Any]], places: tuple[int, ...], reduction: str, weight: Tensor | None,
-    ignore_index: int, like: Tensor,
+    parts: list[tuple[Tensor, Tensor | None, Any]],
+    places: tuple[int, ...],
+    reduction: str,
+    weight: Tensor | None,
+    ignore_index: int,
+    like: Tensor,
 ) -> Tensor:
     """Sum of share * reduced loss over the parts (loss [N], target or None, share), in the dtype users expect."""
     result: Any = None

@@ -37,14 +37,48 @@ class Margins(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        rest: Tensor, own: Tensor, rival: Tensor, target: Tensor, own_offset: Tensor | None, norm: Tensor | None,
-        mean: Tensor | None, total: Tensor | None, share: Tensor | None, weight: Tensor | None,
-        class_margin: Tensor | None, class_smoothing: Tensor | None, scale: float, kind: int, margin: float,
-        instance: float, guard: bool, gamma: float, smoothing: float, ignore_index: int,
+        rest: Tensor,
+        own: Tensor,
+        rival: Tensor,
+        target: Tensor,
+        own_offset: Tensor | None,
+        norm: Tensor | None,
+        mean: Tensor | None,
+        total: Tensor | None,
+        share: Tensor | None,
+        weight: Tensor | None,
+        class_margin: Tensor | None,
+        class_smoothing: Tensor | None,
+        scale: float,
+        kind: int,
+        margin: float,
+        instance: float,
+        guard: bool,
+        gamma: float,
+        smoothing: float,
+        ignore_index: int,
     ) -> tuple[Tensor, ...]:
         return margins_op(
-            rest, own, rival, target, own_offset, norm, mean, total, share, weight, class_margin, class_smoothing,
-            scale, kind, margin, instance, guard, gamma, smoothing, ignore_index,
+            rest,
+            own,
+            rival,
+            target,
+            own_offset,
+            norm,
+            mean,
+            total,
+            share,
+            weight,
+            class_margin,
+            class_smoothing,
+            scale,
+            kind,
+            margin,
+            instance,
+            guard,
+            gamma,
+            smoothing,
+            ignore_index,
         )
 
     @staticmethod
@@ -68,7 +102,13 @@ class Margins(torch.autograd.Function):
 
 
 def loss(
-    rest: Tensor, own: Tensor, rival: Tensor, target: Tensor, own_offset: Tensor, mean: Tensor, terms: Terms,
+    rest: Tensor,
+    own: Tensor,
+    rival: Tensor,
+    target: Tensor,
+    own_offset: Tensor,
+    mean: Tensor,
+    terms: Terms,
     norm: Tensor | None = None,
 ) -> Tensor:
     """The loss of each row [N] from its statistics, differentiable in all of them."""
@@ -78,9 +118,26 @@ def loss(
         share = at_target(t.mean_weight, t.offset_row, target)
         total = pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0].contiguous()
     return Margins.apply(
-        rest, own, rival, target, own_offset if t.offset is not None else None, norm,
-        mean if share is not None else None, total, share, t.weight, t.class_margin, t.class_smoothing,
-        t.scale, t.kind, t.margin, t.instance, t.guard, t.gamma, t.smoothing, t.ignore_index,
+        rest,
+        own,
+        rival,
+        target,
+        own_offset if t.offset is not None else None,
+        norm,
+        mean if share is not None else None,
+        total,
+        share,
+        t.weight,
+        t.class_margin,
+        t.class_smoothing,
+        t.scale,
+        t.kind,
+        t.margin,
+        t.instance,
+        t.guard,
+        t.gamma,
+        t.smoothing,
+        t.ignore_index,
     )[0]
 
 
@@ -100,9 +157,7 @@ def mixed_losses(
         if terms.mean_weight is not None:
             share = at_target(terms.mean_weight, terms.offset_row, target[other])
             full_mean = mean + torch.where(away | (share == 0), 0.0, share * other_u.masked_fill(away, 0.0))
-        parts.append(
-            loss(full, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm)
-        )
+        parts.append(loss(full, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm))
     return parts
 
 

@@ -12,8 +12,6 @@ from lt_kernels.ops.terms import Terms
 from lt_kernels.reference.rows import accumulate_type
 from lt_kernels.values import Margin
 
-_NO_MARGIN = Margin()
-
 
 def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int, target: Tensor | None) -> tuple[Tensor, bool]:
     """The offset as [1, C], [N, C] or [C, C], and whether its rows are the targets' classes."""
@@ -41,6 +39,13 @@ def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int, target: 
     )
 
 
+def _offset_row(target: Tensor | None) -> Tensor:
+    """The table's row for each row: its target; as a copy for a compiled graph, which takes no tensor twice."""
+    if target is None:
+        raise ValueError("offset per target class [C, C] needs class indices as target, got probabilities")
+    return target.clone() if torch.compiler.is_compiling() else target
+
+
 def _smoothing(value: float | Tensor, classes: int, like: Tensor) -> tuple[float, Tensor | None]:
     if isinstance(value, Tensor):
         return 1.0, checks.vector("label_smoothing", value, classes, like)
@@ -61,9 +66,19 @@ def _shares(
 
 
 def terms(
-    like: Tensor, shape: tuple[int, ...], classes: int, target: Tensor | None, *, weight: Tensor | None,
-    offset: Tensor | None, focal_gamma: float, label_smoothing: float | Tensor, ignore_index: Any,
-    scale: float = 1.0, margin: Margin | None = None, class_margin: Tensor | None = None,
+    like: Tensor,
+    shape: tuple[int, ...],
+    classes: int,
+    target: Tensor | None,
+    *,
+    weight: Tensor | None,
+    offset: Tensor | None,
+    focal_gamma: float,
+    label_smoothing: float | Tensor,
+    ignore_index: Any,
+    scale: float = 1.0,
+    margin: Margin | None = None,
+    class_margin: Tensor | None = None,
 ) -> Terms:
     """Checked settings for logits of `shape` with class indices `target` (flat; None for probability targets)."""
     kind = accumulate_type(like.dtype)
@@ -77,21 +92,32 @@ def terms(
     if offset is not None:
         table, per_target = _offset_table(offset, shape, classes, target)
         table = checks.same_device("offset", table, like).to(kind)
-        if per_target and target is None:
-            raise ValueError("offset per target class [C, C] needs class indices as target, got probabilities")
-        # a compiled graph takes no tensor twice
-        row = (target.clone() if torch.compiler.is_compiling() else target) if per_target else None
+        row = _offset_row(target) if per_target else None
     if smoothing:
         share, total = _shares(table, weight, classes, like, kind)
-    margin = _NO_MARGIN if margin is None else margin
+    found = Terms(
+        table,
+        row,
+        share,
+        total,
+        weight,
+        scale=scale,
+        gamma=gamma,
+        smoothing=smoothing,
+        ignore_index=ignore_index,
+        class_smoothing=None if class_smoothing is None else class_smoothing.to(kind),
+    )
+    return found if margin is None else _with_margin(found, margin, class_margin, classes, like, kind)
+
+
+def _with_margin(
+    found: Terms, margin: Margin, class_margin: Tensor | None, classes: int, like: Tensor, kind: torch.dtype
+) -> Terms:
     per_class = margin.per_class if class_margin is None else class_margin
     if per_class is not None:
         per_class = checks.vector("margin", per_class.to(like.device), classes, like).to(kind)
-    if class_smoothing is not None:
-        class_smoothing = class_smoothing.to(kind)
-    return Terms(
-        table, row, share, total, weight, per_class, class_smoothing, scale, margin.kind, margin.value,
-        margin.strength, margin.fallback, gamma, smoothing, ignore_index,
+    return found._replace(
+        class_margin=per_class, kind=margin.kind, margin=margin.value, instance=margin.strength, guard=margin.fallback
     )
 
 
@@ -100,9 +126,7 @@ def is_probability(target: Any) -> bool:
     return isinstance(target, Tensor) and target.is_floating_point()
 
 
-def probability_terms(
-    like: Tensor, shape: tuple[int, ...], classes: int, target: Tensor, **settings: Any
-) -> Terms:
+def probability_terms(like: Tensor, shape: tuple[int, ...], classes: int, target: Tensor, **settings: Any) -> Terms:
     """Terms whose shares are the (smoothed, weighted) probabilities [N, C] themselves: loss = total * rest - mean."""
     weight, settings["weight"] = settings["weight"], None
     found = terms(like, shape, classes, None, **settings)

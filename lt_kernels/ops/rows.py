@@ -26,7 +26,10 @@ def _numbers(logits: Tensor, *sizes: int) -> Tensor:
 def _forward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     rows, mean = logits.shape[0], 0 if rest[5] is None else logits.shape[0]
     return (
-        _numbers(logits, rows), _numbers(logits, rows, target.shape[1]), _numbers(logits, rows), _numbers(logits, mean)
+        _numbers(logits, rows),
+        _numbers(logits, rows, target.shape[1]),
+        _numbers(logits, rows),
+        _numbers(logits, mean),
     )
 
 
@@ -76,21 +79,51 @@ loss_backward_op = define(
 
 @signed
 class RowLoss(torch.autograd.Function):
-    """The loss, [N] or reduced, of logits [N, C] and one target a row; gradients for the logits and the offset table."""
+    """The loss, [N] or reduced, of logits [N, C] and one target a row; with gradients for the logits and the offset."""
 
     generate_vmap_rule = True
 
     # Dynamo counts a forward's parameters to tell whether it takes a context: each has a name.
     @staticmethod
     def forward(
-        logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
-        total: Tensor | None, weight: Tensor | None, class_margin: Tensor | None, class_smoothing: Tensor | None,
-        scale: float, kind: int, margin: float, instance: float, guard: bool, gamma: float, smoothing: float,
-        ignore_index: int, reduction: int,
+        logits: Tensor,
+        target: Tensor,
+        offset: Tensor | None,
+        offset_row: Tensor | None,
+        mean_weight: Tensor | None,
+        total: Tensor | None,
+        weight: Tensor | None,
+        class_margin: Tensor | None,
+        class_smoothing: Tensor | None,
+        scale: float,
+        kind: int,
+        margin: float,
+        instance: float,
+        guard: bool,
+        gamma: float,
+        smoothing: float,
+        ignore_index: int,
+        reduction: int,
     ) -> tuple[Tensor, ...]:
         return loss_op(
-            logits, target, offset, offset_row, mean_weight, total, weight, class_margin, class_smoothing, scale,
-            kind, margin, instance, guard, gamma, smoothing, ignore_index, reduction,
+            logits,
+            target,
+            offset,
+            offset_row,
+            mean_weight,
+            total,
+            weight,
+            class_margin,
+            class_smoothing,
+            scale,
+            kind,
+            margin,
+            instance,
+            guard,
+            gamma,
+            smoothing,
+            ignore_index,
+            reduction,
         )
 
     @staticmethod
@@ -107,7 +140,16 @@ class RowLoss(torch.autograd.Function):
         logits, target, saved, offset, row, mean_weight = ctx.saved_tensors
         want_offset = offset is not None and ctx.needs_input_grad[2]
         d_logits, d_table = first_order(
-            loss_backward_op, logits, target, saved, grad, offset, row, mean_weight, ctx.scale, ctx.ignore_index,
+            loss_backward_op,
+            logits,
+            target,
+            saved,
+            grad,
+            offset,
+            row,
+            mean_weight,
+            ctx.scale,
+            ctx.ignore_index,
             want_offset,
         )
         return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
@@ -121,8 +163,15 @@ class RowStatistics(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
-        scale: float, start: int, classes: int, ignore_index: int,
+        logits: Tensor,
+        target: Tensor,
+        offset: Tensor | None,
+        offset_row: Tensor | None,
+        mean_weight: Tensor | None,
+        scale: float,
+        start: int,
+        classes: int,
+        ignore_index: int,
     ) -> tuple[Tensor, ...]:
         rest, own, rival, mean = forward_op(
             logits, target, scale, None, None, offset, offset_row, mean_weight, start, classes, ignore_index
@@ -143,9 +192,25 @@ class RowStatistics(torch.autograd.Function):
         scale, start, classes, ignore_index = ctx.settings
         want_offset = offset is not None and ctx.needs_input_grad[2]
         d_logits, d_table = first_order(
-            backward_op, logits, target, scale, None, None, offset, row, mean_weight, start, classes, ignore_index,
-            rest, d_rest.contiguous(), d_own.contiguous(), d_own_offset.contiguous(),
-            None if mean_weight is None else d_mean.contiguous(), None, want_offset,
+            backward_op,
+            logits,
+            target,
+            scale,
+            None,
+            None,
+            offset,
+            row,
+            mean_weight,
+            start,
+            classes,
+            ignore_index,
+            rest,
+            d_rest.contiguous(),
+            d_own.contiguous(),
+            d_own_offset.contiguous(),
+            None if mean_weight is None else d_mean.contiguous(),
+            None,
+            want_offset,
         )
         return d_logits, None, d_table if want_offset else None, *(None,) * 6
 
@@ -162,8 +227,23 @@ def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = referenc
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
     t = terms
     return RowLoss.apply(
-        logits, target, t.offset, t.offset_row, t.mean_weight, t.total, t.weight, t.class_margin, t.class_smoothing,
-        t.scale, t.kind, t.margin, t.instance, t.guard, t.gamma, t.smoothing, t.ignore_index,
+        logits,
+        target,
+        t.offset,
+        t.offset_row,
+        t.mean_weight,
+        t.total,
+        t.weight,
+        t.class_margin,
+        t.class_smoothing,
+        t.scale,
+        t.kind,
+        t.margin,
+        t.instance,
+        t.guard,
+        t.gamma,
+        t.smoothing,
+        t.ignore_index,
         reduction,
     )[0]
 

@@ -14,7 +14,9 @@ class Terms(NamedTuple):
 
     offset: Tensor | None = None  # [1, C], [N, C], or [R, C] with offset_row
     offset_row: Tensor | None = None  # [N]: the table's row for each row, where that is not row 0 or the row itself
-    mean_weight: Tensor | None = None  # label smoothing: the share of each class, shaped as the offset; [1, C] without one
+    mean_weight: Tensor | None = (
+        None  # label smoothing: the share of each class, shaped as the offset; [1, C] without one
+    )
     total: Tensor | None = None  # the sums of mean_weight's rows
     weight: Tensor | None = None  # [C]
     class_margin: Tensor | None = None  # [C]; else `margin` for every class

@@ -184,8 +184,17 @@ def forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
 
 
 def backward(
-    weight: Tensor, threshold: float, project: bool, scale: Tensor, total: Tensor, first: Tensor, second: Tensor,
-    value: Tensor, count: Tensor, dense: Tensor, grad: Tensor,
+    weight: Tensor,
+    threshold: float,
+    project: bool,
+    scale: Tensor,
+    total: Tensor,
+    first: Tensor,
+    second: Tensor,
+    value: Tensor,
+    count: Tensor,
+    dense: Tensor,
+    grad: Tensor,
 ) -> Tensor:
     """The CPU kernel of `gram_backward`: the listed pairs, and the tiles without a list again."""
     own, slope = reference.diagonal(total, grad, threshold, project), grad / total

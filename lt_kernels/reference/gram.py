@@ -80,8 +80,17 @@ def diagonal(total: Tensor, grad: Tensor, threshold: float, project: bool) -> Te
 
 
 def gram_backward(
-    weight: Tensor, threshold: float, project: bool, scale: Tensor, total: Tensor, first: Tensor, second: Tensor,
-    value: Tensor, count: Tensor, dense: Tensor, grad: Tensor,
+    weight: Tensor,
+    threshold: float,
+    project: bool,
+    scale: Tensor,
+    total: Tensor,
+    first: Tensor,
+    second: Tensor,
+    value: Tensor,
+    count: Tensor,
+    dense: Tensor,
+    grad: Tensor,
 ) -> Tensor:
     """The gradient of sum_i grad_i R_i for the weight [C, d]; makes all cosines again."""
     own, slope = diagonal(total, grad, threshold, project), grad / total
@@ -121,8 +130,15 @@ def _upper(tile: Tensor, row: int, column: int) -> Tensor:
 
 
 def gram_screen(
-    product: Tensor, weight: Tensor, scale: Tensor, step: Tensor, error: Tensor, threshold: float, row: int,
-    column: int, capacity: int,
+    product: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    step: Tensor,
+    error: Tensor,
+    threshold: float,
+    row: int,
+    column: int,
+    capacity: int,
 ) -> tuple[Tensor, ...]:
     """As `gram_tile`, from the product of unit rows in int8; the cosines of what may be active are from `weight`.
 
@@ -186,8 +202,16 @@ def gram_coefficients(
 
 
 def gram_pairs(
-    weight: Tensor, scale: Tensor, slope: Tensor, own: Tensor, first: Tensor, second: Tensor, value: Tensor,
-    count: Tensor, project: bool, wide: bool,
+    weight: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    own: Tensor,
+    first: Tensor,
+    second: Tensor,
+    value: Tensor,
+    count: Tensor,
+    project: bool,
+    wide: bool,
 ) -> Tensor:
     """Rows own_i w_i / |w_i|^2 + sum over the listed pairs of c_ij w_j / (|w_i| |w_j|).
 

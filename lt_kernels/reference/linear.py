@@ -1,6 +1,6 @@
 """Row statistics straight from features and class weights, a slab of logits at a time (docs/math.md, section 5).
 
-Forward and backward are loops of one library product and one call of the row kernels a slab, so they serve every device.
+Forward and backward are loops of one library product and one call of the row kernels a slab, so they serve any device.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def inverse_norm(rows: Tensor) -> Tensor:
 
 
 def product_type(input: Tensor) -> torch.dtype:
-    """The products' dtype: the features', but float32 for float16 on a CPU, which multiplies it at a third of the rate."""
+    """The products' dtype: the features', but float32 for float16 on a CPU, which multiplies it three times slower."""
     return torch.float32 if input.dtype == torch.float16 and input.device.type == "cpu" else input.dtype
 
 
@@ -100,14 +100,20 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
             for rows in p.row_slabs():
                 logits = _product(p, rows, classes)
                 part = rows_forward(
-                    logits, p.target[rows], p.scale, None if row_scale is None else row_scale[rows],
-                    None if column_scale is None else column_scale[classes], *p.tables(rows, classes),
-                    p.start + classes.start, p.classes, p.ignore_index,
+                    logits,
+                    p.target[rows],
+                    p.scale,
+                    None if row_scale is None else row_scale[rows],
+                    None if column_scale is None else column_scale[classes],
+                    *p.tables(rows, classes),
+                    p.start + classes.start,
+                    p.classes,
+                    p.ignore_index,
                 )
                 parts[rows.start] = _merge(parts.get(rows.start), part)
                 kept = logits if keep else kept
-    columns = list(zip(*parts.values(), strict=True))
-    numbers = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
+    found = list(parts.values())
+    numbers = [torch.cat(column) for column in zip(*found, strict=True)] if len(found) > 1 else list(found[0])
     norms = (numbers[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
     return *numbers, kept, *norms
 
@@ -141,9 +147,19 @@ class Backward:
         logits = self.kept[rows, classes] if self.kept.numel() else _product(p, rows, classes)
         slopes = (None if slope is None else slope[rows] for slope in self.slopes)
         d_logits, d_table = torch.ops.lt_kernels.rows_backward.default(
-            logits, p.target[rows], p.scale, None if self.row_scale is None else self.row_scale[rows],
-            None if self.column_scale is None else self.column_scale[classes], *p.tables(rows, classes),
-            p.start + classes.start, p.classes, p.ignore_index, self.rest[rows], *slopes, None, self.want_offset,
+            logits,
+            p.target[rows],
+            p.scale,
+            None if self.row_scale is None else self.row_scale[rows],
+            None if self.column_scale is None else self.column_scale[classes],
+            *p.tables(rows, classes),
+            p.start + classes.start,
+            p.classes,
+            p.ignore_index,
+            self.rest[rows],
+            *slopes,
+            None,
+            self.want_offset,
         )
         if self.want_offset:
             p.cut(self.d_offset, rows, classes).add_(d_table)  # type: ignore[union-attr]
@@ -201,6 +217,6 @@ def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 
 
 
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the statistics: the problem, then kept, the scales, rest, five slopes (d_mean may be None), wants."""
+    """Gradients of the statistics: the problem, then kept, the scales, rest, four slopes (some may be None), wants."""
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
     return Backward(Problem(*shared), rest[:4], rest[4:8], rest[8]).run()  # type: ignore[arg-type]

@@ -14,9 +14,7 @@ def _sine(cosine: Tensor) -> Tensor:
     return ((1 - cosine) * (1 + cosine)).clamp_min(0).sqrt()
 
 
-def _angular(
-    own: Tensor, margin: Tensor, hard: Tensor, instance: float, guard: bool
-) -> tuple[Tensor, Tensor]:
+def _angular(own: Tensor, margin: Tensor, hard: Tensor, instance: float, guard: bool) -> tuple[Tensor, Tensor]:
     """cos(theta + m_i) with m_i = m (1 + instance * hard * (1 - cos)/2), and its slope."""
     floor = torch.finfo(own.dtype).eps ** 0.5  # sin(theta) is no smaller than this: the slope at +-1 stays finite
     turn = instance * margin * hard / 2  # - d m_i / d cos
@@ -43,7 +41,10 @@ def _sphere(own: Tensor, order: int, norm: Tensor | None) -> tuple[Tensor, Tenso
     slope_first, slope_second = torch.zeros_like(cosine), torch.ones_like(cosine)
     for _ in range(order - 1):  # Chebyshev: T_M(cos) = cos(M theta), and its derivative M U_(M-1)
         first, second, slope_first, slope_second = (
-            second, 2 * cosine * second - first, slope_second, 2 * second + 2 * cosine * slope_second - slope_first
+            second,
+            2 * cosine * second - first,
+            slope_second,
+            2 * second + 2 * cosine * slope_second - slope_first,
         )
     psi, slope = sign * second - 2 * step, sign * slope_second
     if norm is None:
@@ -82,10 +83,26 @@ def _check_offset(own_offset: Tensor | None, valid: Tensor, target: Tensor) -> N
 
 
 def margins(
-    rest: Tensor, own: Tensor, rival: Tensor, target: Tensor, own_offset: Tensor | None, norm: Tensor | None,
-    mean: Tensor | None, total: Tensor | None, share: Tensor | None, weight: Tensor | None,
-    class_margin: Tensor | None, class_smoothing: Tensor | None, scale: float, kind: int, margin: float,
-    instance: float, guard: bool, gamma: float, smoothing: float, ignore_index: int,
+    rest: Tensor,
+    own: Tensor,
+    rival: Tensor,
+    target: Tensor,
+    own_offset: Tensor | None,
+    norm: Tensor | None,
+    mean: Tensor | None,
+    total: Tensor | None,
+    share: Tensor | None,
+    weight: Tensor | None,
+    class_margin: Tensor | None,
+    class_smoothing: Tensor | None,
+    scale: float,
+    kind: int,
+    margin: float,
+    instance: float,
+    guard: bool,
+    gamma: float,
+    smoothing: float,
+    ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """loss [N], and its slopes (d_rest, d_own, d_offset, d_norm, d_mean) as [5, N], from the statistics of each row."""
     valid = target != ignore_index

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lt_kernels.reference.margins import margins
 
-
 NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions; MEAN divides by the number of rows that count
 
 
@@ -17,7 +16,7 @@ def accumulate_type(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_target(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise for a class index outside [0, classes) that is not `ignore_index`; on a CPU only, where it costs no sync."""
+    """Raise for a class index outside [0, classes) that is not `ignore_index`; only on a CPU: no sync."""
     if target.device.type != "cpu" or target.numel() == 0:
         return
     wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
@@ -55,8 +54,12 @@ def _skipped(target: Tensor, ignore_index: int) -> Tensor:
 
 
 def _values(
-    logits: Tensor, scale: float, row_scale: Tensor | None, column_scale: Tensor | None,
-    offset: Tensor | None, row: Tensor | None,
+    logits: Tensor,
+    scale: float,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    offset: Tensor | None,
+    row: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(z, u): the logits with the scales of rows and columns, and scale * z + offset; both [N, C]."""
     z = logits.to(accumulate_type(logits.dtype))
@@ -69,8 +72,16 @@ def _values(
 
 
 def rows_forward(
-    logits: Tensor, target: Tensor, scale: float, row_scale: Tensor | None, column_scale: Tensor | None,
-    offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None, start: int, classes: int,
+    logits: Tensor,
+    target: Tensor,
+    scale: float,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    offset: Tensor | None,
+    offset_row: Tensor | None,
+    mean_weight: Tensor | None,
+    start: int,
+    classes: int,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of [N, C] logits: rest [N], own [N, K], rival [N] and the weighted mean [N], without the K targets."""
@@ -92,10 +103,24 @@ def rows_forward(
 
 
 def rows_backward(
-    logits: Tensor, target: Tensor, scale: float, row_scale: Tensor | None, column_scale: Tensor | None,
-    offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None, start: int, classes: int,
-    ignore_index: int, rest: Tensor, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor | None,
-    d_mean: Tensor | None, grad: Tensor | None, want_offset: bool,
+    logits: Tensor,
+    target: Tensor,
+    scale: float,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    offset: Tensor | None,
+    offset_row: Tensor | None,
+    mean_weight: Tensor | None,
+    start: int,
+    classes: int,
+    ignore_index: int,
+    rest: Tensor,
+    d_rest: Tensor,
+    d_own: Tensor,
+    d_own_offset: Tensor | None,
+    d_mean: Tensor | None,
+    grad: Tensor | None,
+    want_offset: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the statistics with respect to the logits [N, C] and, if wanted, to the offset's own shape [R, C]."""
     _, u = _values(logits, scale, row_scale, column_scale, offset, offset_row)
@@ -132,10 +157,24 @@ def _fold(d_u: Tensor, offset: Tensor, row: Tensor | None) -> Tensor:
 
 
 def rows_loss(
-    logits: Tensor, target: Tensor, offset: Tensor | None, offset_row: Tensor | None, mean_weight: Tensor | None,
-    total: Tensor | None, weight: Tensor | None, class_margin: Tensor | None, class_smoothing: Tensor | None,
-    scale: float, kind: int, margin: float, instance: float, guard: bool, gamma: float, smoothing: float,
-    ignore_index: int, reduction: int,
+    logits: Tensor,
+    target: Tensor,
+    offset: Tensor | None,
+    offset_row: Tensor | None,
+    mean_weight: Tensor | None,
+    total: Tensor | None,
+    weight: Tensor | None,
+    class_margin: Tensor | None,
+    class_smoothing: Tensor | None,
+    scale: float,
+    kind: int,
+    margin: float,
+    instance: float,
+    guard: bool,
+    gamma: float,
+    smoothing: float,
+    ignore_index: int,
+    reduction: int,
 ) -> tuple[Tensor, Tensor]:
     """Statistics and loss in one call, for one target a row.
 
@@ -147,8 +186,26 @@ def rows_loss(
     share = at_target(mean_weight, offset_row, target)
     row_total = None if total is None else pick(total[:, None], offset_row).expand(target.shape[0], 1)[:, 0]
     loss, slopes = margins(
-        rest, own[:, 0], rival, target, at_target(offset, offset_row, target), None, mean, row_total, share, weight,
-        class_margin, class_smoothing, scale, kind, margin, instance, guard, gamma, smoothing, ignore_index,
+        rest,
+        own[:, 0],
+        rival,
+        target,
+        at_target(offset, offset_row, target),
+        None,
+        mean,
+        row_total,
+        share,
+        weight,
+        class_margin,
+        class_smoothing,
+        scale,
+        kind,
+        margin,
+        instance,
+        guard,
+        gamma,
+        smoothing,
+        ignore_index,
     )
     slopes = torch.cat((slopes[:3], slopes[4:]))
     if reduction in (WEIGHTED_MEAN, MEAN):
@@ -168,15 +225,38 @@ def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tens
 
 
 def rows_loss_backward(
-    logits: Tensor, target: Tensor, saved: Tensor, grad: Tensor, offset: Tensor | None, offset_row: Tensor | None,
-    mean_weight: Tensor | None, scale: float, ignore_index: int, want_offset: bool,
+    logits: Tensor,
+    target: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    offset: Tensor | None,
+    offset_row: Tensor | None,
+    mean_weight: Tensor | None,
+    scale: float,
+    ignore_index: int,
+    want_offset: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of `rows_loss` for the logits [N, C] and, if wanted, the offset's own shape [R, C]."""
     rest, d_rest, d_own, d_offset, d_mean = saved
     return rows_backward(
-        logits, target[:, None], scale, None, None, offset, offset_row, mean_weight, 0, logits.shape[1], ignore_index,
-        rest, d_rest, d_own[:, None], d_offset[:, None], None if mean_weight is None else d_mean,
-        grad.expand(target.shape[0]), want_offset,
+        logits,
+        target[:, None],
+        scale,
+        None,
+        None,
+        offset,
+        offset_row,
+        mean_weight,
+        0,
+        logits.shape[1],
+        ignore_index,
+        rest,
+        d_rest,
+        d_own[:, None],
+        d_offset[:, None],
+        None if mean_weight is None else d_mean,
+        grad.expand(target.shape[0]),
+        want_offset,
     )
 
 
