@@ -36,8 +36,8 @@ class LADELoss(Loss):
         if self.reduction == "none":
             raise ValueError("reduction must be 'mean' or 'sum': the regulariser has no value for a row, got 'none'")
         self.alpha, self.lam = checks.number("alpha", alpha, 0.0), checks.number("lam", lam, 0.0)
-        self.importance = checks.choice("importance", importance, ("class", "sample"))
-        self.classes = checks.choice("classes", classes, ("all", "present"))
+        self.importance: Literal["class", "sample"] = checks.choice("importance", importance, ("class", "sample"))
+        self.classes: Literal["all", "present"] = checks.choice("classes", classes, ("all", "present"))
         self.register_buffer("class_counts", checks.counts(class_counts))
 
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:

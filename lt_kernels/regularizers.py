@@ -22,7 +22,7 @@ class LogitWeightRepulsion(nn.Module):
     ) -> None:
         super().__init__()
         self.threshold, self.project = checks.number("threshold", threshold), checks.flag("project", project)
-        self.reduction = checks.choice("reduction", reduction, ("none", "mean", "sum"))
+        self.reduction: Literal["none", "mean", "sum"] = checks.choice("reduction", reduction, ("none", "mean", "sum"))
 
     def forward(self, linear_weight: Tensor) -> Tensor:
         """R of class weights [C, d]."""
@@ -44,8 +44,8 @@ class LADERegularizer(nn.Module):
     ) -> None:
         super().__init__()
         self.lam = checks.number("lam", lam, 0.0)
-        self.importance = checks.choice("importance", importance, ("class", "sample"))
-        self.classes = checks.choice("classes", classes, ("all", "present"))
+        self.importance: Literal["class", "sample"] = checks.choice("importance", importance, ("class", "sample"))
+        self.classes: Literal["all", "present"] = checks.choice("classes", classes, ("all", "present"))
         self.register_buffer("class_counts", checks.counts(class_counts))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
