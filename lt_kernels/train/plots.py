@@ -81,7 +81,9 @@ def group_bars(summaries: Sequence[Summary]) -> bytes:
             error_kw={"elinewidth": 1, "ecolor": "0.45"},
         )
     axis.set_xticks(np.arange(len(names)), [GROUP_LABELS[name] for name in names])
-    axis.set_ylim(0, 100)
+    shown = [summary.values[name] for summary in summaries for name in names]
+    highest = max(value.mean + (value.deviation or 0) for value in shown)
+    axis.set_ylim(0, min(100, 1.1 * highest + 1))
     axis.set_xlabel("classes, by their number of training samples")
     axis.set_ylabel("accuracy on the test set [%]")
     axis.set_title("Accuracy per group of classes (mean over seeds; bars: sample standard deviation)", fontsize=11)
@@ -121,9 +123,11 @@ def accuracy_by_count(results: Results) -> bytes:
     axis.set_xlabel("training samples of the class (log scale)")
     axis.set_ylabel("accuracy of the class [%]")
     what = (
-        "Accuracy of each class" if classes <= POINTS else f"Accuracy of the {classes} classes in ranges of like counts"
+        "Accuracy of each class"
+        if classes <= POINTS
+        else f"Accuracy of {classes} classes, in ranges of like counts, against their"
     )
-    axis.set_title(f"{what} against its number of training samples (mean over seeds)", fontsize=11)
+    axis.set_title(f"{what} number of training samples (mean over seeds)", fontsize=11)
     _legend(figure, axis)
     return _png(figure)
 
