@@ -121,7 +121,7 @@ inline void store(fp16* to, vfloat value) {
   vfloat magic = bits<vfloat>(floor + (13 << 23));
   vfloat rounded = (bits<vfloat>(size) + magic) - magic;
   vint half = bits<vint>(rounded * 1.925929944387236e-34f) >> 13;  // * 2^-112
-  half = rounded >= 65520.f ? vint{} + 0x7c00 : half;
+  half = size >= 0x477ff000 ? vint{} + 0x7c00 : half;  // 65520; `rounded` may be NaN, where magic is infinite
   half = size > 0x7f800000 ? vint{} + 0x7e00 : half;
   narrow(&to->bits, half | ((sign >> 16) & 0x8000));
 }
@@ -141,7 +141,7 @@ template <class A> struct Exp;
 template <> struct Exp<float> {
   using ints = Vec<float>::ints;
   static constexpr float magic = 12582912.f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float least = -87.3365448f, most = 88.7228394f;  // below: no normal number; above: infinity
+  static constexpr float least = -86.98f, most = 88.7228394f;  // below: 0; above: infinity
   static constexpr int shift = 23, one = 0x3f800000;
   static constexpr float factors[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                       4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
@@ -149,7 +149,7 @@ template <> struct Exp<float> {
 template <> struct Exp<double> {
   using ints = Vec<double>::ints;
   static constexpr double magic = 6755399441055744.0, ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-  static constexpr double least = -708.396418532264, most = 709.782712893384;
+  static constexpr double least = -708.04, most = 709.782712893384;
   static constexpr int64_t shift = 52, one = 0x3ff0000000000000;
   static constexpr double factors[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800,
                                        1.0 / 362880,     1.0 / 40320,     1.0 / 5040,     1.0 / 720,
@@ -180,7 +180,7 @@ template <class V> inline V scaled(V x, V shifted, V, V value) {
 template <class V> inline V bounded(V x) { return x; }
 #endif
 
-// exp to about one unit in the last place; 0 where the result would not be a normal number.
+// exp to about one unit in the last place; 0 below twice the least normal number, where 2^(n - 1) is none.
 template <class A> inline vec<A> exp_of(vec<A> input) {
   using E = Exp<A>;
   vec<A> x = bounded(input), shifted = x * A(1.44269504088896340736) + E::magic, n = shifted - E::magic;
