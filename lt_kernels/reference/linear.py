@@ -132,7 +132,7 @@ class Backward:
         self.sums = accumulate_type(p.input.dtype)
         rows, size = p.input.shape
         classes = p.weight.shape[0]
-        self.d_input = self.zeros(rows, size) if self.want_input else self.zeros(0)
+        self.d_input = self.zeros(rows, size) if self.want_input else self.zeros(0)  # set by the first slab
         self.d_weight = p.weight.new_empty(classes, size) if self.want_weight else p.weight.new_empty(0)
         self.d_bias = self.zeros(classes) if self.want_bias else self.zeros(0)
         self.d_offset = self.zeros(*p.offset.shape) if self.want_offset and p.offset is not None else self.zeros(0)
@@ -170,11 +170,13 @@ class Backward:
         p, kind = self.problem, product_type(self.problem.input)
         weight = p.weight[classes]
         final = self.d_weight[classes] if self.want_weight else self.d_weight
-        own = final if p.weight.dtype == self.sums else torch.empty_like(final, dtype=self.sums)
+        # One product whose sum is float32 inside needs no wider place to be added up in.
+        once = p.weight.dtype == kind and p.row_slab >= p.input.shape[0] and self.column_scale is None
+        own = final if once or p.weight.dtype == self.sums else torch.empty_like(final, dtype=self.sums)
         for rows in p.row_slabs():
             d_logits = self.slab(rows, classes)
             if self.want_input:
-                _add_product(self.d_input[rows], d_logits, weight.to(kind), first=False)
+                _add_product(self.d_input[rows], d_logits, weight.to(kind), first=classes.start == 0)
             if self.want_weight:
                 _add_product(own, d_logits.T, p.input[rows].to(kind), first=rows.start == 0)
             if self.want_bias:
@@ -198,12 +200,12 @@ class Backward:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """total = left @ right the first time, += afterwards; the sum keeps its own, wider dtype."""
-    if total.dtype == left.dtype:
-        torch.addmm(total, left, right, beta=0 if first else 1, out=total)
+    if total.dtype != left.dtype:
+        total.copy_(left @ right) if first else total.add_(left @ right)
     elif first:
-        total.copy_(left @ right)
+        torch.mm(left, right, out=total)
     else:
-        total.add_(left @ right)
+        total.addmm_(left, right)
 
 
 def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 512) -> None:
