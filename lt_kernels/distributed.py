@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lt_kernels.ops import linear
-from lt_kernels.ops.terms import Terms
+from lt_kernels.reference.terms import Terms
 
 
 class Copy(torch.autograd.Function):

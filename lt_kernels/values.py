@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks, priors
-from lt_kernels.reference.margins import ADDITIVE, ANGULAR, PLAIN, SPHERE
+from lt_kernels.reference.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,10 +82,19 @@ def say_once() -> None:
         warnings.warn(f"lt_kernels: {_reason}; the reference kernels serve on the CPU.", RuntimeWarning, stacklevel=3)
 
 
-def signed(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """A Function whose `apply` does not work out the signature of its forward again at every call (some 9 us)."""
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-    return function
+def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
+    """State how many inputs the forward of a Function takes.
+
+    Dynamo counts them to tell whether the first is a context, and `apply` would work them out at each call (9 us).
+    """
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    signature = inspect.Signature([inspect.Parameter(f"input{index}", kind) for index in range(inputs)])
+
+    def mark(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+        function.forward.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def _has(name: str, key: str) -> bool:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget
-from lt_kernels.ops.library import define, signed
+from lt_kernels.ops.library import define, takes
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
-from lt_kernels.ops.terms import Terms
 from lt_kernels.reference import linear as reference
 from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.reference.terms import Terms
 
 _VALUES = (
     "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? offset, Tensor? offset_row, "
@@ -62,50 +62,18 @@ backward_op = define(
 )
 
 
-@signed
+@takes(15)
 class LinearStatistics(torch.autograd.Function):
     """(rest, own, own_offset, mean, rival, ...) of features and class weights; gradients for both, bias and offset."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        offset: Tensor | None,
-        offset_row: Tensor | None,
-        mean_weight: Tensor | None,
-        scale: float,
-        normalize: int,
-        start: int,
-        classes: int,
-        ignore_index: int,
-        row_slab: int,
-        class_slab: int,
-        keep: bool,
-    ) -> tuple[Tensor, ...]:
-        if keep:  # one product for all logits
-            row_slab, class_slab = max(1, input.shape[0]), weight.shape[0]
-        rest, own, rival, mean, *saved = forward_op(
-            input,
-            weight,
-            bias,
-            target,
-            offset,
-            offset_row,
-            mean_weight,
-            scale,
-            normalize,
-            start,
-            classes,
-            ignore_index,
-            row_slab,
-            class_slab,
-            keep,
-        )
-        return rest, own, own_offsets(offset, offset_row, target - start, own), mean, rival, *saved
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        p, keep = reference.Problem(*inputs[:-1]), inputs[-1]
+        slabs = (max(1, p.input.shape[0]), p.weight.shape[0]) if keep else (p.row_slab, p.class_slab)
+        rest, own, rival, mean, *saved = forward_op(*p[:-2], *slabs, keep)  # one product for logits that are kept
+        return rest, own, own_offsets(p.offset, p.offset_row, p.target - p.start, own), mean, rival, *saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

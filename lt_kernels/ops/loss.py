@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lt_kernels import checks, distributed
 from lt_kernels.ops import library, linear, margins, prepare, rows, small
-from lt_kernels.ops.terms import Terms
 from lt_kernels.reference.linear import COLUMNS, PLAIN
-from lt_kernels.reference.margins import SPHERE
 from lt_kernels.reference.rows import MEAN, NONE, SUM, WEIGHTED_MEAN, accumulate_type, divisor_of
+from lt_kernels.reference.terms import SPHERE, Terms
 from lt_kernels.values import Margin, MixedTarget
 
 _CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}

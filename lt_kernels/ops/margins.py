@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define, signed
+from lt_kernels.ops.library import define, takes
 from lt_kernels.ops.second import first_order
-from lt_kernels.ops.terms import Terms
 from lt_kernels.reference import margins as reference
 from lt_kernels.reference.rows import at_target, pick
+from lt_kernels.reference.terms import LOSS_FIELDS, Terms
 
 
 def _fake(rest: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -29,57 +29,15 @@ margins_op = define(
 )
 
 
-@signed
+@takes(20)
 class Margins(torch.autograd.Function):
     """loss [N] from the statistics; gradients for rest, own, own_offset, norm and mean."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        rest: Tensor,
-        own: Tensor,
-        rival: Tensor,
-        target: Tensor,
-        own_offset: Tensor | None,
-        norm: Tensor | None,
-        mean: Tensor | None,
-        total: Tensor | None,
-        share: Tensor | None,
-        weight: Tensor | None,
-        class_margin: Tensor | None,
-        class_smoothing: Tensor | None,
-        scale: float,
-        kind: int,
-        margin: float,
-        instance: float,
-        guard: bool,
-        gamma: float,
-        smoothing: float,
-        ignore_index: int,
-    ) -> tuple[Tensor, ...]:
-        return margins_op(
-            rest,
-            own,
-            rival,
-            target,
-            own_offset,
-            norm,
-            mean,
-            total,
-            share,
-            weight,
-            class_margin,
-            class_smoothing,
-            scale,
-            kind,
-            margin,
-            instance,
-            guard,
-            gamma,
-            smoothing,
-            ignore_index,
-        )
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return margins_op(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -117,27 +75,9 @@ def loss(
     if t.mean_weight is not None and t.total is not None:
         share = at_target(t.mean_weight, t.offset_row, target)
         total = pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0].contiguous()
+    offset = own_offset if t.offset is not None else None
     return Margins.apply(
-        rest,
-        own,
-        rival,
-        target,
-        own_offset if t.offset is not None else None,
-        norm,
-        mean if share is not None else None,
-        total,
-        share,
-        t.weight,
-        t.class_margin,
-        t.class_smoothing,
-        t.scale,
-        t.kind,
-        t.margin,
-        t.instance,
-        t.guard,
-        t.gamma,
-        t.smoothing,
-        t.ignore_index,
+        rest, own, rival, target, offset, norm, None if share is None else mean, total, share, *t[LOSS_FIELDS]
     )[0]
 
 

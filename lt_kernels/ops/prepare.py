@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.ops.terms import Terms
 from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.reference.terms import Terms
 from lt_kernels.values import Margin
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define, signed
+from lt_kernels.ops.library import define, takes
 from lt_kernels.ops.second import first_order
-from lt_kernels.ops.terms import Terms
 from lt_kernels.reference import rows as reference
+from lt_kernels.reference.terms import Terms
 
 _TABLES = "Tensor? offset, Tensor? offset_row, Tensor? mean_weight"
 _VALUES = (
@@ -77,54 +77,15 @@ loss_backward_op = define(
 )
 
 
-@signed
+@takes(18)
 class RowLoss(torch.autograd.Function):
     """The loss, [N] or reduced, of logits [N, C] and one target a row; with gradients for the logits and the offset."""
 
     generate_vmap_rule = True
 
-    # Dynamo counts a forward's parameters to tell whether it takes a context: each has a name.
     @staticmethod
-    def forward(
-        logits: Tensor,
-        target: Tensor,
-        offset: Tensor | None,
-        offset_row: Tensor | None,
-        mean_weight: Tensor | None,
-        total: Tensor | None,
-        weight: Tensor | None,
-        class_margin: Tensor | None,
-        class_smoothing: Tensor | None,
-        scale: float,
-        kind: int,
-        margin: float,
-        instance: float,
-        guard: bool,
-        gamma: float,
-        smoothing: float,
-        ignore_index: int,
-        reduction: int,
-    ) -> tuple[Tensor, ...]:
-        return loss_op(
-            logits,
-            target,
-            offset,
-            offset_row,
-            mean_weight,
-            total,
-            weight,
-            class_margin,
-            class_smoothing,
-            scale,
-            kind,
-            margin,
-            instance,
-            guard,
-            gamma,
-            smoothing,
-            ignore_index,
-            reduction,
-        )
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return loss_op(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -139,23 +100,12 @@ class RowLoss(torch.autograd.Function):
             return (None,) * ctx.inputs
         logits, target, saved, offset, row, mean_weight = ctx.saved_tensors
         want_offset = offset is not None and ctx.needs_input_grad[2]
-        d_logits, d_table = first_order(
-            loss_backward_op,
-            logits,
-            target,
-            saved,
-            grad,
-            offset,
-            row,
-            mean_weight,
-            ctx.scale,
-            ctx.ignore_index,
-            want_offset,
-        )
+        tables, fixed = (offset, row, mean_weight), (ctx.scale, ctx.ignore_index, want_offset)
+        d_logits, d_table = first_order(loss_backward_op, logits, target, saved, grad, *tables, *fixed)
         return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
 
 
-@signed
+@takes(9)
 class RowStatistics(torch.autograd.Function):
     """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of logits [N, C] and K targets a row."""
 
@@ -191,26 +141,11 @@ class RowStatistics(torch.autograd.Function):
         logits, target, offset, row, mean_weight, rest = ctx.saved_tensors
         scale, start, classes, ignore_index = ctx.settings
         want_offset = offset is not None and ctx.needs_input_grad[2]
+        tables, fixed = (offset, row, mean_weight), (start, classes, ignore_index)
+        slopes = [value.contiguous() for value in (d_rest, d_own, d_own_offset)]
+        mean = None if mean_weight is None else d_mean.contiguous()
         d_logits, d_table = first_order(
-            backward_op,
-            logits,
-            target,
-            scale,
-            None,
-            None,
-            offset,
-            row,
-            mean_weight,
-            start,
-            classes,
-            ignore_index,
-            rest,
-            d_rest.contiguous(),
-            d_own.contiguous(),
-            d_own_offset.contiguous(),
-            None if mean_weight is None else d_mean.contiguous(),
-            None,
-            want_offset,
+            backward_op, logits, target, scale, None, None, *tables, *fixed, rest, *slopes, mean, None, want_offset
         )
         return d_logits, None, d_table if want_offset else None, *(None,) * 6
 
@@ -225,27 +160,7 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
 
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = reference.NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
-    t = terms
-    return RowLoss.apply(
-        logits,
-        target,
-        t.offset,
-        t.offset_row,
-        t.mean_weight,
-        t.total,
-        t.weight,
-        t.class_margin,
-        t.class_smoothing,
-        t.scale,
-        t.kind,
-        t.margin,
-        t.instance,
-        t.guard,
-        t.gamma,
-        t.smoothing,
-        t.ignore_index,
-        reduction,
-    )[0]
+    return RowLoss.apply(logits, target, *terms, reduction)[0]
 
 
 def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:

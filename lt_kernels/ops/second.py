@@ -6,10 +6,7 @@ from typing import Any
 
 import torch
 
-from lt_kernels.ops.library import signed
 
-
-@signed
 class FirstOrder(torch.autograd.Function):
     """Run a backward operator; differentiating its result is an error that says so."""
 

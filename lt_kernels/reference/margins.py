@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)
+from lt_kernels.reference.terms import ADDITIVE, ANGULAR, SPHERE, loss_terms
 
 
 def _sine(cosine: Tensor) -> Tensor:
@@ -92,37 +92,31 @@ def margins(
     mean: Tensor | None,
     total: Tensor | None,
     share: Tensor | None,
-    weight: Tensor | None,
-    class_margin: Tensor | None,
-    class_smoothing: Tensor | None,
-    scale: float,
-    kind: int,
-    margin: float,
-    instance: float,
-    guard: bool,
-    gamma: float,
-    smoothing: float,
-    ignore_index: int,
+    *settings: object,
 ) -> tuple[Tensor, Tensor]:
-    """loss [N], and its slopes (d_rest, d_own, d_offset, d_norm, d_mean) as [5, N], from the statistics of each row."""
-    valid = target != ignore_index
+    """loss [N], and its slopes (d_rest, d_own, d_offset, d_norm, d_mean) as [5, N], from the statistics of each row.
+
+    The settings are the fields of `Terms` from the weight on.
+    """
+    t = loss_terms(*settings)
+    valid = target != t.ignore_index
     _check_offset(own_offset, valid, target)
     hard = (rival > own).to(own.dtype)
-    row_margin = _per_row(class_margin, margin, target, own)
-    value, slope, norm_slope = phi(kind, own, row_margin, int(margin), hard, instance, guard, norm)
-    own_u = scale * value if own_offset is None else scale * value + own_offset
+    row_margin = _per_row(t.class_margin, t.margin, target, own)
+    value, slope, norm_slope = phi(t.kind, own, row_margin, int(t.margin), hard, t.instance, t.guard, norm)
+    own_u = t.scale * value if own_offset is None else t.scale * value + own_offset
     v = rest - own_u
     entropy, miss = torch.logaddexp(v, torch.zeros_like(v)), v.sigmoid()
-    focus = miss**gamma if gamma else torch.ones_like(miss)
-    amount = _per_row(weight, 1.0, target, own)
+    focus = miss**t.gamma if t.gamma else torch.ones_like(miss)
+    amount = _per_row(t.weight, 1.0, target, own)
     loss = amount * focus * entropy
-    d_v = amount * focus * (miss + gamma * (1 - miss) * entropy if gamma else miss)
+    d_v = amount * focus * (miss + t.gamma * (1 - miss) * entropy if t.gamma else miss)
     d_u, d_mean = -d_v, torch.zeros_like(v)
     if mean is not None and total is not None and share is not None:
-        part = _per_row(class_smoothing, smoothing, target, own)
+        part = _per_row(t.class_smoothing, t.smoothing, target, own)
         loss = (1 - part) * loss + part * (total * entropy + (total - share) * own_u - mean)
         d_u = -(1 - part) * d_v + part * (total * (1 - miss) - share)
         d_v = (1 - part) * d_v + part * total * miss
         d_mean = -part
-    slopes = torch.stack((d_v, d_u * scale * slope, d_u, d_u * scale * norm_slope, d_mean))
+    slopes = torch.stack((d_v, d_u * t.scale * slope, d_u, d_u * t.scale * norm_slope, d_mean))
     return torch.where(valid, loss, 0.0), torch.where(valid, slopes, 0.0)

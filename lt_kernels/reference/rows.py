@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from lt_kernels.reference.margins import margins
+from lt_kernels.reference.terms import LOSS_FIELDS, Terms
 
 NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions; MEAN divides by the number of rows that count
 
@@ -53,98 +56,95 @@ def _skipped(target: Tensor, ignore_index: int) -> Tensor:
     return (target == ignore_index).all(1)
 
 
-def _values(
-    logits: Tensor,
-    scale: float,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    offset: Tensor | None,
-    row: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """(z, u): the logits with the scales of rows and columns, and scale * z + offset; both [N, C]."""
-    z = logits.to(accumulate_type(logits.dtype))
-    if row_scale is not None:
-        z = z * row_scale[:, None]
-    if column_scale is not None:
-        z = z * column_scale
-    u = z if scale == 1.0 else scale * z
-    return z, u if offset is None else u + pick(offset, row)
+class Inputs(NamedTuple):
+    """What the two operators of this room share; the order is that of their arguments."""
+
+    logits: Tensor  # [N, C]
+    target: Tensor  # [N, K]
+    scale: float
+    row_scale: Tensor | None  # [N]
+    column_scale: Tensor | None  # [C]
+    offset: Tensor | None  # [1, C], [N, C], or [R, C] with offset_row
+    offset_row: Tensor | None  # [N]
+    mean_weight: Tensor | None  # as offset
+    start: int  # the index of the first class here among all `classes`
+    classes: int
+    ignore_index: int
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """A [N, C] array times the scales of rows and columns."""
+        value = value if self.row_scale is None else value * self.row_scale[:, None]
+        return value if self.column_scale is None else value * self.column_scale
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """(z, u): the scaled logits, and scale * z + offset; both [N, C]."""
+        z = self.scaled(self.logits.to(accumulate_type(self.logits.dtype)))
+        u = z if self.scale == 1.0 else self.scale * z
+        return z, u if self.offset is None else u + pick(self.offset, self.offset_row)
+
+    def targets(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Each target's column [N, K], whether it is one of ours [N, K], and what is hidden from the sums [N, C]."""
+        width = self.logits.shape[1]
+        column, inside = _local(self.target, self.start, width, self.ignore_index)
+        return column, inside, _excluded(column, inside, width) | _skipped(self.target, self.ignore_index)[:, None]
 
 
-def rows_forward(
-    logits: Tensor,
-    target: Tensor,
-    scale: float,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    offset: Tensor | None,
-    offset_row: Tensor | None,
-    mean_weight: Tensor | None,
-    start: int,
-    classes: int,
-    ignore_index: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rows_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of [N, C] logits: rest [N], own [N, K], rival [N] and the weighted mean [N], without the K targets."""
-    check_target(target, classes, ignore_index)
-    z, u = _values(logits, scale, row_scale, column_scale, offset, offset_row)
-    width = logits.shape[1]
-    column, inside = _local(target, start, width, ignore_index)
-    excluded = _excluded(column, inside, width)
+    i = Inputs(*inputs)
+    check_target(i.target, i.classes, i.ignore_index)
+    z, u = i.values()
+    column, inside, hidden = i.targets()
     own = z.gather(1, column).masked_fill(~inside, -torch.inf)
-    skipped = _skipped(target, ignore_index)
-    hidden = excluded | skipped[:, None]
     rest = u.masked_fill(hidden, -torch.inf).logsumexp(1)
     rival = z.masked_fill(hidden | (u == -torch.inf), -torch.inf).amax(1)  # a class that is not there is no rival
-    if mean_weight is None:
+    if i.mean_weight is None:
         return rest, own, rival, rest.new_zeros(0)
-    share = pick(mean_weight, offset_row).expand_as(u)
+    share = pick(i.mean_weight, i.offset_row).expand_as(u)
     mean = torch.where((share != 0) & ~hidden, share * u, 0.0).sum(1)
     return rest, own, rival, mean
 
 
-def rows_backward(
-    logits: Tensor,
-    target: Tensor,
-    scale: float,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    offset: Tensor | None,
-    offset_row: Tensor | None,
-    mean_weight: Tensor | None,
-    start: int,
-    classes: int,
-    ignore_index: int,
-    rest: Tensor,
-    d_rest: Tensor,
-    d_own: Tensor,
-    d_own_offset: Tensor | None,
-    d_mean: Tensor | None,
-    grad: Tensor | None,
-    want_offset: bool,
-) -> tuple[Tensor, Tensor]:
+class Slopes(NamedTuple):
+    """What comes back to the statistics, and what is wanted of it; the order is that of the operator's arguments."""
+
+    rest: Tensor  # [N], as the forward pass found it
+    d_rest: Tensor  # [N]
+    d_own: Tensor  # [N, K]
+    d_own_offset: Tensor | None  # [N, K]
+    d_mean: Tensor | None  # [N]
+    grad: Tensor | None  # [N], a factor for all of them
+    want_offset: bool
+
+    def with_grad(self) -> Slopes:
+        """The same with the factor multiplied in."""
+        if self.grad is None:
+            return self
+        by_slot = self.grad[:, None]
+        return self._replace(
+            d_rest=self.d_rest * self.grad,
+            d_own=self.d_own * by_slot,
+            d_own_offset=None if self.d_own_offset is None else self.d_own_offset * by_slot,
+            d_mean=None if self.d_mean is None else self.d_mean * self.grad,
+        )
+
+
+def rows_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
     """Gradient of the statistics with respect to the logits [N, C] and, if wanted, to the offset's own shape [R, C]."""
-    _, u = _values(logits, scale, row_scale, column_scale, offset, offset_row)
-    column, inside = _local(target, start, logits.shape[1], ignore_index)
-    if grad is not None:
-        d_rest, d_own = d_rest * grad, d_own * grad[:, None]
-        d_mean = None if d_mean is None else d_mean * grad
-        d_own_offset = None if d_own_offset is None else d_own_offset * grad[:, None]
-    chance = (u - torch.where(rest == -torch.inf, 0.0, rest)[:, None]).exp()
-    d_u = d_rest[:, None] * chance
-    if d_mean is not None and mean_weight is not None:
-        d_u = d_u + d_mean[:, None] * pick(mean_weight, offset_row)
-    hidden = _excluded(column, inside, logits.shape[1]) | _skipped(target, ignore_index)[:, None]
+    i, s = Inputs(*inputs[: len(Inputs._fields)]), Slopes(*inputs[len(Inputs._fields) :]).with_grad()
+    _, u = i.values()
+    column, inside, hidden = i.targets()
+    chance = (u - torch.where(s.rest == -torch.inf, 0.0, s.rest)[:, None]).exp()
+    d_u = s.d_rest[:, None] * chance
+    if s.d_mean is not None and i.mean_weight is not None:
+        d_u = d_u + s.d_mean[:, None] * pick(i.mean_weight, i.offset_row)
     d_u = d_u.masked_fill(hidden, 0.0)
     d_offset = d_u.new_zeros(0)
-    if want_offset and offset is not None:
-        at_target = 0.0 if d_own_offset is None else torch.where(inside, d_own_offset, 0.0)
-        d_offset = _fold(d_u.scatter_add(1, column, at_target + torch.zeros_like(d_own)), offset, offset_row)
-    d_z = (d_u if scale == 1.0 else d_u * scale).scatter_add(1, column, torch.where(inside, d_own, 0.0))
-    if row_scale is not None:
-        d_z = d_z * row_scale[:, None]
-    if column_scale is not None:
-        d_z = d_z * column_scale
-    return d_z.to(logits.dtype), d_offset
+    if s.want_offset and i.offset is not None:
+        at_own = torch.zeros_like(s.d_own) if s.d_own_offset is None else torch.where(inside, s.d_own_offset, 0.0)
+        d_offset = _fold(d_u.scatter_add(1, column, at_own), i.offset, i.offset_row)
+    d_z = (d_u if i.scale == 1.0 else d_u * i.scale).scatter_add(1, column, torch.where(inside, s.d_own, 0.0))
+    return i.scaled(d_z).to(i.logits.dtype), d_offset
 
 
 def _fold(d_u: Tensor, offset: Tensor, row: Tensor | None) -> Tensor:
@@ -156,61 +156,22 @@ def _fold(d_u: Tensor, offset: Tensor, row: Tensor | None) -> Tensor:
     return torch.zeros_like(offset, dtype=d_u.dtype).index_add(0, row.clamp(0, offset.shape[0] - 1), d_u)
 
 
-def rows_loss(
-    logits: Tensor,
-    target: Tensor,
-    offset: Tensor | None,
-    offset_row: Tensor | None,
-    mean_weight: Tensor | None,
-    total: Tensor | None,
-    weight: Tensor | None,
-    class_margin: Tensor | None,
-    class_smoothing: Tensor | None,
-    scale: float,
-    kind: int,
-    margin: float,
-    instance: float,
-    guard: bool,
-    gamma: float,
-    smoothing: float,
-    ignore_index: int,
-    reduction: int,
-) -> tuple[Tensor, Tensor]:
-    """Statistics and loss in one call, for one target a row.
+def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    """Statistics and loss in one call, for one target a row; the settings are the fields of `Terms` and the reduction.
 
     Returns the loss, [N] or reduced, and (rest, d_rest, d_own, d_offset, d_mean) [5, N] with the slopes of that.
     """
+    t, reduction, tables = Terms(*settings[:-1]), settings[-1], settings[:3]
     rest, own, rival, mean = rows_forward(
-        logits, target[:, None], scale, None, None, offset, offset_row, mean_weight, 0, logits.shape[1], ignore_index
+        logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index
     )
-    share = at_target(mean_weight, offset_row, target)
-    row_total = None if total is None else pick(total[:, None], offset_row).expand(target.shape[0], 1)[:, 0]
-    loss, slopes = margins(
-        rest,
-        own[:, 0],
-        rival,
-        target,
-        at_target(offset, offset_row, target),
-        None,
-        mean,
-        row_total,
-        share,
-        weight,
-        class_margin,
-        class_smoothing,
-        scale,
-        kind,
-        margin,
-        instance,
-        guard,
-        gamma,
-        smoothing,
-        ignore_index,
-    )
+    share, own_offset = at_target(t.mean_weight, t.offset_row, target), at_target(t.offset, t.offset_row, target)
+    total = None if t.total is None else pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0]
+    loss, slopes = margins(rest, own[:, 0], rival, target, own_offset, None, mean, total, share, *t[LOSS_FIELDS])
     slopes = torch.cat((slopes[:3], slopes[4:]))
     if reduction in (WEIGHTED_MEAN, MEAN):
-        divisor = divisor_of(target, weight if reduction == WEIGHTED_MEAN else None, ignore_index).to(loss.dtype)
-        loss, slopes = loss.sum() / divisor, torch.where(target == ignore_index, 0.0, slopes / divisor)
+        divisor = divisor_of(target, t.weight if reduction == WEIGHTED_MEAN else None, t.ignore_index).to(loss.dtype)
+        loss, slopes = loss.sum() / divisor, torch.where(target == t.ignore_index, 0.0, slopes / divisor)
     elif reduction == SUM:
         loss = loss.sum()
     return loss, torch.cat((rest[None], slopes))
@@ -237,27 +198,12 @@ def rows_loss_backward(
     want_offset: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of `rows_loss` for the logits [N, C] and, if wanted, the offset's own shape [R, C]."""
+    tables, classes = (offset, offset_row, mean_weight), logits.shape[1]
+    inputs = Inputs(logits, target[:, None], scale, None, None, *tables, 0, classes, ignore_index)
     rest, d_rest, d_own, d_offset, d_mean = saved
-    return rows_backward(
-        logits,
-        target[:, None],
-        scale,
-        None,
-        None,
-        offset,
-        offset_row,
-        mean_weight,
-        0,
-        logits.shape[1],
-        ignore_index,
-        rest,
-        d_rest,
-        d_own[:, None],
-        d_offset[:, None],
-        None if mean_weight is None else d_mean,
-        grad.expand(target.shape[0]),
-        want_offset,
-    )
+    mean = None if mean_weight is None else d_mean
+    factor = grad.expand(target.shape[0])
+    return rows_backward(*inputs, rest, d_rest, d_own[:, None], d_offset[:, None], mean, factor, want_offset)
 
 
 def at_target(table: Tensor | None, row: Tensor | None, target: Tensor) -> Tensor | None:

@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lt_kernels.reference.margins import PLAIN
+PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)  # kinds of phi
 
 
 class Terms(NamedTuple):
-    """What turns the statistics of a row into its loss; tables are float32 or float64, as the arithmetic is."""
+    """What turns the statistics of a row into its loss; tables are float32 or float64, as the arithmetic is.
+
+    The order is that of the operators' arguments.
+    """
 
     offset: Tensor | None = None  # [1, C], [N, C], or [R, C] with offset_row
     offset_row: Tensor | None = None  # [N]: the table's row for each row, where that is not row 0 or the row itself
@@ -29,3 +32,11 @@ class Terms(NamedTuple):
     gamma: float = 0.0
     smoothing: float = 0.0
     ignore_index: int = -100
+
+
+LOSS_FIELDS = slice(4, None)  # the fields that the loss of a row reads once its statistics are known
+
+
+def loss_terms(*fields: object) -> Terms:
+    """`Terms` from those fields alone."""
+    return Terms(None, None, None, None, *fields)  # type: ignore[arg-type]
