@@ -173,7 +173,7 @@ template <class V> inline V scaled(V x, V shifted, V, V value) {
   using A = typename std::remove_reference<decltype(value[0])>::type;
   using E = Exp<A>;
   V half = bits<V>(((bits<typename E::ints>(shifted) - 1) << E::shift) + E::one);  // 2^(n - 1): n itself may not fit
-  value = (value * half) * A(2);
+  value = (value * A(2)) * half;
   value = x < E::least ? V{} : value;
   return x > E::most ? splat(std::numeric_limits<A>::infinity()) : value;
 }

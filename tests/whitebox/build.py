@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 WIDTHS = {"generic": 16, "avx2": 32, "avx512": 64}
@@ -100,3 +102,14 @@ def build(folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def for_tests(config: Any, temporary: Any) -> ModuleType:
+    """The module in pytest's cache folder, or in the run's temporary one where there is no cache; else the test is skipped."""
+    cache = getattr(config, "cache", None)
+    folder = temporary.getbasetemp().parent / "whitebox" if cache is None else Path(cache.mkdir("whitebox"))
+    folder.mkdir(exist_ok=True)
+    try:
+        return build(folder)
+    except CannotBuildError as missing:
+        pytest.skip(f"the kernels' internals cannot be built here: {missing}")
