@@ -46,8 +46,7 @@ def cited(path: Path) -> set[int]:
 
 
 def test_sections_are_numbered_in_order() -> None:
-    lines = "
-".join(headings(ROOT / "docs" / "math.md"))
+    lines = "\n".join(headings(ROOT / "docs" / "math.md"))
     numbers = [int(found) for found in re.findall(r"^(\d+)\. ", lines, re.MULTILINE)]
     assert numbers == list(range(1, 12))
 
