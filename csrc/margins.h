@@ -20,7 +20,8 @@ template <class A> inline Phi<A> angular(A own, A margin, bool hard, A instance,
   const A floor = std::sqrt(std::numeric_limits<A>::epsilon());  // keeps the slope finite at cos = +-1
   A turn = hard ? instance * margin / 2 : A(0), c = clamp(own, A(-1), A(1)), angle = margin + turn * (1 - c);
   A sine = std::sqrt((1 - c) * (1 + c)), cos_m = std::cos(angle), sin_m = std::sin(angle);
-  if (guard && c < -cos_m) return {c - angle * sin_m, 1 + (sin_m + angle * cos_m) * turn, 0};
+  if (guard && (c < -cos_m || angle > A(3.14159265358979323846)))
+    return {c - angle * sin_m, 1 + (sin_m + angle * cos_m) * turn, 0};
   A slope = cos_m + c * sin_m / (sine < floor ? floor : sine) + (sine * cos_m + c * sin_m) * turn;
   return {c * cos_m - sine * sin_m, slope, 0};
 }

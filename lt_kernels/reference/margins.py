@@ -26,7 +26,7 @@ def _angular(own: Tensor, margin: Tensor, hard: Tensor, instance: float, guard: 
     slope = angle.cos() + cosine * angle.sin() / sine.clamp_min(floor) + shifted_sine * turn
     if not guard:
         return phi, slope
-    beyond = cosine < -angle.cos()  # theta + m_i > pi, where cos would rise again
+    beyond = (cosine < -angle.cos()) | (angle > math.pi)  # theta + m_i > pi, where cos would rise again
     straight = cosine - angle * angle.sin()
     straight_slope = 1 + (angle.sin() + angle * angle.cos()) * turn
     return torch.where(beyond, straight, phi), torch.where(beyond, straight_slope, slope)
