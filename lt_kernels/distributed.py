@@ -63,6 +63,7 @@ class Shard(NamedTuple):
     size: int
     classes: int
     group: Any
+    sizes: list[int]  # every rank's
 
     def statistics(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
@@ -97,8 +98,28 @@ def shard(size: int, group: Any, device: torch.device) -> Shard:
         sizes = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
         dist.all_gather(sizes, torch.tensor(size, device=device), group=group)
         counts, rank = [int(one) for one in sizes], dist.get_rank(group)
-        _shards[group, size] = Shard(sum(counts[:rank]), size, sum(counts), group)
+        _shards[group, size] = Shard(sum(counts[:rank]), size, sum(counts), group, counts)
     return _shards[group, size]
+
+
+def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:
+    """All ranks' rows [C, ...] in the order of the ranks, on every rank and without a gradient: what a checkpoint keeps.
+
+    Args:
+        weight_shard: this rank's rows [c, d], or its entries [c] of a bias; ranks may have different numbers of rows.
+        group: the process group over whose ranks they are sharded.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+    """
+    own = weight_shard.detach().contiguous()
+    found = shard(own.shape[0], group, own.device)
+    most = max(found.sizes)
+    padded = own.new_zeros((most, *own.shape[1:]))  # a collective wants the same shape of every rank
+    padded[: own.shape[0]] = own
+    parts = [torch.empty_like(padded) for _ in found.sizes]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:size] for part, size in zip(parts, found.sizes, strict=True)])
 
 
 def shard_bounds(num_classes: int, rank: int, world_size: int) -> tuple[int, int]:

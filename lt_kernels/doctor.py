@@ -16,6 +16,7 @@ import torch
 import lt_kernels
 from lt_kernels import ops
 from lt_kernels.ops.budget import current_budget
+from lt_kernels.ops.tiles import screening
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +69,7 @@ def _facts() -> list[str]:
     loaded, instruction_set, reason = ops.extension_status()
     extension = f"loaded, serving with {instruction_set}" if loaded else f"not loaded: {reason}"
     threads = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    screened, why = screening(torch.empty(1, 64), 0.4)
     rows = [
         ("lt_kernels", f"{lt_kernels.__version__} in {Path(__file__).parent}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -76,6 +78,7 @@ def _facts() -> list[str]:
         ("CPU", f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {threads}"),
         ("GPU", _gpu()),
         ("C++ extension", extension),
+        ("repulsion", f"tiles {'screened in int8' if screened else 'not screened'} on the CPU: {why}"),
         ("memory budget", f"{current_budget() / 2**20:.0f} MiB of logits in linear and cosine operators"),
     ]
     return [f"{name:<14} {value}" for name, value in rows]

@@ -82,7 +82,8 @@ class Loss(nn.Module):
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         classes = shape[min(1, len(shape) - 1)]
         table = self.table(target, classes) if table is None else table
-        if self.margin is None and self.average == "weighted" and self.class_smoothing is None:
+        plain = self.margin is None and self.scale == 1.0 and self.class_smoothing is None
+        if plain and self.average == "weighted":
             quick = small.cross_entropy(
                 input,
                 target,

@@ -35,7 +35,7 @@ def test_report_names_versions_and_every_room_on_every_device(capsys: pytest.Cap
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert printed == doctor.report() + "\n"
-    for fact in ("Python", torch.__version__, "memory budget", "256 MiB", "C++ extension", "GPU", "CPU"):
+    for fact in ("Python", torch.__version__, "memory budget", "256 MiB", "C++ extension", "GPU", "CPU", "screened"):
         assert fact in printed
     assert {(line[0], line[1]) for line in table_of(printed)} >= {(room, d) for room in ROOMS for d in ("cpu", "cuda")}
 

@@ -43,6 +43,7 @@ def scaled(d, dtype, seed):
     rng = np.random.default_rng(seed)
     rows = torch.from_numpy(adversaries(d, rng))
     most = 3 if dtype == torch.float16 else 7
+    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)
     sizes = torch.from_numpy(10.0 ** rng.uniform(-most, most, (len(rows), 1)))
     return (rows * sizes).to(dtype)
 

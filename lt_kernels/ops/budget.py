@@ -48,8 +48,9 @@ def current_budget() -> int:
 def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
     """Keep the logits if they and one slab of their gradient fit; else class slabs if C > N, else row slabs."""
     rows, budget = input.shape[0], current_budget()
-    slab = min(budget, SLAB.get(input.device.type, budget))
-    keep = rows * classes * itemsize <= budget
+    slab = max(1, min(budget // 2, SLAB.get(input.device.type, budget)))
+    logits = rows * classes * itemsize
+    keep = logits + min(slab, logits) <= budget
     if classes > rows:
         width = max(1, slab // max(1, rows * itemsize))
         width = min(width, max(1024, slab // (4 * max(1, input.shape[1]))))  # so is its slab of the weight gradient

@@ -60,9 +60,9 @@ def _blocks(size: int, width: int) -> Iterator[slice]:
 
 
 def inverse_norm(rows: Tensor) -> Tensor:
-    """1 / |row|, and 0 for a row shorter than 1e-12, which has no direction: its cosines and gradients are 0."""
+    """1 / |row|; 0 for a row shorter than 1e-12, which has no direction; NaN for one whose norm overflows."""
     norm = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
-    return torch.where(norm > 1e-12, 1 / norm.clamp_min(1e-12), 0.0)
+    return torch.where(norm <= 1e-12, 0.0, norm / norm / norm)  # infinity / infinity is NaN
 
 
 def product_type(input: Tensor) -> torch.dtype:
