@@ -104,12 +104,13 @@ inline void narrow(uint16_t* to, vint value) {
   std::memcpy(to, &half, sizeof half);
 }
 
-// fp16 to float: shift the exponent into place, scale by 2^112; infinities and NaN get float's largest exponent.
+// fp16 to float: shift exponent and fraction into place and add 112 to the exponent; below 2^-14 count steps of 2^-24;
+// infinities and NaN get float's largest exponent. No denormal float on the way: a process may flush those to zero.
 inline vfloat load(const fp16* from) {
   vint half = widen(&from->bits), sign = (half & 0x8000) << 16, rest = (half & 0x7fff) << 13;
-  vfloat value = bits<vfloat>(rest) * 5.192296858534828e33f;
-  vint special = rest >= 0x0f800000;
-  return bits<vfloat>((special ? (rest | 0x7f800000) : bits<vint>(value)) | sign);
+  vint steps = bits<vint>(__builtin_convertvector(half & 0x3ff, vfloat) * 5.9604644775390625e-8f);
+  vint value = rest < 0x00800000 ? steps : rest + 0x38000000;
+  return bits<vfloat>((rest >= 0x0f800000 ? (rest | 0x7f800000) : value) | sign);
 }
 
 // Round to nearest even by adding a power of two that leaves ten fraction bits; too large becomes infinity.
@@ -120,7 +121,8 @@ inline void store(fp16* to, vfloat value) {
   vint floor = exponent < 0x38800000 ? vint{} + 0x38800000 : exponent;  // below 2^-14 the step stays 2^-24
   vfloat magic = bits<vfloat>(floor + (13 << 23));
   vfloat rounded = (bits<vfloat>(size) + magic) - magic;
-  vint half = bits<vint>(rounded * 1.925929944387236e-34f) >> 13;  // * 2^-112
+  vint steps = __builtin_convertvector(rounded * 16777216.f, vint);  // of 2^-24
+  vint half = rounded < 6.103515625e-05f ? steps : (bits<vint>(rounded) - 0x38000000) >> 13;
   half = size >= 0x477ff000 ? vint{} + 0x7c00 : half;  // 65520; `rounded` may be NaN, where magic is infinite
   half = size > 0x7f800000 ? vint{} + 0x7e00 : half;
   narrow(&to->bits, half | ((sign >> 16) & 0x8000));
