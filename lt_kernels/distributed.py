@@ -29,31 +29,31 @@ class Copy(torch.autograd.Function):
 
 
 class Merge(torch.autograd.Function):
-    """(logaddexp, max, max, sum) of the ranks' statistics; every rank goes on with the same numbers."""
+    """(logaddexp, own, sum, sum, max) of the ranks' statistics in two collectives, the same on every rank."""
 
     @staticmethod
     def forward(
-        ctx: Any, rest: Tensor, own: Tensor, own_offset: Tensor, mean: Tensor, rival: Tensor, group: Any
+        ctx: Any, rest: Tensor, own: Tensor, own_offset: Tensor, mean: Tensor, rival: Tensor, mine: Tensor, group: Any
     ) -> tuple[Tensor, ...]:
-        top = rest.clone()
-        dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
-        top = torch.where(top == -torch.inf, 0.0, top)
-        total = (rest - top).exp()
-        dist.all_reduce(total, group=group)
+        highest = torch.stack((rest, rival))
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+        top = torch.where(highest[0] == -torch.inf, 0.0, highest[0])
+        # A sum over one rank's number and zeros, since a maximum may lose a NaN.
+        parts = [(rest - top).exp(), torch.where(mine, own, 0.0), own_offset, mean]
+        packed = torch.cat([part.reshape(-1) for part in parts])
+        dist.all_reduce(packed, group=group)
+        pieces = packed.split([part.numel() for part in parts])
+        total, own, own_offset, mean = (new.reshape(old.shape) for new, old in zip(pieces, parts, strict=True))
         whole = top + total.log()
-        merged = [value.clone() for value in (own, rival, own_offset, mean)]
-        for value, how in zip(merged, (dist.ReduceOp.MAX,) * 2 + (dist.ReduceOp.SUM,) * 2, strict=True):
-            if value.numel():
-                dist.all_reduce(value, how, group=group)
         ctx.save_for_backward(torch.where(rest == -torch.inf, 0.0, (rest - whole).exp()))
-        ctx.mark_non_differentiable(merged[1])
-        return whole, merged[0], merged[2], merged[3], merged[1]
+        ctx.mark_non_differentiable(highest)
+        return whole, own, own_offset, mean, highest
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, _: Any) -> Any:
         (share,) = ctx.saved_tensors
-        return d_rest * share, d_own, d_own_offset, d_mean, None, None
+        return d_rest * share, d_own, d_own_offset, d_mean, None, None, None
 
 
 class Shard(NamedTuple):
@@ -72,7 +72,9 @@ class Shard(NamedTuple):
         input = Copy.apply(input, self.group)
         local = self.terms(terms)
         found = linear.statistics(input, weight, bias, target, local, normalize, self.start, self.classes)
-        return Merge.apply(*found, self.group)
+        mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
+        whole, own, own_offset, mean, highest = Merge.apply(*found, mine, self.group)
+        return whole, own.masked_fill(target == terms.ignore_index, -torch.inf), own_offset, mean, highest[1]
 
     def terms(self, terms: Terms) -> Terms:
         """The tables' columns for this rank's classes."""
@@ -83,27 +85,33 @@ class Shard(NamedTuple):
         return terms._replace(offset=offset, mean_weight=None if share is None else share[:, part])
 
 
-_shards: dict[tuple[Any, int], Shard] = {}
-
-
-def shard(size: int, group: Any, device: torch.device) -> Shard:
-    """Where this rank's `size` classes stand among all: in the order of the ranks, asked of the group once.
+def checked(group: Any) -> dist.ProcessGroup:
+    """The group itself, if this process is in it.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
     """
     if not isinstance(group, dist.ProcessGroup):
         raise ValueError(f"group must be a torch.distributed process group that this rank is in, got {group!r}")
-    if (group, size) not in _shards:
-        sizes = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(sizes, torch.tensor(size, device=device), group=group)
-        counts, rank = [int(one) for one in sizes], dist.get_rank(group)
-        _shards[group, size] = Shard(sum(counts[:rank]), size, sum(counts), group, counts)
-    return _shards[group, size]
+    return group
+
+
+def shard(size: int, group: Any, device: torch.device) -> Shard:
+    """Where this rank's `size` classes stand among all: in the order of the ranks.
+
+    The ranks are asked each time: one whose own size is what it was cannot know that the others' are.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+    """
+    sizes = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(dist.get_world_size(checked(group)))]
+    dist.all_gather(sizes, torch.tensor(size, device=device), group=group)
+    counts, rank = [int(one) for one in sizes], dist.get_rank(group)
+    return Shard(sum(counts[:rank]), size, sum(counts), group, counts)
 
 
 def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:
-    """All ranks' rows [C, ...] in the order of the ranks, on every rank and without a gradient: what a checkpoint keeps.
+    """All ranks' rows [C, ...] in the order of the ranks, on every rank, without a gradient: for a checkpoint.
 
     Args:
         weight_shard: this rank's rows [c, d], or its entries [c] of a bias; ranks may have different numbers of rows.
@@ -123,5 +131,13 @@ def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:
 
 
 def shard_bounds(num_classes: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The classes [start, stop) of a rank when `num_classes` are dealt out evenly, in the order of the ranks."""
+    """The classes [start, stop) of a rank when `num_classes` are dealt out evenly, in the order of the ranks.
+
+    Raises:
+        ValueError: if there are fewer classes than ranks, or `rank` is none of them.
+    """
+    if num_classes < world_size:
+        raise ValueError(f"num_classes must be at least 1 for each of the {world_size} ranks, got {num_classes}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
     return rank * num_classes // world_size, (rank + 1) * num_classes // world_size

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks
-from lt_kernels.distributed import shard_bounds
+from lt_kernels.distributed import checked, shard_bounds
 from lt_kernels.lossmodule import Loss
 from lt_kernels.ops.small import cosines
 from lt_kernels.values import MixedTarget
@@ -32,7 +32,7 @@ class _Head(nn.Module):
         first, last = (
             (0, num_classes)
             if group is None
-            else shard_bounds(num_classes, dist.get_rank(group), dist.get_world_size(group))
+            else shard_bounds(num_classes, dist.get_rank(checked(group)), dist.get_world_size(group))
         )
         self.weight = nn.Parameter(torch.empty(last - first, in_features))
 

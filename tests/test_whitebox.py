@@ -25,7 +25,7 @@ def floats(first, count, stride=1):
     return (np.uint32(first) + np.arange(count, dtype=np.uint32) * np.uint32(stride)).view(np.float32)
 
 
-# Every float32 by its bits: [first, last), and what exp is there; None: the exponential to some units in the last place.
+# Every float32 by its bits: [first, last), and what exp is there; None: the exponential itself, nearly.
 TINY, MOST, LEAST, SIGN = 0x33000000, bits_of(88.72283), bits_of(-86.98), 0x80000000
 SEGMENTS = [
     (0, TINY, 1.0),  # below 2^-25 in size
@@ -60,7 +60,7 @@ def test_the_segments_are_all_of_float32():
 
 @pytest.mark.parametrize(("first", "last", "wanted"), pieces(2**28))
 def test_exp_of_every_float(box, first, last, wanted):
-    """All 2^32 of them: 1.02 units in the last place at most, and exactly 0, 1, infinity and NaN where those are due."""
+    """All 2^32 of them: 1.02 units in the last place at most, and exactly 0, 1, infinity and NaN where due."""
     if wanted is not None:
         others = {isa: box.exp_others(isa, first, 1, last - first, wanted) for isa in box.instruction_sets()}
         assert set(others.values()) == {0}, others
@@ -156,9 +156,10 @@ def test_sum_and_top_of_a_vector(box, dtype):
             total, top = box.sum_and_top(isa, x)
             assert top == 100
             assert total == pytest.approx(x.sum(dtype=np.float64), rel=4 * float(np.finfo(dtype).eps))
-            assert box.sum_and_top(isa, np.where(np.arange(width) == lane, x, -np.inf).astype(dtype)) == (-np.inf, 100) or (
-                width == 1
-            )
+            assert box.sum_and_top(isa, np.where(np.arange(width) == lane, x, -np.inf).astype(dtype)) == (
+                -np.inf,
+                100,
+            ) or (width == 1)
         assert np.isnan(box.sum_and_top(isa, np.full(width, np.nan, dtype))[0])
 
 

@@ -1,4 +1,4 @@
-"""The screening of the weight repulsion on every instruction set of this machine: its bound bounds, and no pair is lost."""
+"""The screening of the weight repulsion on every instruction set: its bound bounds, and no pair is lost."""
 
 from __future__ import annotations
 
@@ -26,9 +26,26 @@ def adversaries(d, rng):
     needle[0] = 1
     normal = rng.normal(size=(6, d))
     rows = [
-        half, 1.0001 * half, -half, half * (-1.0) ** k, half[::-1], needle, -needle, needle * (-1.0) ** k,
-        np.ones(d), (-1.0) ** k, 1.0 / (k + 1), np.exp(-0.01 * k), np.eye(d)[0], np.eye(d)[-1], normal[0] ** 9,
-        *normal[1:4], normal[4] + 1e-3 * normal[5], normal[4], np.sign(normal[5]) * (1 + 1e-3 * normal[4]), np.zeros(d),
+        half,
+        1.0001 * half,
+        -half,
+        half * (-1.0) ** k,
+        half[::-1],
+        needle,
+        -needle,
+        needle * (-1.0) ** k,
+        np.ones(d),
+        (-1.0) ** k,
+        1.0 / (k + 1),
+        np.exp(-0.01 * k),
+        np.eye(d)[0],
+        np.eye(d)[-1],
+        normal[0] ** 9,
+        *normal[1:4],
+        normal[4] + 1e-3 * normal[5],
+        normal[4],
+        np.sign(normal[5]) * (1 + 1e-3 * normal[4]),
+        np.zeros(d),
     ]
     return np.stack(rows)
 

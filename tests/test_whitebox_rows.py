@@ -1,4 +1,4 @@
-"""The margins' phi, one row's statistics and slopes, and the screening bound, of every instruction set of this machine."""
+"""The margins' phi, and the rows' statistics and slopes, on every instruction set of this machine."""
 
 from __future__ import annotations
 
@@ -86,8 +86,12 @@ def test_sphere_phi(box, dtype, order):
 
 def test_slopes_are_those_of_finite_differences(box):
     own, h = np.linspace(-0.995, 0.995, 5001), 1e-6
-    calls = [lambda x, m=m, hard=hard, guard=guard: box.angular(x, m, hard, 0.8, guard)
-             for m in (0.1, 0.5, 1.2) for hard in (False, True) for guard in (False, True)]
+    calls = [
+        lambda x, m=m, hard=hard, guard=guard: box.angular(x, m, hard, 0.8, guard)
+        for m in (0.1, 0.5, 1.2)
+        for hard in (False, True)
+        for guard in (False, True)
+    ]
     calls += [lambda x, order=order: box.sphere(x, order, np.ones_like(x)) for order in (1, 2, 3, 4, 7)]
     for call in calls:
         numeric = (call(own + h)[0] - call(own - h)[0]) / (2 * h)
@@ -126,13 +130,18 @@ def test_loss_of_a_row_at_any_distance(box, dtype, gamma):
 
 
 def rows_scene(classes, slots, dtype, seed, rich):
-    """Logits with targets at the ends of vectors and blocks; `rich`: all scales, an offset with absent classes, shares."""
+    """Logits with targets at the ends of vectors and blocks; `rich`: scales, an offset with absent classes, shares."""
     rng = np.random.default_rng(seed)
     rows, kind = 4, np.float64 if dtype == torch.float64 else np.float32
-    places = np.array([0, classes - 1, classes // 2, 1023, 1024, 15, 16, -100, classes + 5])  # the last is another shard's
+    places = np.array(
+        [0, classes - 1, classes // 2, 1023, 1024, 15, 16, -100, classes + 5]
+    )  # the last is another shard's
     target = rng.choice(places, (rows, slots))
     scene = {
-        "type": TYPES.index(dtype), "start": 0, "scale": 1.0, "target": target.astype(np.int64),
+        "type": TYPES.index(dtype),
+        "start": 0,
+        "scale": 1.0,
+        "target": target.astype(np.int64),
         "logits": torch.from_numpy(1.5 * rng.normal(size=(rows, classes))).to(dtype),
     }
     if rich:
@@ -142,7 +151,10 @@ def rows_scene(classes, slots, dtype, seed, rich):
         offset[away] = -np.inf
         share = np.where(away, 0, share)
         scene |= {"scale": 1.7, "offset": offset.astype(kind), "share": share.astype(kind)}
-        scene |= {"row_scale": rng.uniform(0.5, 1, rows).astype(kind), "column_scale": rng.uniform(0.5, 1, classes).astype(kind)}
+        scene |= {
+            "row_scale": rng.uniform(0.5, 1, rows).astype(kind),
+            "column_scale": rng.uniform(0.5, 1, classes).astype(kind),
+        }
     for name, shape in (("d_rest", rows), ("d_own", (rows, slots)), ("d_own_offset", (rows, slots)), ("d_mean", rows)):
         if rich or name in ("d_rest", "d_own"):
             scene[name] = rng.normal(size=shape).astype(kind)
@@ -175,7 +187,8 @@ def exact_rows(scene):
     mean = (share * u.masked_fill(out | (share == 0), 0.0)).sum(1)
     total = sum(
         (wide[key].masked_fill(value == -torch.inf, 0.0) * value.masked_fill(value == -torch.inf, 0.0)).sum()
-        for key, value in (("d_rest", rest), ("d_own", own), ("d_own_offset", own_offset), ("d_mean", mean)) if key in wide
+        for key, value in (("d_rest", rest), ("d_own", own), ("d_own_offset", own_offset), ("d_mean", mean))
+        if key in wide
     )
     d_logits, d_offset = torch.autograd.grad(total, (z, offset), allow_unused=True)
     return {"rest": rest, "own": own, "rival": rival, "mean": mean}, d_logits, d_offset

@@ -72,7 +72,8 @@ def plan(compiler: str, library: Path) -> str:
         f"  command = {compiler} -MMD -MF $out.d {shared} $extra -c $in -o $out",
         "  depfile = $out.d",
         "rule link",
-        f"  command = {compiler} -shared $in -o $out" + (" -undefined dynamic_lookup" if sys.platform == "darwin" else ""),
+        f"  command = {compiler} -shared $in -o $out"
+        + (" -undefined dynamic_lookup" if sys.platform == "darwin" else ""),
         f"build module.o: compile {HERE / 'module.cpp'}",
     ]
     for name, own in sets.items():
@@ -105,7 +106,7 @@ def build(folder: Path) -> ModuleType:
 
 
 def for_tests(config: Any, temporary: Any) -> ModuleType:
-    """The module in pytest's cache folder, or in the run's temporary one where there is no cache; else the test is skipped."""
+    """The module in pytest's cache folder (without a cache, the run's temporary one), or the test is skipped."""
     cache = getattr(config, "cache", None)
     folder = temporary.getbasetemp().parent / "whitebox" if cache is None else Path(cache.mkdir("whitebox"))
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,237 @@
+"""What each of several processes does with its share of the classes: run by tests/test_distributed.py, one a rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import classes_of, counts_of, normal
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from lt_kernels import distributed, losses, ops
+from lt_kernels.functional import (
+    DBM,
+    LDAM,
+    ArcFace,
+    CosFace,
+    MixedTarget,
+    SphereFace,
+    cosine_margin_cross_entropy,
+    linear_cross_entropy,
+)
+from lt_kernels.heads import CosineHead, LinearHead
+
+N, D, C = 9, 5, 11
+COUNTS = counts_of(C, seed=1)
+MIXED = MixedTarget(classes_of(N, C, seed=2), classes_of(N, C, seed=3), 0.3)
+ROWWISE = MixedTarget(MIXED.first, MIXED.second, normal(N, seed=4).sigmoid())
+TARGET = classes_of(N, C, seed=5)
+IGNORED = TARGET.masked_fill(torch.arange(N) % 4 == 1, -100)
+ABSENT = normal(C, seed=6).masked_fill(torch.tensor([c in (0, 7) for c in range(C)]), -torch.inf)
+PRESENT = torch.where((TARGET == 0) | (TARGET == 7), 3, TARGET)
+PROBABILITIES = normal(N, C, seed=7).softmax(1)
+WEIGHT = normal(C, seed=8).exp()
+SMOOTHING = normal(C, seed=9).sigmoid()
+
+# The settings of each call: (function, settings, target); "offset" is differentiated.
+CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], Any]] = {
+    "plain": (linear_cross_entropy, {}, TARGET),
+    "ignored": (linear_cross_entropy, {"weight": WEIGHT, "label_smoothing": 0.1}, IGNORED),
+    "all ignored": (linear_cross_entropy, {"reduction": "sum"}, torch.full((N,), -100)),
+    "weight, focal, smoothing": (
+        linear_cross_entropy,
+        {"weight": WEIGHT, "focal_gamma": 2.0, "label_smoothing": SMOOTHING},
+        TARGET,
+    ),
+    "offset": (linear_cross_entropy, {"offset": normal(C, seed=10), "label_smoothing": 0.2}, TARGET),
+    "absent": (linear_cross_entropy, {"offset": ABSENT, "label_smoothing": 0.2, "reduction": "none"}, PRESENT),
+    "offset of rows": (linear_cross_entropy, {"offset": normal(N, C, seed=11), "reduction": "none"}, TARGET),
+    "offset of targets": (linear_cross_entropy, {"offset": normal(C, C, seed=12), "reduction": "sum"}, TARGET),
+    "mixed": (linear_cross_entropy, {"label_smoothing": 0.1, "weight": WEIGHT}, MIXED),
+    "mixed by rows": (linear_cross_entropy, {"offset": normal(C, C, seed=12)}, ROWWISE),
+    "probabilities": (linear_cross_entropy, {"offset": normal(C, seed=10), "label_smoothing": 0.1}, PROBABILITIES),
+    "cosine": (cosine_margin_cross_entropy, {"focal_gamma": 1.5, "weight": WEIGHT}, IGNORED),
+    "cosface": (cosine_margin_cross_entropy, {"margin": CosFace(0.3), "reduction": "none"}, TARGET),
+    "arcface": (cosine_margin_cross_entropy, {"margin": ArcFace(0.5), "label_smoothing": 0.1}, TARGET),
+    "ldam": (cosine_margin_cross_entropy, {"margin": LDAM(COUNTS), "weight": WEIGHT}, MIXED),
+    "dbm": (cosine_margin_cross_entropy, {"margin": DBM(COUNTS, 0.4), "offset": normal(C, seed=10)}, TARGET),
+    "dbm mixed": (cosine_margin_cross_entropy, {"margin": DBM(COUNTS, 0.4, guard=True), "scale": 7.0}, ROWWISE),
+    "sphereface": (cosine_margin_cross_entropy, {"margin": SphereFace(4), "scale": 1.0}, TARGET),
+}
+# How many of the C classes each rank has.
+SHARDS = {2: [(5, 6), (10, 1), (1, 10)], 3: [(3, 4, 4), (1, 9, 1)]}
+
+HEADS: dict[str, Callable[[Any], torch.nn.Module]] = {
+    "LinearHead": lambda group: LinearHead(D, C, losses.BalancedSoftmaxLoss(COUNTS), group=group),
+    "LinearHead, no bias": lambda group: LinearHead(D, C, losses.FocalLoss(2.0, WEIGHT), bias=False, group=group),
+    "CosineHead": lambda group: CosineHead(D, C, losses.LDAMLoss(COUNTS, weight=WEIGHT), group=group),
+    "CosineHead, DBM": lambda group: CosineHead(D, C, losses.DBMLoss(COUNTS, 0.3, base="bs"), group=group),
+    "CosineHead, logits": lambda group: CosineHead(D, C, losses.ARBLoss(counts="batch"), scale=9.0, group=group),
+    "CosineHead, sphere": lambda group: CosineHead(D, C, losses.SphereFaceLoss(), group=group),
+}
+
+
+def near(ours: Tensor, whole: Tensor, name: str) -> None:
+    """Equal to 1e-12 of the largest entry."""
+    assert ours.shape == whole.shape, (name, ours.shape, whole.shape)
+    error = (ours - whole).abs().max().item() if ours.numel() else 0.0
+    assert error <= 1e-12 * max(1.0, whole.abs().max().item()), f"{name}: {error:.2e}"
+
+
+def found(function: Callable[..., Tensor], leaves: dict[str, Tensor], target: Any, **settings: Any) -> list[Tensor]:
+    """The value, and the gradient of each leaf."""
+    leaves = {key: leaf.clone().requires_grad_() for key, leaf in leaves.items()}
+    value = function(
+        leaves["input"],
+        leaves["linear_weight"],
+        target,
+        **{key: leaf for key, leaf in leaves.items() if "input" not in key and key != "linear_weight"},
+        **settings,
+    )
+    cotangent = normal(*value.shape, seed=20) if value.ndim else torch.ones_like(value)
+    return [value.detach(), *torch.autograd.grad(value, list(leaves.values()), cotangent)]
+
+
+def functions(rank: int, sizes: tuple[int, ...], group: Any) -> None:
+    """Every case: value and gradients of input, weight, bias and offset against those of the whole."""
+    mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    for name, (function, settings, target) in CASES.items():
+        settings = dict(settings)
+        leaves = {"input": normal(N, D, seed=30), "linear_weight": normal(C, D, seed=31)}
+        if function is linear_cross_entropy:
+            leaves["linear_bias"] = normal(C, seed=32)
+        if "offset" in settings:
+            leaves["offset"] = settings.pop("offset")
+        shards = {key: leaf[mine] if key.startswith("linear") else leaf for key, leaf in leaves.items()}
+        with ops.use_kernels("reference"):
+            whole = found(function, leaves, target, **settings)
+        ours = found(function, shards, target, group=group, **settings)
+        for key, mine_of, all_of in zip(["value", *leaves], ours, whole, strict=True):
+            wanted = all_of[mine] if key.startswith("linear") else all_of
+            near(mine_of, wanted, f"{name}, {sizes}, rank {rank}, {key}")
+
+
+def heads(rank: int, world: int, group: Any) -> None:
+    """Each head with its share of the classes against the head with all."""
+    mine = slice(*distributed.shard_bounds(C, rank, world))
+    for name, make in HEADS.items():
+        whole, ours = make(None).double(), make(group).double()
+        for part, full in zip(ours.parameters(), whole.parameters(), strict=True):
+            full.data.copy_(normal(*full.shape, seed=40))
+            part.data.copy_(full.data[mine])
+        results = []
+        for head in (ours, whole):
+            features = normal(3, 4, D, seed=41).requires_grad_()
+            loss = head(features, classes_of(12, C, seed=42).reshape(3, 4))
+            results.append([loss.detach(), *torch.autograd.grad(loss, [features, *head.parameters()])])
+        near(results[0][0], results[1][0], f"{name}, loss")
+        near(results[0][1], results[1][1], f"{name}, features")
+        for part, full in zip(results[0][2:], results[1][2:], strict=True):
+            near(part, full[mine], f"{name}, parameter")
+        near(ours(features.detach()), whole(features.detach())[..., mine], f"{name}, logits")
+
+
+def state(rank: int, world: int, group: Any) -> None:
+    """Rows gathered from any shards are the whole, on every rank; and the other way round."""
+    weight, bias = normal(C, D, seed=50), normal(C, seed=51)
+    for sizes in SHARDS[world]:
+        mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        shard = weight[mine].clone().requires_grad_()
+        gathered = distributed.gather_rows(shard, group)
+        assert torch.equal(gathered, weight)
+        assert not gathered.requires_grad
+        assert torch.equal(distributed.gather_rows(bias[mine], group), bias)
+        assert torch.equal(distributed.gather_rows(weight[mine].to(torch.bfloat16), group), weight.to(torch.bfloat16))
+    bounds = [distributed.shard_bounds(C, one, world) for one in range(world)]
+    assert torch.equal(torch.cat([weight[first:last] for first, last in bounds]), weight)
+
+
+def two_heads(rank: int, world: int, group: Any) -> None:
+    """Numbers of classes for which one rank has as many as before and the others do not."""
+    for classes in (world, world + 1, 2 * world, 2 * world - 1, world):
+        head = LinearHead(D, classes, losses.CrossEntropyLoss(), group=group).double()
+        target = classes_of(N, classes, seed=60)
+        loss = head(normal(N, D, seed=61), target)
+        weight, bias = (distributed.gather_rows(one, group) for one in (head.weight, head.bias))
+        assert len(weight) == classes
+        near(loss.detach(), torch.nn.functional.cross_entropy(normal(N, D, seed=61) @ weight.T + bias, target), "loss")
+
+
+def data_parallel(rank: int, world: int, group: Any) -> None:
+    """Features gathered from all ranks get `world` times the gradient, which the averaging of a backbone's expects."""
+    mine, features = slice(*distributed.shard_bounds(C, rank, world)), normal(world * 4, D, seed=80)
+    weight, target = normal(C, D, seed=81), classes_of(world * 4, C, seed=82)
+    own = features[rank * 4 : rank * 4 + 4].clone().requires_grad_()
+    gathered = torch.cat(all_gather(own, group=group))
+    linear_cross_entropy(gathered, weight[mine], target, group=group).backward()
+    whole = features.clone().requires_grad_()
+    linear_cross_entropy(whole, weight, target).backward()
+    assert own.grad is not None
+    assert whole.grad is not None
+    near(own.grad, world * whole.grad[rank * 4 : rank * 4 + 4], "gathered features")
+
+
+def edges(rank: int, world: int, group: Any) -> None:
+    """NaN of one rank is every rank's, and targets are checked against all classes."""
+    first, last = distributed.shard_bounds(C, rank, world)
+    for broken in range(C):
+        weight = normal(C, D, seed=70)
+        weight[broken] = torch.nan
+        loss = linear_cross_entropy(
+            normal(N, D, seed=71), weight[first:last], torch.full((N,), broken), reduction="none", group=group
+        )
+        assert bool(loss.isnan().all()), broken
+    call = {"input": normal(N, D, seed=71), "linear_weight": normal(C, D, seed=70)[first:last], "group": group}
+    for wrong in (C, -1):
+        with pytest.raises(IndexError, match=f"target .*{wrong}"):
+            linear_cross_entropy(target=torch.full((N,), wrong), **call)
+    with pytest.raises(ValueError, match="offset is -inf for class 0"):
+        linear_cross_entropy(target=PRESENT.clamp(max=0), offset=ABSENT, **call)
+
+
+def bad_groups(rank: int, world: int, group: Any) -> None:
+    """What is no group, or has this rank not in it, is named; and so are fewer classes than ranks, on every rank."""
+    others = dist.new_group([0])
+    weight, loss = normal(C, D, seed=2), losses.CrossEntropyLoss()
+    for bad in ["world", 3, object()] + ([others] if rank else []):
+        with pytest.raises(ValueError, match="group must be a torch"):
+            linear_cross_entropy(normal(N, D, seed=1), weight, TARGET, group=bad)
+        with pytest.raises(ValueError, match="group must be a torch"):
+            LinearHead(D, C, loss, group=bad)
+        with pytest.raises(ValueError, match="group must be a torch"):
+            distributed.gather_rows(weight, bad)
+    with pytest.raises(ValueError, match="num_classes must be at least 1 for each of the"):
+        CosineHead(D, world - 1, losses.LDAMLoss(COUNTS[: world - 1]), group=group)
+    with pytest.raises(ValueError, match="group must be None with LADELoss"):
+        LinearHead(D, C, losses.LADELoss(COUNTS), group=group)
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    """Everything that a rank does; what goes wrong is left in a file, and ends the rank at once."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
+    try:
+        group = dist.group.WORLD
+        for sizes in SHARDS[world]:
+            functions(rank, sizes, group)
+        for part in (heads, state, two_heads, data_parallel, edges, bad_groups):
+            part(rank, world, group)
+        dist.barrier()
+    except BaseException:
+        (folder / f"rank{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        os._exit(1)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
