@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -171,7 +172,9 @@ def data_parallel(rank: int, world: int, group: Any) -> None:
     mine, features = slice(*distributed.shard_bounds(C, rank, world)), normal(world * 4, D, seed=80)
     weight, target = normal(C, D, seed=81), classes_of(world * 4, C, seed=82)
     own = features[rank * 4 : rank * 4 + 4].clone().requires_grad_()
-    gathered = torch.cat(all_gather(own, group=group))
+    with warnings.catch_warnings():  # torch 2.13 deprecates it for one that 2.11 has not
+        warnings.simplefilter("ignore", FutureWarning)
+        gathered = torch.cat(all_gather(own, group=group))
     linear_cross_entropy(gathered, weight[mine], target, group=group).backward()
     whole = features.clone().requires_grad_()
     linear_cross_entropy(whole, weight, target).backward()
