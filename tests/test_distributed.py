@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_are_the_whole(world, tmp_path):
     """Each process by itself checks every case against the unsharded result; the first traceback is the test's."""
