@@ -51,8 +51,10 @@ def test_row_offset(dtype: torch.dtype) -> None:
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     offset = normal(70, seed=3, spread=2).to(kind)
     assert_same(
-        lambda logits: statistics(target)(logits, offset), lambda logits: dense(target)(logits, offset.double()),
-        {"logits": normal(70, 33, seed=2, dtype=dtype)}, dtype,
+        lambda logits: statistics(target)(logits, offset),
+        lambda logits: dense(target)(logits, offset.double()),
+        {"logits": normal(70, 33, seed=2, dtype=dtype)},
+        dtype,
     )
 
 
@@ -72,9 +74,7 @@ def test_layouts(layout: str) -> None:
     wide = normal(80, 120, seed=2, dtype=torch.float32)
     logits = {"transposed": wide.T, "every second row": wide[::2]}.get(layout, wide[:, 7:90])
     target = classes_of(*logits.shape, seed=1)
-    left, right = (
-        op(logits, target, None) for op in (columns.forward_op, columns.reference.columns_forward)
-    )
+    left, right = (op(logits, target, None) for op in (columns.forward_op, columns.reference.columns_forward))
     assert_close(left[0], right[0])
     assert torch.equal(left[1], right[1])
     rest = left[0], normal(logits.shape[1], seed=3).float(), normal(logits.shape[0], seed=4).float()
@@ -118,7 +118,8 @@ def test_lade(importance: str, classes: str, dtype: torch.dtype) -> None:
     assert_same(
         lambda logits: lade_regularizer(logits, target, counts, **options),
         lambda logits: published.lade_regularizer(logits, target, counts, **options),
-        {"logits": normal(50, 40, seed=2, spread=2, dtype=dtype)}, dtype,
+        {"logits": normal(50, 40, seed=2, spread=2, dtype=dtype)},
+        dtype,
     )
 
 

@@ -123,7 +123,7 @@ def accuracy_by_count(results: Results) -> bytes:
     axis.set_xlabel("training samples of the class (log scale)")
     axis.set_ylabel("accuracy of the class [%]")
     what = (
-        "Accuracy of each class"
+        "Accuracy of each class against its"
         if classes <= POINTS
         else f"Accuracy of {classes} classes, in ranges of like counts, against their"
     )
