@@ -53,7 +53,7 @@ def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
     keep = logits + min(slab, logits) <= budget
     if classes > rows:
         width = max(1, slab // max(1, rows * itemsize))
-        width = min(width, max(1024, slab // (4 * max(1, input.shape[1]))))  # so is its slab of the weight gradient
+        width = min(width, max(2048, slab // (4 * max(1, input.shape[1]))))  # so is its slab of the weight gradient
         reason = "C > N: slabs of classes, each slab of the weight gradient is written once"
         height = max(1, rows if rows * itemsize <= slab else slab // itemsize)
         return Policy(keep, height, min(width, classes), reason)

@@ -79,7 +79,7 @@ def features(
     input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
 ) -> Source:
     """A source of statistics from features, cast as autocast asks (masters are not); few logits are made whole."""
-    if group is None and small.few(input, weight.shape[0]):
+    if group is None and small.few(input, weight.shape[0], normalize == PLAIN):
         return small_logits(input, weight, bias, normalize, margin)
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
         input = input.to(torch.get_autocast_dtype(input.device.type))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.ops import library
-from lt_kernels.ops.budget import current_budget
+from lt_kernels.ops.budget import SLAB, current_budget
 
 SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.md)
 _TYPES = (torch.float32, torch.float64)
@@ -20,9 +20,17 @@ def _is_vector(table: Any, classes: int) -> bool:
     return isinstance(table, Tensor) and table.shape == (classes,) and table.is_cpu and table.is_floating_point()
 
 
-def few(input: Tensor, classes: int) -> bool:
-    """Whether features [N, d] make few logits, and a plain call is what it seems."""
-    return 0 < input.shape[0] * classes <= min(SMALL, current_budget() // 8) and _usual(input)
+def few(input: Tensor, classes: int, product: bool) -> bool:
+    """Whether features [N, d] make few logits, and a plain call is what it seems.
+
+    A bare `product` may make more, as many as are one slab of the linear operator anyway: its graph saves half a
+    millisecond of calls. Normalised copies of the weights, which a cosine needs here, are worth less.
+    """
+    if input.dtype == torch.float16:  # the operator multiplies it in float32
+        return False
+    logits = input.shape[0] * classes
+    least = SLAB["cpu"] // (2 * input.element_size()) if product else SMALL
+    return 0 < logits <= min(least, current_budget() // 8) and _usual(input)
 
 
 def unit(rows: Tensor) -> Tensor:

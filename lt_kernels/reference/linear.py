@@ -132,7 +132,10 @@ class Backward:
         self.sums = accumulate_type(p.input.dtype)
         rows, size = p.input.shape
         classes = p.weight.shape[0]
-        self.d_input = self.zeros(rows, size) if self.want_input else self.zeros(0)  # set by the first slab
+        # Set by the first slab of classes; where that is the only one, its product needs no wider sum.
+        alone = p.class_slab >= classes and product_type(p.input) == p.input.dtype and self.row_scale is None
+        kind = p.input.dtype if alone else self.sums
+        self.d_input = p.input.new_empty((rows, size) if self.want_input else (0,), dtype=kind)
         self.d_weight = p.weight.new_empty(classes, size) if self.want_weight else p.weight.new_empty(0)
         self.d_bias = self.zeros(classes) if self.want_bias else self.zeros(0)
         self.d_offset = self.zeros(*p.offset.shape) if self.want_offset and p.offset is not None else self.zeros(0)
