@@ -89,9 +89,9 @@ def offset_cross_entropy(
 
 def as_rows(logits: Tensor) -> Tensor:
     """[C], [N, C] or [N, C, d1, ...] as rows of C."""
-    if logits.ndim == 2:
-        return logits
-    return logits[None] if logits.ndim == 1 else logits.movedim(1, -1).reshape(-1, logits.shape[1])
+    if logits.ndim < 3:
+        return logits if logits.ndim == 2 else logits[None]
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1])
 
 
 def linear_cross_entropy(
@@ -124,22 +124,22 @@ def linear_cross_entropy(
 
     The rest, and what is returned and raised, as for `offset_cross_entropy`.
     """
-    ignore_index = -100 if ignore_index is None else ignore_index
     settings: dict[str, Any] = {
         "weight": weight,
         "offset": offset,
         "focal_gamma": focal_gamma,
         "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
+        "ignore_index": -100 if ignore_index is None else ignore_index,
     }
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
     check_features(input, linear_weight, linear_bias)
-    source = features(torch.atleast_2d(input), linear_weight, linear_bias, PLAIN, None, group)
+    source = features(as_rows(input), linear_weight, linear_bias, PLAIN, None, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     if isinstance(source, Logits):
-        return offset_cross_entropy(source.values.reshape(shape), target, reduction=reduction, **settings)
+        logits = source.values if input.ndim == 2 else source.values[0]
+        return offset_cross_entropy(logits, target, reduction=reduction, **settings)
     return evaluate(source, shape, target, reduction, **settings)
 
 
@@ -211,7 +211,7 @@ def cosine_margin_cross_entropy(
     scale = checks.number("scale", scale, above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
-    source = features(torch.atleast_2d(input), linear_weight, None, BOTH, margin, group)
+    source = features(as_rows(input), linear_weight, None, BOTH, margin, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     return evaluate(
         source,
