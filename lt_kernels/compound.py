@@ -88,9 +88,8 @@ class EstimatedOffsetLoss(Loss):
         """The loss of logits [N, C] that came from features [N, d] and class weights [C, d]."""
         if features is None or linear_weight is None:
             raise ValueError("features and linear_weight must be given: the offset is estimated from them, got None")
-        return self.total(
-            self.evaluate(input, target, table=self.offsets(linear_weight)), features, linear_weight, target
-        )
+        table = self.offsets(linear_weight)
+        return self.total(self.evaluate(input, target, table=table), table, features, target)
 
     def from_features(
         self,
@@ -103,7 +102,7 @@ class EstimatedOffsetLoss(Loss):
         """The loss straight from features, as a head calls it."""
         table = self.offsets(linear_weight)
         loss = super().from_features(features, linear_weight, target, linear_bias, table=table, **options)
-        return self.total(loss, features, linear_weight, target)
+        return self.total(loss, table, features, target)
 
     def offsets(self, linear_weight: Tensor) -> Tensor:
         """-o [C], to be added to the logits."""
@@ -112,7 +111,7 @@ class EstimatedOffsetLoss(Loss):
             raise ValueError(f"linear_weight must have shape {wanted}, got {list(linear_weight.shape)}")
         return -0.5 * (self.center_loss.centers * linear_weight).sum(1)
 
-    def total(self, loss: Tensor, features: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
-        """The cross-entropy with the two other terms."""
-        uniform = self.uniform_offset(-self.offsets(linear_weight))
+    def total(self, loss: Tensor, table: Tensor, features: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy with the two other terms; `table` is -o."""
+        uniform = self.uniform_offset(-table)
         return loss + self.center_weight * self.center_loss(features, target) + self.uniform_weight * uniform

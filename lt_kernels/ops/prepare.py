@@ -13,7 +13,7 @@ from lt_kernels.reference.terms import Terms
 from lt_kernels.values import Margin
 
 
-def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int, target: Tensor | None) -> tuple[Tensor, bool]:
+def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int) -> tuple[Tensor, bool]:
     """The offset as [1, C], [N, C] or [C, C], and whether its rows are the targets' classes."""
     checks.floating("offset", offset)
     given, rows = tuple(offset.shape), shape[0] if len(shape) > 1 else 1
@@ -90,7 +90,7 @@ def terms(
         weight = checks.vector("weight", weight, classes, like).to(kind)
     table = row = share = total = None
     if offset is not None:
-        table, per_target = _offset_table(offset, shape, classes, target)
+        table, per_target = _offset_table(offset, shape, classes)
         table = checks.same_device("offset", table, like).to(kind)
         row = _offset_row(target) if per_target else None
     if smoothing:
