@@ -62,9 +62,19 @@ def test_no_file_is_too_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
+def on_device(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether Triton compiles it."""
+    return any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
+
+
+def most_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """30 in Python; on a device 80 for a kernel and 12 for a function that kernels call."""
+    return (80 if node.name.endswith("_kernel") else 12) if on_device(node) else 30
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=short)
 def test_no_function_is_too_long(path: Path) -> None:
-    assert {node.name: code_lines(node) for node in functions(path) if code_lines(node) > 30} == {}
+    assert {node.name: code_lines(node) for node in functions(path) if code_lines(node) > most_lines(node)} == {}
 
 
 @pytest.mark.parametrize("path", [path for path in PYTHON if "tests" not in path.parts], ids=short)
@@ -72,6 +82,7 @@ def test_every_argument_is_annotated(path: Path) -> None:
     bare = [
         f"{node.name}({argument.arg})"
         for node in functions(path)
+        if not on_device(node)  # pointers and numbers, whose dtypes vary
         for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         if argument.annotation is None and argument.arg not in ("self", "cls")
     ]

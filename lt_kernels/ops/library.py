@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,21 @@ NAMESPACE = "lt_kernels"
 ROOMS = ("rows", "margins", "linear", "gram", "columns")
 _library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 (lives as long as the process)
 _references: dict[str, tuple[str, Callable[..., Any]]] = {}
+# The operators that have a kernel for GPUs: the function of that name in lt_kernels/triton/<room>.py.
+_GPU = (
+    *("rows_forward", "rows_backward", "rows_loss", "rows_loss_backward", "margins"),
+    *("linear_forward", "linear_backward", "gram_forward", "gram_backward", "columns_forward", "columns_backward"),
+)
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+_has_triton = _importable("triton")
 
 
 def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -27,7 +43,22 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_vmap(f"{NAMESPACE}::{name}", _loop(operator), lib=_library)
     _references[name] = (room, reference)
+    if _has_triton and name in _GPU:
+        _library.impl(name, _triton_kernel(room, name), "CUDA")
     return operator
+
+
+def _triton_kernel(room: str, name: str) -> Callable[..., Any]:
+    """The GPU kernel of an operator; triton, which takes a while, is imported when the first one is called."""
+
+    def kernel(*args: Any) -> Any:
+        function = getattr(importlib.import_module(f"lt_kernels.triton.{room}"), name)
+        if args[0].device.type != "cuda":  # Triton's interpreter, on CPU tensors
+            return function(*args)
+        with torch.cuda.device(args[0].device):
+            return function(*args)
+
+    return kernel
 
 
 def _loop(operator: Any) -> Callable[..., Any]:
@@ -114,11 +145,10 @@ def kernels_status() -> list[tuple[str, str, str, str]]:
 
 
 def _cuda_status(names: list[str]) -> tuple[str, str]:
+    seen = "" if torch.cuda.is_available() else "no CUDA device is visible to torch"
     if any(_has(name, "CUDA") for name in names):
-        return "Triton", ""
-    if not torch.cuda.is_available():
-        return "reference", "no CUDA device is visible to torch"
-    return "reference", "this version has no Triton kernel for the operator"
+        return "Triton", seen
+    return "reference", "; ".join(part for part in ("triton is not installed", seen) if part)
 
 
 _forced = [False]
@@ -130,16 +160,21 @@ def forced() -> bool:
 
 
 @contextmanager
-def use_kernels(which: Literal["reference", "compiled"]) -> Iterator[None]:
-    """Within the context every operator runs on its reference kernels, or the compiled ones (an error if not built)."""
-    if which not in ("reference", "compiled"):
-        raise ValueError(f"which must be 'reference' or 'compiled', got {which!r}")
+def use_kernels(which: Literal["reference", "compiled", "triton"]) -> Iterator[None]:
+    """Within the context every operator runs on its reference kernels, or the compiled ones (an error if not built).
+
+    "triton" runs the GPU kernels on CPU tensors, by Triton's interpreter (an error unless TRITON_INTERPRET=1 is set):
+    slow, and meant for tests.
+    """
+    if which not in ("reference", "compiled", "triton"):
+        raise ValueError(f"which must be 'reference', 'compiled' or 'triton', got {which!r}")
     if which == "compiled" and _extension is None:
         raise RuntimeError(f"which='compiled': {_reason}")
+    if which == "triton" and not (_has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED):
+        raise RuntimeError("which='triton': triton is not installed, or TRITON_INTERPRET=1 is not set")
     before, _forced[0] = _forced[0], True
     override = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (destroyed below)
-    if which == "reference":
-        _register_references(override)
+    _override(override, which)
     try:
         yield
     finally:
@@ -147,9 +182,12 @@ def use_kernels(which: Literal["reference", "compiled"]) -> Iterator[None]:
         override._destroy()
 
 
-def _register_references(override: torch.library.Library) -> None:
+def _override(override: torch.library.Library, which: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*other operators may also be overridden.*")  # that is the purpose
-        for name, (_, reference) in _references.items():
-            if _has(name, "CPU"):
-                override.impl(name, reference, "CPU", allow_override=True)
+        for name, (room, reference) in _references.items():
+            if which == "triton" and name in _GPU:
+                override.impl(name, _triton_kernel(room, name), "CPU", allow_override=_has(name, "CPU"))
+            for key in ("CPU", "CUDA"):
+                if which == "reference" and _has(name, key):
+                    override.impl(name, reference, key, allow_override=True)
