@@ -72,6 +72,24 @@ def same_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
+def features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """Features [N, d] or [d], class weights [C, d] and a bias [C] that belong together."""
+    floating("input", input)
+    floating("linear_weight", linear_weight)
+    if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
+        raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
+    if input.ndim not in (1, 2) or input.shape[-1] != linear_weight.shape[1]:
+        raise ValueError(
+            f"input must be [N, {linear_weight.shape[1]}] or [{linear_weight.shape[1]}] to match linear_weight "
+            f"{list(linear_weight.shape)}, got {list(input.shape)}"
+        )
+    same_device("linear_weight", linear_weight, input)
+    if not torch.is_autocast_enabled(input.device.type) and input.dtype != linear_weight.dtype:
+        raise TypeError(f"linear_weight must be {input.dtype} as the input is, got {linear_weight.dtype}")
+    if linear_bias is not None:
+        vector("linear_bias", linear_bias, linear_weight.shape[0], input)
+
+
 _KERNEL_ERRORS = (("target holds", IndexError), ("offset is -inf", ValueError))
 
 
@@ -104,11 +122,12 @@ def counts(class_counts: Any, *, positive: bool = False) -> Tensor:
     value = value.detach().to(torch.float64)
     if not readable(value):  # a loss checked them when it was made
         return value
-    if not bool(torch.isfinite(value).all()) or bool((value < 0).any()):
+    least, most = (end.item() for end in value.aminmax())  # NaN if there is one
+    if not (least >= 0 and most < math.inf):
         raise ValueError(f"class_counts must be finite and >= 0, got {_first_bad(value)}")
-    if not bool((value > 0).any()):
+    if most == 0:
         raise ValueError("class_counts must have a class with a count above 0, got zeros only")
-    if positive and not bool((value > 0).all()):
+    if positive and least == 0:
         where = int((value == 0).nonzero()[0])
         raise ValueError(f"class_counts must be above 0 for every class here, got 0 for class {where}")
     return value

@@ -124,17 +124,23 @@ def linear_cross_entropy(
 
     The rest, and what is returned and raised, as for `offset_cross_entropy`.
     """
+    ignore_index = -100 if ignore_index is None else ignore_index
+    if group is None:
+        plain = (weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
+        quick = small.linear_cross_entropy(input, linear_weight, linear_bias, target, *plain)
+        if quick is not None:
+            return quick
     settings: dict[str, Any] = {
         "weight": weight,
         "offset": offset,
         "focal_gamma": focal_gamma,
         "label_smoothing": label_smoothing,
-        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "ignore_index": ignore_index,
     }
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
-    check_features(input, linear_weight, linear_bias)
+    checks.features(input, linear_weight, linear_bias)
     source = features(as_rows(input), linear_weight, linear_bias, PLAIN, None, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     if isinstance(source, Logits):
@@ -154,26 +160,9 @@ def _many_positions(
     """Class weights [C, d1, ..., d]: a softmax over C at each position."""
     outer = linear_weight.shape[:-1]
     bias = None if linear_bias is None else linear_bias.reshape(-1)
-    check_features(input, linear_weight.flatten(0, -2), bias)
+    checks.features(input, linear_weight.flatten(0, -2), bias)
     logits = F.linear(torch.atleast_2d(input), linear_weight.flatten(0, -2), bias).reshape(-1, *outer)
     return offset_cross_entropy(logits, target, reduction=reduction, **settings)
-
-
-def check_features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    checks.floating("input", input)
-    checks.floating("linear_weight", linear_weight)
-    if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
-        raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
-    if input.ndim not in (1, 2) or input.shape[-1] != linear_weight.shape[1]:
-        raise ValueError(
-            f"input must be [N, {linear_weight.shape[1]}] or [{linear_weight.shape[1]}] to match linear_weight "
-            f"{list(linear_weight.shape)}, got {list(input.shape)}"
-        )
-    checks.same_device("linear_weight", linear_weight, input)
-    if not torch.is_autocast_enabled(input.device.type) and input.dtype != linear_weight.dtype:
-        raise TypeError(f"linear_weight must be {input.dtype} as the input is, got {linear_weight.dtype}")
-    if linear_bias is not None:
-        checks.vector("linear_bias", linear_bias, linear_weight.shape[0], input)
 
 
 def cosine_margin_cross_entropy(
@@ -207,7 +196,7 @@ def cosine_margin_cross_entropy(
 
     Source: Wang et al. (2018), Deng et al. (2019), Liu et al. (2017), Cao et al. (2019).
     """
-    check_features(input, linear_weight, None)
+    checks.features(input, linear_weight, None)
     scale = checks.number("scale", scale, above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")

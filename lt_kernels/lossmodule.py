@@ -66,7 +66,7 @@ class Loss(nn.Module):
 
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
         """The offset [C] for a batch."""
-        return self.offset
+        return self._buffers["offset"]
 
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
         """The loss of logits [C], [N, C], [N, C, d1, ...], or of raw cosines of that shape for a margin loss."""
@@ -76,27 +76,24 @@ class Loss(nn.Module):
         self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
-        checks.floating("input", input)
-        shape = tuple(input.shape)
-        if not shape or shape[min(1, len(shape) - 1)] == 0:
+        shape = tuple(checks.floating("input", input).shape)
+        classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
+        if classes == 0:
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-        classes = shape[min(1, len(shape) - 1)]
         table = self.table(target, classes) if table is None else table
-        plain = self.margin is None and self.scale == 1.0 and self.class_smoothing is None
-        if plain and self.average == "weighted":
-            quick = small.cross_entropy(
-                input,
-                target,
-                self.weight,
-                table,
-                self.focal_gamma,
-                self.label_smoothing,
-                self.ignore_index,
-                self.reduction,
-            )
-            if quick is not None:
-                return quick
+        if norms is None and (found := self._quick(input, target, table)) is not None:
+            return found
         return evaluate(Logits(functional.as_rows(input), norms), shape, target, **self.settings(table))
+
+    def _quick(self, input: Tensor, target: Any, table: Tensor | None) -> Tensor | None:
+        """The loss of few logits where it is plain; buffers are read past the slow look-up of a module."""
+        tables = self._buffers
+        if self.margin is not None or self.scale != 1.0 or tables["class_smoothing"] is not None:
+            return None
+        if self.average != "weighted" and tables["weight"] is not None:
+            return None
+        plain = (self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction)
+        return small.cross_entropy(input, target, tables["weight"], table, *plain)
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
         """What `ops.loss.evaluate` takes."""
@@ -127,12 +124,14 @@ class Loss(nn.Module):
         table: Tensor | None = None,
     ) -> Tensor:
         """The loss straight from features [N, d] and class weights [C, d]; `cosine` normalises both."""
-        functional.check_features(features, linear_weight, linear_bias)
+        checks.features(features, linear_weight, linear_bias)
         scale = self.scale if self.input_kind == "cosine" else scale
         if self.needs_logits:
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
         source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
         table = self.table(target, source.classes) if table is None else table
+        if isinstance(source, Logits) and not cosine and (found := self._quick(source.values, target, table)) is not None:
+            return found
         return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
 
     def logits(

@@ -96,8 +96,10 @@ class CenterLoss(nn.Module):
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
         target = checks.indices("target", target, features.shape[:1], features)
-        if target.device.type == "cpu" and target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
-            raise IndexError(f"target must be in 0 to {classes - 1}, got {int(target.min())} to {int(target.max())}")
+        if target.device.type == "cpu" and target.numel():
+            least, most = (int(end) for end in target.aminmax())
+            if not 0 <= least <= most < classes:
+                raise IndexError(f"target must be in 0 to {classes - 1}, got {least} to {most}")
         distance = features.to(self.centers.dtype) - self.centers[target]
         if self.training and self.mode == "wen":
             self._move(distance.detach(), target)

@@ -20,11 +20,25 @@ pytestmark = pytest.mark.usefixtures("kernels")
 SHAPES = [(1, 1), (1, 17), (3, 16), (64, 64), (65, 257), (300, 1000), (20, 4100)]
 
 
+class Statistics(torch.autograd.Function):
+    """The two operators as one differentiable function."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor, row_offset: Tensor | None) -> tuple[Tensor, ...]:
+        found = columns.forward_op(logits, target, row_offset)
+        ctx.save_for_backward(logits, target, row_offset, found[0])
+        return found
+
+    @staticmethod
+    def backward(ctx, d_lse: Tensor, d_own: Tensor) -> tuple[Tensor | None, ...]:
+        return columns.backward_op(*ctx.saved_tensors, d_lse.contiguous(), d_own.contiguous()), None, None
+
+
 def statistics(target: Tensor) -> Callable[..., Tensor]:
     """lse [C] and own [N] side by side, as a function of the logits and the row offset."""
 
     def function(logits: Tensor, row_offset: Tensor | None = None) -> Tensor:
-        return torch.cat(columns.ColumnStatistics.apply(logits, target, row_offset))
+        return torch.cat(Statistics.apply(logits, target, row_offset))
 
     return function
 
@@ -125,7 +139,7 @@ def test_lade(importance: str, classes: str, dtype: torch.dtype) -> None:
 
 def test_gradcheck() -> None:
     logits, target = normal(9, 21, seed=2).requires_grad_(), classes_of(9, 21, seed=1)
-    torch.autograd.gradcheck(lambda z: columns.ColumnStatistics.apply(z, target, None), logits)
+    torch.autograd.gradcheck(lambda z: Statistics.apply(z, target, None), logits)
     torch.autograd.gradcheck(lambda z: lade_regularizer(z, target, range(1, 22), lam=0.4), logits)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define
+from lt_kernels.ops.library import apply, define, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import columns as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -38,23 +38,44 @@ backward_op = define(
 )
 
 
-class ColumnStatistics(torch.autograd.Function):
-    """(logsumexp_i (z_ic + row_offset_i) [C], z_iy [N]); gradients for the logits [N, C]."""
+@takes(7)
+class Lade(torch.autograd.Function):
+    """sum_c counted_c (m_c + lam m_c^2) - sum_i share_i z_iy with m_c = logsumexp_i (z_ic + row_offset_i) + shift_c.
+
+    One node for the whole sum: its slopes for the column log-sum-exps and the targets' logits are known in the forward.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits: Tensor, target: Tensor, row_offset: Tensor | None) -> tuple[Tensor, Tensor]:
-        return forward_op(logits, target, row_offset)
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        row_offset: Tensor | None,
+        shift: Tensor,
+        counted: Tensor,
+        share: Tensor,
+        lam: float,
+    ) -> tuple[Tensor, ...]:
+        lse, own = forward_op(logits, target, row_offset)
+        mean = lse + shift
+        squared = lam * mean
+        value = (counted * (mean + squared * mean)).sum() - (share * own).sum()
+        return value, lse, counted * (1 + 2 * squared)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, output[0])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:3], inputs[5], *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, d_lse: Tensor, d_own: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        return first_order(backward_op, *saved, d_lse.contiguous(), d_own.contiguous()), None, None
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        logits, target, row_offset, share, lse, slope = ctx.saved_tensors
+        slopes = (grad * slope, -grad * share)
+        return first_order(backward_op, logits, target, row_offset, lse, *slopes), *(None,) * 6
 
 
 def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: str, classes: str) -> Tensor:
@@ -63,14 +84,12 @@ def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: 
     The epsilons 1e-8 and 1e-9 are the published code's.
     """
     rows, width = logits.shape
-    kind, uniform = accumulate_type(logits.dtype), math.log(1 / width + 1e-9)
-    log_ratio = uniform - torch.log(prior + 1e-9)
-    by_class = importance == "class"
+    kind, by_class = accumulate_type(logits.dtype), importance == "class"
+    log_ratio = math.log(1 / width + 1e-9) - torch.log(prior + 1e-9)
     inside = target.clamp(0, width - 1)  # the operator raises for the others
-    lse, own = ColumnStatistics.apply(logits, target, None if by_class else log_ratio[inside].to(kind))
-    count = torch.zeros_like(prior).index_add(0, inside, torch.ones_like(inside, dtype=prior.dtype))
-    share = (prior / (count + 1e-8))[inside].to(kind)
+    count = torch.zeros_like(prior).index_add(0, inside, prior.new_ones(rows))
+    share = (prior / (count + 1e-8)).to(kind)[inside]
     counted = (prior if classes == "all" else prior * (count > 0)).to(kind)
-    shift = (log_ratio - math.log(rows) if by_class else torch.full_like(prior, -math.log(rows))).to(kind)
-    mean = lse + shift
-    return (counted * (mean + lam * mean * mean)).sum() - (share * own).sum()
+    shift = ((log_ratio if by_class else torch.zeros_like(prior)) - math.log(rows)).to(kind)
+    row_offset = None if by_class else log_ratio[inside].to(kind)
+    return apply(Lade, logits, target, row_offset, shift, counted, share, lam)[0]

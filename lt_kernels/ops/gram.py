@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import tiles
-from lt_kernels.ops.library import NAMESPACE, define, extension_status
+from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -48,6 +48,7 @@ if extension_status()[0]:  # the tiles' driver pays with the C++ kernels only
     _kernels.impl("gram_backward", tiles.backward, "CPU")
 
 
+@takes(3)
 class Repulsion(torch.autograd.Function):
     """(R [C], ...) of class weights [C, d]; the gradient is for the weights."""
 
@@ -76,4 +77,4 @@ class Repulsion(torch.autograd.Function):
 
 def repulsion(weight: Tensor, threshold: float, project: bool) -> Tensor:
     """R_i of each class [C], in the dtype of the arithmetic, from class weights [C, d]."""
-    return Repulsion.apply(weight, threshold, project)[0]
+    return apply(Repulsion, weight, threshold, project)[0]

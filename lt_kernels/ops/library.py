@@ -114,7 +114,7 @@ def say_once() -> None:
 
 
 def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
-    """State how many inputs the forward of a Function takes.
+    """State how many inputs the forward of a Function takes, and make its direct form for `apply`.
 
     Dynamo counts them to tell whether the first is a context, and `apply` would work them out at each call (9 us).
     """
@@ -123,9 +123,29 @@ def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.a
 
     def mark(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
         function.forward.__signature__ = signature  # type: ignore[attr-defined]
+        function.direct = _direct(function)  # type: ignore[attr-defined]
         return function
 
     return mark
+
+
+def _direct(function: Any) -> type[torch.autograd.Function]:
+    """The same Function in the older form, without `setup_context`, whose calls take 12 us less."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), members)
+
+
+def apply(function: Any, *inputs: Any) -> Any:
+    """`function.apply(*inputs)`; directly where neither torch.func nor a compiler needs the general form."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return function.apply(*inputs)
+    return function.direct.apply(*inputs)
 
 
 def _has(name: str, key: str) -> bool:

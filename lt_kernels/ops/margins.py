@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define, takes
+from lt_kernels.ops.library import apply, define, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import margins as reference
 from lt_kernels.reference.rows import at_target, pick
@@ -76,8 +76,8 @@ def loss(
         share = at_target(t.mean_weight, t.offset_row, target)
         total = pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0].contiguous()
     offset = own_offset if t.offset is not None else None
-    return Margins.apply(
-        rest, own, rival, target, offset, norm, None if share is None else mean, total, share, *t[LOSS_FIELDS]
+    return apply(
+        Margins, rest, own, rival, target, offset, norm, None if share is None else mean, total, share, *t[LOSS_FIELDS]
     )[0]
 
 

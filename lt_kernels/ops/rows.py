@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import define, takes
+from lt_kernels.ops.library import apply, define, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -160,12 +160,21 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
 
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = reference.NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
-    return RowLoss.apply(logits, target, *terms, reduction)[0]
+    return apply(RowLoss, logits, target, *terms, reduction)[0]
 
 
 def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
     """(rest, own, own_offset, mean, rival) of logits [N, C] and class indices [N, K], differentiable."""
     t = terms
-    return RowStatistics.apply(
-        logits, target, t.offset, t.offset_row, t.mean_weight, t.scale, 0, logits.shape[1], t.ignore_index
+    return apply(
+        RowStatistics,
+        logits,
+        target,
+        t.offset,
+        t.offset_row,
+        t.mean_weight,
+        t.scale,
+        0,
+        logits.shape[1],
+        t.ignore_index,
     )

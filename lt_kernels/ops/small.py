@@ -16,10 +16,6 @@ SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.
 _TYPES = (torch.float32, torch.float64)
 
 
-def _is_vector(table: Any, classes: int) -> bool:
-    return isinstance(table, Tensor) and table.shape == (classes,) and table.is_cpu and table.is_floating_point()
-
-
 def few(input: Tensor, classes: int, product: bool) -> bool:
     """Whether features [N, d] make few logits, and a plain call is what it seems.
 
@@ -58,30 +54,51 @@ def _usual(input: Tensor) -> bool:
 def cross_entropy(
     logits: Any, target: Any, weight: Any, offset: Any, gamma: Any, smoothing: Any, ignore_index: Any, reduction: Any
 ) -> Tensor | None:
-    """`F.cross_entropy(logits + offset, ...)` of few rows that all count; None for anything unusual, small or not.
+    """`F.cross_entropy(logits + offset, ...)` of few rows [N, C]; None for anything unusual, small or not.
 
-    What is wrong or not finite is left to the operators too, which say it by name.
+    What is wrong or not finite (no row that counts, a target whose offset is -inf) is left to the operators too, which
+    say it by name.
     """
     if type(target) is not Tensor or target.dtype is not torch.int64 or not isinstance(logits, Tensor):
         return None
-    shape, rows = logits.shape, target.shape
-    if len(shape) != 2 or len(rows) != 1 or rows[0] != shape[0] or not 0 < logits.numel() <= SMALL:
+    if type(smoothing) is not float or type(ignore_index) is not int or gamma != 0 or not 0 <= smoothing <= 1:
         return None
-    if logits.dtype not in _TYPES or gamma != 0 or type(smoothing) is not float or type(ignore_index) is not int:
+    dtype, shape = logits.dtype, logits.shape
+    if dtype not in _TYPES or len(shape) != 2 or target.ndim != 1 or not 0 < shape[0] * shape[1] <= SMALL:
         return None
-    if not 0 <= smoothing <= 1:
+    if not (target.is_cpu and _usual(logits)):
         return None
-    if not (_usual(logits) and target.is_cpu) or not ignore_index < 0 <= target.min().item():
-        return None
-    for table in (weight, offset):
-        if table is not None and not _is_vector(table, shape[1]):
-            return None
     try:
-        weight = None if weight is None else weight.to(logits.dtype)
-        u = logits if offset is None else logits + offset.to(logits.dtype)
-        loss = F.cross_entropy(u, target, weight, reduction=reduction, label_smoothing=smoothing)
-    except (IndexError, RuntimeError, ValueError, TypeError):
+        table = None if weight is None else _table(weight, shape[1], dtype)
+        u = logits if offset is None else logits + _table(offset, shape[1], dtype)
+        loss = F.cross_entropy(
+            u, target, table, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing
+        )
+    except (IndexError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
-    if offset is None or math.isfinite((loss if loss.ndim == 0 else loss.sum()).item()):
+    if (offset is None and reduction != "mean") or math.isfinite((loss.sum() if loss.ndim else loss).item()):
         return loss
-    return None  # a target whose offset is -inf, perhaps
+    return None
+
+
+def linear_cross_entropy(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *plain: Any) -> Tensor | None:
+    """`cross_entropy` of the few logits of features [N, d]; None for anything unusual, as there."""
+    if type(input) is not Tensor or input.ndim != 2 or not isinstance(linear_weight, Tensor):
+        return None
+    classes = linear_weight.shape[0] if linear_weight.ndim == 2 else 0
+    if linear_weight.dtype is not input.dtype or not 0 < input.shape[0] * classes <= min(SMALL, current_budget() // 8):
+        return None
+    if not _usual(input) or not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
+        return None
+    try:
+        logits = F.linear(input, linear_weight, linear_bias)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    return cross_entropy(logits, target, *plain)
+
+
+def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """A vector [C] in the logits' dtype."""
+    if table.shape != (classes,) or not table.is_cpu or not table.is_floating_point():
+        raise ValueError(table.shape)
+    return table if table.dtype is dtype else table.to(dtype)
