@@ -125,7 +125,7 @@ template <class A> void reduce(const Rows& args, const Margins& margins, int64_t
     if (y >= 0) divisor += how == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
   }
   *result = A(how == kSum ? sum : sum / divisor);
-  if (how != kSum)
+  if (how != kSum)  // a slope of 0 stays 0 where nothing counts and the divisor is 0
     for (int64_t k = args.n; k < 5 * args.n; ++k) saved[k] = saved[k] == 0 ? A(0) : A(saved[k] / divisor);
 }
 

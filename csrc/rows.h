@@ -92,14 +92,17 @@ template <class T, class A> struct Block {
   }
 
   vec<A> without_targets(vec<A> z, int64_t j, int count) const {
-    A lanes[W];
-    store(lanes, z);
-    for (int64_t k = 0; k < line.args.slots; ++k)
-      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < count) own[k] = lanes[lane];
-    for (int64_t k = 0; k < line.args.slots; ++k)
-      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < count) lanes[lane] = kNothing<A>;
-    for (int lane = count; lane < W; ++lane) lanes[lane] = kNothing<A>;
-    return load(lanes);
+    A values[W];
+    store(values, z);
+    const auto number = lanes<A>();
+    const vec<A> nothing = splat(kNothing<A>);
+    for (int64_t k = 0; k < line.args.slots; ++k) {
+      int64_t lane = line.args.column(line.row, k) - j;
+      if (lane < 0 || lane >= count) continue;
+      own[k] = values[lane];
+      z = number == int(lane) ? nothing : z;
+    }
+    return count < W ? (number < count ? z : nothing) : z;
   }
 
   // The targets' share of the mean belongs to the loss.

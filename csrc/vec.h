@@ -193,6 +193,41 @@ template <class A> inline vec<A> exp_of(vec<A> input) {
 inline vec<float> exp(vec<float> x) { return exp_of<float>(x); }
 inline vec<double> exp(vec<double> x) { return exp_of<double>(x); }
 
+// 0, 1, 2, ...: compared with a lane's number it picks that lane.
+template <class A> inline typename Vec<A>::ints lanes() {
+  typename Vec<A>::ints number{};
+  for (int lane = 0; lane < Vec<A>::width; ++lane) number[lane] = lane;
+  return number;
+}
+
+#if LT_BYTES == 64  // a tree of fixed shape in a few instructions; part of a vector under a mask
+template <class A> A sum(vec<A> value);
+template <class A> A top(vec<A> value);
+template <> inline float sum<float>(vec<float> value) { return _mm512_reduce_add_ps(value); }
+template <> inline double sum<double>(vec<double> value) { return _mm512_reduce_add_pd(value); }
+template <> inline float top<float>(vec<float> value) { return _mm512_reduce_max_ps(value); }
+template <> inline double top<double>(vec<double> value) { return _mm512_reduce_max_pd(value); }
+
+inline __mmask16 first(int count) { return __mmask16((1u << count) - 1); }
+inline vec<float> some(const float* from, int count) { return _mm512_maskz_loadu_ps(first(count), from); }
+inline vec<double> some(const double* from, int count) { return _mm512_maskz_loadu_pd(__mmask8(first(count)), from); }
+template <class T> inline vec<float> some(const T* from, int count) {
+  T padded[16];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(padded), _mm256_maskz_loadu_epi16(first(count), from));
+  return load(padded);
+}
+inline void keep(float* to, vec<float> value, int count) { _mm512_mask_storeu_ps(to, first(count), value); }
+inline void keep(double* to, vec<double> value, int count) { _mm512_mask_storeu_pd(to, __mmask8(first(count)), value); }
+template <class T> inline void keep(T* to, vec<float> value, int count) {
+  T padded[16];
+  store(padded, value);
+  _mm256_mask_storeu_epi16(to, first(count), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(padded)));
+}
+
+// A vector from fewer elements than it has, the others 0; and back.
+template <class A, class T> inline vec<A> load_part(const T* from, int count) { return some(from, count); }
+template <class A, class T> inline void store_part(T* to, vec<A> value, int count) { keep(to, value, count); }
+#else
 template <class A> inline A sum(vec<A> value) {
   A total = 0;
   for (int lane = 0; lane < Vec<A>::width; ++lane) total += value[lane];
@@ -215,6 +250,7 @@ template <class A, class T> inline void store_part(T* to, vec<A> value, int coun
   store(padded, value);
   std::memcpy(to, padded, count * sizeof(T));
 }
+#endif
 
 }  // namespace LT_ISA
 

@@ -130,7 +130,10 @@ class Loss(nn.Module):
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
         source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
         table = self.table(target, source.classes) if table is None else table
-        if isinstance(source, Logits) and not cosine and (found := self._quick(source.values, target, table)) is not None:
+        found = None
+        if isinstance(source, Logits) and not cosine and scale is None:
+            found = self._quick(source.values, target, table)
+        if found is not None:
             return found
         return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
 

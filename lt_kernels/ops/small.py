@@ -54,10 +54,10 @@ def _usual(input: Tensor) -> bool:
 def cross_entropy(
     logits: Any, target: Any, weight: Any, offset: Any, gamma: Any, smoothing: Any, ignore_index: Any, reduction: Any
 ) -> Tensor | None:
-    """`F.cross_entropy(logits + offset, ...)` of few rows [N, C]; None for anything unusual, small or not.
+    """`F.cross_entropy(logits + offset, ...)` of few rows that all count; None for anything unusual, small or not.
 
-    What is wrong or not finite (no row that counts, a target whose offset is -inf) is left to the operators too, which
-    say it by name.
+    What is wrong or not finite (a target whose offset is -inf, perhaps) is left to the operators too, which say it by
+    name; so are ignored rows, whose gradient torch makes NaN where their logits are infinite.
     """
     if type(target) is not Tensor or target.dtype is not torch.int64 or not isinstance(logits, Tensor):
         return None
@@ -66,7 +66,7 @@ def cross_entropy(
     dtype, shape = logits.dtype, logits.shape
     if dtype not in _TYPES or len(shape) != 2 or target.ndim != 1 or not 0 < shape[0] * shape[1] <= SMALL:
         return None
-    if not (target.is_cpu and _usual(logits)):
+    if not (target.is_cpu and _usual(logits)) or not ignore_index < 0 <= target.min().item():
         return None
     try:
         table = None if weight is None else _table(weight, shape[1], dtype)
@@ -76,7 +76,7 @@ def cross_entropy(
         )
     except (IndexError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
-    if (offset is None and reduction != "mean") or math.isfinite((loss.sum() if loss.ndim else loss).item()):
+    if offset is None or math.isfinite((loss.sum() if loss.ndim else loss).item()):
         return loss
     return None
 
