@@ -1,5 +1,6 @@
 // Row statistics: the operators of lt_kernels/ops/rows.py on a CPU.
 #include <tuple>
+#include <vector>
 
 #include "margins.h"
 #include "tensors.h"
@@ -99,49 +100,95 @@ void check_offsets(const Rows& args, bool is_double) {
   }
 }
 
-// The loss of each row for one target; saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
-template <class A> void loss_rows(const Rows& args, const Margins& margins, const A* total, A* loss, A* saved) {
-  int64_t n = args.n;
-  torch::stable::parallel_for(0, n, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      int64_t y = args.column(i, 0);
-      const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
-      Numbers<A> in{saved[i], saved[2 * n + i], static_cast<A*>(args.rival_out)[i], offset && y >= 0 ? offset[y] : A(0), A(1)};
-      if (share) in.mean = saved[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
-      Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
-      loss[i] = out.loss, saved[n + i] = out.d_rest, saved[2 * n + i] = out.d_own;
-      saved[3 * n + i] = out.d_offset, saved[4 * n + i] = out.d_mean;
-    }
-  });
-}
-
 enum Reduction { kNone, kWeightedMean, kSum, kMean };  // kMean divides by the number of rows that count
 
-template <class A> void reduce(const Rows& args, const Margins& margins, int64_t how, const A* loss, A* saved, A* result) {
-  double sum = 0, divisor = 0;
-  for (int64_t i = 0; i < args.n; ++i) {
-    int64_t y = args.column(i, 0);
-    sum += loss[i];
-    if (y >= 0) divisor += how == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
+// The losses of rows for one target each; saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
+template <class A> struct Losses {
+  Rows args;
+  Margins margins;
+  const A* total;
+  Tensor loss, saved, rival;
+  A *losses, *numbers;
+  double divisor = 1;
+
+  Losses(Inputs& in, const Margins& margins, const void* totals, int64_t reduction)
+      : margins(margins), total(static_cast<const A*>(totals)), loss(empty({in.args.n}, in.sums)),
+        saved(empty({5, in.args.n}, in.sums)), rival(empty({in.args.n}, in.sums)),
+        losses(static_cast<A*>(loss.mutable_data_ptr())), numbers(static_cast<A*>(saved.mutable_data_ptr())) {
+    int64_t n = in.args.n;
+    in.args.rest_out = numbers, in.args.own_out = numbers + 2 * n, in.args.rival_out = rival.mutable_data_ptr();
+    in.args.mean_out = in.args.share.data ? numbers + 4 * n : nullptr;
+    in.args.rest = numbers, in.args.d_rest = numbers + n, in.args.d_own = numbers + 2 * n;
+    in.args.d_mean = in.args.mean_out;
+    args = in.args;
+    if (reduction == kWeightedMean || reduction == kMean) divide(reduction);
   }
-  *result = A(how == kSum ? sum : sum / divisor);
-  if (how != kSum)  // a slope of 0 stays 0 where nothing counts and the divisor is 0
-    for (int64_t k = args.n; k < 5 * args.n; ++k) saved[k] = saved[k] == 0 ? A(0) : A(saved[k] / divisor);
+
+  void divide(int64_t reduction) {
+    divisor = 0;
+    for (int64_t i = 0; i < args.n; ++i)
+      if (int64_t y = args.column(i, 0); y >= 0)
+        divisor += reduction == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
+  }
+  // A slope of 0 stays 0 where nothing counts and the divisor is 0.
+  A share_of(A slope) const { return slope == 0 ? A(0) : A(slope / divisor); }
+
+  // From the statistics of row i, which its places in `saved` hold, to its loss and slopes.
+  void row(int64_t i) const {
+    int64_t n = args.n, y = args.column(i, 0);
+    const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
+    A own_offset = offset && y >= 0 ? offset[y] : A(0);
+    Numbers<A> in{numbers[i], numbers[2 * n + i], static_cast<A*>(args.rival_out)[i], own_offset, A(1)};
+    if (share) in.mean = numbers[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
+    Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
+    losses[i] = out.loss, numbers[n + i] = share_of(out.d_rest), numbers[2 * n + i] = share_of(out.d_own);
+    numbers[3 * n + i] = share_of(out.d_offset), numbers[4 * n + i] = share_of(out.d_mean);
+  }
+
+  // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
+  void run(Type type) const {
+    const Kernels& table = kernels();
+    int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(args.c, 1));
+    torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
+      Rows mine = args;
+      std::vector<A> kept(mine.d_logits ? args.c + 64 : 0), shifts(mine.d_logits ? args.c / kBlock + 1 : 0);
+      mine.kept = kept.data(), mine.shifts = shifts.data();
+      for (int64_t i = begin; i < end; ++i) {
+        (mine.d_logits ? table.rows_keep : table.rows_forward)[type](mine, i, i + 1);
+        row(i);
+        if (mine.d_logits) table.rows_finish[type](mine, i, i + 1);
+      }
+    });
+  }
+
+  Tensor reduced(int64_t reduction, ScalarType sums) const {
+    if (reduction == kNone) return loss;
+    double sum = 0;
+    for (int64_t i = 0; i < args.n; ++i) sum += losses[i];
+    Tensor result = empty({}, sums);
+    *static_cast<A*>(result.mutable_data_ptr()) = A(reduction == kSum ? sum : sum / divisor);
+    return result;
+  }
+};
+
+template <class A>
+std::tuple<Tensor, Tensor> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction) {
+  Losses<A> losses(in, margins, totals, reduction);
+  losses.run(in.type);
+  return {losses.reduced(reduction, in.sums), losses.saved};
 }
 
-template <class A> Tensor loss_of(Inputs& in, Margins& margins, const void* totals, Tensor& saved, int64_t reduction) {
-  Rows& args = in.args;
-  A* numbers = static_cast<A*>(saved.mutable_data_ptr());
-  Tensor loss = empty({args.n}, in.sums), rival = empty({args.n}, in.sums);
-  A* losses = static_cast<A*>(loss.mutable_data_ptr());
-  args.rest_out = numbers, args.own_out = numbers + 2 * args.n, args.rival_out = rival.mutable_data_ptr();
-  args.mean_out = args.share.data ? numbers + 4 * args.n : nullptr;
-  in.forward();
-  loss_rows(args, margins, static_cast<const A*>(totals), losses, numbers);
-  if (reduction == kNone) return loss;
-  Tensor result = empty({}, in.sums);
-  reduce(args, margins, reduction, losses, numbers, static_cast<A*>(result.mutable_data_ptr()));
-  return result;
+std::tuple<Tensor, Tensor> evaluate(
+    Inputs& in, const Optional& total, const Optional& weight, const Optional& class_margin,
+    const Optional& class_smoothing, Margins margins, int64_t ignore_index, int64_t reduction) {
+  bool is_double = in.sums == ScalarType::Double;
+  check_targets(in.args.target, in.args.n, in.args.c, ignore_index);
+  check_offsets(in.args, is_double);
+  margins.weight = in.numbers(weight, in.sums, "weight");
+  margins.class_margin = in.numbers(class_margin, in.sums, "margin");
+  margins.class_smoothing = in.numbers(class_smoothing, in.sums, "label_smoothing");
+  const void* totals = in.numbers(total, in.sums, "total");
+  return is_double ? losses_of<double>(in, margins, totals, reduction) : losses_of<float>(in, margins, totals, reduction);
 }
 
 std::tuple<Tensor, Tensor> rows_loss(
@@ -149,18 +196,20 @@ std::tuple<Tensor, Tensor> rows_loss(
     Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
     double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
   Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
-  bool is_double = in.sums == ScalarType::Double;
-  check_targets(in.args.target, in.args.n, in.args.c, ignore_index);
-  check_offsets(in.args, is_double);
   Margins margins{scale, int(kind), margin, instance, guard, gamma, smoothing};
-  margins.weight = in.numbers(weight, in.sums, "weight");
-  margins.class_margin = in.numbers(class_margin, in.sums, "margin");
-  margins.class_smoothing = in.numbers(class_smoothing, in.sums, "label_smoothing");
-  const void* totals = in.numbers(total, in.sums, "total");
-  Tensor saved = empty({5, in.args.n}, in.sums);
-  Tensor loss = is_double ? loss_of<double>(in, margins, totals, saved, reduction)
-                          : loss_of<float>(in, margins, totals, saved, reduction);
-  return {loss, saved};
+  return evaluate(in, total, weight, class_margin, class_smoothing, margins, ignore_index, reduction);
+}
+
+std::tuple<Tensor, Tensor, Tensor> rows_loss_gradient(
+    Tensor logits, Tensor target, Optional offset, Optional offset_row, Optional mean_weight, Optional total,
+    Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
+    double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
+  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
+  Tensor d_logits = empty({in.args.n, in.args.c}, logits.scalar_type());
+  in.args.d_logits = d_logits.mutable_data_ptr();
+  Margins margins{scale, int(kind), margin, instance, guard, gamma, smoothing};
+  auto [loss, saved] = evaluate(in, total, weight, class_margin, class_smoothing, margins, ignore_index, reduction);
+  return {loss, saved, d_logits};
 }
 
 std::tuple<Tensor, Tensor> rows_loss_backward(
@@ -184,6 +233,7 @@ STABLE_TORCH_LIBRARY_IMPL(lt_kernels, CPU, library) {
   library.impl("rows_backward", TORCH_BOX(&rows_backward));
   library.impl("rows_loss", TORCH_BOX(&rows_loss));
   library.impl("rows_loss_backward", TORCH_BOX(&rows_loss_backward));
+  library.impl("rows_loss_gradient", TORCH_BOX(&rows_loss_gradient));
 }
 
 }  // namespace lt

@@ -9,8 +9,6 @@
 namespace lt {
 namespace LT_ISA {
 
-constexpr int kBlock = 1024;  // columns at a time: z and u of a block stay in the first cache
-
 // One row's z = logits * row scale * column scale and u = scale * z + offset.
 template <class T, class A> struct LogitRow {
   const Rows& args;
@@ -112,15 +110,21 @@ template <class T, class A> struct Block {
   }
 };
 
-template <class A> inline A sum_exp(const A* u, int count, A shift) {
+// The sum of exp(u - shift), which is also kept if `kept` is given; whole vectors, behind the end of the row too.
+template <class A> inline A sum_exp(const A* u, int count, A shift, A* kept) {
   constexpr int W = Vec<A>::width;
   vec<A> even{}, odd{};
+  auto step = [&](int k) {
+    vec<A> value = exp(load(u + k) - shift);
+    if (kept) store(kept + k, value);
+    return value;
+  };
   int k = 0;
   for (; k + W < count; k += 2 * W) {
-    even = even + exp(load(u + k) - shift);
-    odd = odd + exp(load(u + k + W) - shift);
+    even = even + step(k);
+    odd = odd + step(k + W);
   }
-  if (k < count) even = even + exp(load(u + k) - shift);
+  if (k < count) even = even + step(k);
   return sum<A>(even + odd);
 }
 
@@ -128,12 +132,13 @@ template <class A> inline A sum_exp(const A* u, int count, A shift) {
 template <class A> struct Online {
   A top = kNothing<A>, total = 0;
 
-  void add(const A* u, int count, A best) {
+  void add(const A* u, int count, A best, A* kept = nullptr) {
     if (best > top) {
       total = top == kNothing<A> ? total : total * std::exp(top - best);
       top = best;
     }
-    total += sum_exp(u, count, top == kNothing<A> ? A(0) : top);
+    A shift = top == kNothing<A> ? A(0) : top;
+    total += kept ? sum_exp(u, count, shift, kept) : sum_exp<A>(u, count, shift, nullptr);
   }
   A value() const { return total == 0 ? kNothing<A> : (top == kNothing<A> ? A(0) : top) + std::log(total); }
 };
@@ -150,7 +155,7 @@ template <class A> inline A weighted(const A* share, const A* u, int count) {
 
 template <class A> inline A at(const void* numbers, int64_t i) { return static_cast<const A*>(numbers)[i]; }
 
-template <class T, class A> void forward_row(const Rows& args, int64_t i) {
+template <class T, class A, bool kKeep> void forward_row(const Rows& args, int64_t i) {
   A* own = static_cast<A*>(args.own_out) + i * args.slots;
   for (int64_t k = 0; k < args.slots; ++k) own[k] = kNothing<A>;
   Online<A> online;
@@ -161,7 +166,8 @@ template <class T, class A> void forward_row(const Rows& args, int64_t i) {
   for (int64_t first = 0; first < args.c && !args.skipped(i); first += kBlock) {
     int count = int(args.c - first < kBlock ? args.c - first : kBlock);
     block.read(first, count);
-    online.add(block.u, count, LT_ISA::top<A>(block.top_u));
+    online.add(block.u, count, LT_ISA::top<A>(block.top_u), kKeep ? static_cast<A*>(args.kept) + first : nullptr);
+    if (kKeep) static_cast<A*>(args.shifts)[first / kBlock] = online.top;
     A best = LT_ISA::top<A>(block.top_z);
     rival = best > rival ? best : rival;
     if (!share) continue;
@@ -227,6 +233,31 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   }
 }
 
+// The gradient of a row whose exp(u - shift) were kept by the forward just before.
+template <class T, class A> void finish_row(const Rows& args, int64_t i) {
+  constexpr int W = Vec<A>::width;
+  T* out = static_cast<T*>(args.d_logits) + i * args.c;
+  if (args.skipped(i)) return void(std::memset(static_cast<void*>(out), 0, args.c * sizeof(T)));
+  const Slopes<A> slopes(args, i);
+  const A *kept = static_cast<const A*>(args.kept), *share = args.d_mean ? args.share.at<A>(i) : nullptr;
+  const A scale = A(args.scale), mean = slopes.d_mean * scale;
+  for (int64_t first = 0; first < args.c; first += kBlock) {
+    const int count = int(args.c - first < kBlock ? args.c - first : kBlock);
+    const A factor = std::exp(static_cast<const A*>(args.shifts)[first / kBlock] - slopes.rest) * slopes.d_rest * scale;
+    auto step = [&](int64_t j, int size) {
+      vec<A> d = load(kept + j) * factor;
+      if (share) d = d + LogitRow<A, A>::part(share + j, size) * mean;
+      if (size == W) store(out + j, d);
+      else store_part<A>(out + j, d, size);
+    };
+    int64_t j = first;
+    for (; j + W <= first + count; j += W) step(j, W);
+    if (j < first + count) step(j, int(first + count - j));
+  }
+  int64_t column = args.column(i, 0);
+  if (column >= 0) store_part<A>(out + column, splat(at<A>(args.d_own, i) * slopes.factor), 1);
+}
+
 // The offset's gradient for the columns [begin, end), all rows in their order: the same bits whatever the threads.
 template <class T, class A> void offset_columns(const Rows& args, int64_t begin, int64_t end) {
   constexpr int W = Vec<A>::width;
@@ -255,7 +286,13 @@ template <class T, class A> void offset_columns(const Rows& args, int64_t begin,
 }
 
 template <class T> void rows_forward(const Rows& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type>(args, i);
+  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, false>(args, i);
+}
+template <class T> void rows_keep(const Rows& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, true>(args, i);
+}
+template <class T> void rows_finish(const Rows& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) finish_row<T, typename Arithmetic<T>::type>(args, i);
 }
 template <class T> void rows_backward(const Rows& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) backward_row<T, typename Arithmetic<T>::type>(args, i);

@@ -40,6 +40,8 @@ struct Rows {
   const void* grad = nullptr;  // a factor for all slopes: [n], or one number, or none
   bool one_grad = false;
   void *d_logits = nullptr, *d_offset = nullptr;  // [n, c]; [offset.rows, c]
+  // Both in one go: exp(u - shift) of one row [c], and the shift of each block of it.
+  void *kept = nullptr, *shifts = nullptr;
 
   bool skipped(int64_t i) const {
     for (int64_t k = 0; k < slots; ++k)
@@ -87,6 +89,7 @@ struct Tile {
   void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
 };
 
+constexpr int kBlock = 1024;  // columns of a row at a time: z and u of a block stay in the first cache
 constexpr int kStrip = 32;  // columns of the gradient at a time: their sums stay in registers
 
 // A neighbour of a row, and the coefficient of its weight.
@@ -115,6 +118,7 @@ using RowsKernel = void (*)(const Rows&, int64_t begin, int64_t end);
 
 struct Kernels {
   RowsKernel rows_forward[4], rows_backward[4], rows_offset[4];  // by Type; rows_offset walks columns
+  RowsKernel rows_keep[4], rows_finish[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
   TileKernel gram_screen, gram_verify[4], gram_list[2];

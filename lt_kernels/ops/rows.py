@@ -17,6 +17,11 @@ _VALUES = (
     f"Tensor logits, Tensor target, float scale, Tensor? row_scale, Tensor? column_scale, {_TABLES}, "
     "int start, int classes, int ignore_index"
 )
+_LOSS = (
+    f"Tensor logits, Tensor target, {_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
+    "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
+    "float smoothing, int ignore_index, int reduction"
+)
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
@@ -60,13 +65,12 @@ backward_op = define(
     reference.rows_backward,
     _backward_fake,
 )
-loss_op = define(
+loss_op = define("rows", f"rows_loss({_LOSS}) -> (Tensor, Tensor)", reference.rows_loss, _loss_fake)
+gradient_op = define(
     "rows",
-    f"rows_loss(Tensor logits, Tensor target, {_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
-    "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
-    "float smoothing, int ignore_index, int reduction) -> (Tensor, Tensor)",
-    reference.rows_loss,
-    _loss_fake,
+    f"rows_loss_gradient({_LOSS}) -> (Tensor, Tensor, Tensor)",
+    reference.rows_loss_gradient,
+    lambda logits, *rest: (*_loss_fake(logits, *rest), logits.new_empty(logits.shape)),
 )
 loss_backward_op = define(
     "rows",
@@ -103,6 +107,45 @@ class RowLoss(torch.autograd.Function):
         tables, fixed = (offset, row, mean_weight), (ctx.scale, ctx.ignore_index, want_offset)
         d_logits, d_table = first_order(loss_backward_op, logits, target, saved, grad, *tables, *fixed)
         return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
+
+
+class DirectRowLoss(torch.autograd.Function):
+    """`RowLoss` where neither torch.func nor a compiler looks on: on a CPU the forward makes the gradient as well.
+
+    It is made while a row is in the cache, for an incoming gradient of 1, and handed out as it is, or as a copy where
+    the graph is kept for a further backward pass. float16, whose gradients an incoming one may have to lift above its
+    least number, does without.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        logits, (wanted, _, offset_wanted, *_) = inputs[0], ctx.needs_input_grad
+        ctx.gradient = None
+        if wanted and not offset_wanted and logits.is_cpu and logits.dtype != torch.float16:
+            loss, saved, ctx.gradient = gradient_op(*inputs)
+        else:
+            loss, saved = loss_op(*inputs)
+        RowLoss.setup_context(ctx, inputs, (loss, saved))
+        return loss, saved
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, unused: Any) -> tuple[Tensor | None, ...]:
+        made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
+        if made is None or type(grad) is not Tensor or torch.is_grad_enabled():
+            return RowLoss.backward(ctx, grad, unused)
+        one = grad.ndim == 0 and grad.item() == 1
+        if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
+            return RowLoss.backward(ctx, grad, unused)
+        ctx.gradient = made if kept else None
+        factor = grad[:, None] if grad.ndim else grad
+        if kept:
+            made = made.clone() if one else made * factor
+        elif not one:
+            made.mul_(factor)
+        return made, *(None,) * (ctx.inputs - 1)
+
+
+RowLoss.direct = DirectRowLoss  # type: ignore[attr-defined]
 
 
 @takes(9)

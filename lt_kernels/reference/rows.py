@@ -177,6 +177,14 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     return loss, torch.cat((rest[None], slopes))
 
 
+def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`rows_loss`, and the gradient of its sum (or mean) for the logits."""
+    loss, saved = rows_loss(*inputs)
+    logits, target, (scale, ignore_index) = inputs[0], inputs[1], (inputs[9], inputs[16])
+    one = saved.new_ones(())
+    return loss, saved, rows_loss_backward(logits, target, saved, one, *inputs[2:5], scale, ignore_index, False)[0]
+
+
 def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """What a mean divides by: the sum of the rows' weights, ignored rows left out."""
     counted = target != ignore_index
