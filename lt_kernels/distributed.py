@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lt_kernels.ops import linear
 from lt_kernels.reference.terms import Terms
@@ -99,7 +100,7 @@ def checked(group: Any) -> dist.ProcessGroup:
 def shard(size: int, group: Any, device: torch.device) -> Shard:
     """Where this rank's `size` classes stand among all: in the order of the ranks.
 
-    The ranks are asked each time: one whose own size is what it was cannot know that the others' are.
+    The ranks are asked: one whose own size is what it was cannot know that the others' are.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
@@ -108,6 +109,25 @@ def shard(size: int, group: Any, device: torch.device) -> Shard:
     dist.all_gather(sizes, torch.tensor(size, device=device), group=group)
     counts, rank = [int(one) for one in sizes], dist.get_rank(group)
     return Shard(sum(counts[:rank]), size, sum(counts), group, counts)
+
+
+# Of each parameter that is a shard: the layout in each group. A parameter's first call is every rank's first call.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def shard_of(weight: Tensor, group: Any) -> Shard:
+    """`shard` for the rows of a weight; the ranks are asked once for a parameter, since asking waits for the device.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+    """
+    checked(group)
+    if not (weight.is_leaf and weight.requires_grad):  # what is made anew for each call
+        return shard(weight.shape[0], group, weight.device)
+    layouts = _known.setdefault(weight, {})
+    if group not in layouts:
+        layouts[group] = shard(weight.shape[0], group, weight.device)
+    return layouts[group]
 
 
 def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import unittest.mock
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -167,6 +168,16 @@ def two_heads(rank: int, world: int, group: Any) -> None:
         near(loss.detach(), torch.nn.functional.cross_entropy(normal(N, D, seed=61) @ weight.T + bias, target), "loss")
 
 
+def asked_once(rank: int, world: int, group: Any) -> None:
+    """A parameter's layout is asked for at its first call only, in whatever order heads of different sizes are called."""
+    sizes = (world, world + 1, 2 * world)
+    heads = [LinearHead(D, classes, losses.CrossEntropyLoss(), group=group).double() for classes in sizes]
+    with unittest.mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as asked:
+        for head in (*heads, *heads[::-1], *heads):
+            head(normal(N, D, seed=61), classes_of(N, head.num_classes, seed=60)).backward()
+    assert asked.call_count == len(heads)
+
+
 def data_parallel(rank: int, world: int, group: Any) -> None:
     """Features gathered from all ranks get `world` times the gradient, which the averaging of a backbone's expects."""
     mine, features = slice(*distributed.shard_bounds(C, rank, world)), normal(world * 4, D, seed=80)
@@ -227,7 +238,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         group = dist.group.WORLD
         for sizes in SHARDS[world]:
             functions(rank, sizes, group)
-        for part in (heads, state, two_heads, data_parallel, edges, bad_groups):
+        for part in (heads, state, two_heads, asked_once, data_parallel, edges, bad_groups):
             part(rank, world, group)
         dist.barrier()
     except BaseException:

@@ -86,7 +86,7 @@ def features(
     sphere = margin is not None and margin.kind == SPHERE
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
-    shard = None if group is None else distributed.shard(weight.shape[0], group, weight.device)
+    shard = None if group is None else distributed.shard_of(weight, group)
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 
 
