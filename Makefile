@@ -8,13 +8,14 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench readme clean
+.PHONY: help setup demo test lint bench gpu-check readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
 	@echo "make test    set up and run the tests"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
+	@echo "make gpu-check  check and measure everything on this machine's GPU, with the torch that is there; installs nothing"
 	@echo "make readme  write the README's tables from the measured files"
 	@echo "make clean   remove what was built; .venv stays"
 
@@ -45,6 +46,12 @@ lint: setup
 
 bench: setup
 	$(BIN)/lt-kernels bench $(ARGS)
+
+# Nothing is set up or installed: $(VENV) serves where its torch sees the GPU, else the machine's own Python.
+gpu-check:
+	@python=$(BIN)/python; \
+	$$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || python=$(PYTHON); \
+	PYTHONPATH=. $$python -m benchmarks.gpu_check $(ARGS)
 
 readme: setup
 	$(BIN)/python -m benchmarks.table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from tests.tolerances import TOLERANCE, error
 # 15 seconds on two cores. An entry of the logits costs about as much as OVERHEAD multiplications beyond its product.
 WHOLE = 5e10
 OVERHEAD = 64
+ON_A_GPU = 8  # times as much there
 # A provider may err by this many times what eager torch errs in the same dtype, plus the tolerance of the dtype.
 ALLOWANCE = 3.0
 
@@ -23,13 +24,14 @@ ALLOWANCE = 3.0
 def reduced(problem: Problem) -> Problem:
     """The problem itself where float64 can afford it, else its first rows (for weights its first classes)."""
     case = problem.case
+    whole = WHOLE * (ON_A_GPU if problem.device.startswith("cuda") else 1)
     if case.rows == 0:
-        rows = int((WHOLE / (case.depth + OVERHEAD)) ** 0.5)
+        rows = int((whole / (case.depth + OVERHEAD)) ** 0.5)
         if case.classes <= rows:
             return problem
         leaves = {name: leaf.detach()[:rows].requires_grad_() for name, leaf in problem.leaves.items()}
         return Problem(replace(case, classes=rows), leaves, problem.constants)
-    rows = max(1, int(WHOLE / (case.classes * (case.depth + OVERHEAD))))
+    rows = max(1, int(whole / (case.classes * (case.depth + OVERHEAD))))
     if rows >= case.rows:
         return problem
     batch = ("input", "logits", "cosine", "target")
@@ -49,8 +51,13 @@ def worst_error(actual: list[Tensor], exact: list[Tensor]) -> float:
     return max(error(ours, true) for ours, true in zip(actual, exact, strict=True))
 
 
-def errors(problem: Problem, names: Sequence[str]) -> dict[str, tuple[float, bool]]:
-    """For each provider that claims a result: its error against float64, and whether that is small enough."""
+def errors(
+    problem: Problem, names: Sequence[str], refused: Callable[[str, Exception], None] | None = None
+) -> dict[str, tuple[float, bool]]:
+    """For each provider that claims a result: its error against float64, and whether that is small enough.
+
+    A competitor that fails is handed to `refused`, if that is given, and left out.
+    """
     small = reduced(problem)
     wide = small.to(torch.float64)
     exact = result(autograd("eager", eager_function(wide), wide))
@@ -59,6 +66,12 @@ def errors(problem: Problem, names: Sequence[str]) -> dict[str, tuple[float, boo
     found = {}
     for provider in providers(small, names):
         if not provider.is_limit:
-            measured = worst_error(result(provider), exact)
+            try:
+                measured = worst_error(result(provider), exact)
+            except Exception as error:
+                if refused is None or provider.name == "ours":
+                    raise
+                refused(provider.name, error)
+                continue
             found[provider.name] = (measured, measured <= allowed)
     return found

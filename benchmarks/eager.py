@@ -21,6 +21,11 @@ def offset_cross_entropy(logits: Tensor, target: Tensor, offset: Tensor) -> Tens
     return F.cross_entropy(logits + offset, target)
 
 
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """F.cross_entropy itself."""
+    return F.cross_entropy(logits, target)
+
+
 def linear_cross_entropy(input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
     """F.cross_entropy of all logits [N, C]."""
     return F.cross_entropy(F.linear(input, linear_weight), target)
@@ -82,14 +87,14 @@ def sphereface(cosine: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
 def ldam(cosine: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
     """cos(theta) - m_y, m_y proportional to n_y^(-1/4) and at most 0.5, scale 30."""
     margin = class_counts.pow(-0.25)
-    margin = 0.5 * margin / margin.max()
+    margin = (0.5 * margin / margin.max()).to(cosine.dtype)
     return with_own(cosine, target, own_entry(cosine, target) - margin[target], 30.0)
 
 
 def dbm(cosine: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
     """cos(theta + m_y (1 + h (1 - cos) / 2)), h where the row is misclassified."""
     own = own_entry(cosine, target)
-    margin = 0.1 * (class_counts / class_counts.min()).pow(-1)
+    margin = (0.1 * (class_counts / class_counts.min()).pow(-1)).to(cosine.dtype)
     hard = (cosine.argmax(1) != target).to(cosine.dtype)
     angle = margin[target] * (1 + hard * (1 - own) / 2)
     return with_own(cosine, target, torch.cos(own.acos() + angle), 30.0)
@@ -109,7 +114,8 @@ def focal(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
 def class_balanced(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
     """Weights (1 - beta) / (1 - beta^n), beta 0.9999."""
     weight = -1 / torch.expm1(class_counts * math.log(0.9999))
-    return F.cross_entropy(logits, target, weight=weight * len(weight) / weight.sum())
+    weight = weight * len(weight) / weight.sum()
+    return F.cross_entropy(logits, target, weight=weight.to(logits.dtype))
 
 
 def label_aware_smoothing(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from benchmarks.providers import Provider
 
@@ -16,14 +18,16 @@ from benchmarks.providers import Provider
 FEWEST, MOST = 3, 1_000
 # After this long on one provider the fewest samples have to do (a competitor may take minutes).
 PATIENCE = 15.0
+SCRATCH = 256 * 2**20  # bytes, several times the last cache of a GPU
 
 
 @dataclass
 class Samples:
-    """Seconds of forward and backward of one provider, one entry a round."""
+    """Seconds of forward and backward of one provider, one entry a round; and of replays of a graph of both."""
 
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
+    graph: list[float] = field(default_factory=list)
 
     @property
     def both(self) -> list[float]:
@@ -31,10 +35,12 @@ class Samples:
         return [first + second for first, second in zip(self.forward, self.backward)]
 
     def modes(self) -> Iterator[tuple[str, list[float]]]:
-        """("forward", seconds), ("backward", ...) where there is one, ("both", ...)."""
+        """("forward", seconds), ("backward", ...), ("both", ...), and ("graph", ...) where there is one."""
         yield "forward", self.forward
         yield "backward", self.backward
         yield "both", self.both
+        if self.graph:
+            yield "graph", self.graph
 
 
 def quantiles(seconds: Sequence[float], unit: float = 1.0) -> tuple[float, float, float]:
@@ -44,26 +50,57 @@ def quantiles(seconds: Sequence[float], unit: float = 1.0) -> tuple[float, float
     return p50, p20, p80
 
 
-def synchronize(device: str) -> None:
-    """Wait for the device, where it runs behind the host."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
 def once(provider: Provider, device: str, into: Samples) -> float:
     """One forward and backward; their times are added to `into` and their sum is returned, in seconds."""
-    synchronize(device)
+    first, second = _on_host(provider) if device == "cpu" else _on_device(provider)
+    into.forward.append(first)
+    into.backward.append(second)
+    return first + second
+
+
+def _on_host(provider: Provider) -> tuple[float, float]:
     start = time.perf_counter()
     loss = provider.forward()
-    synchronize(device)
     middle = time.perf_counter()
     gradients = provider.backward(loss)
-    synchronize(device)
     end = time.perf_counter()
     del loss, gradients
-    into.forward.append(middle - start)
-    into.backward.append(end - middle)
-    return end - start
+    return middle - start, end - middle
+
+
+def _on_device(provider: Provider) -> tuple[float, float]:
+    """By the device's own clock, with nothing of earlier rounds in its cache."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+    flush()
+    marks[0].record()
+    loss = provider.forward()
+    marks[1].record()
+    gradients = provider.backward(loss)
+    marks[2].record()
+    marks[2].synchronize()
+    del loss, gradients
+    return marks[0].elapsed_time(marks[1]) / 1e3, marks[1].elapsed_time(marks[2]) / 1e3
+
+
+@functools.cache
+def _scratch() -> Tensor:
+    return torch.empty(SCRATCH, dtype=torch.int8, device="cuda")
+
+
+def flush() -> None:
+    """Write more than the cache holds; meanwhile the host gets ahead, as in a training loop."""
+    _scratch().zero_()
+
+
+def replayed(graph: torch.cuda.CUDAGraph) -> float:
+    """Seconds of one replay."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    flush()
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 @contextmanager
@@ -77,24 +114,56 @@ def quiet() -> Iterator[None]:
         gc.enable()
 
 
-def interleaved(providers: Sequence[Provider], device: str, seconds: float) -> dict[str, Samples]:
-    """Samples of every provider, about `seconds` of work each: one sample of each in turn, in an order that rotates."""
-    samples, spent = {}, dict.fromkeys((provider.name for provider in providers), 0.0)
+def interleaved(
+    providers: Sequence[Provider], device: str, seconds: float, refused: Callable[[str, Exception], None] | None = None
+) -> dict[str, Samples]:
+    """Samples of every provider, about `seconds` of work each: one sample of each in turn, in an order that rotates.
+
+    A competitor that fails (most often: runs out of memory) is handed to `refused`, if that is given, and left out.
+    """
+    samples, spent = {}, {}
     for provider in providers:  # the warm-up: caches, compilation, thread pools
-        if provider.name == "compile":
-            once(provider, device, Samples())  # compiling is not part of a step
         first = Samples()
-        slow = once(provider, device, first) > PATIENCE
+        try:
+            if provider.name == "compile" or device != "cpu":
+                once(provider, device, Samples())  # compiling is not part of a step
+            slow = once(provider, device, first) > PATIENCE
+        except Exception as error:
+            if refused is None or provider.name == "ours":
+                raise
+            refused(provider.name, error)
+            continue
         samples[provider.name] = first if slow else Samples()  # beside minutes of work a warm-up does not show
         spent[provider.name] = PATIENCE if slow else 0.0
-    with quiet():
-        turn, active = 0, [provider for provider in providers if spent[provider.name] < PATIENCE]
-        while active:
-            for provider in active[turn % len(active) :] + active[: turn % len(active)]:
-                spent[provider.name] += once(provider, device, samples[provider.name])
-            turn += 1
-            active = [p for p in active if turn < MOST and not _enough(turn, spent[p.name], seconds)]
+    serving = {provider.name: provider for provider in providers if provider.name in samples}
+
+    def sample(name: str) -> None:
+        spent[name] += once(serving[name], device, samples[name])
+
+    _in_turns(sample, spent, seconds)
     return samples
+
+
+def _in_turns(sample: Callable[[str], None], spent: dict[str, float], seconds: float) -> None:
+    """Call `sample` with each name in turn until each has had its seconds; it adds to `spent`."""
+    with quiet():
+        turn, active = 0, [name for name in spent if spent[name] < PATIENCE]
+        while active:
+            for name in active[turn % len(active) :] + active[: turn % len(active)]:
+                sample(name)
+            turn += 1
+            active = [name for name in active if turn < MOST and not _enough(turn, spent[name], seconds)]
+
+
+def replays(graphs: dict[str, torch.cuda.CUDAGraph], samples: dict[str, Samples], seconds: float) -> None:
+    """Add to the samples of each provider those of replays of its graph, in turns too."""
+    spent = dict.fromkeys(graphs, 0.0)
+
+    def sample(name: str) -> None:
+        samples[name].graph.append(replayed(graphs[name]))
+        spent[name] += samples[name].graph[-1]
+
+    _in_turns(sample, spent, seconds)
 
 
 def _enough(turn: int, spent: float, seconds: float) -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import LOGITS, Case
 
 COSINE_LOSSES = ("LDAMLoss", "DBMLoss", "CosFaceLoss", "ArcFaceLoss", "SphereFaceLoss")
 
@@ -21,11 +21,22 @@ class Problem:
     leaves: dict[str, Tensor]
     constants: dict[str, Tensor]
 
+    @property
+    def device(self) -> str:
+        """Where the tensors are."""
+        return str(next(iter(self.leaves.values())).device)
+
     def to(self, dtype: torch.dtype) -> Problem:
         """The same numbers in another dtype, as new leaves; indices stay what they are."""
         leaves = {name: leaf.detach().to(dtype).requires_grad_() for name, leaf in self.leaves.items()}
         constants = {name: x.to(dtype) if x.is_floating_point() else x for name, x in self.constants.items()}
         return Problem(self.case, leaves, constants)
+
+    def copy(self) -> Problem:
+        """The same numbers in leaves of their own, for those who write into their input."""
+        return Problem(
+            self.case, {n: x.detach().clone().requires_grad_() for n, x in self.leaves.items()}, self.constants
+        )
 
 
 def class_counts(classes: int) -> Tensor:
@@ -35,15 +46,15 @@ def class_counts(classes: int) -> Tensor:
 
 def problem(case: Case, device: str, seed: int = 0) -> Problem:
     """Random leaves in the case's dtype, and targets drawn from a long tail."""
-    random = torch.Generator().manual_seed(seed)
-    counts = class_counts(case.classes)
-    leaves = {name: leaf.to(device, case.dtype).requires_grad_() for name, leaf in _leaves(case, random).items()}
-    constants = {"class_counts": counts.float().to(device)}
-    if case.loss == "EstimatedOffsetLoss":
-        constants["centers"] = torch.randn(case.classes, case.features, generator=random).to(device)
-    if case.rows:
-        target = torch.multinomial(counts, case.rows, replacement=True, generator=random)
-        constants |= {"target": target.to(device), "offset": (counts / counts.sum()).log().float().to(device)}
+    random, counts = torch.Generator(device).manual_seed(seed), class_counts(case.classes).to(device)
+    with torch.device(device):  # a device draws billions of numbers sooner than it is sent them
+        leaves = {name: leaf.to(case.dtype).requires_grad_() for name, leaf in _leaves(case, random).items()}
+        constants = {"class_counts": counts.float()}
+        if case.loss == "EstimatedOffsetLoss":
+            constants["centers"] = torch.randn(case.classes, case.features, generator=random)
+        if case.rows:
+            constants["target"] = torch.multinomial(counts, case.rows, replacement=True, generator=random)
+            constants["offset"] = (counts / counts.sum()).log().float()
     return Problem(case, leaves, constants)
 
 
@@ -53,7 +64,7 @@ def _leaves(case: Case, random: torch.Generator) -> dict[str, Tensor]:
         return {"linear_weight": _clustered(classes, features, random)}
     if case.loss in COSINE_LOSSES:
         return {"cosine": 1.6 * torch.rand(rows, classes, generator=random) - 0.8}
-    if case.loss != "EstimatedOffsetLoss" and case.operator in ("offset_cross_entropy", "lade_regularizer", "losses"):
+    if case.loss != "EstimatedOffsetLoss" and case.operator in (*LOGITS, "losses"):
         return {"logits": 3 * torch.randn(rows, classes, generator=random)}
     return {
         "input": torch.randn(rows, features, generator=random),

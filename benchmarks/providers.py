@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import eager
+from benchmarks import eager, peers
 from benchmarks.problems import Problem
 from lt_kernels import functional, losses
 
 Function = Callable[..., Tensor]
 # "products" and "clone" are limits, not competitors: they return no loss and are not checked.
 LIMITS = ("products", "clone")
-NAMES = ("ours", "eager", "compile", "torch", "torch-chunked", *LIMITS)
+NAMES = ("ours", "eager", "compile", "torch", "torch-chunked", *peers.NAMES, *LIMITS)
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,26 @@ class Provider:
 def providers(problem: Problem, names: Sequence[str] = NAMES) -> list[Provider]:
     """Every provider among `names` that serves this problem."""
     wanted = ["ours"] if problem.case.ours_alone else names
-    functions = {name: _function(name, problem) for name in wanted if name not in LIMITS}
+    functions = {name: function_of(name, problem) for name in wanted if name not in LIMITS}
     limits = {"products": _products(problem), "clone": _clone(problem)}
-    found = [autograd(name, function, problem) for name, function in functions.items() if function is not None]
+    found = [
+        autograd(name, function, problem.copy() if peers.spoils(name, problem.case.operator) else problem)
+        for name, function in functions.items()
+        if function is not None
+    ]
     return found + [limit for name, limit in limits.items() if limit is not None and name in wanted]
 
 
-def _function(name: str, problem: Problem) -> Function | None:
+def function_of(name: str, problem: Problem) -> Function | None:
+    """The function that a provider computes the problem with, or None where it does not serve it."""
     if name == "ours":
         return _ours(problem)
     if name == "eager":
         return eager_function(problem)
     if name == "compile":
         return None if problem.case.operator == "losses" else torch.compile(eager_function(problem), dynamic=False)
+    if name in peers.NAMES:
+        return peers.function(name, problem.case.operator, problem.device.partition(":")[0])
     return _torch(name, problem)
 
 
@@ -67,6 +74,7 @@ def _ours(problem: Problem) -> Function:
     if problem.case.loss:
         return _named_loss(problem)
     return {
+        "cross_entropy": lambda logits, target: functional.offset_cross_entropy(logits, target),
         "offset_cross_entropy": lambda logits, target, offset: functional.offset_cross_entropy(
             logits, target, offset=offset
         ),

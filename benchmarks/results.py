@@ -11,6 +11,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DEVICE = "device"  # the operator under which a device's own rates are kept
 
 
 @dataclass(frozen=True)

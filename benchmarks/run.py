@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import check, measure, memory, results
+from benchmarks import check, gpu_capture, measure, memory, results
 from benchmarks.cases import Case, cases
+from benchmarks.gpu_report import first_line
 from benchmarks.problems import problem
-from benchmarks.providers import LIMITS, NAMES, providers
+from benchmarks.providers import NAMES, Provider, providers
 from benchmarks.results import Row
 from lt_kernels import doctor
 
@@ -29,18 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments(argv)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of torch's compiler, to its authors
     torch.set_num_threads(chosen.threads)
-    around = doctor.machine(chosen.device)
+    around, refused = doctor.machine(chosen.device), said if chosen.device == "cuda" else None
     path = results.path_of(around, chosen.out)
     selected = selection(chosen)
     ok = True
     for position, case in enumerate(selected, 1):
-        print(f"[{position}/{len(selected)}] {case.operator} {case.name} {case.dtype_name} {case.sizes}", flush=True)
-        rows = list(measured(case, chosen, around))
+        print(f"[{position}/{len(selected)}] {title(case)}", flush=True)
+        rows = list(measured(case, chosen, around, refused))
         print("\n".join(map(line, rows)), flush=True)
         ok &= not any(row.metric == "wrong" and row.provider == "ours" for row in rows)
         results.merge(path, rows)
     print(f"wrote {path}")
     return 0 if ok else 1
+
+
+def said(name: str, error: Exception) -> None:
+    """Name the competitor that is left out of a case, and why."""
+    print(f"    {name:<14}left out: {first_line(error)}", flush=True)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -75,24 +81,58 @@ def selection(chosen: argparse.Namespace) -> list[Case]:
     return found
 
 
-def measured(case: Case, chosen: argparse.Namespace, around: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of one case: errors, then the times of those that are right, then memory."""
+Refused = Callable[[str, Exception], None]
+
+
+def measured(
+    case: Case, chosen: argparse.Namespace, around: Mapping[str, Any], refused: Refused | None = None
+) -> Iterator[Row]:
+    """The rows of one case: errors, then the times of those that are right, then memory.
+
+    A competitor that fails is handed to `refused`, if that is given, and left out.
+    """
     torch._dynamo.reset()  # else the shapes of earlier cases count towards the limit of recompilations
     posed = problem(case, chosen.device)
     serving = providers(posed, chosen.provider or NAMES)
-    judged = check.errors(posed, [provider.name for provider in serving])
+    judged = check.errors(posed, [provider.name for provider in serving], refused)
     for name, (worst, right) in judged.items():
         yield _row(case, name, "both", around, "error" if right else "wrong", 3 * [worst], 1)
-    right = [p for p in serving if p.is_limit or judged[p.name][1]]
+    right = [p for p in serving if p.is_limit or judged.get(p.name, (0.0, False))[1]]
     seconds = min(chosen.seconds, 0.4) if case.operator == "losses" else chosen.seconds
-    for name, samples in measure.interleaved(right, chosen.device, seconds).items():
+    timed = measure.interleaved(right, chosen.device, seconds, refused)
+    if chosen.device == "cuda" and case.is_quick:
+        measure.replays(_graphs([p for p in right if p.name in timed], refused), timed, seconds)
+    for name, samples in timed.items():
         for mode, taken in samples.modes():
             yield _row(case, name, mode, around, "time", measure.quantiles(taken, unit=1e-3), len(taken))
     if case.measures_memory and not chosen.quick:
-        for name in (p.name for p in right if p.name not in LIMITS):
-            peak = memory.peak_extra(case, name, chosen.device, chosen.threads, chosen.tiny)
+        for provider in (p for p in right if p.name in timed and not p.is_limit):
+            peak = _peak(case, provider, chosen)
             if peak is not None:
-                yield _row(case, name, "both", around, "peak extra memory", 3 * [peak / 2**20], 1)
+                yield _row(case, provider.name, "both", around, "peak extra memory", 3 * [peak / 2**20], 1)
+
+
+def _peak(case: Case, provider: Provider, chosen: argparse.Namespace) -> int | None:
+    """Bytes beyond the inputs; a GPU's allocator tells them in this process, a CPU's system only in a fresh one."""
+    if chosen.device == "cuda":
+        return memory.cuda_peak(provider)
+    return memory.peak_extra(case, provider.name, chosen.device, chosen.threads, chosen.tiny)
+
+
+def _graphs(serving: Sequence[Provider], refused: Refused | None) -> dict[str, Any]:
+    """A CUDA graph of forward and backward of those that never wait for the device."""
+    found = {}
+    for provider in serving:
+
+        def run(provider: Provider = provider) -> object:
+            return provider.backward(provider.forward())
+
+        waits = gpu_capture.syncs(run)
+        if not waits:
+            found[provider.name] = gpu_capture.captured(run)[0]
+        elif refused is not None:
+            refused(provider.name, RuntimeError(f"no graph: {waits}"))
+    return found
 
 
 def _row(
@@ -114,6 +154,11 @@ def _row(
         samples=samples,
         **around,
     )
+
+
+def title(case: Case) -> str:
+    """A case in words."""
+    return f"{case.operator} {case.name} {case.dtype_name} {case.sizes}"
 
 
 def line(row: Row) -> str:

@@ -19,12 +19,17 @@ from benchmarks.results import Row
 
 TIME = "s/epoch"
 README = results.ROOT / "README.md"
-# Column heading: provider. The time of ours is given in ms, the others' as multiples of it.
+# Column heading: provider. The time of ours is given in ms, the others' as multiples of it. Who was not measured on a
+# device has no column in its table.
 COMPETITORS = {
     "eager": "eager",
     "torch.compile": "compile",
     "torch, plain": "torch",
     "torch, chunked": "torch-chunked",
+    "Liger": "liger",
+    "CCE": "cce",
+    "CCE, exact": "cce-exact",
+    "QuACK": "quack",
     "bare products": "products",
     "clone": "clone",
 }
@@ -60,17 +65,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def bench_tables(folder: Path) -> str:
     """One table for each device whose results lie in `folder`."""
     files = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-"))
-    return "\n\n".join(bench_table(rows) for rows in map(results.read, files) if rows)
+    measured = ([row for row in results.read(path) if row.operator != results.DEVICE] for path in files)
+    return "\n\n".join(bench_table(rows) for rows in measured if rows)
 
 
 def bench_table(rows: list[Row]) -> str:
     """Forward and backward of every case on one device, named losses last."""
     places = dict.fromkeys((row.operator, row.case, row.dtype, row.sizes) for row in rows)
-    both = (row for row in rows if row.mode == "both")
-    figures = {(row.operator, row.case, row.dtype, row.provider, row.metric): row for row in both}
+    figures = {(row.operator, row.case, row.dtype, row.provider, row.metric): row for row in rows if row.mode == "both"}
+    replays = {(*row.place, "graph"): row for row in rows if row.mode == "graph"}
     order = sorted(places, key=lambda place: place[0] == "losses")
-    header = ["operator", "case", "ours, ms", *COMPETITORS, "memory: ours", "memory: eager"]
-    body = [_bench_line(place, figures) for place in order]
+    there = {heading: who for heading, who in COMPETITORS.items() if any(row.provider == who for row in rows)}
+    graphs = ["as a graph, ms"] if replays else []
+    header = ["operator", "case", "ours, ms", *graphs, *there, "memory: ours", "memory: eager"]
+    body = [_bench_line(place, figures | replays, [*graphs, *there.values()]) for place in order]
     first = rows[0]
     commits, dates = sorted({row.commit for row in rows}), sorted({row.date for row in rows})
     caption = (
@@ -81,7 +89,7 @@ def bench_table(rows: list[Row]) -> str:
     return caption + "\n\n" + markdown(header, body)
 
 
-def _bench_line(place: tuple[str, ...], figures: dict[tuple[str, ...], Row]) -> list[str]:
+def _bench_line(place: tuple[str, ...], figures: dict[tuple[str, ...], Row], columns: Sequence[str]) -> list[str]:
     operator, case, dtype, sizes = place
 
     def figure(provider: str, metric: str) -> float | None:
@@ -91,9 +99,12 @@ def _bench_line(place: tuple[str, ...], figures: dict[tuple[str, ...], Row]) -> 
     ours = figure("ours", "time")
     cells = [f"`{operator}`" if operator != "losses" else f"`{case}`", _case_words(operator, case, dtype, sizes)]
     cells.append("wrong" if ours is None else f"{ours:.3g}")
-    for provider in COMPETITORS.values():
-        theirs = figure(provider, "time")
-        cells.append("" if ours is None or theirs is None else f"{theirs / ours:.2f}x")
+    for column in columns:
+        replay, theirs = figure("ours", "graph"), figure(column, "time")
+        if column not in COMPETITORS.values():
+            cells.append("" if replay is None else f"{replay:.3g}")
+        else:
+            cells.append("" if ours is None or theirs is None else f"{theirs / ours:.2f}x")
     for provider in ("ours", "eager"):
         memory = figure(provider, "peak extra memory")
         cells.append("" if memory is None else f"{memory:,.0f}")

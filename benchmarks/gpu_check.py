@@ -1,0 +1,153 @@
+"""make gpu-check: checks and measures everything on a GPU, with the torch and the Triton that are there.
+
+    python -m benchmarks.gpu_check                                            everything
+    python -m benchmarks.gpu_check --sections correctness,bench --minutes 5
+    python -m benchmarks.gpu_check --interpret                                without a GPU, at tiny sizes
+
+Writes <device>-check.md, <device>.csv and <device>-profile.txt into --out. Each section runs in a process of its own,
+so that none is lost to another's failure; the exit status is 0 if nothing failed. Where a call may take ten minutes, make
+two: --sections correctness,determinism,graphs,compile,huge, and --sections bench,roofline,profile,sanitizer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("rows", "linear", "cosine", "repulsion", "lade", "losses")
+
+
+class Section(NamedTuple):
+    """A part of the check; those that time nothing may run side by side."""
+
+    title: str
+    alone: bool = False
+
+
+SECTIONS = {
+    **{part: Section(f"Correctness: {part}") for part in PARTS},
+    "determinism": Section("Determinism"),
+    "graphs": Section("Graphs and host synchronisation"),
+    "compile": Section("torch.compile"),
+    "huge": Section("Huge sizes"),
+    "bench": Section("Benchmark", alone=True),
+    "roofline": Section("Roofline and goals", alone=True),
+    "profile": Section("Profile", alone=True),
+    "sanitizer": Section("Memory and race checks", alone=True),
+    "smoke": Section("Smoke"),
+}
+ALL = tuple(name for name in SECTIONS if name != "smoke")  # it is what the sanitizer runs
+INTERPRETED = (*PARTS, "determinism", "compile", "huge", "bench", "roofline")
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description="Check and measure on a GPU.")
+    parser.add_argument(
+        "--sections", help=f"comma-separated: correctness (that is {PARTS}), or any of {list(SECTIONS)}"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for the benchmark; it drops its last cases")
+    parser.add_argument("--limit", type=float, default=20.0, help="minutes after which a section is ended")
+    parser.add_argument("--seed", type=int, help="of the random inputs (default: another one each time)")
+    parser.add_argument("--jobs", type=int, help="sections side by side, of those that time nothing")
+    parser.add_argument("--commit", help="to be named in what is written, where there is no git")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the reference kernels, at tiny sizes"
+    )
+    parser.add_argument("--interpret", action="store_true", help="the GPU's kernels in Triton's interpreter")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # one section, in this process
+    chosen = parser.parse_args(argv)
+    usual = INTERPRETED if chosen.interpret or chosen.device == "cpu" else ALL
+    chosen.sections = expanded(chosen.sections.split(",")) if chosen.sections else list(usual)
+    chosen.seed = random.SystemRandom().randrange(2**31) if chosen.seed is None else chosen.seed
+    if chosen.interpret:
+        chosen.device = "cpu"
+    return chosen
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """The sections of these names; "correctness" is six of them."""
+    found = [section for name in names for section in (PARTS if name == "correctness" else (name,))]
+    for name in found:
+        if name not in SECTIONS:
+            raise SystemExit(f"no section {name!r}; there are correctness, {', '.join(SECTIONS)}")
+    return list(dict.fromkeys(found))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the sections; 0 if nothing failed, 2 if there is no GPU."""
+    chosen = arguments(argv)
+    if chosen.interpret:  # before anything imports triton
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        print("gpu-check: torch sees no CUDA device; --interpret runs what can be run without one", file=sys.stderr)
+        return 2
+    own_tests()
+    if chosen.device == "cpu" and not chosen.inside and chosen.out == ROOT / "benchmarks" / "results":
+        chosen.out = Path(tempfile.mkdtemp(prefix="gpu-check-"))  # tiny sizes are no results
+    if chosen.inside:
+        return inside(chosen)
+    from benchmarks import gpu_runner
+
+    return gpu_runner.run(chosen, SECTIONS)
+
+
+def own_tests() -> None:
+    """Make `tests` this repository's folder, also where an installed package brought one of that name."""
+    import types
+
+    module = types.ModuleType("tests")
+    module.__path__ = [str(ROOT / "tests")]
+    if "tests" not in sys.modules:
+        sys.modules["tests"] = module
+
+
+def inside(chosen: argparse.Namespace) -> int:
+    """One section in this process; its report goes to the standard output."""
+    from benchmarks.gpu_report import Broken, Check
+    from benchmarks.gpu_runner import machine
+
+    (name,) = chosen.sections
+    tiny = chosen.device == "cpu" or name == "smoke"
+    around = machine(chosen)
+    check = Check(chosen.device, tiny, chosen.seed, chosen.out, chosen.minutes, around, chosen.interpret)
+    try:
+        with check.guarded(name):
+            section(name)(check)
+    except Broken as error:
+        check.say(f"The rest of this section did not run: {error}.")
+    return 1 if check.failures else 0
+
+
+def section(name: str) -> Callable[..., None]:
+    """The function that runs a section; what it needs is imported only then."""
+    from benchmarks import gpu_bench, gpu_graphs, gpu_huge, gpu_judge, gpu_laws, gpu_profile, gpu_roofline
+
+    if name in PARTS:
+        return functools.partial(gpu_judge.correctness, part=name)
+    return {
+        "determinism": gpu_laws.determinism,
+        "graphs": gpu_graphs.graphs,
+        "compile": gpu_graphs.compile,
+        "huge": gpu_huge.huge,
+        "bench": gpu_bench.bench,
+        "roofline": gpu_roofline.roofline,
+        "profile": gpu_profile.profile,
+        "sanitizer": gpu_profile.sanitizer,
+        "smoke": gpu_judge.smoke,
+    }[name]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
