@@ -5,8 +5,8 @@
     python -m benchmarks.gpu_check --interpret                                without a GPU, at tiny sizes
 
 Writes <device>-check.md, <device>.csv and <device>-profile.txt into --out. Each section runs in a process of its own,
-so that none is lost to another's failure; the exit status is 0 if nothing failed. Where a call may take ten minutes, make
-two: --sections correctness,determinism,graphs,compile,huge, and --sections bench,roofline,profile,sanitizer.
+so that none is lost to another's failure; the exit status is 0 if nothing failed. Where a call may take ten minutes,
+make two: --sections correctness,determinism,graphs,compile,huge, and --sections bench,roofline,profile,sanitizer.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("rows", "linear", "cosine", "repulsion", "lade", "losses")
+PRODUCTS = ("linear", "cosine", "repulsion")  # the parts in which the precision of products shows
+KINDS = ("bfloat16", "float32", "tf32", "float16", "float64")
 
 
 class Section(NamedTuple):
@@ -42,9 +44,17 @@ SECTIONS = {
     "roofline": Section("Roofline and goals", alone=True),
     "profile": Section("Profile", alone=True),
     "sanitizer": Section("Memory and race checks", alone=True),
-    "smoke": Section("Smoke"),
+    "smoke": Section("Smoke"),  # what the sanitizer runs
 }
-ALL = tuple(name for name in SECTIONS if name != "smoke")  # it is what the sanitizer runs
+# On a GPU each part of the correctness is split by dtype: the time goes into compiling kernels, which many cores share.
+SPLIT = {
+    f"{part}-{kind}": Section(f"Correctness: {part}, {kind}")
+    for part in PARTS
+    for kind in KINDS
+    if kind != "tf32" or part in PRODUCTS
+}
+EVERY = SPLIT | SECTIONS
+ALL = ("correctness", "determinism", "graphs", "compile", "huge", "bench", "roofline", "profile", "sanitizer")
 INTERPRETED = (*PARTS, "determinism", "compile", "huge", "bench", "roofline")
 
 
@@ -52,7 +62,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description="Check and measure on a GPU.")
     parser.add_argument(
-        "--sections", help=f"comma-separated: correctness (that is {PARTS}), or any of {list(SECTIONS)}"
+        "--sections", help=f"comma-separated: correctness (that is {', '.join(PARTS)}), or any of {list(SECTIONS)}"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
     parser.add_argument("--minutes", type=float, default=8.0, help="for the benchmark; it drops its last cases")
@@ -67,20 +77,22 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # one section, in this process
     chosen = parser.parse_args(argv)
     usual = INTERPRETED if chosen.interpret or chosen.device == "cpu" else ALL
-    chosen.sections = expanded(chosen.sections.split(",")) if chosen.sections else list(usual)
+    names = chosen.sections.split(",") if chosen.sections else usual
+    chosen.sections = expanded(names, split=chosen.device == "cuda" and not (chosen.interpret or chosen.inside))
     chosen.seed = random.SystemRandom().randrange(2**31) if chosen.seed is None else chosen.seed
     if chosen.interpret:
         chosen.device = "cpu"
     return chosen
 
 
-def expanded(names: Sequence[str]) -> list[str]:
-    """The sections of these names; "correctness" is six of them."""
+def expanded(names: Sequence[str], split: bool = False) -> list[str]:
+    """The sections of these names; "correctness" is six of them, each of which may be split by dtype."""
     found = [section for name in names for section in (PARTS if name == "correctness" else (name,))]
     for name in found:
-        if name not in SECTIONS:
+        if name not in EVERY:
             raise SystemExit(f"no section {name!r}; there are correctness, {', '.join(SECTIONS)}")
-    return list(dict.fromkeys(found))
+    parts = {part: [name for name in SPLIT if name.startswith(f"{part}-")] for part in PARTS if split}
+    return list(dict.fromkeys(one for name in found for one in parts.get(name, [name])))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return inside(chosen)
     from benchmarks import gpu_runner
 
-    return gpu_runner.run(chosen, SECTIONS)
+    return gpu_runner.run(chosen, EVERY)
 
 
 def own_tests() -> None:
@@ -134,8 +146,9 @@ def section(name: str) -> Callable[..., None]:
     """The function that runs a section; what it needs is imported only then."""
     from benchmarks import gpu_bench, gpu_graphs, gpu_huge, gpu_judge, gpu_laws, gpu_profile, gpu_roofline
 
-    if name in PARTS:
-        return functools.partial(gpu_judge.correctness, part=name)
+    part, _, kind = name.partition("-")
+    if part in PARTS:
+        return functools.partial(gpu_judge.correctness, part=part, wanted=(kind,) if kind else KINDS)
     return {
         "determinism": gpu_laws.determinism,
         "graphs": gpu_graphs.graphs,

@@ -10,14 +10,14 @@ import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks import providers
+from benchmarks import gpu_check, providers
 from benchmarks.cases import NAMED_LOSSES, Case
 from benchmarks.gpu_pool import FULL, PARTS, TINY, Function, Pool, Scene
 from benchmarks.gpu_report import Check
@@ -43,7 +43,6 @@ KINDS = (
     Kind("float16", torch.float16, "highest", TOLERANCE[torch.float16]),
     Kind("float64", torch.float64, "highest", TOLERANCE[torch.float64]),
 )
-PRODUCTS = ("linear", "cosine", "repulsion")  # the parts in which the precision of products shows
 DRAWS = 5
 LOSS_SIZES = {True: (5, 17, 8), False: (130, 100, 64)}
 
@@ -160,9 +159,9 @@ def every(part: str, pool: Pool, tiny: bool) -> Iterator[Scene]:
     return named_losses(pool, tiny) if part == "losses" else scenes(part, pool, TINY if tiny else FULL)
 
 
-def correctness(check: Check, part: str) -> None:
-    """One line for each scene: our largest error and eager torch's in every dtype."""
-    kinds = [kind for kind in KINDS if kind.precision == "highest" or part in PRODUCTS]
+def correctness(check: Check, part: str, wanted: Sequence[str] = gpu_check.KINDS) -> None:
+    """One line for each scene: our largest error and eager torch's in every dtype that is wanted."""
+    kinds = [kind for kind in KINDS if kind.name in wanted and (kind.name != "tf32" or part in gpu_check.PRODUCTS)]
     columns = zip(*(every(part, Pool(check.device, kind.dtype, check.seed), check.tiny) for kind in kinds), strict=True)
     check.say("Largest error of the value and all gradients against float64: ours / eager torch's.")
     check.table("scene", *(kind.name for kind in kinds), "verdict")
