@@ -8,7 +8,7 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu-check readme clean
+.PHONY: help setup demo test lint bench gpu-check gpu-compile readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
 	@echo "make gpu-check  check and measure everything on this machine's GPU, with the torch that is there; installs nothing"
+	@echo "make gpu-compile  compile every GPU kernel for four generations of GPUs, without one; ARGS=--write puts the tables into docs"
 	@echo "make readme  write the README's tables from the measured files"
 	@echo "make clean   remove what was built; .venv stays"
 
@@ -52,6 +53,9 @@ gpu-check:
 	@python=$(BIN)/python; \
 	$$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || python=$(PYTHON); \
 	PYTHONPATH=. $$python -m benchmarks.gpu_check $(ARGS)
+
+gpu-compile: setup
+	$(BIN)/python -m benchmarks.gpu_compile $(ARGS)
 
 readme: setup
 	$(BIN)/python -m benchmarks.table

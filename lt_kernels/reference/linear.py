@@ -5,7 +5,8 @@ Forward and backward are loops of one library product and one call of the row ke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,13 @@ def _blocks(size: int, width: int) -> Iterator[slice]:
     return (slice(first, min(first + width, size)) for first in range(0, size, width))
 
 
+def as_they_are(device: torch.device) -> AbstractContextManager[None]:
+    """Within it products are done in the dtypes that we chose, whatever autocast asks for."""
+    if not torch.amp.is_autocast_available(device.type):  # "meta", where launches are only written down
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def inverse_norm(rows: Tensor) -> Tensor:
     """1 / |row|; 0 for a row shorter than 1e-12, which has no direction; NaN for one whose norm overflows."""
     norm = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
@@ -66,17 +74,22 @@ def inverse_norm(rows: Tensor) -> Tensor:
 
 
 def product_type(input: Tensor) -> torch.dtype:
-    """The products' dtype: the features', but float32 for float16 on a CPU, which multiplies it three times slower."""
-    return torch.float32 if input.dtype == torch.float16 and input.device.type == "cpu" else input.dtype
+    """The logits' dtype: the features', but float32 for float16: before the norms divide them they may pass 65,504.
+
+    (And a CPU multiplies float16 at a third of the speed.)
+    """
+    return torch.float32 if input.dtype == torch.float16 else input.dtype
 
 
 def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
     """The logits of a block: input[rows] @ weight[classes].T (+ bias)."""
-    kind = product_type(problem.input)
-    left, right = problem.input[rows].to(kind), problem.weight[classes].to(kind)
-    if problem.bias is None:
-        return left @ right.T
-    return torch.addmm(problem.bias[classes].to(kind), left, right.T)
+    kind, left, right = product_type(problem.input), problem.input[rows], problem.weight[classes]
+    bias = None if problem.bias is None else problem.bias[classes].to(kind)
+    if left.is_cuda and left.dtype == right.dtype != kind:  # float16 products with float32 sums
+        logits = torch.mm(left, right.T, out_dtype=kind)
+        return logits if bias is None else logits.add_(bias)
+    left, right = left.to(kind), right.to(kind)
+    return left @ right.T if bias is None else torch.addmm(bias, left, right.T)
 
 
 def _merge(first: tuple[Tensor, ...] | None, second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -89,13 +102,17 @@ def _merge(first: tuple[Tensor, ...] | None, second: tuple[Tensor, ...]) -> tupl
 
 def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
     """(rest, own, rival, mean, kept logits, row scale, column scale); the last three are empty where not used."""
-    problem, keep = Problem(*inputs[:-1]), inputs[-1]  # type: ignore[arg-type]
-    p, rows_forward = problem, torch.ops.lt_kernels.rows_forward.default
+    return by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), inverse_norm)  # type: ignore[arg-type]
+
+
+def by_slabs(p: Problem, keep: bool, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+    """What linear_forward returns, by one library product and one call of the row kernels a slab."""
+    rows_forward = torch.ops.lt_kernels.rows_forward.default
     kept = p.input.new_empty(0, dtype=product_type(p.input))
     parts: dict[int, tuple[Tensor, ...]] = {}
-    with torch.autocast(p.input.device.type, enabled=False):
-        row_scale = inverse_norm(p.input) if p.normalize == BOTH else None
-        column_scale = inverse_norm(p.weight) if p.normalize >= COLUMNS else None
+    with as_they_are(p.input.device):
+        row_scale = norm(p.input) if p.normalize == BOTH else None
+        column_scale = norm(p.weight) if p.normalize >= COLUMNS else None
         for classes in p.class_slabs():
             for rows in p.row_slabs():
                 logits = _product(p, rows, classes)
@@ -127,6 +144,7 @@ class Backward:
         p, (self.want_input, self.want_weight, self.want_bias, self.want_offset) = problem, wants
         self.problem, self.slopes = problem, slopes
         self.kept, row_scale, column_scale, self.rest = saved
+        self.weight = p.weight  # of the slab of classes that is being walked, as it is multiplied
         self.row_scale = row_scale if p.normalize == BOTH else None
         self.column_scale = column_scale if p.normalize >= COLUMNS else None
         self.sums = accumulate_type(p.input.dtype)
@@ -171,7 +189,7 @@ class Backward:
     def classes(self, classes: slice) -> None:
         """All gradients of one slab of classes."""
         p, kind = self.problem, product_type(self.problem.input)
-        weight = p.weight[classes]
+        self.weight = self.operand(p.weight[classes])
         final = self.d_weight[classes] if self.want_weight else self.d_weight
         # One product whose sum is float32 inside needs no wider place to be added up in.
         once = p.weight.dtype == kind and p.row_slab >= p.input.shape[0] and self.column_scale is None
@@ -179,31 +197,53 @@ class Backward:
         for rows in p.row_slabs():
             d_logits = self.slab(rows, classes)
             if self.want_input:
-                _add_product(self.d_input[rows], d_logits, weight.to(kind), first=classes.start == 0)
+                self.add_product(self.d_input[rows], d_logits, self.weight, classes.start == 0)
             if self.want_weight:
-                _add_product(own, d_logits.T, p.input[rows].to(kind), first=rows.start == 0)
+                self.add_product(own, d_logits.T, self.operand(p.input[rows]), rows.start == 0)
             if self.want_bias:
-                self.d_bias[classes].add_(d_logits.sum(0, dtype=self.sums))
+                self.d_bias[classes].add_(self.column_sum(d_logits))
         if self.want_weight:
-            _project(own, weight, None if self.column_scale is None else self.column_scale[classes])
-            if own is not final:
-                final.copy_(own)
+            scale = None if self.column_scale is None else self.column_scale[classes]
+            self.finish(own, p.weight[classes], scale, final)
+
+    def operand(self, rows: Tensor) -> Tensor:
+        """Features or class weights in the dtype that they are multiplied in."""
+        return rows.to(product_type(self.problem.input))
+
+    def column_sum(self, d_logits: Tensor) -> Tensor:
+        """The gradient of the bias from a block."""
+        return d_logits.sum(0, dtype=self.sums)
+
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+        """total = left @ right the first time, += afterwards; the sum keeps its own, wider dtype."""
+        add_product(total, left, right, first)
+
+    def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
+        """`final` = a gradient that is added up, without its part along `rows` where these were normalised."""
+        _project(total, rows, scale)
+        if total is not final:
+            final.copy_(total)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(d_input, d_weight, d_bias, d_offset); empty where not wanted."""
         p = self.problem
-        with torch.autocast(p.input.device.type, enabled=False):
+        with as_they_are(p.input.device):
             for classes in p.class_slabs():
                 self.classes(classes)
+            d_input = self.d_input
             if self.want_input:
-                _project(self.d_input, p.input, self.row_scale)
+                d_input = d_input if d_input.dtype == p.input.dtype else p.input.new_empty(p.input.shape)
+                self.finish(self.d_input, p.input, self.row_scale, d_input)
         d_bias = self.d_bias if p.bias is None else self.d_bias.to(p.bias.dtype)
-        return self.d_input.to(p.input.dtype), self.d_weight, d_bias, self.d_offset
+        return d_input.to(p.input.dtype), self.d_weight, d_bias, self.d_offset
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """total = left @ right the first time, += afterwards; the sum keeps its own, wider dtype."""
-    if total.dtype != left.dtype:
+    if total.dtype != left.dtype and left.is_cuda:  # the library's sums are float32 inside: not rounded in between
+        arguments = {"out_dtype": total.dtype, "out": total}
+        torch.mm(left, right, **arguments) if first else torch.addmm(total, left, right, **arguments)
+    elif total.dtype != left.dtype:
         total.copy_(left @ right) if first else total.add_(left @ right)
     elif first:
         torch.mm(left, right, out=total)

@@ -1,0 +1,127 @@
+"""Compiles every GPU kernel ahead of time, without a GPU, and says what came of it: python -m benchmarks.gpu_compile.
+
+What is compiled is what the operators launch at the shapes that count (`benchmarks.gpu_calls`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gpu_calls, gpu_traffic
+from benchmarks.gpu_code import Compiled, Job, compiled, jobs
+from benchmarks.table import markdown
+
+TARGETS = (80, 90, 100, 120)
+KINDS = ("vocab bfloat16", "odd bfloat16", "inat float32", "float64")  # in the titles of calls
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
+
+
+def results(rooms: Sequence[str], targets: Sequence[int], few: bool, workers: int) -> list[Compiled]:
+    """Compile what the rooms launch; with `few`, as much of it as a test has time for."""
+    wanted = [job for target in targets for job in jobs(gpu_calls.calls(rooms, target // 10), target)]
+    wanted = fewer(wanted) if few else wanted
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compiled, wanted, chunksize=2))
+
+
+def fewer(wanted: list[Job]) -> list[Job]:
+    """Of each kernel's variants for sm_90 one of each kind and the last, for every other target one."""
+    places: dict[tuple[str, int], list[Job]] = {}
+    for job in wanted:
+        places.setdefault((job.kernel, job.target), []).append(job)
+    kept: list[Job] = []
+    for (_, target), variants in places.items():
+        kinds = [next((job for job in variants if kind in job.title), None) for kind in KINDS]
+        some = [job for job in (*kinds, variants[-1]) if job is not None]
+        kept += {id(job): job for job in (some if target == 90 else some[:1])}.values()
+    return kept
+
+
+def complaints(found: Sequence[Compiled]) -> list[str]:
+    """What is wrong: kernels that do not compile, or keep in memory what does not fit into the registers."""
+    said = [f"{one.kernel} for sm_{one.target} ({one.title}): {one.problem}" for one in found if one.problem]
+    spilled = [one for one in found if one.spilled]
+    return said + [f"{one.kernel} for sm_{one.target} ({one.title}): {one.spilled} bytes spilled" for one in spilled]
+
+
+HEADER = ("kernel", "variants", "registers", "spilled", "shared memory, KiB", "widest read", "widest write", "products")
+
+
+def table(found: Sequence[Compiled]) -> str:
+    """A row for each kernel: of all its variants the worst registers and memory, the widest accesses."""
+    kernels = dict.fromkeys(one.kernel for one in found)
+    return markdown(HEADER, [line([one for one in found if one.kernel == kernel]) for kernel in kernels])
+
+
+def line(found: Sequence[Compiled]) -> list[str]:
+    """The row of one kernel; a number for each target, or one number where all are the same."""
+    by_target = [[one for one in found if one.target == target] for target in sorted({one.target for one in found})]
+
+    def each(value: Callable[[Compiled], Any], most: Callable[..., Any] = max) -> str:
+        values = [str(most(map(value, part))) for part in by_target]
+        return values[0] if len(set(values)) == 1 else " / ".join(values)
+
+    return [
+        f"`{found[0].kernel}`",
+        str(max(map(len, by_target))),
+        each(lambda one: one.registers),
+        each(lambda one: one.spilled),
+        each(lambda one: -(-one.shared // 1024)),
+        each(lambda one: one.reads[0][0] if one.reads else 0),
+        each(lambda one: one.writes[0][0] if one.writes else 0),
+        each(lambda one: one.products or "-"),
+    ]
+
+
+def rewritten(text: str, name: str, made: str) -> str:
+    """The text with the section between the markers of that name made anew."""
+    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
+    return re.sub(pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_compile", description="Compile the GPU kernels.")
+    parser.add_argument("--room", action="append", choices=gpu_calls.ROOMS, help="only this room (may be repeated)")
+    parser.add_argument("--target", action="append", type=int, help="only this compute capability, such as 90")
+    parser.add_argument("--few", action="store_true", help="some variants of each kernel only")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--json", type=Path, help="write what was found of each variant there")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/kernels.md")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compile, print the tables; 1 if a kernel does not compile or spills."""
+    chosen = arguments(argv)
+    found = results(chosen.room or gpu_calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
+    tables = {"gpu-compile": table(found), "gpu-traffic": gpu_traffic.table(gpu_calls.calls(gpu_calls.ROOMS))}
+    print("\n\n".join(tables.values()))
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(one) for one in found], indent=1), encoding="utf-8")
+    if chosen.write:
+        text = DOCUMENT.read_text(encoding="utf-8")
+        for name, made in tables.items():
+            text = rewritten(text, name, made)
+        DOCUMENT.write_text(text, encoding="utf-8")
+    wrong = complaints(found)
+    print("\n".join(wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # triton reads it when it is imported, which is later
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("TRITON_CACHE_DIR", folder)
+        sys.exit(main())

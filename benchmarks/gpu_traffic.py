@@ -1,0 +1,108 @@
+"""What calls of GPU operators move and multiply, counted from what they launch, against the least that they must."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.table import markdown
+
+COPY, PRODUCTS = 4.3e12, 790e12  # of an H200: bytes and bf16 operations a second, as measured on one
+SHOWN = ("inat", "odd", "vocab", "faces", "lwr-inat", "lwr-100k")
+# Operations of the kernels that multiply matrices. Of the cosines only one half is made.
+FLOPS = {
+    "statistics_kernel": lambda a: 2 * a["N"] * a["C"] * a["D"],
+    "slab_gradient_kernel": lambda a: 2 * a["N"] * a["C"] * a["D"],
+    "screen_kernel": lambda a: a["C"] * a["C"] * a["D"],
+}
+# How many pairs are active depends on the weights: what is read and written for them is not counted. Kernels that have
+# something to do only where the list of pairs has no room left are not counted either.
+LISTS = {"first", "second", "value", "item", "neighbour", "cosine", "begins", "degree", "found", "count"}
+SELDOM = {"sum_kernel", "push_kernel", "verify_kernel"}
+
+
+class Library(TorchDispatchMode):
+    """Counts the bytes and the operations of the library's own kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.flops, self.launches = 0, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and count what it reads and writes, if it does: no views, no new memory."""
+        found = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        view = any(one.alias_info is not None and not one.alias_info.is_write for one in returned)
+        if view or "empty" in func.__name__:
+            return found
+        tensors = [*_tensors((args, kwargs or {})), *_tensors(found)]
+        self.bytes, self.launches = self.bytes + sum(map(size, tensors)), self.launches + 1
+        name = func.__name__.split(".")[0]
+        if name in ("mm", "addmm", "addmm_"):
+            left, right = args[-2:]
+            self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def size(tensor: Tensor) -> int:
+    """Bytes; a dimension that only repeats counts once."""
+    return tensor.element_size() * math.prod(n for n, stride in zip(tensor.shape, tensor.stride()) if stride or n == 0)
+
+
+def moved(call: Any) -> tuple[int, int, int]:
+    """(launches, bytes, operations) of a call: every tensor of a launch is read or written once."""
+    bytes, flops = call.library.bytes, call.library.flops
+    for launch in call.launches:
+        name, given = launch.kernel.fn.__name__, launch.arguments
+        counted = () if name in SELDOM else given.keys() - LISTS
+        bytes += sum(size(given[key]) for key in counted if isinstance(given[key], Tensor))
+        flops += FLOPS.get(name, lambda _: 0)(given)
+    return len(call.launches) + call.library.launches, bytes, flops
+
+
+def least(call: Any) -> tuple[int, int]:
+    """(bytes, operations): inputs are read once and outputs written once; each product is made once."""
+    given = [value for name, value in call.given.items() if isinstance(value, Tensor) and name not in {*LISTS, "kept"}]
+    made = call.found[:2] if call.operator == "gram_forward" else call.found[:4]
+    bytes = sum(map(size, {id(value): value for value in (*given, *made)}.values()))
+    if call.room == "gram":
+        classes, features = call.given["weight"].shape
+        return bytes, classes * classes * features if call.operator == "gram_forward" else 0
+    if call.room != "linear":
+        return bytes, 0
+    rows, classes = call.given["input"].shape[0], call.given["weight"].shape[0]
+    return bytes, 2 * rows * classes * call.given["input"].shape[1] * (1 if call.operator == "linear_forward" else 2)
+
+
+HEADER = ("call", "launches", "MB", "least", "ratio", "GFLOP", "least", "ratio", "least time, ms")
+
+
+def table(calls: Iterable[Any]) -> str:
+    """A row for each plain call in bfloat16 (and float32 for logit-weight repulsion) at the larger shapes."""
+    shown = [call for call in calls if not call.options and call.name in SHOWN and call.room != "margins"]
+    wanted = {"gram": (torch.bfloat16, torch.float32)}
+    rows = [line(call) for call in shown if call.dtype in wanted.get(call.room, (torch.bfloat16,))]
+    return markdown(HEADER, rows)
+
+
+def line(call: Any) -> Sequence[str]:
+    """The row of one call."""
+    (launches, bytes, flops), (fewest, must) = moved(call), least(call)
+    time = "" if call.room == "gram" else f"{max(fewest / COPY, must / PRODUCTS) * 1e3:.3g}"  # its products are of int8
+    numbers = [f"{bytes / 1e6:,.1f}", f"{fewest / 1e6:,.1f}", f"{bytes / fewest:.2f}"]
+    numbers += [f"{flops / 1e9:,.0f}", f"{must / 1e9:,.0f}", f"{flops / must:.2f}"] if must else ["", "", ""]
+    name, dtype = call.operator, str(call.dtype).removeprefix("torch.")
+    return [f"`{name}` {call.name} {dtype}", str(launches), *numbers, time]

@@ -1,0 +1,377 @@
+"""Logit-weight repulsion on a GPU: screened in int8, verified in float32 (docs/math.md, section 6).
+
+Forward. `unit_kernel` rounds the unit rows to int8 and measures what that took away. `screen_kernel` multiplies the
+upper half of the tiles by the int8 matrix units, and lists the pairs that a certified bound does not exclude.
+`verify_kernel` decides the listed pairs by their float32 cosines. Backward gathers the list (`pairs`). If it has no
+room for all, the tiles with a candidate are made again in float32 instead (`remade`); which of the two, the device
+knows alone.
+
+The order in which programs append to the list is not fixed, and nothing depends on it: sums are in fixed point.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lt_kernels.reference import gram as reference
+from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
+from lt_kernels.triton.pairs import fill_kernel, gather_kernel
+from lt_kernels.triton.remade import UNIT, entries, exact, push_kernel, sum_kernel, upper_tile
+
+MOST_CLASSES = 2**25  # what an item of the list has bits for
+MOST_FEATURES = 2**17  # sums of more products of int8 could leave the range of int32
+ROWS, COLUMNS, DEPTH = 128, 256, 128  # of a screened tile: 48 KiB of int8 a step, 128 sums a thread of 8 warps
+ITEMS, WIDTH = 8, 512  # of the list, and features, that a program verifies at a time: 32 products a thread of 4 warps
+SCRATCH = 2**24  # float32 numbers for sums, where the gradient has fewer bits
+WORD = 16  # columns whose survivors are the bits of one number
+
+
+@triton.jit
+def unit_kernel(
+    weight,  # [C, d], rows S apart
+    unit,  # int8 [C, D]: weight_i / |weight_i| in steps of step_i, zeros from d on
+    scale,  # [C]: 1 / |weight_i|
+    step,  # [C]: 1/127 of the largest entry of the unit row
+    error,  # [C]: the length of what rounding took away
+    sums,  # int64 [C]: made 0
+    degree,  # int32 [C]: made 0
+    found,  # int64 [1]: made 0
+    count,  # int64 [1]: made 0
+    C,
+    d,
+    D,
+    S,
+    HEIGHT: tl.constexpr,  # rows of a program
+    WIDTH: tl.constexpr,  # features at a time
+):
+    row = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
+    squares = tl.zeros([HEIGHT, WIDTH], tl.float32)
+    most = tl.zeros([HEIGHT, WIDTH], tl.float32)
+    for k in range(0, d, WIDTH):
+        w = entries(weight, row, k + tl.arange(0, WIDTH), C, d, S)
+        squares += w * w
+        most = tl.maximum(most, tl.abs(w))
+    norm = tl.sqrt(tl.sum(squares, 1))
+    factor = tl.where(norm <= 1e-12, 0.0, 1 / tl.maximum(norm, 1e-12))
+    factor = tl.where(norm < float("inf"), factor, float("nan"))
+    known = factor > 0
+    width = tl.where(known, tl.max(most, 1) * factor / 127, 0.0)
+    steps = 1 / tl.where(known, width, 1.0)
+    squares = tl.zeros([HEIGHT, WIDTH], tl.float32)
+    for k in range(0, D, WIDTH):
+        feature = k + tl.arange(0, WIDTH)
+        w = entries(weight, row, feature, C, d, S)
+        exact = tl.where(known[:, None], w * factor[:, None], 0.0)
+        whole = tl.floor(exact * steps[:, None] + 0.5)
+        lost = whole * width[:, None] - exact
+        squares += lost * lost
+        place = row.to(tl.int64)[:, None] * D + feature[None, :]
+        tl.store(unit + place, whole.to(tl.int32).to(tl.int8), mask=(row < C)[:, None] & (feature < D)[None, :])
+    tl.store(scale + row, factor, mask=row < C)
+    tl.store(step + row, width, mask=row < C)
+    tl.store(error + row, tl.sqrt(tl.sum(squares, 1)), mask=row < C)
+    tl.store(sums + row, tl.zeros([HEIGHT], tl.int64), mask=row < C)
+    tl.store(degree + row, tl.zeros([HEIGHT], tl.int32), mask=row < C)
+    tl.store(found + row, tl.zeros([HEIGHT], tl.int64), mask=row < 1)
+    tl.store(count + row, tl.zeros([HEIGHT], tl.int64), mask=row < 1)
+
+
+@triton.jit
+def _limits(step_i, error_i, step_j, error_j, limit):
+    """What product * step_j must reach in each row, and the least that the integer product then is."""
+    worst = tl.max(error_j, 0)
+    low = limit - (error_i + worst + error_i * worst)
+    least = tl.where(step_i > 0, low / tl.where(step_i > 0, step_i, 1.0), float("inf"))
+    whole = least / tl.maximum(tl.max(step_j, 0), 1e-30) * 0.9999 - 1  # less than what rounding could take off
+    whole = tl.where(least > 0, tl.minimum(whole, 2147483520.0), -2147483648.0)  # the ends of int32
+    return least, whole.to(tl.int32)
+
+
+@triton.jit
+def screen_kernel(
+    unit,  # int8 [C, D]
+    step,  # [C]
+    error,  # [C]
+    item,  # int64 [room]: what may be active, in any order: i, 16 columns, and which of these (`_unpack`)
+    found,  # int64 [1]: how many items there are, even if there is no room for all
+    dense,  # uint8 [side, side]: which tiles of TILE classes have any
+    C,
+    D,
+    room,
+    side,
+    limit: tl.float64,  # the threshold, less what the roundings of float32 can do
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    TILE: tl.constexpr,
+    WORD: tl.constexpr,
+):
+    high: tl.constexpr = TILE // ROWS
+    inner: tl.constexpr = high * (TILE // COLUMNS)
+    above, beside, new = upper_tile(tl.program_id(0) // inner, side)
+    top = above * TILE + tl.program_id(0) % inner % high * ROWS
+    left = beside * TILE + tl.program_id(0) % inner // high * COLUMNS
+    if new & (top < C) & (left < C) & (top < left + COLUMNS - 1):
+        row = top + tl.arange(0, ROWS)
+        column = left + tl.arange(0, COLUMNS)
+        step_i = tl.load(step + row, mask=row < C, other=0.0)  # early, so that they are there when they are needed
+        error_i = tl.load(error + row, mask=row < C, other=0.0)
+        step_j = tl.load(step + column, mask=column < C, other=0.0)
+        error_j = tl.load(error + column, mask=column < C, other=0.0)
+        k = tl.arange(0, DEPTH)
+        a = unit + tl.minimum(row, C - 1).to(tl.int64)[:, None] * D + k[None, :]
+        b = unit + tl.minimum(column, C - 1).to(tl.int64)[:, None] * D + k[None, :]
+        product = tl.zeros([ROWS, COLUMNS], tl.int32)
+        for _ in range(0, D, DEPTH):
+            product = tl.dot(tl.load(a), tl.trans(tl.load(b)), product, out_dtype=tl.int32)
+            a += DEPTH
+            b += DEPTH
+        least, whole = _limits(step_i, error_i, step_j, error_j, limit)
+        if tl.max((tl.max(product, 1) >= whole).to(tl.int32), 0) > 0:
+            column = tl.where(column < C, column, -1)
+            passed = (product.to(tl.float32) * step_j[None, :] >= least[:, None]) & (row[:, None] < column[None, :])
+            bit = passed.to(tl.int32) << (tl.arange(0, COLUMNS) % WORD)[None, :]
+            word = tl.sum(tl.reshape(bit, [ROWS, COLUMNS // WORD, WORD]), 2)
+            word = tl.reshape(word, [ROWS * COLUMNS // WORD])
+            some = (word != 0).to(tl.int32)
+            number = tl.sum(some, 0)
+            if number > 0:
+                tl.store(dense + above.to(tl.int64) * side + beside, 1)
+                index = tl.arange(0, ROWS * COLUMNS // WORD)
+                i, j = top + index // (COLUMNS // WORD), left // WORD + index % (COLUMNS // WORD)
+                place = tl.atomic_add(found, number.to(tl.int64), sem="relaxed") + (tl.cumsum(some, 0) - some)
+                packed = (i.to(tl.int64) << 37) | (j.to(tl.int64) << 16) | word.to(tl.int64)
+                tl.store(item + place, packed, mask=(word != 0) & (place < room))
+
+
+@triton.jit
+def _unpack(item):
+    """i, the first of 16 columns, and the bits of those that may be active with i."""
+    return (item >> 37).to(tl.int32), ((item >> 16) & 2097151).to(tl.int32) * 16, (item & 65535).to(tl.int32)
+
+
+@triton.jit
+def _lowest(bits):
+    """The lowest bit that is set, as a number and by its index."""
+    low = bits & -bits
+    return low, (low.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def _append(i, j, cosine, active, first, second, value, count, room):
+    """List active pairs, if there is room."""
+    one = active.to(tl.int32)
+    number = tl.sum(one, 0)
+    if number > 0:
+        place = tl.atomic_add(count, number.to(tl.int64), sem="relaxed") + (tl.cumsum(one, 0) - one)
+        fits = active & (place < room)
+        tl.store(first + place, i, mask=fits)
+        tl.store(second + place, j, mask=fits)
+        tl.store(value + place, cosine, mask=fits)
+
+
+@triton.jit
+def verify_kernel(
+    weight,  # [C, d], rows S apart
+    scale,  # [C]
+    item,  # int64 [room]
+    found,  # int64 [1]
+    first,  # int32 [room]: i of the active pairs i < j, in any order
+    second,  # int32 [room]: j
+    value,  # [room]: their cosines
+    count,  # int64 [1]: how many these are, even if there is no room for all
+    sums,  # int64 [C]: expm1 of the cosines of the active pairs, in units of 1 / UNIT
+    degree,  # int32 [C]: how many these are
+    C,
+    d,
+    S,
+    room,
+    threshold: tl.float64,
+    UNIT: tl.constexpr,
+    ITEMS: tl.constexpr,  # at a time
+    WIDTH: tl.constexpr,  # features at a time
+):
+    number = tl.load(found)
+    if number <= room:
+        for start in range(tl.program_id(0) * ITEMS, number.to(tl.int32), tl.num_programs(0) * ITEMS):
+            place = start + tl.arange(0, ITEMS)
+            i, columns, bits = _unpack(tl.load(item + place, mask=place < number, other=0))
+            while tl.max(bits, 0) > 0:
+                there = bits != 0
+                low, index = _lowest(bits)
+                j = tl.where(there, columns + index, 0)
+                product = tl.zeros([ITEMS, WIDTH], tl.float32)
+                for k in range(0, d, WIDTH):
+                    feature = k + tl.arange(0, WIDTH)
+                    product += entries(weight, i, feature, C, d, S) * entries(weight, j, feature, C, d, S)
+                cosine = tl.sum(product, 1) * tl.load(scale + i) * tl.load(scale + j)
+                active = there & (cosine > threshold)
+                part = ((tl.exp(cosine) - 1) * UNIT).to(tl.int64)
+                one = tl.full([ITEMS], 1, tl.int32)
+                tl.atomic_add(sums + i, part, mask=active, sem="relaxed")
+                tl.atomic_add(sums + j, part, mask=active, sem="relaxed")
+                tl.atomic_add(degree + i, one, mask=active, sem="relaxed")
+                tl.atomic_add(degree + j, one, mask=active, sem="relaxed")
+                _append(i, j, cosine, active, first, second, value, count, room)
+                bits ^= low
+
+
+@triton.jit
+def finish_kernel(
+    sums,  # int64 [C]
+    scale,  # [C]
+    total,  # [C]: Z
+    found,  # int64 [1]
+    count,  # int64 [1]
+    dense,  # uint8 [side, side]: made 0 if the list holds all active pairs; else the first one, at least, is 1
+    C,
+    side,
+    room,
+    base: tl.float64,  # Z of a class without active pairs
+    UNIT: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    row = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    part = tl.load(sums + row, mask=row < C, other=0).to(tl.float64) * (1.0 / UNIT)
+    z = (part + base).to(tl.float32) + 0 * tl.load(scale + row, mask=row < C, other=0.0)
+    tl.store(total + row, z, mask=row < C)
+    over = (tl.load(found) > room) | (tl.load(count) > room)
+    for start in range(tl.program_id(0) * WIDTH, side * side, tl.num_programs(0) * WIDTH):
+        tile = start + tl.arange(0, WIDTH)
+        marked = tl.load(dense + tile, mask=tile < side * side, other=0) != 0
+        marked = over & (marked | (tile == 0))
+        tl.store(dense + tile, marked.to(tl.uint8), mask=tile < side * side)
+
+
+def _screened(weight: Tensor, threshold: float) -> bool:
+    """Whether the kernels serve; else the reference does: nothing is active, or half of the pairs, or in float64."""
+    fits = 0 < weight.shape[0] <= MOST_CLASSES and 0 < weight.shape[1] <= MOST_FEATURES
+    return weight.dtype != torch.float64 and 0 < threshold < 1 and fits
+
+
+def _rows(weight: Tensor) -> Tensor:
+    return weight if weight.stride(1) == 1 else weight.contiguous()
+
+
+def _room(classes: int) -> int:
+    """Places of the list: what its tensors hold, but for the last C of `first`, which count each class's pairs."""
+    return (reference.PAIRS - 1) * classes
+
+
+def _units(weight: Tensor, zeros: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """1 / |w| [C], the unit rows in int8 [C, D], their steps [C] and what rounding took away [C]; makes `zeros` 0."""
+    classes, features = weight.shape
+    depth = blocks(features, DEPTH) * DEPTH
+    scale, step, error = (weight.new_empty(classes, dtype=torch.float32) for _ in range(3))
+    unit = weight.new_empty(classes, depth, dtype=torch.int8)
+    width = power_of_two(depth, most=2048)
+    arguments = {"weight": weight, "unit": unit, "scale": scale, "step": step, "error": error, **zeros}
+    arguments |= {"C": classes, "d": features, "D": depth, "S": weight.stride(0)}
+    arguments |= {"HEIGHT": 4096 // width, "WIDTH": width}
+    launch(unit_kernel, (blocks(classes, 4096 // width),), arguments, warps=4)
+    return scale, unit, step, error
+
+
+def _screen(unit: Tensor, step: Tensor, error: Tensor, item: Tensor, found: Tensor, threshold: float) -> Tensor:
+    """List the pairs that may be active; which tiles have any."""
+    classes, depth = unit.shape
+    side = reference.tiles(classes)
+    dense = torch.zeros(side, side, dtype=torch.bool, device=unit.device)
+    arguments = {"unit": unit, "step": step, "error": error, "item": item, "found": found}
+    arguments |= {"dense": dense.view(torch.uint8), "C": classes, "D": depth, "room": item.shape[0], "side": side}
+    arguments |= {"limit": threshold - (depth + 16) * 2.0**-22}
+    arguments |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH, "TILE": reference.TILE, "WORD": WORD}
+    tiles = blocks(side, 2) * (side + 1) * (reference.TILE // ROWS) * (reference.TILE // COLUMNS)
+    launch(screen_kernel, (tiles,), arguments, warps=8, stages=3)
+    return dense
+
+
+def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles have no list)."""
+    if not _screened(weight, threshold):
+        return reference.gram_forward(weight, threshold)
+    weight = _rows(weight)
+    classes, features = weight.shape
+    room = _room(classes)
+    first, second = (weight.new_empty(room + classes, dtype=torch.int32) for _ in range(2))
+    value, total = (weight.new_empty(size, dtype=torch.float32) for size in (room + classes, classes))
+    item, sums, found, count = (weight.new_empty(size, dtype=torch.int64) for size in (room, classes, 1, 1))
+    zeros = {"sums": sums, "degree": first[room:], "found": found, "count": count}
+    scale, *units = _units(weight, zeros)
+    dense = _screen(*units, item, found, threshold)
+    shared = {"scale": scale, "found": found, "sums": sums, "C": classes, "d": features, "room": room, "UNIT": UNIT}
+    lists = {"item": item, "first": first, "second": second, "value": value, "count": count, "degree": first[room:]}
+    lists |= {"weight": weight, "S": weight.stride(0), "threshold": threshold, "ITEMS": ITEMS, "WIDTH": WIDTH}
+    launch(verify_kernel, (8 * processors(weight),), shared | lists, warps=4)
+    wide, tiles = exact(weight), {"dense": dense.view(torch.uint8), "side": dense.shape[0]}
+    sizes = {"weight": wide, "S": wide.stride(0), "threshold": threshold, **tiles}
+    sizes |= {"SIZE": 64, "DEPTH": 16, "TILE": reference.TILE}
+    launch(sum_kernel, (2 * processors(weight),), shared | sizes, warps=8)
+    ends = {"sums": sums, "scale": scale, "total": total, "found": found, "count": count, **tiles}
+    ends |= {"C": classes, "room": room, "base": reference.base(classes, threshold), "UNIT": UNIT, "WIDTH": 512}
+    launch(finish_kernel, (blocks(classes, 512),), ends, warps=4)
+    return total, scale, first, second, value, count, dense
+
+
+def gram_backward(
+    weight: Tensor,
+    threshold: float,
+    project: bool,
+    scale: Tensor,
+    total: Tensor,
+    first: Tensor,
+    second: Tensor,
+    value: Tensor,
+    count: Tensor,
+    dense: Tensor,
+    grad: Tensor,
+) -> Tensor:
+    """The gradient of sum_i grad_i R_i for the weight [C, d]: of the listed pairs, or of the tiles without a list."""
+    saved = scale, total, first, second, value, count, dense
+    if not _screened(weight, threshold):
+        return reference.gram_backward(weight, threshold, project, *saved, grad)
+    weight, grad, dense = _rows(weight), grad.contiguous(), dense.view(torch.uint8)
+    classes, features = weight.shape
+    d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    shared = {"weight": weight, "scale": scale, "total": total, "grad": grad, "dense": dense, "d_weight": d_weight}
+    shared |= {"C": classes, "d": features, "S": weight.stride(0), "PROJECT": project}
+    _gather(shared, first, second, value, count)
+    _push(shared, threshold)
+    return d_weight
+
+
+def _gather(shared: dict[str, Any], first: Tensor, second: Tensor, value: Tensor, count: Tensor) -> None:
+    """Write the gradient, if the list holds all pairs."""
+    weight = shared["weight"]
+    classes, features = weight.shape
+    room = _room(classes)
+    degree = first[room:]
+    begins = degree.cumsum(0)  # the ends, until the neighbours are filled in from there
+    neighbour, cosine = first.new_empty(2 * room), value.new_empty(2 * room)
+    lists = {"neighbour": neighbour, "cosine": cosine, "begins": begins}
+    pairs = {"first": first, "second": second, "value": value, "count": count, "dense": shared["dense"]}
+    launch(fill_kernel, (4 * processors(weight),), {**pairs, **lists, "WIDTH": 256}, warps=4)
+    width = power_of_two(features, least=64, most=512)
+    sizes = {"degree": degree, "SOME": 64, "FEW": 4, "WIDTH": width}
+    launch(gather_kernel, (classes, blocks(features, width)), {**shared, **lists, **sizes}, warps=4)
+
+
+def _push(shared: dict[str, Any], threshold: float) -> None:
+    """Write the gradient, if it does not."""
+    weight, gathered, size = exact(shared["weight"]), shared["d_weight"], 64
+    classes, features = weight.shape
+    programs = min(processors(weight), blocks(classes, size))
+    in_place = gathered.dtype == torch.float32
+    if not in_place:
+        programs = max(1, min(programs, SCRATCH // (size * features)))
+        gathered = weight.new_empty(programs * size, features, dtype=torch.float32)
+    board = weight.new_empty(programs, size, size, dtype=torch.float32)
+    sizes = {"weight": weight, "S": weight.stride(0), "board": board, "gathered": gathered, "IN_PLACE": in_place}
+    sizes |= {"side": shared["dense"].shape[0], "threshold": threshold}
+    sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 32, "TILE": reference.TILE}
+    launch(push_kernel, (programs,), {**shared, **sizes}, warps=8)

@@ -1,0 +1,341 @@
+"""Linear and cosine statistics on a GPU (docs/math.md, section 5).
+
+Where the matrix units multiply (half precision, and float32 as TensorFloat-32 where torch may use that) the statistics
+come from tiles of the product that are never written, and so does a slab's gradient. Kept logits, full float32, float64
+and the offset's gradient go by library products and the row kernels, as everywhere; what the norms ask for is ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lt_kernels.reference import linear as reference
+from lt_kernels.reference.linear import BOTH, COLUMNS, Problem
+from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
+from lt_kernels.triton.products import rounded, slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
+
+LOG2_E = 1.4426950408889634
+GENERATION = 9  # of the GPU (9: Hopper) that is assumed where launches are only recorded
+NEAR = 8 * 2**20  # bytes of features whose programs run side by side: they stay in the L2 cache, beside class weights
+CAST = 128 * 2**20  # bytes of class weights cast at a time, where they have another dtype than the features
+
+
+@triton.jit(do_not_specialize=["N"])
+def inverse_norm_kernel(
+    rows,  # [N, D]
+    out,  # [N]
+    N,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+):
+    row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
+    at = rows + row.to(tl.int64)[:, None] * D + inner[None, :]
+    squares = tl.zeros([BN, BD], tl.float32)
+    for first in range(0, D, BD):
+        x = tl.load(at + first, mask=(row < N)[:, None] & (inner < D - first)[None, :], other=0.0).to(tl.float32)
+        squares += x * x
+    norm = tl.sqrt_rn(tl.sum(squares, 1))
+    short = norm <= 1e-12  # no direction
+    inverse = tl.div_rn(tl.full([BN], 1.0, tl.float32), tl.where(short, 1.0, norm))
+    inverse = tl.where(norm == float("inf"), float("nan"), tl.where(short, 0.0, inverse))
+    tl.store(out + row, inverse, mask=row < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+def tangent_kernel(
+    total,  # [N, D]: a gradient, times unit
+    rows,  # [N, D]
+    scale,  # [N] or None: 1 / |row|
+    unit,  # [] or None
+    out,  # [N, D]: the gradient without its part along the row
+    N,
+    D: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
+    at = row.to(tl.int64)[:, None] * D + inner[None, :]
+    along, factor = tl.zeros([BN, BD], tl.float32), tl.full([BN], 1.0, tl.float32)
+    if scale is not None:
+        for first in range(0, D, BD):
+            inside = (row < N)[:, None] & (inner < D - first)[None, :]
+            line = tl.load(rows + at + first, mask=inside, other=0.0).to(tl.float32)
+            along += tl.load(total + at + first, mask=inside, other=0.0) * line
+        factor = tl.load(scale + row, mask=row < N, other=0.0)
+    part = tl.sum(along, 1) * factor * factor
+    for first in range(0, D, BD):  # what was read above is still in the cache
+        inside = (row < N)[:, None] & (inner < D - first)[None, :]
+        d = tl.load(total + at + first, mask=inside, other=0.0)
+        if scale is not None:
+            d -= part[:, None] * tl.load(rows + at + first, mask=inside, other=0.0).to(tl.float32)
+        if unit is not None:
+            d /= tl.load(unit)
+        tl.store(out + at + first, rounded(d, out.dtype.element_ty, INTERPRETED), mask=inside)
+
+
+def _lines(rows: Tensor) -> tuple[int, dict[str, int]]:
+    """(programs, sizes) of a kernel that takes whole rows: 4,096 numbers at a time, of as many rows as that makes."""
+    width = power_of_two(rows.shape[1], 16, 4096)
+    height = 4096 // width
+    return blocks(rows.shape[0], height), {"N": rows.shape[0], "D": rows.shape[1], "BN": height, "BD": width}
+
+
+def inverse_norm(rows: Tensor) -> Tensor:
+    """As the reference's, by one read of the rows."""
+    if rows.dtype == torch.float64:
+        return reference.inverse_norm(rows)
+    rows = rows.contiguous()
+    out = rows.new_empty(rows.shape[0], dtype=torch.float32)
+    programs, sizes = _lines(rows)
+    launch(inverse_norm_kernel, (programs,), {"rows": rows, "out": out, **sizes})
+    return out
+
+
+class Tile(NamedTuple):
+    """What a program multiplies at a time, and how it is compiled."""
+
+    rows: int
+    classes: int
+    features: int
+    warps: int
+    stages: int = 3
+
+    def programs(self, like: Tensor) -> int:
+        """How many run at once on the tensor's device: 4 warps leave room for a second one on a multiprocessor."""
+        return processors(like) * (2 if self.warps == 4 else 1)
+
+
+def tile_for(p: Problem, gradient: bool) -> Tile:
+    """The largest tile that leaves nothing of a program outside of the registers, on that generation of GPUs.
+
+    On a Hopper two programs of 128 by 128 share a multiprocessor: one does its exponentials while the other multiplies.
+    With many features exponentials are few, and 128 by 256 reads less for each product.
+    """
+    cuda = p.input.device.type == "cuda"
+    generation = torch.cuda.get_device_capability(p.input.device)[0] if cuda else GENERATION
+    rows, size = p.input.shape
+    features = min(128 // p.input.element_size(), power_of_two(size, 16))  # 128 bytes: a line of the shared memory
+    by_row = any(table is not None and table.shape[0] > 1 for table in (p.offset, p.mean_weight))
+    features = min(features, 32) if by_row or size % features else features
+    vectors = (p.bias is not None) + (p.offset is not None) + (p.normalize >= COLUMNS)
+    many = p.mean_weight is not None or p.target.shape[1] > 1 or vectors > 2 or size % features > 0
+    if by_row or many or (generation == 10 and p.offset is not None):
+        return Tile(128, 32 if by_row else 64, features, 8)
+    enough = blocks(rows, 128) * blocks(p.weight.shape[0], 256) >= 4 * processors(p.input)
+    if generation == 9 and size >= 1024 and vectors < 2 and enough and not gradient:
+        return Tile(128, 256, features, 8)
+    return Tile(128, 128, features, 4 if generation == 9 else 8)
+
+
+@functools.lru_cache
+def parts_for(high: int, wide: int, programs: int) -> int:
+    """How many tiles of classes a program walks: the waves of programs should be full, and their sums few.
+
+    `high` blocks of rows by `wide` tiles of classes, of which `programs` at once. A program costs half a tile besides.
+    """
+    each = {blocks(wide, max(1, waves * programs // high)) for waves in range(1, 9)}
+    return min(
+        sorted(each, reverse=True), key=lambda tiles: blocks(high * blocks(wide, tiles), programs) * (tiles + 0.5)
+    )
+
+
+def on_matrix_units(p: Problem) -> bool:
+    """Whether tiles serve: where the library too would multiply on the matrix units, and a larger logit counts more."""
+    kind = p.input.dtype
+    short = kind == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return p.scale > 0 and p.input.shape[0] > 0 and (short or kind in (torch.bfloat16, torch.float16))
+
+
+def dense(p: Problem) -> Problem:
+    """The same with every row in one piece, as the kernels read it."""
+    given = {name: value for name, value in p._asdict().items() if isinstance(value, Tensor)}
+    tables = {name: given.pop(name) for name in ("offset", "mean_weight") if name in given}
+    whole = {name: value if value.stride(1) == 1 else value.contiguous() for name, value in tables.items()}
+    return p._replace(**{name: value.contiguous() for name, value in given.items()}, **whole)
+
+
+def _shared(p: Problem, tile: Tile, weight: Tensor, rows: slice, classes: slice) -> dict[str, Any]:
+    """The arguments that both kernels of tiles take, for a block of rows and of classes (whose weights are given)."""
+    offset, row, mean_weight = p.tables(rows, classes)
+    tables = [table for table in (offset, mean_weight) if table is not None]
+    x = p.input[rows]
+    return {
+        "x": x,
+        "w": weight,
+        "bias": None if p.bias is None else p.bias[classes],
+        "target": p.target[rows],
+        "offset": offset,
+        "offset_row": row,
+        "mean_weight": mean_weight,
+        "N": x.shape[0],
+        "C": weight.shape[0],
+        "R": max((table.shape[0] for table in tables), default=1),
+        "offset_stride": 0 if offset is None else offset.stride(0),
+        "mean_stride": 0 if mean_weight is None else mean_weight.stride(0),
+        "start": p.start + classes.start,
+        "ignore": p.ignore_index,
+        "group": min(max(1, NEAR // (tile.rows * x.shape[1] * x.element_size())), blocks(x.shape[0], tile.rows)),
+        "D": x.shape[1],
+        "K": p.target.shape[1],
+        "BN": tile.rows,
+        "BC": tile.classes,
+        "BD": tile.features,
+        "OFFSET_BY_ROW": offset is not None and offset.shape[0] > 1,
+        "MEAN_BY_ROW": mean_weight is not None and mean_weight.shape[0] > 1,
+        "INTERPRETED": INTERPRETED,
+    }
+
+
+def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
+    """As the reference: statistics, kept logits and scales."""
+    p, keep = dense(Problem(*inputs[:-1])), inputs[-1]
+    if keep or not on_matrix_units(p):
+        return reference.by_slabs(p, keep, inverse_norm)
+    row_scale = inverse_norm(p.input) if p.normalize == BOTH else None
+    column_scale = inverse_norm(p.weight) if p.normalize >= COLUMNS else None
+    numbers = _statistics(p, row_scale, column_scale)
+    norms = (numbers[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
+    return *numbers, p.input.new_empty(0, dtype=reference.product_type(p.input)), *norms
+
+
+def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | None) -> tuple[Tensor, ...]:
+    """(rest, own, rival, mean) from tiles: each program's part of the classes first, then the parts together."""
+    (rows, size), slots, tile = p.input.shape, p.target.shape[1], tile_for(p, gradient=False)
+    high = blocks(rows, tile.rows)
+    cast = p.weight.dtype != p.input.dtype
+    width = max(tile.classes, CAST // (size * p.input.element_size())) if cast else p.weight.shape[0]
+    pieces = list(p._replace(class_slab=width).class_slabs())
+    tiles = [blocks(piece.stop - piece.start, tile.classes) for piece in pieces]
+    walks = [parts_for(high, wide, tile.programs(p.input)) for wide in tiles]
+    splits = [blocks(wide, walk) for wide, walk in zip(tiles, walks)]
+    with_mean = p.mean_weight is not None
+    parts = p.input.new_empty((3 + slots + with_mean, sum(splits), rows), dtype=torch.float32)
+    for index, piece in enumerate(pieces):
+        weight = p.weight[piece].to(p.input.dtype)
+        arguments = {
+            **_shared(p, tile, weight, slice(0, rows), piece),
+            "row_scale": row_scale,
+            "column_scale": None if column_scale is None else column_scale[piece],
+            "parts": parts,
+            "before": sum(splits[:index]),
+            "splits": sum(splits),
+            "scale": p.scale * LOG2_E,
+            "tiles": walks[index],
+            "FEW_ROWS": rows < tile.rows,
+            "FEW_CLASSES": weight.shape[0] < tile.classes,
+        }
+        launch(statistics_kernel, (high * splits[index],), arguments, warps=tile.warps, stages=tile.stages)
+    return _merged(p, parts, row_scale)
+
+
+def _merged(p: Problem, parts: Tensor, row_scale: Tensor | None) -> tuple[Tensor, ...]:
+    """(rest, own, rival, mean) of all parts of the classes, in their order."""
+    (rows, slots), splits = p.target.shape, parts.shape[1]
+    rest, own, rival = parts.new_empty(rows), parts.new_empty(rows, slots), parts.new_empty(rows)
+    mean = parts.new_empty(0 if p.mean_weight is None else rows)
+    arguments = {
+        "parts": parts,
+        "target": p.target,
+        "row_scale": row_scale,
+        "rest": rest,
+        "own": own,
+        "rival": rival,
+        "mean": None if p.mean_weight is None else mean,
+        "N": rows,
+        "splits": splits,
+        "ignore": p.ignore_index,
+        "K": slots,
+        "BN": 32,
+        "BS": power_of_two(splits, 1, 64),
+    }
+    launch(statistics_merge_kernel, (blocks(rows, 32),), arguments)
+    return rest, own, rival, mean
+
+
+class Backward(reference.Backward):
+    """The gradients of one problem, whose slabs come from tiles where they can."""
+
+    def __init__(self, problem: Problem, saved: tuple[Tensor, ...], slopes: Any, wants: Any) -> None:
+        super().__init__(problem, saved, slopes, wants)
+        self.by_tiles = on_matrix_units(problem) and self.kept.numel() == 0 and not self.want_offset
+        self.unit = self.unit_of_float16() if problem.input.dtype == torch.float16 else None
+
+    def unit_of_float16(self) -> Tensor:
+        """A power of two that brings the largest gradient of a logit that there can be near 2^14, on the device.
+
+        float16 ends at 65,504, and below 6e-8 it is 0, which a mean over many rows and classes often is.
+        """
+        p, (d_rest, d_own, _, d_mean) = self.problem, self.slopes
+        bound = d_rest.abs() * p.scale
+        if d_mean is not None and p.mean_weight is not None:
+            bound = bound + d_mean.abs() * (p.scale * p.mean_weight.abs().amax())
+        bound = torch.cat((bound[:, None], d_own.abs()), 1).sum(1)
+        bound = bound if self.row_scale is None else bound * self.row_scale
+        bound = torch.cat((bound, bound.new_zeros(1))).amax()
+        bound = bound if self.column_scale is None else bound * self.column_scale.amax()
+        unit = torch.exp2(torch.floor(14 - torch.log2(bound)))
+        return torch.where((bound > 0) & unit.isfinite() & (unit > 0), unit, 1.0)
+
+    def operand(self, rows: Tensor) -> Tensor:
+        """In the dtype of the features: on a GPU float16 too is multiplied as it is."""
+        return rows.to(self.problem.input.dtype)
+
+    def slab(self, rows: slice, classes: slice) -> Tensor:
+        """The gradient of the block's raw product, times `unit`; in the dtype of the features."""
+        if not self.by_tiles:
+            d_logits = super().slab(rows, classes)
+            return d_logits if self.unit is None else (d_logits * self.unit).to(torch.float16)
+        p = self.problem
+        tile = tile_for(p, gradient=True)
+        arguments = _shared(p, tile, self.weight, rows, classes)
+        high, width = blocks(arguments["N"], tile.rows), blocks(arguments["C"], tile.classes)
+        out = p.input.new_empty(arguments["N"], width * tile.classes)  # whole tiles, so that every row is aligned
+        d_rest, d_own, _, d_mean = (None if slope is None else slope[rows] for slope in self.slopes)
+        arguments |= {
+            "row_scale": None if self.row_scale is None else self.row_scale[rows],
+            "column_scale": None if self.column_scale is None else self.column_scale[classes],
+            "rest": self.rest[rows],
+            "d_rest": d_rest,
+            "d_own": d_own,
+            "d_mean": None if p.mean_weight is None else d_mean,
+            "unit": self.unit,
+            "out": out,
+            "out_stride": out.stride(0),
+            "scale": p.scale,
+        }
+        launch(slab_gradient_kernel, (high * width,), arguments, warps=tile.warps, stages=tile.stages)
+        return out[:, : arguments["C"]]
+
+    def column_sum(self, d_logits: Tensor) -> Tensor:
+        """The gradient of the bias from a block."""
+        found = super().column_sum(d_logits)
+        return found if self.unit is None else found / self.unit
+
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+        """As the reference's; what the interpreter runs on is no GPU, whose products can have float32 sums."""
+        if left.device.type != "cuda" and total.dtype != left.dtype:
+            left, right = left.to(total.dtype), right.to(total.dtype)
+        super().add_product(total, left, right, first)
+
+    def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
+        """The gradient without its part along the rows that were normalised, by one pass over it."""
+        if total.dtype == torch.float64 or (scale is None and self.unit is None):
+            super().finish(total, rows, scale, final)
+            return
+        programs, sizes = _lines(rows)
+        tensors = {"total": total, "rows": rows, "scale": scale, "unit": self.unit, "out": final}
+        launch(tangent_kernel, (programs,), {**tensors, **sizes, "INTERPRETED": INTERPRETED})
+
+
+def linear_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As the reference: gradients of the statistics."""
+    shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
+    return Backward(dense(Problem(*shared)), rest[:4], rest[4:8], rest[8]).run()

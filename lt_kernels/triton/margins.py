@@ -1,0 +1,173 @@
+"""Three numbers a row to the loss and its slopes, in one kernel.
+
+Nothing is checked on a GPU: a target whose class is not there (offset -inf) has infinite loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lt_kernels.reference.terms import Terms, loss_terms
+from lt_kernels.triton.launch import blocks, launch
+from lt_kernels.triton.numbers import number
+from lt_kernels.triton.phi import focal_loss, phi, smoothed
+
+BLOCK = 256  # rows a program: N is small, and a row takes some hundred instructions
+
+
+@triton.jit
+def at_class(table, value, target, classes, like):
+    """A table of the classes at the targets, or the one value where there is none."""
+    if table is None:
+        found = tl.full(like.shape, value, like.dtype)
+    else:
+        found = tl.load(table + tl.minimum(tl.maximum(target, 0), classes - 1))
+    return found
+
+
+@triton.jit
+def part_of(pointer, row, inside):
+    """A number of each row, where there is such a vector."""
+    return None if pointer is None else tl.load(pointer + row, mask=inside, other=0.0)
+
+
+@triton.jit
+def row_loss(
+    rest,
+    own,
+    rival,
+    target,
+    own_offset,
+    norm,
+    mean,
+    total,
+    share,
+    weight,
+    class_margin,
+    class_smoothing,
+    classes,
+    order,
+    scale,
+    margin,
+    instance,
+    gamma,
+    smoothing,
+    kind: tl.constexpr,
+    guard: tl.constexpr,
+    focal: tl.constexpr,
+):
+    """(loss, d_rest, d_own, d_offset, d_norm, d_mean) of rows that count."""
+    scale, own_margin = number(scale, own.dtype), at_class(class_margin, margin, target, classes, own)
+    value, slope, norm_slope = phi(kind, own, rival, own_margin, order, number(instance, own.dtype), guard, norm)
+    own_u = value * scale if own_offset is None else value * scale + own_offset
+    amount = at_class(weight, 1.0, target, classes, own)
+    loss, d_v, entropy, miss, hit = focal_loss(rest - own_u, amount, number(gamma, own.dtype), focal)
+    d_u, d_mean = -d_v, tl.zeros_like(d_v)
+    if mean is not None:
+        part = at_class(class_smoothing, smoothing, target, classes, own)
+        loss, d_v, d_u, d_mean = smoothed(loss, d_v, own_u, entropy, miss, hit, mean, total, share, part)
+    return loss, d_v, d_u * slope * scale, d_u, d_u * norm_slope * scale, d_mean
+
+
+@triton.jit(do_not_specialize=["rows", "ignore", "order"])
+def margins_kernel(
+    loss_out,  # [N]
+    slopes_out,  # [5, N]
+    rest,  # [N], as all up to share; own_offset and what follows it may be absent
+    own,
+    rival,
+    target,
+    own_offset,
+    norm,
+    mean,
+    total,
+    share,
+    weight,  # [C], as the next two; each may be absent
+    class_margin,
+    class_smoothing,
+    rows,
+    classes,
+    order,
+    ignore,
+    scale: tl.float64,
+    margin: tl.float64,
+    instance: tl.float64,
+    gamma: tl.float64,
+    smoothing: tl.float64,
+    kind: tl.constexpr,
+    guard: tl.constexpr,
+    focal: tl.constexpr,
+    block: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = row < rows
+    label = tl.load(target + row, mask=inside, other=ignore)
+    found = row_loss(
+        part_of(rest, row, inside),
+        part_of(own, row, inside),
+        part_of(rival, row, inside),
+        label,
+        part_of(own_offset, row, inside),
+        part_of(norm, row, inside),
+        part_of(mean, row, inside),
+        part_of(total, row, inside),
+        part_of(share, row, inside),
+        weight,
+        class_margin,
+        class_smoothing,
+        classes,
+        order,
+        scale,
+        margin,
+        instance,
+        gamma,
+        smoothing,
+        kind,
+        guard,
+        focal,
+    )
+    counts = label != ignore
+    tl.store(loss_out + row, tl.where(counts, found[0], 0.0), mask=inside)
+    for k in tl.static_range(5):
+        tl.store(slopes_out + k * rows.to(tl.int64) + row, tl.where(counts, found[k + 1], 0.0), mask=inside)
+
+
+def loss_settings(t: Terms) -> dict[str, Any]:
+    """The arguments of a kernel that calls `row_loss`: tables of the classes, numbers and kinds."""
+    tables = {"weight": t.weight, "class_margin": t.class_margin, "class_smoothing": t.class_smoothing}
+    tables = {name: None if table is None else table.contiguous() for name, table in tables.items()}
+    numbers = {"scale": t.scale, "margin": t.margin, "instance": t.instance, "gamma": t.gamma, "smoothing": t.smoothing}
+    kinds = {"kind": t.kind, "guard": t.guard, "focal": t.gamma != 0}
+    return {**tables, **numbers, **kinds, "order": int(t.margin), "ignore": t.ignore_index}
+
+
+def margins(
+    rest: Tensor,
+    own: Tensor,
+    rival: Tensor,
+    target: Tensor,
+    own_offset: Tensor | None,
+    norm: Tensor | None,
+    mean: Tensor | None,
+    total: Tensor | None,
+    share: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """loss [N], and its slopes (d_rest, d_own, d_offset, d_norm, d_mean) as [5, N], from the statistics of each row."""
+    rows, t = rest.shape[0], loss_terms(*settings)
+    if mean is None or total is None or share is None:
+        mean = total = share = None
+    vectors = {"rest": rest, "own": own, "rival": rival, "target": target, "own_offset": own_offset, "norm": norm}
+    vectors |= {"mean": mean, "total": total, "share": share}
+    given = {name: None if vector is None else vector.contiguous() for name, vector in vectors.items()}
+    loss, slopes = torch.empty_like(given["rest"]), rest.new_empty(5, rows)
+    classes = next((table.shape[0] for table in (t.weight, t.class_margin, t.class_smoothing) if table is not None), 1)
+    sizes = {"rows": rows, "classes": classes, "block": BLOCK}
+    arguments = {"loss_out": loss, "slopes_out": slopes, **given, **loss_settings(t), **sizes}
+    launch(margins_kernel, (blocks(rows, BLOCK),), arguments)
+    return loss, slopes

@@ -1,0 +1,145 @@
+"""Device functions from the three numbers of a row to its loss and slopes (docs/math.md, sections 2 and 4)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lt_kernels.reference import terms
+from lt_kernels.triton.numbers import exp, log1p
+
+ADDITIVE: tl.constexpr = tl.constexpr(terms.ADDITIVE)
+ANGULAR: tl.constexpr = tl.constexpr(terms.ANGULAR)
+SPHERE: tl.constexpr = tl.constexpr(terms.SPHERE)
+PI: tl.constexpr = tl.constexpr(3.141592653589793)
+
+
+@triton.jit
+def cosine_of(own, norm):
+    """own / norm (norm may be absent) within [-1, 1]; NaN stays NaN."""
+    if norm is not None:
+        tiny: tl.constexpr = 2.2250738585072014e-308 if own.dtype == tl.float64 else 1.1754943508222875e-38
+        own = own / tl.maximum(norm, tiny)
+    return tl.where(own > 1, 1.0, tl.where(own < -1, -1.0, own))
+
+
+@triton.jit
+def quarter(x):
+    """(sin(r), cos(r), n) of x = r + n pi / 2, |r| <= pi / 4 and |x| < 10,000, in float32.
+
+    Cody and Waite's reduction, then the polynomials of the Cephes library (Moshier, 1989).
+    """
+    n = tl.floor(x * (2 / PI) + 0.5)
+    r = x - n * 1.5703125 - n * 4.837512969970703e-4 - n * 7.549789948768648e-8
+    s = r * r
+    sine = r + r * s * (-1.6666654611e-1 + s * (8.3321608736e-3 - s * 1.9515295891e-4))
+    cosine = 1 - s / 2 + s * s * (4.166664568298827e-2 + s * (2.443315711809948e-5 * s - 1.388731625493765e-3))
+    return sine, cosine, n
+
+
+@triton.jit
+def wide_quarter(x):
+    """The same in float64; the polynomials of fdlibm (Sun Microsystems, 1993)."""
+    n = tl.floor(x * (2 / PI) + 0.5)
+    r = x - n * 1.57079632673412561417 - n * 6.07710050650619224932e-11
+    s = r * r
+    sine = 2.75573137070700676789e-06 + s * (s * 1.58969099521155010221e-10 - 2.50507602534068634195e-08)
+    sine = 8.33333333332248946124e-03 + s * (s * sine - 1.98412698298579493134e-04)
+    cosine = s * (2.08757232129817482790e-09 - s * 1.13596475577881948265e-11) - 2.75573143513906633035e-07
+    cosine = s * (2.48015872894767294178e-05 + s * cosine) - 1.38888888888741095749e-03
+    cosine = 1 - s / 2 + s * s * (4.16666666666666019037e-02 + s * cosine)
+    return r + r * s * (s * sine - 1.66666666666666324348e-01), cosine, n
+
+
+@triton.jit
+def sine_cosine(x):
+    """sin(x) and cos(x); those of the library take a stack, for angles as no margin has."""
+    first, second, n = wide_quarter(x) if x.dtype == tl.float64 else quarter(x)
+    turn = n - 4 * tl.floor(n / 4)
+    odd = (turn == 1) | (turn == 3)
+    sine, cosine = tl.where(odd, second, first), tl.where(odd, first, second)
+    return tl.where(turn >= 2, -sine, sine), tl.where((turn == 1) | (turn == 2), -cosine, cosine)
+
+
+@triton.jit
+def angular(own, margin, hard, instance, guard: tl.constexpr):
+    """cos(theta + margin (1 + instance hard (1 - cos) / 2)) and its slope; with guard a straight line beyond pi."""
+    floor: tl.constexpr = 1.4901161193847656e-08 if own.dtype == tl.float64 else 3.4526698300124393e-04
+    c, turn = cosine_of(own, None), tl.where(hard, margin * instance / 2, 0.0)
+    angle = margin + turn * (1 - c)
+    sine = tl.sqrt((1 - c) * (1 + c))
+    sin, cos = sine_cosine(angle)
+    value = c * cos - sine * sin
+    slope = cos + c * sin / tl.maximum(sine, floor) + (sine * cos + c * sin) * turn
+    if guard:
+        beyond = (c < -cos) | (angle > PI)
+        value = tl.where(beyond, c - angle * sin, value)
+        slope = tl.where(beyond, 1 + (sin + angle * cos) * turn, slope)
+    return value, slope
+
+
+@triton.jit
+def chebyshev(c, order):
+    """T(c) = cos(order theta), its derivative, and how many of the cosines of k pi / order (0 < k < order) are above c.
+
+    Those are the zeros of the derivative, and its recursion is a Sturm sequence: it changes sign once for each of them.
+    """
+    first, second = tl.full(c.shape, 1.0, c.dtype), c
+    slope_first, slope, step = tl.zeros_like(c), tl.full(c.shape, 1.0, c.dtype), tl.zeros_like(c)
+    for _ in range(1, order):
+        slope_first, slope = slope, 2 * second + 2 * c * slope - slope_first
+        first, second = second, 2 * c * second - first
+        step += tl.where((slope_first < 0) != (slope < 0), 1.0, 0.0)
+    return second, slope, step
+
+
+@triton.jit
+def sphere(own, order, norm):
+    """norm * ((-1)^k cos(order theta) - 2k), its slope, and that for the norm, from own = norm * cos(theta)."""
+    c = cosine_of(own, norm)
+    value, slope, step = chebyshev(c, order)
+    sign = 1 - 2 * (step - 2 * tl.floor(step / 2))
+    psi, slope = sign * value - 2 * step, sign * slope
+    norm_slope = tl.zeros_like(psi) if norm is None else psi - c * slope
+    return psi if norm is None else norm * psi, slope, norm_slope
+
+
+@triton.jit
+def phi(kind: tl.constexpr, own, rival, margin, order, instance, guard: tl.constexpr, norm):
+    """The target's adjusted cosine and its slopes with respect to the cosine and to the norm."""
+    value, slope, norm_slope = own, tl.full(own.shape, 1.0, own.dtype), tl.zeros_like(own)
+    if kind == SPHERE:
+        value, slope, norm_slope = sphere(own, order, norm)
+    elif kind == ANGULAR:
+        value, slope = angular(own, margin, rival > own, instance, guard)
+    elif kind == ADDITIVE:
+        value = own - margin
+    return value, slope, norm_slope
+
+
+@triton.jit
+def chances(v):
+    """log(1 + e^v), log(1 + e^-v), and their slopes' sizes 1 / (1 + e^-v) and 1 / (1 + e^v)."""
+    small = exp(-tl.abs(v))
+    tail, whole = log1p(small), 1 + small
+    miss, hit = tl.where(v >= 0, 1.0, small) / whole, tl.where(v >= 0, small, 1.0) / whole
+    return tl.maximum(v, 0.0) + tail, tl.maximum(-v, 0.0) + tail, miss, hit
+
+
+@triton.jit
+def focal_loss(v, amount, gamma, focal: tl.constexpr):
+    """amount * miss^gamma * entropy and its slope; then what smoothing needs: entropy, miss, hit."""
+    entropy, relief, miss, hit = chances(v)
+    steep = miss
+    if focal:
+        amount = amount * exp(-relief * gamma)  # log(miss) = -relief: no power of a 0
+        steep = miss + hit * tl.where(hit == 0, 0.0, entropy) * gamma
+    return amount * entropy, amount * steep, entropy, miss, hit
+
+
+@triton.jit
+def smoothed(loss, d_v, own_u, entropy, miss, hit, mean, total, share, part):
+    """The loss mixed with the mean over the classes, and its slopes for v, for the target's logit, and for the mean."""
+    loss = (1 - part) * loss + part * (total * entropy + (total - share) * own_u - mean)
+    d_u = -(1 - part) * d_v + part * (total * hit - share)
+    return loss, (1 - part) * d_v + part * total * miss, d_u, -part

@@ -1,0 +1,186 @@
+"""Tiles of cosines in float32 on a GPU, for the logit-weight repulsion with too many active pairs to list.
+
+Right for any number of pairs, and slow: float32 products without matrix units, twice as many of them as
+there are pairs in the backward pass, which makes whole rows of tiles so that each is written by one program.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+E = tl.constexpr(math.e)
+UNIT = 2**30  # sums of expm1 count in units of 1 / UNIT: whole numbers, whose sum has no order
+
+
+def exact(weight: Tensor) -> Tensor:
+    """The weight in a dtype whose products really are in float32.
+
+    On compute capability 10, Triton (3.6, 3.7) takes those of factors read in 16 bits in TF32, whatever is asked for.
+    """
+    if weight.dtype == torch.float32 or weight.device.type != "cuda":
+        return weight
+    return weight.float() if torch.cuda.get_device_capability(weight.device)[0] == 10 else weight
+
+
+@triton.jit
+def upper_tile(index, side):
+    """Tile `index` of the upper half of side x side; the last ones may be there already (the third result is 0).
+
+    Row r and row side - 1 - r together have side + 1 tiles.
+    """
+    fold, place = index // (side + 1), index % (side + 1)
+    last = side - 1 - fold
+    far = place > last
+    row = tl.where(far, last, fold)
+    return row, tl.where(far, place - 1, fold + place), (place <= last) | (last != fold)
+
+
+@triton.jit
+def entries(weight, row, feature, C, d, S):
+    """Some features of some rows of the weight, in float32; 0 beyond its ends."""
+    place = row.to(tl.int64)[:, None] * S + feature[None, :]
+    inside = (row < C)[:, None] & (feature < d)[None, :]
+    return tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def cosines(weight, scale, row, column, C, d, S, DEPTH: tl.constexpr):
+    """The cosines of rows and columns, in float32."""
+    product = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
+    for k in range(0, d, DEPTH):
+        feature = k + tl.arange(0, DEPTH)
+        left, right = entries(weight, row, feature, C, d, S), entries(weight, column, feature, C, d, S)
+        product = tl.dot(left, tl.trans(right), product, input_precision="ieee")
+    scale_i = tl.load(scale + row, mask=row < C, other=0.0)
+    return product * scale_i[:, None] * tl.load(scale + column, mask=column < C, other=0.0)[None, :]
+
+
+@triton.jit
+def sum_kernel(
+    weight,  # [C, d], rows S apart
+    scale,  # [C]
+    found,  # int64 [1]: nothing is done unless it is more than the room
+    sums,  # int64 [C]: expm1 of the cosines of the active pairs, in units of 1 / UNIT
+    dense,  # uint8 [side, side]: the tiles of TILE classes that have any
+    C,
+    d,
+    S,
+    room,
+    side,
+    threshold: tl.float64,
+    UNIT: tl.constexpr,
+    SIZE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    high: tl.constexpr = TILE // SIZE
+    if tl.load(found) > room:
+        for index in range(tl.program_id(0), (side + 1) // 2 * (side + 1) * (high * high), tl.num_programs(0)):
+            above, beside, new = upper_tile(index // (high * high), side)
+            top = above * TILE + index % (high * high) // high * SIZE
+            left = beside * TILE + index % high * SIZE
+            marked = tl.load(dense + above.to(tl.int64) * side + beside, mask=new, other=0) != 0
+            if marked & (top < C) & (left < C) & (top < left + SIZE - 1):
+                row, column = top + tl.arange(0, SIZE), left + tl.arange(0, SIZE)
+                cosine = cosines(weight, scale, row, column, C, d, S, DEPTH)
+                active = (cosine > threshold) & (row[:, None] < column[None, :])
+                part = tl.where(active, (tl.exp(cosine) - 1) * UNIT, 0.0).to(tl.int64)
+                across, down = tl.sum(part, 1), tl.sum(part, 0)
+                tl.atomic_add(sums + row, across, mask=across > 0, sem="relaxed")
+                tl.atomic_add(sums + column, down, mask=down > 0, sem="relaxed")
+
+
+@triton.jit
+def _slope(total, grad, row, C):
+    return tl.load(grad + row, mask=row < C, other=0.0) / tl.load(total + row, mask=row < C, other=1.0)
+
+
+@triton.jit
+def _add(weight, board, at, top, start, C, d, S, SIZE: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Add to the rows `at`, of classes from `top` on, the weights from `start` on times the columns of `board`."""
+    line, step = tl.arange(0, SIZE), tl.arange(0, DEPTH)
+    for f in range(0, d, WIDTH):
+        feature = f + tl.arange(0, WIDTH)
+        inside = (top + line < C)[:, None] & (feature < d)[None, :]
+        total = tl.load(at[:, None] + feature[None, :], mask=inside, other=0.0)
+        for k in range(0, SIZE, DEPTH):
+            push = tl.load(board + line[:, None] * SIZE + k + step[None, :])
+            w = entries(weight, start + k + step, feature, C, d, S)
+            w = tl.where(tl.abs(w) < float("inf"), w, 0.0)  # rows that are not finite have no pairs
+            total = tl.dot(push, w, total, input_precision="ieee")
+        tl.store(at[:, None] + feature[None, :], total, mask=inside)
+
+
+@triton.jit
+def _finish(weight, at, row, factor, along, d_weight, C, d, S, WIDTH: tl.constexpr):
+    """The gradient of some rows: their sums, and `along` times their unit rows, over their norms."""
+    for f in range(0, d, WIDTH):
+        feature = f + tl.arange(0, WIDTH)
+        inside = (row < C)[:, None] & (feature < d)[None, :]
+        sums = tl.load(at[:, None] + feature[None, :], mask=inside, other=0.0)
+        unit = entries(weight, row, feature, C, d, S) * factor[:, None]
+        place = row.to(tl.int64)[:, None] * d + feature[None, :]
+        tl.store(d_weight + place, factor[:, None] * (sums + along[:, None] * unit), mask=inside)
+
+
+@triton.jit
+def push_kernel(
+    weight,  # [C, d], rows S apart
+    scale,  # [C]
+    total,  # [C]
+    grad,  # [C]
+    dense,  # uint8 [side, side]: the tiles to be made; nothing is done unless the first one is 1
+    board,  # [programs, SIZE, SIZE]: a tile of coefficients
+    gathered,  # sums over the neighbours of a row: d_weight itself, or [programs * SIZE, d]
+    d_weight,  # [C, d]
+    C,
+    d,
+    S,
+    side,
+    threshold: tl.float64,
+    PROJECT: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    SIZE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    if tl.load(dense) != 0:
+        line = tl.arange(0, SIZE)
+        board += tl.program_id(0) * SIZE * SIZE
+        for top in range(tl.program_id(0) * SIZE, C, tl.num_programs(0) * SIZE):
+            row = top + line
+            at = gathered + (row if IN_PLACE else tl.program_id(0) * SIZE + line).to(tl.int64) * d
+            slope_i = _slope(total, grad, row, C)
+            pull = tl.zeros([SIZE], tl.float32)
+            for f in range(0, d, WIDTH):
+                feature = f + tl.arange(0, WIDTH)
+                inside = (row < C)[:, None] & (feature < d)[None, :]
+                tl.store(at[:, None] + feature[None, :], tl.zeros([SIZE, WIDTH], tl.float32), mask=inside)
+            for left in range(0, C, SIZE):
+                above, beside = tl.minimum(top, left) // TILE, tl.maximum(top, left) // TILE
+                if tl.load(dense + above.to(tl.int64) * side + beside) != 0:
+                    column = left + line
+                    cosine = cosines(weight, scale, row, column, C, d, S, DEPTH)
+                    active = (cosine > threshold) & (row[:, None] != column[None, :])
+                    pair = slope_i[:, None] + _slope(total, grad, column, C)[None, :]
+                    push = tl.where(active, tl.exp(cosine) * pair, 0.0)
+                    pull += tl.sum(tl.where(active, push * cosine, 0.0), 1)
+                    factor = tl.load(scale + column, mask=column < C, other=0.0)
+                    factor = tl.where(factor > 0, factor, 0.0)
+                    tl.store(board + line[:, None] * SIZE + line[None, :], push * factor[None, :])
+                    tl.debug_barrier()  # other threads read what these wrote
+                    _add(weight, board, at, top, left, C, d, S, SIZE, DEPTH, WIDTH)
+                    tl.debug_barrier()
+            along = -pull
+            if not PROJECT:
+                own = tl.load(grad + row, mask=row < C, other=0.0)
+                along = 2 * (E / tl.load(total + row, mask=row < C, other=1.0) - 1) * own
+            factor = tl.load(scale + row, mask=row < C, other=0.0)
+            _finish(weight, at, row, factor, along, d_weight, C, d, S, WIDTH)
+            tl.debug_barrier()

@@ -1,0 +1,313 @@
+"""Kernels for the gradient of the statistics of rows: one read of the logits, one write (docs/math.md, section 3)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lt_kernels.triton.numbers import exp, finite, number
+from lt_kernels.triton.rows_tiles import (
+    block_of,
+    covers,
+    edges,
+    is_column,
+    lattice,
+    line_of,
+    part,
+    table_start,
+    targets,
+    values,
+)
+
+
+@triton.jit
+def slopes_of(rest, d_rest, grad, one_grad: tl.constexpr, row, inside):
+    """(rest with 0 for -inf, d_rest times the factor of all slopes, that factor) of rows."""
+    factor = tl.full((), 1.0, rest.dtype.element_ty)
+    if grad is not None:
+        factor = tl.load(grad) if one_grad else tl.load(grad + row, mask=inside, other=0.0)
+    d_rest = tl.load(d_rest + row, mask=inside, other=0.0) * factor
+    return finite(tl.load(rest + row, mask=inside, other=0.0)), d_rest, factor
+
+
+@triton.jit
+def middle_of(d_mean, row, inside, factor):
+    """d_mean of rows times the factor, where there is such a slope."""
+    return None if d_mean is None else tl.load(d_mean + row, mask=inside, other=0.0) * factor
+
+
+@triton.jit
+def own_slopes(d_own, row, first, second, inside, factor, slots: tl.constexpr):
+    """What a row's first and its second target get: both slopes where they are one class."""
+    if slots == 0 or d_own is None:
+        one = tl.zeros_like(first).to(factor.dtype)
+        two = one
+    else:
+        one = tl.load(d_own + row * slots, mask=inside, other=0.0) * factor
+        two = one
+        if slots == 2:
+            other = tl.load(d_own + row * slots + 1, mask=inside, other=0.0) * factor
+            one, two = tl.where(first == second, one + other, one), tl.where(first == second, one + other, other)
+    return one, two
+
+
+@triton.jit
+def in_logits(slope, column, row_scale, column_scale, inside):
+    """A target's slope for z as one for its logit."""
+    slope = slope if row_scale is None else slope * row_scale
+    factor = part(column_scale, tl.maximum(column, 0), inside)
+    return slope if factor is None else slope * factor
+
+
+@triton.jit
+def d_values(u, share, rest, d_rest, d_mean, exact: tl.constexpr):
+    """The slope of each u that is no target."""
+    slope = exp(u - rest, exact) * d_rest
+    if d_mean is not None:
+        slope += share * d_mean
+    return slope
+
+
+@triton.jit
+def place_targets(slope, column, first, second, one, two, skipped):
+    """Slopes of columns with those of the targets; 0 in rows that are ignored."""
+    slope = tl.where(column == second, two, tl.where(column == first, one, slope))
+    return tl.where(skipped, 0.0, slope)
+
+
+@triton.jit
+def d_logits_of(d_u, row_scale, column_scale, scale, scaled: tl.constexpr):
+    """The slope of a logit from that of its u."""
+    d_u = d_u * scale if scaled else d_u
+    d_u = d_u if row_scale is None else d_u * row_scale
+    return d_u if column_scale is None else d_u * column_scale
+
+
+@triton.jit(do_not_specialize=["rows", "start", "ignore"])
+def long_gradient_kernel(
+    d_logits,  # [N, C]
+    d_table,  # [N, C]: the gradient of an offset of that shape
+    logits,  # [N, C], `stride` from row to row
+    target,  # [N, K]
+    row_scale,  # [N]
+    column_scale,  # [C]
+    offset,  # [1, C], [N, C] or [R, C]
+    offset_row,  # [N]
+    share,  # as offset
+    rest,  # [N]
+    d_rest,  # [N]
+    d_own,  # [N, K]
+    d_own_offset,  # [N, K]
+    d_mean,  # [N]
+    grad,  # [N] or []
+    rows,
+    width,  # C and the stride, in units: what both are multiples of
+    stride,
+    start,
+    ignore,
+    offset_lines,
+    share_lines,
+    span,  # columns of a program
+    scale: tl.float64,
+    scaled: tl.constexpr,
+    one_grad: tl.constexpr,
+    slots: tl.constexpr,
+    offset_kind: tl.constexpr,
+    share_kind: tl.constexpr,
+    dense: tl.constexpr,
+    unit: tl.constexpr,
+    group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
+    A: tl.constexpr = rest.dtype.element_ty
+    exact: tl.constexpr = logits.dtype.element_ty == A
+    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    width, begin, s = width * unit, row * stride * unit, number(scale, A)
+    origin = (begin + (group - 1)) // group * group
+    head = (origin - begin).to(tl.int32)
+    whole = (width - head) // group * group
+    stop = tl.multiple_of(tl.minimum(whole, (piece + 1) * span), group)
+    first, second, skipped = targets(target, row, True, start, width, ignore, slots)
+    offset_at = table_start(offset_kind, row, offset_row, offset_lines, width, head, origin, dense)
+    share_at = table_start(share_kind, row, offset_row, share_lines, width, head, origin, dense)
+    out_at = origin if dense else row * width + head
+    by_row = part(row_scale, row, True)
+    low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, True)
+    d_middle = middle_of(d_mean, row, True, factor)
+    one, two = own_slopes(d_own, row, first, second, True, factor, slots)
+    one_b, two_b = own_slopes(d_own_offset, row, first, second, True, factor, slots)
+    one, two = in_logits(one, first, by_row, column_scale, True), in_logits(two, second, by_row, column_scale, True)
+
+    coarse, fine = lattice(T, W, group)
+    lanes, size, start_at = coarse + fine, T * W * group, piece * span
+    x = tl.load(logits + (origin + start_at) + lanes, mask=start_at + coarse < stop, other=0.0)
+    for t in range(start_at, stop, size):
+        inside, here = t + coarse < stop, head + t
+        after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < stop, other=0.0)
+        c = part(column_scale, here + lanes, inside)
+        _, u = values(x.to(A), by_row, c, part(offset, offset_at + t + lanes, inside), s, scaled)
+        d_u = d_values(u, part(share, share_at + t + lanes, inside), low, d_low, d_middle, exact)
+        d_x = d_logits_of(d_u, by_row, c, s, scaled)
+        if skipped | covers(first, here, size) | covers(second, here, size):
+            is_first = is_column(first - here, coarse, fine, group)
+            is_second = is_column(second - here, coarse, fine, group)
+            d_x = tl.where(skipped, 0.0, tl.where(is_second, two, tl.where(is_first, one, d_x)))
+            d_u = tl.where(skipped, 0.0, tl.where(is_second, two_b, tl.where(is_first, one_b, d_u)))
+        tl.store(d_logits + (out_at + t) + lanes, d_x.to(d_logits.dtype.element_ty), mask=inside)
+        if d_table is not None:
+            tl.store(d_table + (out_at + t) + lanes, d_u, mask=inside)
+        x = after
+
+    if group > unit:
+        column, there = edges(width, head, whole, group)
+        there = there & (piece == 0)
+        x = tl.load(logits + begin + column, mask=there, other=0.0).to(A)
+        c, b = part(column_scale, column, there), part(offset, offset_at - head + column, there)
+        _, u = values(x, by_row, c, b, s, scaled)
+        d_u = d_values(u, part(share, share_at - head + column, there), low, d_low, d_middle, exact)
+        d_x = place_targets(d_logits_of(d_u, by_row, c, s, scaled), column, first, second, one, two, skipped)
+        tl.store(d_logits + row * width + column, d_x.to(d_logits.dtype.element_ty), mask=there)
+        if d_table is not None:
+            d_u = place_targets(d_u, column, first, second, one_b, two_b, skipped)
+            tl.store(d_table + row * width + column, d_u, mask=there)
+
+
+@triton.jit(do_not_specialize=["rows", "start", "ignore"])
+def short_gradient_kernel(
+    d_logits,  # [N, C]
+    d_table,  # [N, C]: the gradient of an offset of that shape
+    logits,  # [N, C], `stride` from row to row
+    target,  # [N, K]
+    row_scale,  # [N]
+    column_scale,  # [C]
+    offset,  # [1, C], [N, C] or [R, C]
+    offset_row,  # [N]
+    share,  # as offset
+    rest,  # [N]
+    d_rest,  # [N]
+    d_own,  # [N, K]
+    d_own_offset,  # [N, K]
+    d_mean,  # [N]
+    grad,  # [N] or []
+    rows,
+    width,  # C and the stride, in units: what both are multiples of
+    stride,
+    start,
+    ignore,
+    offset_lines,
+    share_lines,
+    scale: tl.float64,
+    scaled: tl.constexpr,
+    one_grad: tl.constexpr,
+    slots: tl.constexpr,
+    offset_kind: tl.constexpr,
+    share_kind: tl.constexpr,
+    unit: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+):
+    A: tl.constexpr = rest.dtype.element_ty
+    exact: tl.constexpr = logits.dtype.element_ty == A
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    width, s, present = width * unit, number(scale, A), row < rows
+    first, second, skipped = targets(target, row, present, start, width, ignore, slots)
+    by_row = part(row_scale, row, present)
+    low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, present)
+    d_middle = middle_of(d_mean, row, present, factor)
+    one, two = own_slopes(d_own, row, first, second, present, factor, slots)
+    one_b, two_b = own_slopes(d_own_offset, row, first, second, present, factor, slots)
+    one = in_logits(one, first, by_row, column_scale, present)
+    two = in_logits(two, second, by_row, column_scale, present)
+
+    column = tl.arange(0, W)[None, :]
+    inside = present[:, None] & (column < width)
+    x = tl.load(logits + (row * stride * unit)[:, None] + column, mask=inside, other=0.0).to(A)
+    offset_line = line_of(offset_kind, row, offset_row, offset_lines, present)
+    share_line = line_of(share_kind, row, offset_row, share_lines, present)
+    b = block_of(offset, offset_kind, offset_line, column, inside, width)
+    a = block_of(share, share_kind, share_line, column, inside, width)
+    by_row = None if by_row is None else by_row[:, None]
+    d_middle = None if d_middle is None else d_middle[:, None]
+    c = part(column_scale, column, column < width)
+    _, u = values(x, by_row, c, b, s, scaled)
+    d_u = d_values(u, a, low[:, None], d_low[:, None], d_middle, exact)
+    d_x = d_logits_of(d_u, by_row, c, s, scaled)
+    first, second, skipped = first[:, None], second[:, None], skipped[:, None]
+    d_x = place_targets(d_x, column, first, second, one[:, None], two[:, None], skipped)
+    place = (row * width)[:, None] + column
+    tl.store(d_logits + place, d_x.to(d_logits.dtype.element_ty), mask=inside)
+    if d_table is not None:
+        d_u = place_targets(d_u, column, first, second, one_b[:, None], two_b[:, None], skipped)
+        tl.store(d_table + place, d_u, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "start", "ignore"])
+def table_gradient_kernel(
+    d_table,  # [G, C]: the sums over groups of rows
+    order,  # [N]: the rows, by groups
+    bounds,  # [G + 1]: where each group begins; without, each has `chunk` rows
+    logits,  # [N, C], `stride` from row to row
+    target,  # [N, K]
+    row_scale,  # [N]
+    column_scale,  # [C]
+    offset,  # [1, C] or [R, C]
+    offset_row,  # [N]
+    share,  # as offset, or [N, C]
+    rest,  # [N]
+    d_rest,  # [N]
+    d_own_offset,  # [N, K]
+    d_mean,  # [N]
+    grad,  # [N] or []
+    rows,
+    width,  # C and the stride, in units: what both are multiples of
+    stride,
+    start,
+    ignore,
+    offset_lines,
+    share_lines,
+    chunk,
+    scale: tl.float64,
+    scaled: tl.constexpr,
+    one_grad: tl.constexpr,
+    slots: tl.constexpr,
+    offset_kind: tl.constexpr,
+    share_kind: tl.constexpr,
+    unit: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+):
+    A: tl.constexpr = rest.dtype.element_ty
+    exact: tl.constexpr = logits.dtype.element_ty == A
+    group, width, s = tl.program_id(0), width * unit, number(scale, A)
+    column = (tl.program_id(1) * W + tl.arange(0, W))[None, :]
+    if bounds is None:
+        begin, end = group * chunk, tl.minimum(group * chunk + chunk, rows)
+    else:
+        begin, end = tl.load(bounds + group).to(tl.int32), tl.load(bounds + group + 1).to(tl.int32)
+    c = part(column_scale, column, column < width)
+    total = tl.zeros((R, W), A)
+    for position in range(begin, end, R):
+        row = (position + tl.arange(0, R)).to(tl.int64)
+        present = row < end
+        if order is not None:
+            row = tl.load(order + row, mask=present, other=0)
+        inside = present[:, None] & (column < width)
+        first, second, skipped = targets(target, row, present, start, width, ignore, slots)
+        low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, present)
+        d_middle = middle_of(d_mean, row, present, factor)
+        one, two = own_slopes(d_own_offset, row, first, second, present, factor, slots)
+        x = tl.load(logits + (row * stride * unit)[:, None] + column, mask=inside, other=0.0).to(A)
+        offset_line = line_of(offset_kind, row, offset_row, offset_lines, present)
+        share_line = line_of(share_kind, row, offset_row, share_lines, present)
+        b = block_of(offset, offset_kind, offset_line, column, inside, width)
+        a = block_of(share, share_kind, share_line, column, inside, width)
+        by_row = part(row_scale, row, present)
+        by_row = None if by_row is None else by_row[:, None]
+        d_middle = None if d_middle is None else d_middle[:, None]
+        _, u = values(x, by_row, c, b, s, scaled)
+        d_u = d_values(u, a, low[:, None], d_low[:, None], d_middle, exact)
+        skipped = (skipped | ~present)[:, None]
+        total += place_targets(d_u, column, first[:, None], second[:, None], one[:, None], two[:, None], skipped)
+    sums = tl.sum(total, 0)[None, :]
+    tl.store(d_table + group.to(tl.int64) * width + column, sums, mask=column < width)

@@ -1,0 +1,143 @@
+"""Kernels from the statistics of rows to their loss, its slopes, and the reduction of both."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lt_kernels.reference import rows as reference
+from lt_kernels.triton.margins import at_class, part_of, row_loss
+from lt_kernels.triton.rows_statistics import merged
+from lt_kernels.triton.rows_tiles import line_of
+
+NONE: tl.constexpr = tl.constexpr(reference.NONE)
+SUM: tl.constexpr = tl.constexpr(reference.SUM)
+WEIGHTED_MEAN: tl.constexpr = tl.constexpr(reference.WEIGHTED_MEAN)
+
+
+@triton.jit
+def at_target(table, line, label, width, inside):
+    """A table at each row's target, 0 where that is out of range; nothing without a table."""
+    column = tl.minimum(tl.maximum(label, 0), width - 1)
+    value = part_of(table, line * width + column, inside)
+    return None if table is None else tl.where(column == label, value, 0.0)
+
+
+@triton.jit
+def store_slopes(saved, rest, slopes, row, rows, inside):
+    """(rest, d_rest, d_own, d_offset, d_mean) of rows."""
+    rows = rows.to(tl.int64)
+    tl.store(saved + row, rest, mask=inside)
+    for k in tl.static_range(4):
+        tl.store(saved + (k + 1) * rows + row, slopes[k], mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "ignore", "order", "pieces"])
+def loss_kernel(
+    loss_out,  # [N]; [] where it is reduced and there is one program
+    saved,  # [5, N]: rest (which is there already where there is one part), d_rest, d_own, d_offset, d_mean
+    sums_out,  # [2, programs]: of the losses and of the weights
+    top,  # [P, N] for P parts of each row, as the next three; rest where there is no total
+    total,
+    rival,  # absent where no margin asks for it
+    mean,
+    own,  # [N]
+    target,  # [N]
+    offset,  # [1, C], [N, C] or [R, C]
+    offset_row,  # [N]
+    share,  # as offset
+    share_total,  # [1], [N] or [R]: the sums of its lines
+    weight,  # [C], as the next two
+    class_margin,
+    class_smoothing,
+    rows,
+    width,
+    pieces,
+    offset_lines,
+    share_lines,
+    ignore,
+    order,
+    scale: tl.float64,
+    margin: tl.float64,
+    instance: tl.float64,
+    gamma: tl.float64,
+    smoothing: tl.float64,
+    kind: tl.constexpr,
+    guard: tl.constexpr,
+    focal: tl.constexpr,
+    offset_kind: tl.constexpr,
+    share_kind: tl.constexpr,
+    reduction: tl.constexpr,
+    alone: tl.constexpr,  # one program has all rows
+    P: tl.constexpr,
+    block: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = row < rows
+    label = tl.load(target + row, mask=inside, other=ignore)
+    counts = label != ignore
+    if total is None:
+        rest, middle = part_of(top, row, inside), part_of(mean, row, inside)
+        best = part_of(rival, row, inside)
+    else:
+        rest, best, middle = merged(top, total, rival, mean, row, inside, rows, pieces, P)
+    middle = None if mean is None else middle
+    best = rest if rival is None else best
+    own_offset = at_target(offset, line_of(offset_kind, row, offset_row, offset_lines, inside), label, width, inside)
+    share_line = line_of(share_kind, row, offset_row, share_lines, inside)
+    own_share = at_target(share, share_line, label, width, inside)
+    all_shares = part_of(share_total, share_line, inside)
+    z = part_of(own, row, inside)
+    loss, d_rest, d_own, d_offset, _, d_mean = row_loss(
+        rest, z, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin, class_smoothing,
+        width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal
+    )  # fmt: skip
+    loss, d_rest, d_own = tl.where(counts, loss, 0.0), tl.where(counts, d_rest, 0.0), tl.where(counts, d_own, 0.0)
+    d_offset, d_mean = tl.where(counts, d_offset, 0.0), tl.where(counts, d_mean, 0.0)
+
+    if reduction == NONE:
+        tl.store(loss_out + row, loss, mask=inside)
+    else:
+        sum = tl.sum(loss, 0)
+        amount = at_class(weight if reduction == WEIGHTED_MEAN else None, 1.0, label, width, loss)
+        divisor = tl.sum(tl.where(counts, amount, 0.0), 0)
+        if not alone:
+            tl.store(sums_out + tl.program_id(0), sum)
+            tl.store(sums_out + tl.num_programs(0) + tl.program_id(0), divisor)
+        elif reduction == SUM:
+            tl.store(loss_out, sum)
+        else:
+            tl.store(loss_out, sum / divisor)
+            d_rest, d_own = tl.where(counts, d_rest / divisor, 0.0), tl.where(counts, d_own / divisor, 0.0)
+            d_offset, d_mean = tl.where(counts, d_offset / divisor, 0.0), tl.where(counts, d_mean / divisor, 0.0)
+    store_slopes(saved, rest, (d_rest, d_own, d_offset, d_mean), row, rows, inside)
+
+
+@triton.jit(do_not_specialize=["rows", "programs", "ignore"])
+def divide_kernel(
+    loss_out,  # []
+    saved,  # [5, N]: all but the first line are divided, in place
+    sums,  # [2, programs]
+    target,  # [N]
+    rows,
+    programs,
+    ignore,
+    mean: tl.constexpr,
+    block: tl.constexpr,
+):
+    sum, divisor = tl.zeros((block,), sums.dtype.element_ty), tl.zeros((block,), sums.dtype.element_ty)
+    for first in range(0, programs, block):  # every program adds up the same numbers in the same order
+        place = first + tl.arange(0, block)
+        sum += tl.load(sums + place, mask=place < programs, other=0.0)
+        divisor += tl.load(sums + programs + place, mask=place < programs, other=0.0)
+    loss, count = tl.sum(sum, 0), tl.sum(divisor, 0)
+    if tl.program_id(0) == 0:
+        tl.store(loss_out, loss / count if mean else loss)
+    if mean:
+        for first in range(tl.program_id(0) * block, rows, tl.num_programs(0) * block):
+            row = first.to(tl.int64) + tl.arange(0, block)
+            inside = row < rows
+            counts = tl.load(target + row, mask=inside, other=ignore) != ignore
+            for k in tl.static_range(1, 5):
+                slope = tl.load(saved + k * rows.to(tl.int64) + row, mask=inside, other=0.0)
+                tl.store(saved + k * rows.to(tl.int64) + row, tl.where(counts, slope / count, 0.0), mask=inside)

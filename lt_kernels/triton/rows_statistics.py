@@ -1,0 +1,236 @@
+"""Kernels for the statistics of rows: one read of the logits (docs/math.md, section 1)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lt_kernels.triton.numbers import exp, exp_below, finite, log_sum, merge, number
+from lt_kernels.triton.rows_tiles import (
+    NOTHING,
+    block_of,
+    covers,
+    edges,
+    is_column,
+    lattice,
+    line_of,
+    part,
+    peers,
+    store_own,
+    summary,
+    table_start,
+    targets,
+    unless,
+    values,
+    weighted,
+)
+
+
+@triton.jit
+def store_statistics(top_out, total_out, rival_out, mean_out, place, inside, top, total, rival, mean):
+    """A part's (top, total), or the log-sum-exp where there is no other part; rival and mean where asked for."""
+    if total_out is None:
+        tl.store(top_out + place, log_sum(top, total), mask=inside)
+    else:
+        tl.store(top_out + place, top, mask=inside)
+        tl.store(total_out + place, total, mask=inside)
+    if rival_out is not None:
+        tl.store(rival_out + place, rival, mask=inside)
+    if mean_out is not None:
+        tl.store(mean_out + place, mean, mask=inside)
+
+
+@triton.jit
+def add_block(top, total, rival, mean, z, u, share, ranked: tl.constexpr, exact: tl.constexpr):
+    """The lanes' statistics [W] with a block [T, W, G] more: all T x G numbers of a lane are one thread's."""
+    peak = tl.maximum(top, tl.max(tl.max(u, 2), 0))
+    shift = finite(peak)
+    new = tl.sum(tl.sum(exp_below(u, shift[None, :, None], exact), 2), 0)
+    total = total * exp(top - shift, exact) + new
+    if share is not None:
+        mean += tl.sum(tl.sum(weighted(share, u), 2), 0)
+    if ranked:
+        rival = tl.maximum(rival, tl.max(tl.max(z, 2), 0))
+    return peak, total, rival, mean
+
+
+@triton.jit(do_not_specialize=["rows", "start", "ignore"])
+def long_statistics_kernel(
+    top_out,  # [P, N] for P parts of each row; rest where there is no total_out
+    total_out,  # [P, N]
+    rival_out,  # [P, N]
+    mean_out,  # [P, N]
+    own_out,  # [N, K]
+    logits,  # [N, C], `stride` from row to row
+    target,  # [N, K]
+    row_scale,  # [N]
+    column_scale,  # [C]
+    offset,  # [1, C], [N, C] or [R, C]
+    offset_row,  # [N]
+    share,  # as offset
+    rows,
+    width,  # C and the stride, in units: what both are multiples of
+    stride,
+    start,
+    ignore,
+    offset_lines,
+    share_lines,
+    span,  # columns of a part
+    scale: tl.float64,
+    scaled: tl.constexpr,
+    slots: tl.constexpr,
+    offset_kind: tl.constexpr,
+    share_kind: tl.constexpr,
+    dense: tl.constexpr,
+    unit: tl.constexpr,
+    group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
+    T: tl.constexpr,
+    W: tl.constexpr,
+):
+    A: tl.constexpr = top_out.dtype.element_ty
+    exact: tl.constexpr = logits.dtype.element_ty == A
+    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    width, begin, s = width * unit, row * stride * unit, number(scale, A)
+    origin = (begin + (group - 1)) // group * group
+    head = (origin - begin).to(tl.int32)
+    whole = (width - head) // group * group
+    first, second, skipped = targets(target, row, True, start, width, ignore, slots)
+    stop = tl.multiple_of(tl.where(skipped, 0, tl.minimum(whole, (piece + 1) * span)), group)
+    offset_at = table_start(offset_kind, row, offset_row, offset_lines, width, head, origin, dense)
+    share_at = table_start(share_kind, row, offset_row, share_lines, width, head, origin, dense)
+    by_row = part(row_scale, row, True)
+
+    coarse, fine = lattice(T, W, group)
+    lanes, size = coarse + fine, T * W * group
+    top, rival = tl.full((W,), NOTHING, A), tl.full((W,), NOTHING, A)
+    total, mean = tl.zeros((W,), A), tl.zeros((W,), A)
+    low = piece * span
+    x = tl.load(logits + (origin + low) + lanes, mask=low + coarse < stop, other=0.0)
+    for t in range(low, stop, size):
+        inside = t + coarse < stop
+        after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < stop, other=0.0)
+        b = part(offset, offset_at + t + lanes, inside)
+        a = part(share, share_at + t + lanes, inside)
+        z, u = values(x.to(A), by_row, part(column_scale, head + t + lanes, inside), b, s, scaled)
+        z = peers(z, u, b)
+        here = head + t
+        if (t + size > stop) | covers(first, here, size) | covers(second, here, size):
+            hidden = is_column(first - here, coarse, fine, group) | is_column(second - here, coarse, fine, group)
+            hidden = hidden | (t + coarse >= stop)
+            z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
+            if share is not None:
+                a = unless(hidden, a)
+        top, total, rival, mean = add_block(top, total, rival, mean, z, u, a, rival_out is not None, exact)
+        x = after
+    best = tl.max(top, 0)
+    total, top, rival, mean = tl.sum(total * exp(top - finite(best)), 0), best, tl.max(rival, 0), tl.sum(mean, 0)
+
+    if group > unit:
+        column, there = edges(width, head, whole, group)
+        there = there & (piece == 0) & (~skipped)
+        x = tl.load(logits + begin + column, mask=there, other=0.0).to(A)
+        b, a = part(offset, offset_at - head + column, there), part(share, share_at - head + column, there)
+        z, u = values(x, by_row, part(column_scale, column, there), b, s, scaled)
+        hidden = (~there) | (column == first) | (column == second)
+        z, u = tl.where(hidden, NOTHING, peers(z, u, b)), tl.where(hidden, NOTHING, u)
+        edge_top, edge_total, edge_rival, edge_mean = summary(z, u, unless(hidden, a), 0, exact)
+        top, total = merge(top, total, edge_top, edge_total)
+        rival, mean = tl.maximum(rival, edge_rival), mean + edge_mean
+    place = piece * rows + row
+    store_statistics(top_out, total_out, rival_out, mean_out, place, True, top, total, rival, mean)
+    if slots > 0:
+        store_own(own_out, row * slots, first, piece == 0, logits, begin, by_row, column_scale)
+    if slots == 2:
+        store_own(own_out, row * slots + 1, second, piece == 0, logits, begin, by_row, column_scale)
+
+
+@triton.jit(do_not_specialize=["rows", "start", "ignore"])
+def short_statistics_kernel(
+    top_out,  # [N]: rest
+    rival_out,  # [N]
+    mean_out,  # [N]
+    own_out,  # [N, K]
+    logits,  # [N, C], `stride` from row to row
+    target,  # [N, K]
+    row_scale,  # [N]
+    column_scale,  # [C]
+    offset,  # [1, C], [N, C] or [R, C]
+    offset_row,  # [N]
+    share,  # as offset
+    rows,
+    width,  # C and the stride, in units: what both are multiples of
+    stride,
+    start,
+    ignore,
+    offset_lines,
+    share_lines,
+    scale: tl.float64,
+    scaled: tl.constexpr,
+    slots: tl.constexpr,
+    offset_kind: tl.constexpr,
+    share_kind: tl.constexpr,
+    unit: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+):
+    A: tl.constexpr = top_out.dtype.element_ty
+    exact: tl.constexpr = logits.dtype.element_ty == A
+    row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    width, begin, present = width * unit, row * stride * unit, row < rows
+    first, second, skipped = targets(target, row, present, start, width, ignore, slots)
+    by_row = part(row_scale, row, present)
+    by_row = None if by_row is None else by_row[:, None]
+
+    column = tl.arange(0, W)[None, :]
+    inside = (present & (~skipped))[:, None] & (column < width)
+    x = tl.load(logits + begin[:, None] + column, mask=inside, other=0.0).to(A)
+    offset_line = line_of(offset_kind, row, offset_row, offset_lines, present)
+    share_line = line_of(share_kind, row, offset_row, share_lines, present)
+    b = block_of(offset, offset_kind, offset_line, column, inside, width)
+    a = block_of(share, share_kind, share_line, column, inside, width)
+    z, u = values(x, by_row, part(column_scale, column, column < width), b, number(scale, A), scaled)
+    hidden = (~inside) | (column == first[:, None]) | (column == second[:, None])
+    z, u = tl.where(hidden, NOTHING, peers(z, u, b)), tl.where(hidden, NOTHING, u)
+    top, total, rival, mean = summary(z, u, unless(hidden, a), 1, exact)
+    store_statistics(top_out, None, rival_out, mean_out, row, present, top, total, rival, mean)
+    by_row = part(row_scale, row, present)
+    if slots > 0:
+        store_own(own_out, row * slots, first, present, logits, begin, by_row, column_scale)
+    if slots == 2:
+        store_own(own_out, row * slots + 1, second, present, logits, begin, by_row, column_scale)
+
+
+@triton.jit
+def merged(top, total, rival, mean, row, inside, rows, pieces, P: tl.constexpr):
+    """(rest, rival, mean) of rows from the statistics of their parts; any numbers for what there is not."""
+    piece = tl.arange(0, P)[:, None]
+    place, there = piece * rows + row[None, :], (piece < pieces) & inside[None, :]
+    tops = tl.load(top + place, mask=there, other=NOTHING)
+    totals = tl.load(total + place, mask=there, other=0.0)
+    best = tl.max(tops, 0)
+    rest = log_sum(best, tl.sum(totals * exp(tops - finite(best)[None, :]), 0))
+    rivals = rest if rival is None else tl.max(tl.load(rival + place, mask=there, other=NOTHING), 0)
+    return rest, rivals, rest if mean is None else tl.sum(part(mean, place, there), 0)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def merge_kernel(
+    rest_out,  # [N], as the next two
+    rival_out,
+    mean_out,
+    top,  # [P, N], as the next three
+    total,
+    rival,
+    mean,
+    rows,
+    pieces,
+    P: tl.constexpr,
+    block: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = row < rows
+    found_rest, found_rival, found_mean = merged(top, total, rival, mean, row, inside, rows, pieces, P)
+    tl.store(rest_out + row, found_rest, mask=inside)
+    tl.store(rival_out + row, found_rival, mask=inside)
+    if mean is not None:
+        tl.store(mean_out + row, found_mean, mask=inside)

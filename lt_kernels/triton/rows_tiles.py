@@ -1,0 +1,148 @@
+"""Device functions on blocks of logits: their targets, what tables add to them, and their statistics."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lt_kernels.triton.numbers import exp, finite
+
+# How the lines of a table [1, C], [N, C] or [R, C] belong to the rows of logits.
+ONE: tl.constexpr = tl.constexpr(0)
+EACH: tl.constexpr = tl.constexpr(1)
+PICKED: tl.constexpr = tl.constexpr(2)
+NOTHING: tl.constexpr = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def part(table, place, inside):
+    """Numbers of a table that may be absent."""
+    return None if table is None else tl.load(table + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def slot(target, place, inside, start, width, ignore):
+    """The column of a target, -1 where that is another shard's; and whether it is to be ignored."""
+    label = tl.load(target + place, mask=inside, other=ignore)
+    local = label - start
+    here = (label != ignore) & (local >= 0) & (local < width)
+    return tl.where(here, local, -1).to(tl.int32), label == ignore
+
+
+@triton.jit
+def targets(target, row, inside, start, width, ignore, slots: tl.constexpr):
+    """(first column, second column, every target is ignored) of rows; a row with one target has it twice."""
+    if slots == 0:
+        first = tl.where(row < 0, 0, -1)
+        second, skipped = first, first == 0
+    else:
+        first, skipped = slot(target, row * slots, inside, start, width, ignore)
+        second = first
+        if slots == 2:
+            second, also = slot(target, row * slots + 1, inside, start, width, ignore)
+            skipped = skipped & also
+    return first, second, skipped
+
+
+@triton.jit
+def line_of(kind: tl.constexpr, row, offset_row, lines, inside):
+    """The line of a table that a row reads."""
+    if kind == ONE:
+        line = row * 0
+    elif kind == EACH:
+        line = row
+    else:
+        picked = tl.load(offset_row + row, mask=inside, other=0).to(tl.int64)
+        line = tl.minimum(tl.maximum(picked, 0), lines - 1)
+    return line
+
+
+@triton.jit
+def block_of(table, kind: tl.constexpr, line, column, inside, width):
+    """A table's numbers for a block of whole rows [R, W]; one line [1, W] serves them all."""
+    if kind == ONE:
+        block = part(table, column, column < width)
+    else:
+        block = part(table, line[:, None] * width + column, inside)
+    return block
+
+
+@triton.jit
+def values(x, row_scale, column_scale, offset, scale, scaled: tl.constexpr):
+    """(z, u): logits times the scales of their row and column, and scale * z + offset."""
+    z = x if row_scale is None else x * row_scale
+    z = z if column_scale is None else z * column_scale
+    u = z * scale if scaled else z
+    return z, u if offset is None else u + offset
+
+
+@triton.jit
+def peers(z, u, offset):
+    """z of the classes that are there: an offset of -inf takes a class away."""
+    return z if offset is None else tl.where(u == NOTHING, NOTHING, z)
+
+
+@triton.jit
+def unless(hidden, share):
+    """A block of shares without those of targets."""
+    return None if share is None else tl.where(hidden, 0.0, share)
+
+
+@triton.jit
+def weighted(share, u):
+    """share * u, where 0 times an infinite u is 0."""
+    return share * tl.where(share == 0, 0.0, u)
+
+
+@triton.jit
+def summary(z, u, share, axis: tl.constexpr, exact: tl.constexpr):
+    """(top, total, rival, mean) of a block along an axis; without shares mean is any number."""
+    top = tl.max(u, axis)
+    total = tl.sum(exp(u - tl.expand_dims(finite(top), axis), exact), axis)
+    return top, total, tl.max(z, axis), top if share is None else tl.sum(weighted(share, u), axis)
+
+
+@triton.jit
+def store_own(own_out, place, column, inside, logits, begin, row_scale, column_scale):
+    """z of a row's target, -inf where that is not one of ours."""
+    here = inside & (column >= 0)
+    x = tl.load(logits + begin + column, mask=here, other=0.0).to(own_out.dtype.element_ty)
+    z, _ = values(x, row_scale, part(column_scale, column, here), None, 1.0, False)
+    tl.store(own_out + place, tl.where(here, z, NOTHING), mask=inside)
+
+
+@triton.jit
+def edges(width, head, whole, group: tl.constexpr):
+    """The columns [2 group] at both ends of a row that are not in its whole groups, and which of them there are."""
+    lane = tl.arange(0, 2 * group)
+    column = tl.where(lane < group, lane, head + whole + lane - group)
+    return column, tl.where(lane < group, lane < head, column < width)
+
+
+@triton.jit
+def lattice(T: tl.constexpr, W: tl.constexpr, group: tl.constexpr):
+    """A block of columns [T, W, group], of which a thread has [T, 1, group]: each group's first, and those within."""
+    first = (tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]) * group
+    return first[:, :, None], tl.arange(0, group)[None, None, :]
+
+
+@triton.jit
+def is_column(column, coarse, fine, group: tl.constexpr):
+    """Which place of a block is that of a column; two small comparisons, whose numbers need no registers."""
+    return (coarse == column // group * group) & (fine == column % group)
+
+
+@triton.jit
+def covers(column, first, size):
+    """Whether a block of columns has this one."""
+    return (column >= first) & (column < first + size)
+
+
+@triton.jit
+def table_start(kind: tl.constexpr, row, offset_row, lines, width, head, origin, dense: tl.constexpr):
+    """Where a table has the column of a row's first whole group, at `origin` in the logits, `head` in the row."""
+    if kind == EACH and dense:  # known to be aligned as the logits are
+        place = origin
+    else:
+        place = line_of(kind, row, offset_row, lines, True) * width + head
+    return place

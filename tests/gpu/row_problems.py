@@ -1,0 +1,84 @@
+"""Problems for the GPU's row kernels, and the judge of what they find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from helpers import generator, normal
+from tolerances import TOLERANCE, error
+from torch import Tensor
+
+from lt_kernels.reference import rows as reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+START = 3  # the first class of the shard; some targets are another's
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic."""
+    return reference.accumulate_type(dtype)
+
+
+def table(kind: str | None, sizes: tuple[int, int], seed: int, dtype: torch.dtype, share: bool) -> Tensor | None:
+    """An offset with absent classes, or shares with zeros, with one line, one a row or four to pick from."""
+    if kind is None:
+        return None
+    lines = {"one": 1, "each": sizes[0], "picked": 4}[kind]
+    found, few = normal(lines, sizes[1], seed=seed, dtype=dtype), torch.rand(lines, sizes[1], generator=generator(seed))
+    return found.abs() * (few > 0.2) if share else found.masked_fill(few < 0.1, -torch.inf)
+
+
+def inputs(
+    sizes: tuple[int, int], slots: int, dtype: torch.dtype, offset: str | None, share: str | None, scaled: bool
+) -> reference.Inputs:
+    """A problem with ignored rows, targets of another shard, and, for two slots, one class twice."""
+    (n, c), kind = sizes, arithmetic(dtype)
+    target = torch.randint(0, c + 2, (n, slots), generator=generator(1)) + START
+    target[torch.rand(n, slots, generator=generator(2)) < 0.2] = -100
+    if slots == 2:
+        target[0, 1] = target[0, 0]
+    found = reference.Inputs(
+        normal(n, c, seed=3, spread=3.0, dtype=dtype),
+        target,
+        1.7 if scaled else 1.0,
+        normal(n, seed=4, dtype=kind) if scaled else None,
+        normal(c, seed=5, dtype=kind) if scaled else None,
+        table(offset, sizes, 6, kind, False),
+        torch.randint(-1, 6, (n,), generator=generator(7)) if "picked" in (offset, share) else None,
+        table(share, sizes, 8, kind, True),
+        START,
+        c + 5,
+        -100,
+    )
+    return reference.Inputs(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
+
+
+def wide(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same numbers in float64."""
+    return tuple(v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
+
+
+def judge(ours: Any, usual: Any, exact: Any, dtype: torch.dtype) -> None:
+    """Our error may exceed that of the definition in the same dtype by no more than the tolerance."""
+    for index, (mine, others, truth) in enumerate(zip(ours, usual, exact, strict=True)):
+        assert mine.dtype == others.dtype
+        assert mine.shape == others.shape
+        limit = error(others, truth) + TOLERANCE[mine.dtype if mine.dtype == dtype else arithmetic(dtype)]
+        assert error(mine, truth) <= limit, f"{index}: error {error(mine, truth):.2e}, limit {limit:.2e}"
+
+
+def slopes(i: reference.Inputs, rest: Tensor, grad: bool) -> tuple[Any, ...]:
+    """What comes back to the statistics; the offset's gradient is wanted where there is one."""
+    (n, slots), kind = i.target.shape, rest.dtype
+    found = (
+        rest,
+        normal(n, seed=11, dtype=kind),
+        normal(n, slots, seed=12, dtype=kind),
+        normal(n, slots, seed=13, dtype=kind) if grad else None,
+        None if i.mean_weight is None else normal(n, seed=14, dtype=kind),
+        normal(n, seed=15, dtype=kind) if grad else None,
+        i.offset is not None,
+    )
+    return tuple(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found)

@@ -1,0 +1,116 @@
+"""The GPU's row statistics and their gradient against their definition, on a GPU or by Triton's interpreter."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from row_problems import DEVICE, DTYPES, START, arithmetic, inputs, judge, slopes, wide
+from tolerances import assert_close
+
+pytest.importorskip("triton")
+
+from lt_kernels.reference import rows as reference
+from lt_kernels.triton import rows
+from lt_kernels.triton.launch import INTERPRETED
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
+    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
+]
+
+
+def check(i: reference.Inputs, grad: bool = False) -> None:
+    """Statistics and gradient against the definition in float64, which sees the same rounded numbers."""
+    dtype = i.logits.dtype
+    usual, exact = reference.rows_forward(*i), reference.rows_forward(*wide(i))
+    judge(rows.rows_forward(*i), usual, exact, dtype)
+    back = slopes(i, usual[0], grad)
+    usual, exact = reference.rows_backward(*i, *back), reference.rows_backward(*wide(i), *wide(back))
+    judge(rows.rows_backward(*i, *back), usual, exact, dtype)
+
+
+TABLES = list(product((None, "one", "each", "picked"), (None, "one", "each")))
+TABLES.remove(("picked", "each"))  # where lines are picked, they are so for both
+# One class, fewer than a vector has, whole rows, an odd number, parts of rows with ends of every length.
+SMALL, LARGE = [(3, 1), (1, 5), (5, 100), (2, 999)], [(3, 1025), (2, 4100), (1, 8142)]
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2])
+@pytest.mark.parametrize("offset, share", TABLES)
+def test_short_rows(offset: str | None, share: str | None, slots: int) -> None:
+    for turn, sizes in enumerate(SMALL):
+        kind = DTYPES[(turn + slots + TABLES.index((offset, share))) % 4]
+        check(inputs(sizes, slots, kind, offset, share, scaled=bool((turn + slots) % 2)), grad=turn < 2)
+
+
+@pytest.mark.parametrize("sizes", LARGE, ids=str)
+@pytest.mark.parametrize("offset, share", TABLES)
+def test_long_rows(offset: str | None, share: str | None, sizes: tuple[int, int]) -> None:
+    turn = TABLES.index((offset, share)) + LARGE.index(sizes)
+    slots, kind = (1, 2, 0)[turn % 3], DTYPES[turn % 4]
+    check(inputs(sizes, slots, kind, offset, share, scaled=bool(turn // 2 % 2)), grad=turn % 3 < 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1000, 1029, 2056])
+def test_rows_of_a_wider_matrix(classes: int, dtype: torch.dtype) -> None:
+    """A slab of the logits: nothing outside of it is read, wherever it starts."""
+    for first, rest in ((8, 16), (3, 8), (5, 0)):
+        i = inputs((3, classes), 1, dtype, None, None, scaled=False)
+        whole = torch.full((5, first + classes + rest), torch.nan, dtype=dtype, device=DEVICE)
+        whole[1:4, first : first + classes] = i.logits
+        slab = i._replace(logits=whole[1:4, first : first + classes])
+        found = rows.rows_forward(*slab)
+        for mine, expected in zip(found, rows.rows_forward(*i), strict=True):
+            assert_close(mine, expected, arithmetic(dtype))
+        back = slopes(i, found[0], False)
+        assert_close(rows.rows_backward(*slab, *back)[0], rows.rows_backward(*i, *back)[0])
+    across = i._replace(logits=i.logits.T.contiguous().T)
+    assert_close(rows.rows_forward(*across)[0], found[0])
+
+
+@pytest.mark.parametrize("classes", [7, 1500])
+def test_rows_that_do_not_count(classes: int) -> None:
+    """Their logits may be anything; their gradient is zero, to the bit."""
+    i = inputs((4, classes), 1, torch.float32, "one", "one", scaled=False)
+    i.target[:] = torch.tensor([[-100], [START + 2], [-100], [START]], device=DEVICE)
+    i.logits[0], i.logits[2] = torch.inf, torch.nan
+    rest, own, rival, mean = rows.rows_forward(*i)
+    for value in (rest, own[:, 0], rival):
+        assert (value[::2] == -torch.inf).all()
+        assert value[1::2].isfinite().all()
+    assert (mean[::2] == 0).all()
+    d_logits, d_offset = rows.rows_backward(*i, *slopes(i, rest, True))
+    assert (d_logits[::2] == 0).all()
+    assert d_logits.isfinite().all()
+    assert d_offset.isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [4, 1100])
+def test_classes_that_are_not_there(classes: int) -> None:
+    """They have no gradient and are no rivals; a row without others has rest -inf; a NaN is not hidden."""
+    i = inputs((3, classes), 1, torch.float32, "each", None, scaled=False)
+    i.target[:] = START + 1
+    i.offset[:] = 0.0
+    i.offset[0, [0, 3]] = -torch.inf
+    i.offset[1, torch.arange(classes, device=DEVICE) != 1] = -torch.inf
+    i.logits[0, 3], i.logits[2, 2] = 1000.0, torch.nan
+    rest, own, rival, _ = rows.rows_forward(*i)
+    assert rest[0].isfinite()
+    assert rival[0] < 100
+    assert rest[1] == rival[1] == -torch.inf
+    assert own[1] == i.logits[1, 1]
+    assert rest[2].isnan()
+    d_logits, _ = rows.rows_backward(*i, *slopes(i, rest, False))
+    assert (d_logits[0, [0, 3]] == 0).all()
+    assert (d_logits[1, torch.arange(classes, device=DEVICE) != 1] == 0).all()
+
+
+@pytest.mark.parametrize("classes", [6, 1030])
+@pytest.mark.parametrize("spread", [1e30, 1e-30])
+def test_numbers_of_any_size(spread: float, classes: int) -> None:
+    i = inputs((3, classes), 1, torch.float32, "one", None, scaled=False)
+    i.logits.mul_(spread)
+    judge(rows.rows_forward(*i), reference.rows_forward(*i), reference.rows_forward(*wide(i)), torch.float32)

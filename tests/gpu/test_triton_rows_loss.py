@@ -1,0 +1,204 @@
+"""The GPU's losses of rows and their reductions against their definition, on a GPU or by Triton's interpreter."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import published
+import pytest
+import torch
+from helpers import classes_of, counts_of, generator, gradients, normal
+from row_problems import DEVICE, DTYPES, arithmetic, judge, table, wide
+from tolerances import assert_close
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from lt_kernels import functional, losses
+from lt_kernels.ops import use_kernels
+from lt_kernels.reference import rows as reference
+from lt_kernels.reference.rows import MEAN, NONE, SUM, WEIGHTED_MEAN
+from lt_kernels.reference.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE, Terms
+from lt_kernels.triton import rows
+from lt_kernels.triton.launch import INTERPRETED, recorded
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
+    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
+]
+
+
+def terms(sizes: tuple[int, int], dtype: torch.dtype, offset: str | None, smooth: str | None, **fields: Any) -> Terms:
+    """Settings with a table or two."""
+    share = table(smooth, sizes, 8, dtype, True)
+    row = torch.randint(0, 4, (sizes[0],), generator=generator(9)) if "picked" in (offset, smooth) else None
+    weight = normal(sizes[1], seed=10, dtype=dtype).abs()
+    total = None if share is None else share.sum(1)
+    found = Terms(table(offset, sizes, 6, dtype, False), row, share, total, weight, smoothing=0.1, **fields)
+    return Terms(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
+
+
+def loss_and_gradient(wing: Any, logits: Tensor, target: Tensor, t: Terms, reduction: int) -> tuple[Tensor, ...]:
+    """loss, saved, and the gradients for logits and offset."""
+    loss, saved = wing.rows_loss(logits, target, *t, reduction)
+    grad = normal(max(loss.numel(), 1), seed=16, dtype=loss.dtype).to(DEVICE)[: loss.numel()].reshape(loss.shape)
+    tables = (t.offset, t.offset_row, t.mean_weight)
+    return loss, saved, *wing.rows_loss_backward(logits, target, saved, grad, *tables, t.scale, -100, True)
+
+
+def check_loss(logits: Tensor, target: Tensor, t: Terms, reduction: int) -> None:
+    """Loss, slopes and gradients against the definition; each line of the slopes by itself."""
+    found = [
+        loss_and_gradient(*arguments, target, each, reduction)
+        for arguments, each in (
+            ((rows, logits), t),
+            ((reference, logits), t),
+            ((reference, logits.double()), Terms(*wide(tuple(t)))),
+        )
+    ]
+    judge(*((loss, *saved, *gradients) for loss, saved, *gradients in found), logits.dtype)
+
+
+LOSSES = [
+    {"kind": PLAIN, "offset": None, "smooth": None},
+    {"kind": PLAIN, "offset": "one", "smooth": None, "gamma": 2.0},
+    {"kind": PLAIN, "offset": "each", "smooth": "each", "gamma": 0.5},
+    {"kind": PLAIN, "offset": "picked", "smooth": "one"},
+    {"kind": PLAIN, "offset": "picked", "smooth": "picked", "gamma": 1.0},
+    {"kind": ADDITIVE, "offset": "one", "smooth": "one", "margin": 0.3, "scale": 5.0},
+    {"kind": ANGULAR, "offset": None, "smooth": "one", "margin": 0.5, "scale": 5.0, "guard": True},
+    {"kind": ANGULAR, "offset": "each", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
+    {"kind": SPHERE, "offset": None, "smooth": None, "margin": 4.0, "scale": 5.0},
+]
+
+
+def problem(n: int, c: int, dtype: torch.dtype, **settings: Any) -> tuple[Tensor, Tensor, Terms]:
+    """Logits, targets that are all there, some of them ignored, and the terms."""
+    logits, target = normal(n, c, seed=20, spread=0.5, dtype=dtype), classes_of(n, c, seed=21)
+    t = terms((n, c), arithmetic(dtype), **settings)
+    if t.offset is not None:
+        t.offset.index_fill_(1, target.to(DEVICE), 0.25)
+    target[: n // 2 : 2] = -100
+    return logits.to(DEVICE), target.to(DEVICE), t
+
+
+@pytest.mark.parametrize("reduction", range(4))
+@pytest.mark.parametrize("settings", LOSSES, ids=str)
+def test_loss(settings: dict[str, Any], reduction: int) -> None:
+    for turn, sizes in enumerate(((1, 3), (6, 70), (4, 1040))):
+        check_loss(*problem(*sizes, DTYPES[(turn + reduction) % 4], **settings), reduction)
+
+
+@pytest.mark.parametrize("reduction", range(4))
+def test_many_rows(reduction: int) -> None:
+    """More than one program adds up."""
+    check_loss(*problem(1500, 3, torch.float32, kind=PLAIN, offset="one", smooth="one"), reduction)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parts_of_rows(dtype: torch.dtype) -> None:
+    """Few long rows are cut; their parts come together in the loss."""
+    settings = {"kind": ANGULAR, "offset": "one", "smooth": "one", "margin": 0.4, "scale": 3.0, "instance": 0.5}
+    check_loss(*problem(3, 9001, dtype, **settings), WEIGHTED_MEAN)
+    check_loss(*problem(1, 20_000, dtype, kind=PLAIN, offset=None, smooth=None), NONE)
+
+
+@pytest.mark.parametrize("classes", [4, 1100])
+@pytest.mark.parametrize("reduction", range(4))
+def test_no_rows(reduction: int, classes: int) -> None:
+    """As the definition: no loss, a sum of 0, a mean of NaN."""
+    logits, target, t = problem(0, classes, torch.float32, kind=PLAIN, offset="one", smooth="one")
+    for mine, expected in zip(
+        loss_and_gradient(rows, logits, target, t, reduction),
+        loss_and_gradient(reference, logits, target, t, reduction),
+        strict=True,
+    ):
+        assert mine.shape == expected.shape
+        torch.testing.assert_close(mine, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("reduction", [WEIGHTED_MEAN, SUM, MEAN])
+def test_rows_that_do_not_count(reduction: int) -> None:
+    """All ignored: the mean is NaN, its gradient zero, whatever the logits hold."""
+    logits, target, t = problem(3, 5, torch.float32, kind=PLAIN, offset=None, smooth="one", gamma=0.5)
+    logits[1] = torch.nan
+    loss, saved, d_logits, _ = loss_and_gradient(rows, logits, torch.full_like(target, -100), t, reduction)
+    assert loss == 0 if reduction == SUM else loss.isnan()
+    assert (saved[1:] == 0).all()
+    assert (d_logits == 0).all()
+
+
+def test_the_same_bits_every_time() -> None:
+    settings = {"kind": PLAIN, "offset": "picked", "smooth": "one", "gamma": 2.0}
+    given = problem(1100, 40, torch.float32, **settings)
+    first, second = (loss_and_gradient(rows, *given, WEIGHTED_MEAN) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("n, c, launches", [(256, 8142, 2), (128, 100, 2), (4096, 128_256, 3), (10**6, 19, 3)])
+def test_launches(n: int, c: int, launches: int) -> None:
+    """Two for few rows, three for any number; one for the gradient, and one more for an offset's."""
+    kind = {"dtype": torch.float32, "device": "meta"}
+    logits, offset = torch.empty(n, c, dtype=torch.bfloat16, device="meta"), torch.empty(1, c, **kind)
+    target = torch.empty(n, dtype=torch.int64, device="meta")
+    with recorded() as forward:
+        loss, saved = rows.rows_loss(logits, target, *Terms(offset), WEIGHTED_MEAN)
+    assert len(forward) == launches
+    for wanted in (False, True):
+        with recorded() as backward:
+            found = rows.rows_loss_backward(logits, target, saved, loss, offset, None, None, 1.0, -100, wanted)
+        assert len(backward) == 1 + wanted
+        assert found[1].shape == (offset.shape if wanted else (0,))
+
+
+def test_an_absent_target_has_infinite_loss() -> None:
+    """On a GPU nothing is checked: a class index that is none, or one whose offset is -inf."""
+    logits, target = torch.zeros(3, 4, device=DEVICE), torch.tensor([1, 7, 2], device=DEVICE)
+    offset = torch.tensor([[0.0, 0.0, -torch.inf, 0.0]], device=DEVICE)
+    loss, saved = rows.rows_loss(logits, target, *Terms(offset, gamma=2.0), NONE)
+    assert loss[0].isfinite()
+    assert (loss[1:] == torch.inf).all()
+    assert saved[1:].isfinite().all()
+
+
+COUNTS = counts_of(60, 30)
+PUBLIC: dict[str, Any] = {
+    "plain": lambda z, y: functional.offset_cross_entropy(z, y, label_smoothing=0.1),
+    "focal": lambda z, y: functional.offset_cross_entropy(z, y, focal_gamma=0.5, reduction="none"),
+    "balanced": lambda z, y: losses.BalancedSoftmaxLoss(COUNTS)(z, y),
+    "learned offset": lambda z, b, y: functional.offset_cross_entropy(z, y, offset=b),
+    "mixed": lambda z, y: functional.offset_cross_entropy(
+        z, functional.MixedTarget(y, y.flip(0), 0.3), label_smoothing=0.1
+    ),
+    "soft": lambda z, y: functional.offset_cross_entropy(z, (z.detach() * (y[:, None] + 1)).softmax(1).to(z.dtype)),
+    "ldam": lambda z, y: losses.LDAMLoss(COUNTS, scale=10.0)(z.tanh(), y),
+    "dbm": lambda z, y: losses.DBMLoss(COUNTS, max_margin=0.2, scale=10.0)(z.tanh(), y),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_functions(name: str, dtype: torch.dtype) -> None:
+    """As on the reference kernels, gradients included."""
+    leaves = {"z": normal(9, 60, seed=31, dtype=dtype).to(DEVICE)}
+    if name == "learned offset":
+        leaves["b"] = normal(60, seed=32, dtype=dtype).to(DEVICE)
+    target = classes_of(9, 60, 33).to(DEVICE)
+
+    def call(**leaves: Tensor) -> Tensor:
+        return PUBLIC[name](*leaves.values(), target)
+
+    with use_kernels("triton") if DEVICE == "cpu" else nullcontext():
+        mine = gradients(call, leaves)
+    with use_kernels("reference"):
+        exact = gradients(call, {key: leaf.double() for key, leaf in leaves.items()})
+    for key, value in exact.items():
+        assert_close(mine[key], value, dtype, key)
+
+
+def test_a_formula_as_published() -> None:
+    logits, target = normal(7, 60, seed=34).to(DEVICE), classes_of(7, 60, 35).to(DEVICE)
+    with use_kernels("triton") if DEVICE == "cpu" else nullcontext():
+        found = functional.offset_cross_entropy(logits, target, focal_gamma=2.0)
+    assert_close(found, published.focal(logits, target, 2.0))
