@@ -26,6 +26,7 @@ from lt_kernels.triton.rows_tiles import EACH, ONE, PICKED
 SHORT = 1024  # a row of at most so many classes is read at once
 FILL = 32  # programs for each multiprocessor, so that the last ones to end are a small part of the whole
 ALONE = 1024  # rows that one program takes, to spare the launch of another for their sum
+SOME = 512  # rows of a program where there are more
 
 
 def _kind(table: Tensor | None, offset_row: Tensor | None) -> int:
@@ -173,7 +174,7 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     rival = spare[0] if t.kind == ANGULAR and t.instance else None  # only the margin of hard rows asks for it
     found = _statistics(plan, saved[0], rival, None if share is None else spare[1], spare[2])
     alone = reduction != NONE and rows <= ALONE
-    block = power_of_two(rows) if alone else min(512, power_of_two(rows))
+    block = power_of_two(rows, most=ALONE if alone else SOME)
     programs = 1 if alone else blocks(rows, block)
     loss = logits.new_empty(rows if reduction == NONE else (), dtype=kind)
     sums = None if alone or reduction == NONE else logits.new_empty((2, programs), dtype=kind)
@@ -184,7 +185,7 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     given |= {"share_total": None if share is None or t.total is None else t.total.contiguous(), "width": plan.width}
     sizes = {"rows": rows, "pieces": found.parts, "P": power_of_two(found.parts), "block": block}
     how = {"reduction": reduction, "alone": alone}
-    launch(loss_kernel, (programs,), outputs | statistics | given | sizes | how, warps=8 if block > 512 else 4)
+    launch(loss_kernel, (programs,), outputs | statistics | given | sizes | how, warps=8 if block > SOME else 4)
     if sums is not None:
         mean = reduction in (WEIGHTED_MEAN, MEAN)
         sizes = {"rows": rows, "programs": programs, "ignore": t.ignore_index, "mean": mean, "block": 1024}

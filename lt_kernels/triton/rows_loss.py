@@ -135,7 +135,7 @@ def divide_kernel(
         tl.store(loss_out, loss / count if mean else loss)
     if mean:
         for first in range(tl.program_id(0) * block, rows, tl.num_programs(0) * block):
-            row = first.to(tl.int64) + tl.arange(0, block)
+            row = (first + tl.arange(0, block)).to(tl.int64)
             inside = row < rows
             counts = tl.load(target + row, mask=inside, other=ignore) != ignore
             for k in tl.static_range(1, 5):

@@ -54,14 +54,14 @@ def test_long_rows(offset: str | None, share: str | None, sizes: tuple[int, int]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes", [1000, 1029, 2056])
+@pytest.mark.parametrize("classes", [40, 1029, 1064])
 def test_rows_of_a_wider_matrix(classes: int, dtype: torch.dtype) -> None:
     """A slab of the logits: nothing outside of it is read, wherever it starts."""
-    for first, rest in ((8, 16), (3, 8), (5, 0)):
-        i = inputs((3, classes), 1, dtype, None, None, scaled=False)
-        whole = torch.full((5, first + classes + rest), torch.nan, dtype=dtype, device=DEVICE)
-        whole[1:4, first : first + classes] = i.logits
-        slab = i._replace(logits=whole[1:4, first : first + classes])
+    for first, rest in ((8, 16), (3, 0)):
+        i = inputs((2, classes), 1, dtype, None, None, scaled=False)
+        whole = torch.full((4, first + classes + rest), torch.nan, dtype=dtype, device=DEVICE)
+        whole[1:3, first : first + classes] = i.logits
+        slab = i._replace(logits=whole[1:3, first : first + classes])
         found = rows.rows_forward(*slab)
         for mine, expected in zip(found, rows.rows_forward(*i), strict=True):
             assert_close(mine, expected, arithmetic(dtype))
