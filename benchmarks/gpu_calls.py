@@ -7,7 +7,7 @@ compiler would make it anew.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +66,7 @@ def nullcontext_of(*_: Any, **__: Any) -> nullcontext[None]:
     return nullcontext()
 
 
-def calls(rooms: Sequence[str], generation: int = 9) -> Iterator[Call]:
+def calls(rooms: Iterable[str], generation: int = 9) -> Iterator[Call]:
     """Every call of these rooms, as on a GPU of that generation where it matters (9: compute capability 9.0)."""
     with patch("lt_kernels.triton.linear.GENERATION", generation):
         for room in rooms:
@@ -84,12 +84,13 @@ def sums(dtype: torch.dtype) -> torch.dtype:
 
 
 def plans(shapes: tuple[str, ...], options: dict[str, Any], least: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
-    """(shape, dtype, option): every shape in every dtype without options, and every option at the shapes `least`."""
+    """(shape, dtype, option): every shape without options, and every option at the shapes `least`."""
     for name in shapes:
-        for dtype in (BF16, FP16, FP32):
+        for dtype in (BF16, FP32):
             yield name, dtype, ""
     for name in least:
         yield name, FP64, ""
+        yield name, FP16, ""  # as bfloat16 but for the instructions that convert it
         for option in options:
             yield name, BF16, option
     for option in options:

@@ -64,8 +64,8 @@ def specialised(launch: Any, target: int, title: str) -> Job:
     chosen = {"num_warps": launch.warps, "num_stages": launch.stages}
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, seen, _ = binder(**launch.arguments, **chosen)
-    _, *specialisation = kernel._pack_args(backend, chosen, bound, seen, chosen)
-    return Job(target, kernel.fn.__module__, kernel.fn.__name__, *specialisation, chosen, title)
+    _, signature, constants, attributes = kernel._pack_args(backend, chosen, bound, seen, chosen)
+    return Job(target, kernel.fn.__module__, kernel.fn.__name__, signature, constants, attributes, chosen, title)
 
 
 def compiled(job: Job) -> Compiled:
@@ -109,7 +109,7 @@ def tool(name: str) -> Path:
     """A program of the vendor's that Triton carries."""
     import triton
 
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return Path(triton.__file__ or "").parent / "backends" / "nvidia" / "bin" / name
 
 
 def spills(text: str, target: int) -> int:

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -27,7 +27,7 @@ KINDS = ("vocab bfloat16", "odd bfloat16", "inat float32", "float64")  # in the 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
 
 
-def results(rooms: Sequence[str], targets: Sequence[int], few: bool, workers: int) -> list[Compiled]:
+def results(rooms: Iterable[str], targets: Sequence[int], few: bool, workers: int) -> list[Compiled]:
     """Compile what the rooms launch; with `few`, as much of it as a test has time for."""
     wanted = [job for target in targets for job in jobs(gpu_calls.calls(rooms, target // 10), target)]
     wanted = fewer(wanted) if few else wanted

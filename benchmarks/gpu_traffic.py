@@ -92,7 +92,8 @@ HEADER = ("call", "launches", "MB", "least", "ratio", "GFLOP", "least", "ratio",
 
 def table(calls: Iterable[Any]) -> str:
     """A row for each plain call in bfloat16 (and float32 for logit-weight repulsion) at the larger shapes."""
-    shown = [call for call in calls if not call.options and call.name in SHOWN and call.room != "margins"]
+    plain = (call for call in calls if not call.options and call.room != "margins")
+    shown = [call for call in plain if call.name in SHOWN and (call.room, call.name) != ("gram", "odd")]
     wanted = {"gram": (torch.bfloat16, torch.float32)}
     rows = [line(call) for call in shown if call.dtype in wanted.get(call.room, (torch.bfloat16,))]
     return markdown(HEADER, rows)
@@ -104,5 +105,13 @@ def line(call: Any) -> Sequence[str]:
     time = "" if call.room == "gram" else f"{max(fewest / COPY, must / PRODUCTS) * 1e3:.3g}"  # its products are of int8
     numbers = [f"{bytes / 1e6:,.1f}", f"{fewest / 1e6:,.1f}", f"{bytes / fewest:.2f}"]
     numbers += [f"{flops / 1e9:,.0f}", f"{must / 1e9:,.0f}", f"{flops / must:.2f}"] if must else ["", "", ""]
-    name, dtype = call.operator, str(call.dtype).removeprefix("torch.")
-    return [f"`{name}` {call.name} {dtype}", str(launches), *numbers, time]
+    return [f"`{call.operator}` {sizes(call)}", str(launches), *numbers, time]
+
+
+def sizes(call: Any) -> str:
+    """N=256 C=8142 d=2048 bfloat16"""
+    given = [call.given[name].shape for name in ("logits", "input", "weight") if call.given.get(name) is not None]
+    numbers = (given[0][0], *given[-1]) if call.room == "linear" else given[0]
+    letters = {"linear": "NCd", "gram": "Cd"}.get(call.room, "NC")
+    named = (f"{letter}={number}" for letter, number in zip(letters, numbers))
+    return " ".join((*named, str(call.dtype).removeprefix("torch.")))
