@@ -99,7 +99,7 @@ def gather_kernel(
             factor = tl.load(scale + j, mask=index < number, other=0.0)
             sums += (w * factor[:, None] * share[:, None]).to(tl.int32).to(tl.int64)
             pull += (share * s).to(tl.int32).to(tl.int64)
-        unit = largest * (1.0 / 1073741824.0)
+        unit = tl.where(largest < float("inf"), largest * (1.0 / 1073741824.0), float("nan"))
         along = -tl.sum(pull, 0).to(tl.float32) * unit
         if not PROJECT:
             along = 2 * (E / total_i - 1) * grad_i
