@@ -8,6 +8,7 @@ import published
 import pytest
 import torch
 from helpers import classes_of, counts_of, gradients, normal
+from memory import watched
 from tolerances import TOLERANCE, assert_close, error
 from torch import Tensor
 
@@ -164,6 +165,24 @@ def test_targets_that_are_no_class(wrong: int, cut: str) -> None:
     only = torch.where(inside, d_own, 0.0)
     true = reference.columns_backward(given["logits"], here, None, lse, d_lse, only)
     assert_close(gradient, true)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="only the interpreter's memory can be watched")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "classes"), [(9, 8), (3, 5), (40, 131)])
+def test_every_logit_is_read_once(rows: int, classes: int, dtype: torch.dtype, cut: str) -> None:
+    """Backward writes each once besides; nothing else is touched, even if no target is a class."""
+    given = problem(rows, classes, dtype, True)
+    given["target"][:] = torch.tensor([-1, classes, 10**12])[torch.arange(rows) % 3]
+    d_lse, d_own = slopes(rows, classes, dtype)
+    with watched() as launched:
+        lse, _ = columns.columns_forward(**given)
+        columns.columns_backward(**given, lse=lse, d_lse=d_lse, d_own=d_own)
+    first, *more, last = launched
+    assert (first.reads["logits"] == 1).all()
+    assert all((one.writes[name] == 1).all() for one, name in ((first, "own"), (first, "lse"), (last, "d_logits")))
+    assert all((one.reads["logits"] == 1).all() for one in more)  # what the parts left
+    assert (last.reads["logits"] == 1).all()
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(0, 5), (4, 0), (0, 0)])
