@@ -2,5 +2,13 @@
 
 from lt_kernels.ops.budget import memory_budget
 from lt_kernels.ops.library import extension_status, instruction_set, kernels_status, use_kernels
+from lt_kernels.ops.linear import linear_policy
 
-__all__ = ["extension_status", "instruction_set", "kernels_status", "memory_budget", "use_kernels"]
+__all__ = [
+    "extension_status",
+    "instruction_set",
+    "kernels_status",
+    "linear_policy",
+    "memory_budget",
+    "use_kernels",
+]

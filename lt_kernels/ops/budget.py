@@ -9,12 +9,22 @@ from typing import NamedTuple
 from torch import Tensor
 
 DEFAULT_BUDGET = 256 * 2**20
-SLAB = {"cpu": 4 * 2**20}  # bytes of one slab of logits: on a CPU it should stay in the cache between two products
+# Bytes of one slab of logits. On a CPU it should stay in the cache between two products; on a GPU each product should
+# be large enough for the library's full rate, and more than that would only take memory.
+SLAB = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+TILE = 256  # classes or rows that a GPU's slab is a whole number of, so that no tile of its products is cut
 _budget = [DEFAULT_BUDGET]  # of the process: a context variable would break the graph under torch.compile
 
 
 class Policy(NamedTuple):
-    """How an [N, C] array of logits is walked, and why."""
+    """How an [N, C] array of logits is walked, and why.
+
+    keep: whether the logits stay in memory from the forward to the backward pass.
+    row_slab, class_slab: the sizes of the blocks in which the passes go through rows and classes. What keeps its logits
+        makes them in one piece, and only their gradient by blocks; on a GPU the forward pass holds no logits at all
+        where the matrix units take the features' dtype, and needs no blocks.
+    reason: why, in words.
+    """
 
     keep: bool
     row_slab: int
@@ -47,16 +57,28 @@ def current_budget() -> int:
 
 def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
     """Keep the logits if they and one slab of their gradient fit; else class slabs if C > N, else row slabs."""
-    rows, budget = input.shape[0], current_budget()
-    slab = max(1, min(budget // 2, SLAB.get(input.device.type, budget)))
+    rows, budget, device = input.shape[0], current_budget(), input.device.type
+    slab = max(1, min(budget // 2, SLAB.get(device, budget)))
     logits = rows * classes * itemsize
     keep = logits + min(slab, logits) <= budget
     if classes > rows:
         width = max(1, slab // max(1, rows * itemsize))
         width = min(width, max(2048, slab // (4 * max(1, input.shape[1]))))  # so is its slab of the weight gradient
-        reason = "C > N: slabs of classes, each slab of the weight gradient is written once"
+        width = min(_whole(width, device), classes)
         height = max(1, rows if rows * itemsize <= slab else slab // itemsize)
-        return Policy(keep, height, min(width, classes), reason)
-    height = max(1, slab // (classes * itemsize))
-    width = classes if classes * itemsize <= slab else max(1, slab // itemsize)
-    return Policy(keep, max(1, min(height, rows)), width, "C <= N: slabs of rows")
+        walk = "C > N: slabs of classes, each part of the weight gradient is written once"
+    else:
+        height = max(1, min(_whole(max(1, slab // (classes * itemsize)), device), rows))
+        width = classes if classes * itemsize <= slab else max(1, slab // itemsize)
+        walk = "C <= N: slabs of rows"
+    kept = (
+        "kept, as they and a slab of their gradient fit"
+        if keep
+        else "too many to keep: made again in the backward pass"
+    )
+    return Policy(keep, height, width, f"{kept}; {walk}")
+
+
+def _whole(size: int, device: str) -> int:
+    """The size of a slab, on a GPU a whole number of tiles."""
+    return size - size % TILE if device == "cuda" and size > TILE else size

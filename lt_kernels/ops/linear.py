@@ -113,6 +113,25 @@ class LinearStatistics(torch.autograd.Function):
         return d_input, d_weight, d_bias, None, d_offset, *(None,) * (ctx.inputs - 5)
 
 
+def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
+    """How linear_cross_entropy and cosine_margin_cross_entropy walk the logits of these features and classes, and why.
+
+    Within the memory budget of the moment (`lt_kernels.memory_budget`). Few logits on a CPU are made whole by plain
+    torch instead, and are walked by nothing; under autocast pass the features as they are cast.
+
+    Args:
+        input: features [N, d]; only their shape, dtype and device count.
+        linear_weight: a row for each class [C, d].
+
+    Returns:
+        A `Policy`: keep, row_slab, class_slab, reason.
+    """
+    rows, classes, itemsize = input.shape[0], linear_weight.shape[0], reference.product_type(input).itemsize
+    policy, held = budget.choose(input, classes, itemsize), budget.current_budget()
+    size = f"{rows:,} x {classes:,} logits of {rows * classes * itemsize / 2**20:,.1f} MiB"
+    return policy._replace(reason=f"{size} within {held / 2**20:,.1f} MiB: {policy.reason}")
+
+
 def statistics(
     input: Tensor,
     weight: Tensor,
@@ -124,8 +143,7 @@ def statistics(
     classes: int | None = None,
 ) -> tuple[Tensor, ...]:
     """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of input [N, d] and weight [C, d]."""
-    itemsize = reference.product_type(input).itemsize
-    policy = budget.choose(input, weight.shape[0], itemsize)
+    policy = budget.choose(input, weight.shape[0], reference.product_type(input).itemsize)
     return LinearStatistics.apply(
         input,
         weight,

@@ -82,9 +82,9 @@ def tangent_kernel(
 
 
 def _lines(rows: Tensor) -> tuple[int, dict[str, int]]:
-    """(programs, sizes) of a kernel that takes whole rows: 4,096 numbers at a time, of as many rows as that makes."""
+    """(programs, sizes) of a kernel that takes whole rows: 2,048 numbers at a time, or one row."""
     width = power_of_two(rows.shape[1], 16, 4096)
-    height = 4096 // width
+    height = max(1, 2048 // width)
     return blocks(rows.shape[0], height), {"N": rows.shape[0], "D": rows.shape[1], "BN": height, "BD": width}
 
 

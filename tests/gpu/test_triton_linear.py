@@ -1,0 +1,374 @@
+"""The GPU's linear and cosine statistics against their definition, on a GPU or by Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from helpers import classes_of, counts_of, gradients, normal
+from tolerances import assert_close
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from linear_problems import DEVICE, HALVES, check, judge, moved, problem, slopes, wide
+
+from lt_kernels import memory_budget
+from lt_kernels.functional import (
+    DBM,
+    ArcFace,
+    MixedTarget,
+    SphereFace,
+    cosine_margin_cross_entropy,
+    linear_cross_entropy,
+)
+from lt_kernels.ops import use_kernels
+from lt_kernels.reference import linear as reference
+from lt_kernels.reference.linear import BOTH, COLUMNS, PLAIN, Problem
+from lt_kernels.triton import linear
+from lt_kernels.triton.launch import INTERPRETED, recorded
+
+pytestmark = [
+    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
+    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
+]
+
+# One number, fewer than a tile in every direction, whole tiles, odd sizes over several tiles.
+SIZES = [(1, 1, 1), (3, 5, 7), (128, 64, 16), (130, 300, 40)]
+
+
+@pytest.fixture(autouse=True)
+def tensor_float() -> Iterator[None]:
+    """Let float32 products be the matrix units' (the interpreter makes them in float32)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("normalize", [PLAIN, COLUMNS, BOTH])
+def test_shapes(sizes: tuple[int, int, int], normalize: int) -> None:
+    check(linear, problem(sizes, normalize=normalize, bias=normalize == PLAIN))
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2])
+@pytest.mark.parametrize(
+    "offset, share", [(None, "one"), ("one", None), ("one", "one"), ("each", "each"), ("picked", "one")]
+)
+def test_tables(offset: str | None, share: str | None, slots: int) -> None:
+    check(linear, problem((21, 70, 20), slots=slots, offset=offset, share=share, bias=slots == 2))
+
+
+def test_tables_by_row_over_several_tiles() -> None:
+    check(linear, problem((131, 75, 9), offset="picked", share="picked", normalize=PLAIN))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("normalize", [PLAIN, COLUMNS, BOTH])
+def test_half_precision(dtype: torch.dtype, normalize: int) -> None:
+    """Statistics have the error of float32: they never were 16 bits."""
+    check(linear, problem((40, 300, 72), dtype=dtype, normalize=normalize, bias=normalize == PLAIN, offset="one"))
+
+
+@pytest.mark.parametrize(
+    "slabs, dtype",
+    [((50, 150), torch.float32), ((130, 41), torch.bfloat16), ((77, 150), torch.float16), ((60, 70), torch.float16)],
+)
+def test_slabs(slabs: tuple[int, int], dtype: torch.dtype) -> None:
+    check(linear, problem((130, 150, 24), dtype=dtype, slabs=slabs, offset="one"))
+
+
+@pytest.mark.parametrize("slabs", [(21, 70), (9, 25)])
+def test_slabs_of_tables_by_row(slabs: tuple[int, int]) -> None:
+    check(linear, problem((21, 70, 20), offset="each", share="each", slabs=slabs))
+    check(linear, problem((21, 70, 20), offset="picked", share="picked", slabs=slabs, bias=True, normalize=PLAIN))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("slabs", [(40, 300), (17, 90)])
+def test_master_weights(dtype: torch.dtype, slabs: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights in float32, as under autocast, are cast a part at a time; their norms and gradient are float32."""
+    monkeypatch.setattr(linear, "CAST", 64 * 24 * 2)
+    p = problem((40, 300, 24), slabs=slabs, offset="one", bias=True)
+    p = p._replace(input=p.input.to(dtype), weight=p.weight.to(dtype).float())
+    found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
+    usual = reference.linear_forward(*p, False)
+    judge(found[:4], usual[:4], exact[:4])
+    back, wants = slopes(p), [True, True, True, False]
+    ours = linear.linear_backward(*p, *found[4:], found[0], *back, wants)
+    truth = reference.linear_backward(*wide(p), *exact[4:], exact[0], *wide(back), wants)
+    assert ours[1].dtype == torch.float32
+    for mine, one in zip(ours, truth, strict=True):
+        assert_close(mine, one, dtype)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 5])
+def test_any_partition_of_the_classes_merges_to_the_whole(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem((70, 300, 20), slots=2, offset="one", share="one")
+    whole = reference.linear_forward(*wide(p), False)
+    monkeypatch.setattr(linear, "parts_for", lambda *_: tiles)
+    found = linear.linear_forward(*p, False)
+    judge(found[:4], reference.linear_forward(*p, False)[:4], whole[:4])
+
+
+def test_more_parts_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 parts of 64 classes, put together 64 at a time."""
+    monkeypatch.setattr(linear, "parts_for", lambda *_: 1)
+    p = problem((3, 70 * 64 - 5, 1), slots=2, share="one")
+    found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
+    judge(found[:4], reference.linear_forward(*p, False)[:4], exact[:4])
+
+
+@pytest.mark.parametrize("normalize", [PLAIN, BOTH])
+def test_shards(normalize: int) -> None:
+    """Two halves of the classes, with targets in either."""
+    p = problem((40, 150, 12), normalize=normalize, offset="one")
+    whole = reference.linear_forward(*wide(p), False)
+    halves = []
+    for part in (slice(0, 70), slice(70, 150)):
+        offset = p.offset[:, part]
+        half = p._replace(weight=p.weight[part], offset=offset, start=part.start, class_slab=part.stop - part.start)
+        check(linear, half)
+        halves.append(linear.linear_forward(*half, False))
+    (rest, own, rival, *_), (other_rest, other_own, other_rival, *_) = halves
+    merged = torch.logaddexp(rest, other_rest), torch.maximum(own, other_own), torch.maximum(rival, other_rival)
+    judge(merged, merged, whole[:3])
+
+
+def test_targets_that_are_nobodys() -> None:
+    """What is out of range is somebody else's, and memory is safe from it."""
+    p = problem((5, 20, 4))
+    target = moved([torch.tensor([[20], [-1], [2**40], [-(2**40)], [-100]])])[0]
+    found = linear.linear_forward(*p._replace(target=target), False)
+    assert (found[1] == -torch.inf).all()
+    every = reference.linear_forward(*wide(p._replace(target=target[:, :0])), False)
+    judge([found[0][:4]], [found[0][:4]], [every[0][:4]])
+    assert found[0][4] == -torch.inf
+    assert found[2][4] == -torch.inf
+    back = slopes(p)
+    d_input, d_weight, *_ = linear.linear_backward(
+        *p._replace(target=target), *found[4:], found[0], *back, [True, True, False, False]
+    )
+    assert (d_input[4] == 0).all()
+    assert d_weight.isfinite().all()
+
+
+def test_ignored_rows_and_slots() -> None:
+    """A row all of whose targets are ignored counts for nothing, however large its logits are; one slot may."""
+    p = problem((4, 30, 6), slots=2, normalize=PLAIN, share="one")
+    target = moved([torch.tensor([[-100, -100], [3, -100], [-100, 7], [5, 5]])])[0]
+    p = p._replace(target=target, input=p.input * torch.tensor([[1e4], [1.0], [1.0], [1.0]], device=DEVICE))
+    found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
+    judge(found[:4], reference.linear_forward(*p, False)[:4], exact[:4])
+    assert (found[0][0], found[2][0], found[3][0]) == (-torch.inf, -torch.inf, 0)
+    check(linear, p)
+
+
+def test_rows_without_a_direction() -> None:
+    """Their cosines are 0 and so is their gradient; one too long for float32 makes NaN, not a wrong number."""
+    p = problem((20, 70, 9), offset="one")
+    p.input[3], p.input[4], p.weight[5], p.weight[69] = 0.0, 1e-13, 0.0, 0.0
+    p.target[3], p.target[4], p.target[6] = 8, 5, 69
+    check(linear, p)
+    p.weight[5] = 3e38
+    found = linear.linear_forward(*p, False)
+    assert found[6][5].isnan()
+    assert found[0][(p.target[:, 0] != -100) & (p.target[:, 0] != 5)].isnan().all()
+
+
+def test_inverse_norm() -> None:
+    """Also of rows longer than a program takes at a time."""
+    for rows, size in ((3, 5000), (70, 33), (0, 8)):
+        x = moved([normal(rows, size, seed=51, dtype=torch.bfloat16)])[0]
+        assert_close(linear.inverse_norm(x), reference.inverse_norm(x.double()), torch.float32)
+    for x in (torch.full((1, 4), 1e-13), torch.full((1, 4), 3e19), torch.tensor([[torch.inf]]), torch.zeros(2, 0)):
+        assert_close(linear.inverse_norm(x.to(DEVICE)), reference.inverse_norm(x).to(DEVICE))
+
+
+def test_all_other_classes_absent() -> None:
+    """rest = -inf and slopes of 0 there; nothing is NaN."""
+    p = problem((6, 5, 4), normalize=PLAIN)
+    offset = torch.full((6, 5), -torch.inf).scatter(1, p.target.clamp_min(0).cpu(), 0.5)
+    p = p._replace(offset=offset.to(DEVICE))
+    found = linear.linear_forward(*p, False)
+    assert (found[0] == -torch.inf).all()
+    assert (found[2] == -torch.inf).all()
+    check(linear, p)
+
+
+def test_huge_offsets_and_logits() -> None:
+    """Sums of exponentials neither overflow nor vanish; beyond the reach of float32 they are 0."""
+    p = problem((9, 140, 5), normalize=PLAIN, scale=60.0, offset="one")
+    p = p._replace(offset=p.offset * 1e4, input=p.input.mul(300).round(), weight=p.weight.mul(30).round())
+    found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
+    judge(found[:4], reference.linear_forward(*p, False)[:4], exact[:4])
+
+
+@pytest.mark.parametrize("normalize", [PLAIN, BOTH])
+def test_no_rows(normalize: int) -> None:
+    check(linear, problem((0, 5, 4), normalize=normalize, bias=normalize == PLAIN))
+
+
+@pytest.mark.parametrize("rows, classes", [(3, 5), (40, 90)])
+def test_what_goes_by_the_library(rows: int, classes: int) -> None:
+    """Kept logits, the offset's gradient, float64, a negative scale, and full float32."""
+    check(linear, problem((rows, classes, 7), offset="one", dtype=torch.float16), keep=True)
+    check(linear, problem((rows, classes, 7), offset="each", slabs=(2, 4)), offset=True)
+    check(linear, problem((rows, classes, 7), offset="one", scale=-2.0))
+    exact = problem((rows, classes, 7), share="one", slabs=(2, 4))
+    check(linear, Problem(*wide(exact)))
+    torch.set_float32_matmul_precision("highest")
+    check(linear, exact)
+
+
+def test_full_float32_does_not_multiply_in_tiles() -> None:
+    p = problem((3, 5, 4))
+    assert linear.on_matrix_units(p)
+    torch.set_float32_matmul_precision("highest")
+    assert not linear.on_matrix_units(p)
+    assert linear.on_matrix_units(p._replace(input=p.input.bfloat16()))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_float16_beyond_its_range(keep: bool) -> None:
+    """Products far above 65,504, and slopes far below the least float16: both are float32's business."""
+    p = problem((20, 70, 24), dtype=torch.float16)
+    p = p._replace(input=p.input * 4000, weight=p.weight * 100)
+    found, exact = linear.linear_forward(*p, keep), reference.linear_forward(*wide(p), False)
+    assert (p.input.double() @ p.weight.double().T).abs().max() > 65504
+    judge(found[:4], reference.linear_forward(*p, keep)[:4], exact[:4])
+    back = [None if slope is None else slope * 1e-9 for slope in slopes(p)]
+    wants = [True, True, False, False]
+    ours = linear.linear_backward(*p, *found[4:], found[0], *back, wants)
+    truth = reference.linear_backward(*wide(p), *exact[4:], exact[0], *wide(back), wants)
+    assert all(gradient.abs().max() < 1e-4 for gradient in truth[:2])  # those of the weights are all subnormal
+    assert_close(ours[0], truth[0].half(), torch.float16)
+    assert (ours[1].double() - truth[1]).abs().max() <= 2.0**-25 * 1.01
+
+
+def test_unit_of_float16() -> None:
+    """The largest that a gradient can be comes out just under 2^14; nothing at all, or no number, changes nothing."""
+    p = problem((20, 70, 24), dtype=torch.float16, share="one")
+    saved, back, wants = linear.linear_forward(*p, False), slopes(p), (True, True, False, False)
+    backward = linear.Backward(p, (*saved[4:], saved[0]), tuple(back), wants)
+    largest = backward.slab(slice(0, 20), slice(0, 70)).abs().max()
+    assert 2**9 < largest <= 2**14
+    assert backward.unit.log2().frac() == 0
+    for value in (0.0, torch.inf, torch.nan):
+        still = tuple(None if slope is None else torch.full_like(slope, value) for slope in back)
+        assert linear.Backward(p, (*saved[4:], saved[0]), still, wants).unit == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits(dtype: torch.dtype) -> None:
+    p = problem((150, 300, 24), dtype=dtype, slabs=(150, 128), share="one")
+    runs = []
+    for _ in range(2):
+        found = linear.linear_forward(*p, False)
+        back = linear.linear_backward(*p, *found[4:], found[0], *slopes(p), [True, True, False, False])
+        runs.append((*found, *back))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def test_strides() -> None:
+    """Rows that do not lie in one piece, and tables whose columns do not."""
+    p = problem((21, 70, 20), offset="each", share="one")
+    turned = p._replace(
+        input=p.input.T.contiguous().T,
+        weight=torch.cat((p.weight, p.weight), 1)[:, :20],
+        offset=p.offset.T.contiguous().T,
+        mean_weight=p.mean_weight.expand(2, 70)[:1],
+        target=p.target.expand(21, 2)[:, :1],
+    )
+    for one, other in zip(linear.linear_forward(*turned, False), linear.linear_forward(*p, False), strict=True):
+        assert torch.equal(one, other)
+
+
+FACES, VOCAB, INAT = (4096, 1_000_000, 512), (8192, 128_256, 2048), (256, 8142, 2048)
+
+
+def launched(sizes: tuple[int, int, int], **given: Any) -> list[Any]:
+    """What both passes launch, and the largest tensor that they are given; nothing runs."""
+    rows, classes, size = sizes
+    x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
+    target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
+    p = Problem(x, w, None, target, None, None, None, 30.0, BOTH, 0, classes, -100, rows, given.get("slab", classes))
+    with recorded() as calls:
+        *_, kept, row_scale, column_scale = found = linear.linear_forward(*p, False)
+        slopes = found[0], found[1], None, None
+        saved = (kept, row_scale, column_scale, found[0])
+        linear.linear_backward(*p, *saved, *slopes, [True, True, False, False])
+    return calls
+
+
+@pytest.mark.parametrize("sizes, slab", [(FACES, 16384), (VOCAB, 8192)])
+def test_nothing_is_as_large_as_the_logits(sizes: tuple[int, int, int], slab: int) -> None:
+    rows, classes, size = sizes
+    calls = launched(sizes, slab=slab)
+    names = [call.kernel.fn.__name__ for call in calls]
+    slabs = -(-classes // slab)
+    assert names[:4] == ["inverse_norm_kernel"] * 2 + ["statistics_kernel", "statistics_merge_kernel"]
+    assert names[4:] == ["slab_gradient_kernel", "tangent_kernel"] * slabs + ["tangent_kernel"]
+    made = [call.arguments[name] for call in calls for name in ("parts", "out") if name in call.arguments]
+    assert max(tensor.numel() for tensor in made) <= max(rows * slab, classes * size)
+    assert calls[2].arguments["parts"].numel() < 2**23
+
+
+@pytest.mark.parametrize("sizes", [FACES, VOCAB, INAT, (128, 128_256, 4096), (3, 5, 4)])
+def test_programs_are_full_waves(sizes: tuple[int, int, int]) -> None:
+    """132 multiprocessors work all the time, or each has the least work that there is."""
+    rows, classes, size = sizes
+    x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
+    target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
+    p = Problem(x, w, None, target, None, None, None, 1.0, PLAIN, 0, classes, -100, rows, classes)
+    tile = linear.tile_for(p, gradient=False)
+    high, wide = -(-rows // tile.rows), -(-classes // tile.classes)
+    tiles, programs = linear.parts_for(high, wide, tile.programs(x)), tile.programs(x)
+    waves = -(-(high * -(-wide // tiles)) // programs)
+    assert waves * programs * tiles <= 1.12 * high * wide or (waves, tiles) == (1, 1)
+
+
+KERNELS = pytest.mark.skipif(not INTERPRETED, reason="use_kernels('triton') is for Triton's interpreter")
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "linear": (linear_cross_entropy, {"label_smoothing": 0.1, "focal_gamma": 1.5}),
+    "bias": (linear_cross_entropy, {"reduction": "none"}),
+    "arcface": (cosine_margin_cross_entropy, {"margin": ArcFace(0.4), "scale": 6.0}),
+    "sphereface": (cosine_margin_cross_entropy, {"margin": SphereFace(3), "scale": 2.0}),
+    "dbm": (cosine_margin_cross_entropy, {"margin": DBM(counts_of(40, 61), 0.3), "scale": 6.0}),
+}
+
+
+@pytest.mark.parametrize(
+    "name, target",
+    [*((name, "classes") for name in FUNCTIONS), ("linear", "mixed"), ("arcface", "mixed"), ("bias", "probabilities")],
+)
+def test_public_functions(name: str, target: str) -> None:
+    """Values and gradients in slabs, the same as by the definition in float64."""
+    function, options = FUNCTIONS[name]
+    first, second = classes_of(19, 40, 62), classes_of(19, 40, 63)
+    first[2] = -100
+    targets: dict[str, Callable[[str], Any]] = {
+        "classes": first.to,
+        "mixed": lambda device: MixedTarget(first.to(device), second.to(device), 0.3),
+        "probabilities": normal(19, 40, seed=64).softmax(1).to,
+    }
+    shapes = {"input": (19, 6), "linear_weight": (40, 6), "offset": (40,), "linear_bias": (40,)}
+    leaves = {
+        key: normal(*shape, seed=65 + len(shape), dtype=torch.float32)
+        for key, shape in shapes.items()
+        if key != "linear_bias" or name == "bias"
+    }
+
+    def call(on: str = "cpu", **given: Tensor) -> Tensor:
+        return function(target=targets[target](on), **options, **given)
+
+    with use_kernels("reference"):
+        exact = gradients(call, {key: leaf.double() for key, leaf in leaves.items()})
+    with use_kernels("triton") if INTERPRETED else nullcontext(), memory_budget(4 * 19 * 40):
+        ours = gradients(lambda **given: call(DEVICE, **given), {key: leaf.to(DEVICE) for key, leaf in leaves.items()})
+    for key, value in exact.items():
+        assert_close(ours[key].cpu(), value, torch.float32 if INTERPRETED else torch.float16, key)
