@@ -18,7 +18,8 @@ class Touched:
 
     def __init__(self, kernel: str, arguments: dict[str, Any]) -> None:
         self.kernel = kernel
-        self.tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        given = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        self.tensors = dict(sorted(given.items(), key=lambda item: _span(item[1])))  # a part before the whole
         self.reads = {name: np.zeros(_span(tensor), np.int64) for name, tensor in self.tensors.items()}
         self.writes = {name: np.zeros(_span(tensor), np.int64) for name, tensor in self.tensors.items()}
 
@@ -73,6 +74,7 @@ def watched() -> Iterator[list[Touched]]:
     """Within the context every launch is listed, with what it touches; one outside of its tensors is an error."""
     from triton.runtime import interpreter
 
+    from lt_kernels.triton import columns, gram, linear, margins, rows  # noqa: F401 (patched below)
     from lt_kernels.triton import launch as launching
 
     plain, watch = launching.launch, Watch(interpreter._interpreter)
