@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lt_kernels.reference.terms import Terms, loss_terms
 from lt_kernels.triton.launch import blocks, launch
-from lt_kernels.triton.numbers import number
+from lt_kernels.triton.numbers import number, part
 from lt_kernels.triton.phi import focal_loss, phi, smoothed
 
 BLOCK = 256  # rows a program: N is small, and a row takes some hundred instructions
@@ -28,12 +28,6 @@ def at_class(table, value, target, classes, like):
     else:
         found = tl.load(table + tl.minimum(tl.maximum(target, 0), classes - 1))
     return found
-
-
-@triton.jit
-def part_of(pointer, row, inside):
-    """A number of each row, where there is such a vector."""
-    return None if pointer is None else tl.load(pointer + row, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -108,15 +102,15 @@ def margins_kernel(
     inside = row < rows
     label = tl.load(target + row, mask=inside, other=ignore)
     found = row_loss(
-        part_of(rest, row, inside),
-        part_of(own, row, inside),
-        part_of(rival, row, inside),
+        part(rest, row, inside),
+        part(own, row, inside),
+        part(rival, row, inside),
         label,
-        part_of(own_offset, row, inside),
-        part_of(norm, row, inside),
-        part_of(mean, row, inside),
-        part_of(total, row, inside),
-        part_of(share, row, inside),
+        part(own_offset, row, inside),
+        part(norm, row, inside),
+        part(mean, row, inside),
+        part(total, row, inside),
+        part(share, row, inside),
         weight,
         class_margin,
         class_smoothing,

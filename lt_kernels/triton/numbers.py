@@ -15,6 +15,13 @@ def number(value, dtype: tl.constexpr):
     return tl.full((), value, dtype)
 
 
+@triton.jit  # noqa: RET503 (in Triton 3.6 a function can return nothing, but not None)
+def part(table, place, inside):
+    """Numbers of a table that may be absent."""
+    if table is not None:
+        return tl.load(table + place, mask=inside, other=0.0)
+
+
 @triton.jit
 def exp(x, exact: tl.constexpr = True):
     """e^x for x <= 88; without `exact` to 1e-7 (2 + |x|) of itself in float32, enough where the input has 16 bits.

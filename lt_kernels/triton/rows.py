@@ -9,6 +9,7 @@ target that is no class is taken for another shard's, and has infinite loss.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -29,83 +30,109 @@ ALONE = 1024  # rows that one program takes, to spare the launch of another for 
 SOME = 512  # rows of a program where there are more
 
 
-def _kind(table: Tensor | None, offset_row: Tensor | None) -> int:
+def _kind(lines: int, picked: bool) -> int:
     """How a table's lines belong to the rows."""
-    if table is None or table.shape[0] == 1:
-        return ONE.value
-    return EACH.value if offset_row is None else PICKED.value
+    return ONE.value if lines < 2 else PICKED.value if picked else EACH.value
 
 
 class Plan(NamedTuple):
-    """The arguments that every kernel on logits takes, and how its programs share the work."""
+    """How programs share the work, and the constants that every kernel on logits takes."""
 
     rows: int
     width: int
-    group: int  # classes that are read at once
-    arguments: dict[str, Any]
-    like: Tensor
+    short: bool  # whether a program takes whole rows
+    parts: int  # of each long row
+    span: int  # classes of a part
+    tile: dict[str, int]  # the block of a program
+    warps: int
+    fixed: dict[str, int]
 
-    @property
-    def short(self) -> bool:
-        """Whether a program takes whole rows."""
-        return self.width <= SHORT
-
-    @property
-    def tables(self) -> int:
-        """How many numbers come with each logit, which take registers too."""
-        return sum(self.arguments[name] is not None for name in ("offset", "share", "column_scale"))
-
-    @property
-    def block(self) -> int:
-        """Classes of a long row that a program of 128 threads has in registers: 64 bytes of logits a thread."""
-        most = 8192 // self.like.element_size()
-        return min(power_of_two(self.width), most if self.tables < 2 else min(most, 2048))
-
-    def parts(self) -> tuple[int, int]:
-        """(parts of each long row, classes of a part)."""
-        there = blocks(self.width, self.block)
-        wanted = blocks(FILL * processors(self.like), max(self.rows, 1))
-        span = self.block * blocks(there, min(there, wanted))
-        return blocks(self.width, span), span
-
-    def along(self) -> dict[str, int]:
-        """What kernels for long rows take more."""
-        dense = self.rows < 2 or self.arguments["stride"] == self.arguments["width"]
-        return {"group": self.group, "dense": dense, "T": max(1, self.block // (128 * self.group)), "W": 128}
-
-    def across(self) -> tuple[int, dict[str, int]]:
-        """(warps, rows and classes of a program for short rows)."""
-        classes = power_of_two(self.width, least=16)
-        few = power_of_two(blocks(self.rows, 4 * processors(self.like)))
-        tall = min(few, max(1, (1024 if self.tables else 2048) // classes))
-        return power_of_two(tall * classes // 256, most=4), {"R": tall, "W": classes}
+    def grid(self) -> tuple[int, ...]:
+        """The programs."""
+        return (blocks(self.rows, self.tile["R"]),) if self.short else (self.rows, self.parts)
 
 
-def _plan(i: Inputs) -> Plan:
+class Shape(NamedTuple):
+    """All that a plan depends on; a plan is made once."""
+
+    rows: int
+    width: int
+    stride: int
+    itemsize: int
+    offset_lines: int  # 0 without an offset, as the next one
+    share_lines: int
+    picked: bool  # whether there is an offset_row
+    scaled: bool  # whether there is a column_scale
+    device: torch.device
+
+
+@lru_cache(maxsize=1024)
+def _plan(s: Shape) -> Plan:
+    unit = math.gcd(16 // s.itemsize, s.width, s.stride)
+    kinds = [_kind(lines, s.picked) for lines in (s.offset_lines, s.share_lines)]
+    fixed = {"rows": s.rows, "width": s.width // unit, "stride": s.stride // unit, "unit": unit}
+    fixed |= {"offset_kind": kinds[0], "share_kind": kinds[1]}
+    fixed |= {"offset_lines": s.offset_lines, "share_lines": s.share_lines}
+    fill = processors(torch.empty(0, device=s.device))
+    tables = (s.offset_lines > 0) + (s.share_lines > 0) + s.scaled  # numbers that come with each logit
+    if s.width <= SHORT:
+        classes = power_of_two(s.width, least=16)
+        tall = min(power_of_two(blocks(s.rows, 4 * fill)), max(1, (1024 if tables else 2048) // classes))
+        warps = power_of_two(tall * classes // 256, most=4)
+        return Plan(s.rows, s.width, True, 1, s.width, {"R": tall, "W": classes}, warps, fixed)
+    by_class = s.scaled or any(
+        lines and (kind != EACH.value or s.stride != s.width)
+        for lines, kind in zip((s.offset_lines, s.share_lines), kinds, strict=True)
+    )
+    group = _group(s.itemsize, unit, by_class)
+    most = 8192 // s.itemsize  # 64 bytes of logits a thread
+    block = min(power_of_two(s.width), most if tables < 2 else min(most, 2048))
+    there, wanted = blocks(s.width, block), max(1, blocks(FILL * fill, max(s.rows, 1)))
+    span = block * blocks(there, min(there, wanted))
+    tile = {"group": group, "dense": s.stride == s.width, "T": max(1, block // (128 * group)), "W": 128}
+    return Plan(s.rows, s.width, False, blocks(s.width, span), span, tile, 4, fixed)
+
+
+def _group(itemsize: int, unit: int, by_class: bool) -> int:
+    """Classes that a thread reads at once: 16 bytes of the logits.
+
+    The line of a table of the classes starts anywhere in its own 16 bytes. With 8 classes a thread, whose numbers are
+    then read one by one from all over 1 KiB, the first cache would be the limit; 4 are half as bad.
+    """
+    most = 16 // itemsize
+    return min(most, 4) if by_class and unit < min(most, 4) else most
+
+
+def _given(i: Inputs) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and the arguments that every kernel on logits takes."""
+    if i.target.shape[1] > 2:
+        raise ValueError(f"target must have at most two classes a row, got {i.target.shape[1]}")
     logits = i.logits if i.logits.stride(1) == 1 or i.logits.shape[1] == 1 else i.logits.contiguous()
     rows, width = logits.shape
     stride = logits.stride(0) if rows > 1 else width
-    most = 16 // logits.element_size()
-    unit = math.gcd(most, width, stride)
-    kinds = [_kind(table, i.offset_row) for table in (i.offset, i.mean_weight)]
-    by_class = i.column_scale is not None or any(
-        table is not None and (kind != EACH.value or stride != width)
-        for table, kind in zip((i.offset, i.mean_weight), kinds, strict=True)
-    )
-    given = {"target": i.target, "row_scale": i.row_scale, "column_scale": i.column_scale, "offset": i.offset}
-    given |= {"offset_row": i.offset_row, "share": i.mean_weight}
-    arguments: dict[str, Any] = {
-        name: None if tensor is None else tensor.contiguous() for name, tensor in given.items()
+    lines = [0 if table is None else table.shape[0] for table in (i.offset, i.mean_weight)]
+    picked, scaled = i.offset_row is not None, i.column_scale is not None
+    plan = _plan(Shape(rows, width, stride, logits.element_size(), *lines, picked, scaled, logits.device))
+    return plan, {
+        **plan.fixed,
+        **plan.tile,
+        "logits": logits,
+        "target": i.target.contiguous(),
+        "row_scale": _dense(i.row_scale),
+        "column_scale": _dense(i.column_scale),
+        "offset": _dense(i.offset),
+        "offset_row": _dense(i.offset_row),
+        "share": _dense(i.mean_weight),
+        "start": i.start,
+        "ignore": i.ignore_index,
+        "scale": i.scale,
+        "scaled": i.scale != 1.0,
+        "slots": i.target.shape[1],
     }
-    arguments |= {"logits": logits, "rows": rows, "width": width // unit, "stride": stride // unit, "unit": unit}
-    arguments |= {"start": i.start, "ignore": i.ignore_index, "scale": i.scale, "scaled": i.scale != 1.0}
-    arguments |= {"slots": i.target.shape[1], "offset_kind": kinds[0], "share_kind": kinds[1]}
-    arguments |= {"offset_lines": 0 if i.offset is None else i.offset.shape[0]}
-    arguments |= {"share_lines": 0 if i.mean_weight is None else i.mean_weight.shape[0]}
-    # A table's line starts anywhere in its 16 bytes: with 8 classes a thread, whose numbers are read one by one from
-    # all over 1 KiB, the first cache would be the limit. 4 are half as bad, and half as much of the logits at once.
-    group = min(most, 4) if by_class and unit < min(most, 4) else most
-    return Plan(rows, width, group, arguments, logits)
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 class Statistics(NamedTuple):
@@ -117,46 +144,41 @@ class Statistics(NamedTuple):
     mean: Tensor | None  # [P, N]
     own: Tensor  # [N, K]
 
-    @property
-    def parts(self) -> int:
-        """P"""
-        return 1 if self.total is None else self.total.shape[0]
 
-
-def _statistics(plan: Plan, rest: Tensor, rival: Tensor | None, mean: Tensor | None, own: Tensor) -> Statistics:
+def _statistics(
+    plan: Plan, given: dict[str, Any], rest: Tensor, rival: Tensor | None, mean: Tensor | None, own: Tensor
+) -> Statistics:
     """The statistics, in the given tensors ([N], and own [N, K]) where the rows have one part."""
-    parts, span = (1, 0) if plan.short else plan.parts()
     found = Statistics(rest, None, rival, mean, own)
-    if parts > 1:
-        top, total = (rest.new_empty(parts, plan.rows) for _ in range(2))
-        rivals, means = (None if one is None else rest.new_empty(parts, plan.rows) for one in (rival, mean))
+    if plan.parts > 1:
+        top, total = rest.new_empty((2, plan.parts, plan.rows)).unbind()
+        rivals, means = (None if one is None else torch.empty_like(top) for one in (rival, mean))
         found = Statistics(top, total, rivals, means, own)
     outputs = {"top_out": found.top, "rival_out": found.rival, "mean_out": found.mean, "own_out": own}
     if plan.short:
-        warps, tile = plan.across()
-        launch(short_statistics_kernel, (blocks(plan.rows, tile["R"]),), outputs | plan.arguments | tile, warps=warps)
+        launch(short_statistics_kernel, plan.grid(), {**outputs, **given}, warps=plan.warps)
     else:
-        more = {"total_out": found.total, "span": span}
-        launch(long_statistics_kernel, (plan.rows, parts), outputs | plan.arguments | plan.along() | more)
+        more = {"total_out": found.total, "span": plan.span}
+        launch(long_statistics_kernel, plan.grid(), {**outputs, **given, **more}, warps=plan.warps)
     return found
 
 
 def rows_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of [N, C] logits: rest [N], own [N, K], rival [N] and the weighted mean [N], without the K targets."""
     i = Inputs(*inputs)
-    plan = _plan(i)
-    kind, rows = accumulate_type(i.logits.dtype), i.logits.shape[0]
+    plan, given = _given(i)
+    kind, rows = accumulate_type(i.logits.dtype), plan.rows
     rest, rival = (i.logits.new_empty(rows, dtype=kind) for _ in range(2))
     mean = i.logits.new_empty(0 if i.mean_weight is None else rows, dtype=kind)
     own = i.logits.new_empty(i.target.shape, dtype=kind)
-    found = _statistics(plan, rest, rival, None if i.mean_weight is None else mean, own)
+    found = _statistics(plan, given, rest, rival, None if i.mean_weight is None else mean, own)
     if found.total is not None:
-        whole = power_of_two(found.parts)
+        whole = power_of_two(plan.parts)
         block = max(1, 2048 // whole)
         outputs = {"rest_out": rest, "rival_out": rival, "mean_out": mean}
         parts = {"top": found.top, "total": found.total, "rival": found.rival, "mean": found.mean}
-        sizes = {"rows": rows, "pieces": found.parts, "P": whole, "block": block}
-        launch(merge_kernel, (blocks(rows, block),), outputs | parts | sizes)
+        sizes = {"rows": rows, "pieces": plan.parts, "P": whole, "block": block}
+        launch(merge_kernel, (blocks(rows, block),), {**outputs, **parts, **sizes})
     return rest, own, rival, mean
 
 
@@ -168,73 +190,83 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     t, reduction = Terms(*settings[:-1]), settings[-1]
     share = None if t.total is None else t.mean_weight
     tables = (t.offset, t.offset_row, share)
-    plan = _plan(Inputs(logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index))
-    kind, rows = accumulate_type(logits.dtype), plan.rows
-    saved, spare = (logits.new_empty((size, rows), dtype=kind) for size in (5, 3))
-    rival = spare[0] if t.kind == ANGULAR and t.instance else None  # only the margin of hard rows asks for it
-    found = _statistics(plan, saved[0], rival, None if share is None else spare[1], spare[2])
+    inputs = Inputs(logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index)
+    plan, given = _given(inputs)
+    kind = accumulate_type(logits.dtype)
+    saved, spare = (logits.new_empty((size, plan.rows), dtype=kind) for size in (5, 3))
+    rival, mean, own = spare.unbind()
+    ranked = t.kind == ANGULAR and t.instance != 0  # only the margin of hard rows asks for rivals
+    found = _statistics(plan, given, saved[0], rival if ranked else None, None if share is None else mean, own)
+    more = {"share_total": None if share is None else _dense(t.total), **loss_settings(t)}
+    return _loss(plan, {**found._asdict(), **given, **more}, saved, reduction), saved
+
+
+# What the kernel for the loss takes of all arguments, beside the statistics.
+_LOSS = (
+    *("target", "offset", "offset_row", "share", "share_total", "weight", "class_margin", "class_smoothing"),
+    *("offset_kind", "share_kind", "offset_lines", "share_lines", "ignore", "order", "scale", "margin", "instance"),
+    *("gamma", "smoothing", "kind", "guard", "focal"),
+)
+
+
+def _loss(plan: Plan, given: dict[str, Any], saved: Tensor, reduction: int) -> Tensor:
+    """The loss [N] or [], and the slopes in `saved`, from the statistics of rows or of their parts."""
+    rows = plan.rows
     alone = reduction != NONE and rows <= ALONE
     block = power_of_two(rows, most=ALONE if alone else SOME)
     programs = 1 if alone else blocks(rows, block)
-    loss = logits.new_empty(rows if reduction == NONE else (), dtype=kind)
-    sums = None if alone or reduction == NONE else logits.new_empty((2, programs), dtype=kind)
+    loss = saved.new_empty(rows if reduction == NONE else ())
+    sums = None if alone or reduction == NONE else saved.new_empty((2, programs))
+    taken = {name: given[name] for name in (*_LOSS, *Statistics._fields)}
     outputs = {"loss_out": loss, "saved": saved, "sums_out": sums}
-    statistics = {"top": found.top, "total": found.total, "rival": found.rival, "mean": found.mean, "own": found.own}
-    names = ("target", "offset", "offset_row", "share", "offset_kind", "share_kind", "offset_lines", "share_lines")
-    given = {name: plan.arguments[name] for name in names} | loss_settings(t)
-    given |= {"share_total": None if share is None or t.total is None else t.total.contiguous(), "width": plan.width}
-    sizes = {"rows": rows, "pieces": found.parts, "P": power_of_two(found.parts), "block": block}
+    sizes = {"rows": rows, "width": plan.width, "pieces": plan.parts, "P": power_of_two(plan.parts), "block": block}
     how = {"reduction": reduction, "alone": alone}
-    launch(loss_kernel, (programs,), outputs | statistics | given | sizes | how, warps=8 if block > SOME else 4)
+    launch(loss_kernel, (programs,), {**taken, **outputs, **sizes, **how}, warps=8 if block > SOME else 4)
     if sums is not None:
         mean = reduction in (WEIGHTED_MEAN, MEAN)
-        sizes = {"rows": rows, "programs": programs, "ignore": t.ignore_index, "mean": mean, "block": 1024}
-        outputs = {"loss_out": loss, "saved": saved, "sums": sums, "target": plan.arguments["target"]}
-        launch(divide_kernel, (min(programs, 512) if mean else 1,), outputs | sizes)
-    return loss, saved
+        sizes = {"rows": rows, "programs": programs, "ignore": given["ignore"], "mean": mean, "block": 1024}
+        outputs = {"loss_out": loss, "saved": saved, "sums": sums, "target": given["target"]}
+        launch(divide_kernel, (min(programs, 512) if mean else 1,), {**outputs, **sizes})
+    return loss
 
 
 def _gradient(i: Inputs, s: Slopes) -> tuple[Tensor, Tensor]:
     """The gradient for the logits [N, C] and, if wanted, for the offset in its own shape."""
     i = i if s.d_mean is not None else i._replace(mean_weight=None)
-    plan, want_offset = _plan(i), s.want_offset and i.offset is not None
-    slopes = s._replace(d_mean=None if i.mean_weight is None else s.d_mean)._asdict()
-    del slopes["want_offset"]
-    given = plan.arguments | {name: None if slope is None else slope.contiguous() for name, slope in slopes.items()}
-    given["one_grad"] = s.grad is not None and s.grad.dim() == 0
-    kind = accumulate_type(i.logits.dtype)
-    each = plan.arguments["offset_kind"] == EACH.value
-    d_offset = i.logits.new_empty(i.offset.shape if want_offset and each else 0, dtype=kind)  # type: ignore[union-attr]
-    d_logits = i.logits.new_empty(i.logits.shape)
-    given |= {"d_logits": d_logits, "d_table": d_offset if want_offset and each else None}
+    plan, given = _given(i)
+    mean = None if i.mean_weight is None else s.d_mean
+    slopes = {"rest": s.rest, "d_rest": s.d_rest, "d_own": s.d_own, "d_own_offset": s.d_own_offset, "d_mean": mean}
+    given |= {name: _dense(slope) for name, slope in slopes.items()}
+    given |= {"grad": _dense(s.grad), "one_grad": s.grad is not None and s.grad.dim() == 0}
+    d_logits, d_offset = i.logits.new_empty(i.logits.shape), s.rest.new_empty(0)
+    each = plan.fixed["offset_kind"] == EACH.value
+    if s.want_offset and i.offset is not None:
+        d_offset = s.rest.new_empty(i.offset.shape) if each else _table_gradient(plan, given, i.offset.shape[0])
+    given |= {"d_logits": d_logits, "d_table": d_offset if s.want_offset and each else None}
     if plan.short:
-        warps, tile = plan.across()
-        launch(short_gradient_kernel, (blocks(plan.rows, tile["R"]),), given | tile, warps=warps)
+        launch(short_gradient_kernel, plan.grid(), given, warps=plan.warps)
     else:
-        parts, span = plan.parts()
-        launch(long_gradient_kernel, (plan.rows, parts), given | plan.along() | {"span": span})
-    if want_offset and not each:
-        d_offset = _table_gradient(plan, given, i.offset, i.offset_row)  # type: ignore[arg-type]
+        launch(long_gradient_kernel, plan.grid(), {**given, "span": plan.span}, warps=plan.warps)
     return d_logits, d_offset
 
 
-def _table_gradient(plan: Plan, given: dict[str, Any], offset: Tensor, offset_row: Tensor | None) -> Tensor:
+def _table_gradient(plan: Plan, given: dict[str, Any], lines: int) -> Tensor:
     """The offset's gradient [R, C]: for each of its lines the sum over its rows, in their order."""
-    given = {name: value for name, value in given.items() if name not in ("d_logits", "d_own")}
-    tall, wide = 16, min(128, power_of_two(plan.width, least=16))
+    tall, wide, like = 16, min(128, power_of_two(plan.width, least=16)), given["rest"]
     across = blocks(plan.width, wide)
-    if offset.shape[0] == 1:  # parts of the batch, so that there are enough programs, and then their sum
-        most, wanted = blocks(plan.rows, 4 * tall), blocks(8 * processors(plan.like), across)
-        chunk = tall * max(1, blocks(plan.rows, tall * max(1, min(most, wanted))))
-        groups, order, bounds = max(1, blocks(plan.rows, chunk)), None, None
+    groups, chunk, order, bounds = lines, 0, None, None
+    if lines == 1:  # parts of the batch, so that there are enough programs, and then their sum
+        wanted = min(blocks(plan.rows, 4 * tall), blocks(8 * processors(like), across))
+        chunk = tall * max(1, blocks(plan.rows, tall * max(1, wanted)))
+        groups = max(1, blocks(plan.rows, chunk))
     else:
-        groups, chunk = offset.shape[0], 0
-        line, order = plan.arguments["offset_row"].clamp(0, groups - 1).sort(stable=True)
-        bounds = torch.searchsorted(line, torch.arange(groups + 1, device=line.device, dtype=line.dtype))
-    d_table = offset.new_empty((groups, plan.width))
+        line, order = given["offset_row"].clamp(0, lines - 1).sort(stable=True)
+        bounds = torch.searchsorted(line, torch.arange(lines + 1, device=line.device, dtype=line.dtype))
+    d_table = like.new_empty((groups, plan.width))
+    taken = {name: value for name, value in given.items() if name not in ("d_own", *plan.tile)}
     more = {"d_table": d_table, "order": order, "bounds": bounds, "chunk": chunk, "R": tall, "W": wide}
-    launch(table_gradient_kernel, (groups, across), given | more)
-    return d_table.sum(0, keepdim=True) if d_table.shape[0] != offset.shape[0] else d_table
+    launch(table_gradient_kernel, (groups, across), {**taken, **more})
+    return d_table.sum(0, keepdim=True) if groups != lines else d_table
 
 
 def rows_backward(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, finite, number
+from lt_kernels.triton.numbers import exp, finite, number, part
 from lt_kernels.triton.rows_tiles import (
     block_of,
     covers,
@@ -13,7 +13,6 @@ from lt_kernels.triton.rows_tiles import (
     is_column,
     lattice,
     line_of,
-    part,
     table_start,
     targets,
     values,
@@ -28,12 +27,6 @@ def slopes_of(rest, d_rest, grad, one_grad: tl.constexpr, row, inside):
         factor = tl.load(grad) if one_grad else tl.load(grad + row, mask=inside, other=0.0)
     d_rest = tl.load(d_rest + row, mask=inside, other=0.0) * factor
     return finite(tl.load(rest + row, mask=inside, other=0.0)), d_rest, factor
-
-
-@triton.jit
-def middle_of(d_mean, row, inside, factor):
-    """d_mean of rows times the factor, where there is such a slope."""
-    return None if d_mean is None else tl.load(d_mean + row, mask=inside, other=0.0) * factor
 
 
 @triton.jit
@@ -134,7 +127,8 @@ def long_gradient_kernel(
     out_at = origin if dense else row * width + head
     by_row = part(row_scale, row, True)
     low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, True)
-    d_middle = middle_of(d_mean, row, True, factor)
+    d_middle = part(d_mean, row, True)
+    d_middle = None if d_middle is None else d_middle * factor
     one, two = own_slopes(d_own, row, first, second, True, factor, slots)
     one_b, two_b = own_slopes(d_own_offset, row, first, second, True, factor, slots)
     one, two = in_logits(one, first, by_row, column_scale, True), in_logits(two, second, by_row, column_scale, True)
@@ -163,7 +157,8 @@ def long_gradient_kernel(
         column, there = edges(width, head, whole, group)
         there = there & (piece == 0)
         x = tl.load(logits + begin + column, mask=there, other=0.0).to(A)
-        c, b = part(column_scale, column, there), part(offset, offset_at - head + column, there)
+        c = part(column_scale, column, there)
+        b = part(offset, offset_at - head + column, there)
         _, u = values(x, by_row, c, b, s, scaled)
         d_u = d_values(u, part(share, share_at - head + column, there), low, d_low, d_middle, exact)
         d_x = place_targets(d_logits_of(d_u, by_row, c, s, scaled), column, first, second, one, two, skipped)
@@ -214,7 +209,8 @@ def short_gradient_kernel(
     first, second, skipped = targets(target, row, present, start, width, ignore, slots)
     by_row = part(row_scale, row, present)
     low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, present)
-    d_middle = middle_of(d_mean, row, present, factor)
+    d_middle = part(d_mean, row, present)
+    d_middle = None if d_middle is None else d_middle * factor
     one, two = own_slopes(d_own, row, first, second, present, factor, slots)
     one_b, two_b = own_slopes(d_own_offset, row, first, second, present, factor, slots)
     one = in_logits(one, first, by_row, column_scale, present)
@@ -295,7 +291,8 @@ def table_gradient_kernel(
         inside = present[:, None] & (column < width)
         first, second, skipped = targets(target, row, present, start, width, ignore, slots)
         low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, present)
-        d_middle = middle_of(d_mean, row, present, factor)
+        d_middle = part(d_mean, row, present)
+        d_middle = None if d_middle is None else d_middle * factor
         one, two = own_slopes(d_own_offset, row, first, second, present, factor, slots)
         x = tl.load(logits + (row * stride * unit)[:, None] + column, mask=inside, other=0.0).to(A)
         offset_line = line_of(offset_kind, row, offset_row, offset_lines, present)

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from lt_kernels.reference import rows as reference
-from lt_kernels.triton.margins import at_class, part_of, row_loss
+from lt_kernels.triton.margins import at_class, row_loss
+from lt_kernels.triton.numbers import part
 from lt_kernels.triton.rows_statistics import merged
 from lt_kernels.triton.rows_tiles import line_of
 
@@ -16,11 +17,10 @@ WEIGHTED_MEAN: tl.constexpr = tl.constexpr(reference.WEIGHTED_MEAN)
 
 
 @triton.jit
-def at_target(table, line, label, width, inside):
+def at_target(table, kind: tl.constexpr, row, offset_row, lines, label, width, inside):
     """A table at each row's target, 0 where that is out of range; nothing without a table."""
-    column = tl.minimum(tl.maximum(label, 0), width - 1)
-    value = part_of(table, line * width + column, inside)
-    return None if table is None else tl.where(column == label, value, 0.0)
+    there = inside & (label >= 0) & (label < width)
+    return part(table, line_of(kind, row, offset_row, lines, inside) * width + label, there)
 
 
 @triton.jit
@@ -77,17 +77,17 @@ def loss_kernel(
     label = tl.load(target + row, mask=inside, other=ignore)
     counts = label != ignore
     if total is None:
-        rest, middle = part_of(top, row, inside), part_of(mean, row, inside)
-        best = part_of(rival, row, inside)
+        rest = tl.load(top + row, mask=inside, other=0.0)
+        best = part(rival, row, inside)
+        middle = part(mean, row, inside)
     else:
         rest, best, middle = merged(top, total, rival, mean, row, inside, rows, pieces, P)
     middle = None if mean is None else middle
     best = rest if rival is None else best
-    own_offset = at_target(offset, line_of(offset_kind, row, offset_row, offset_lines, inside), label, width, inside)
-    share_line = line_of(share_kind, row, offset_row, share_lines, inside)
-    own_share = at_target(share, share_line, label, width, inside)
-    all_shares = part_of(share_total, share_line, inside)
-    z = part_of(own, row, inside)
+    own_offset = at_target(offset, offset_kind, row, offset_row, offset_lines, label, width, inside)
+    own_share = at_target(share, share_kind, row, offset_row, share_lines, label, width, inside)
+    all_shares = part(share_total, line_of(share_kind, row, offset_row, share_lines, inside), inside)
+    z = part(own, row, inside)
     loss, d_rest, d_own, d_offset, _, d_mean = row_loss(
         rest, z, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin, class_smoothing,
         width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, exp_below, finite, log_sum, merge, number
+from lt_kernels.triton.numbers import exp, exp_below, finite, log_sum, merge, number, part
 from lt_kernels.triton.rows_tiles import (
     NOTHING,
     block_of,
@@ -14,13 +14,11 @@ from lt_kernels.triton.rows_tiles import (
     is_column,
     lattice,
     line_of,
-    part,
     peers,
     store_own,
     summary,
     table_start,
     targets,
-    unless,
     values,
     weighted,
 )
@@ -119,7 +117,7 @@ def long_statistics_kernel(
             hidden = hidden | (t + coarse >= stop)
             z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
             if share is not None:
-                a = unless(hidden, a)
+                a = tl.where(hidden, 0.0, a)
         top, total, rival, mean = add_block(top, total, rival, mean, z, u, a, rival_out is not None, exact)
         x = after
     best = tl.max(top, 0)
@@ -129,11 +127,11 @@ def long_statistics_kernel(
         column, there = edges(width, head, whole, group)
         there = there & (piece == 0) & (~skipped)
         x = tl.load(logits + begin + column, mask=there, other=0.0).to(A)
-        b, a = part(offset, offset_at - head + column, there), part(share, share_at - head + column, there)
+        b = part(offset, offset_at - head + column, there)
+        a = part(share, share_at - head + column, there)
         z, u = values(x, by_row, part(column_scale, column, there), b, s, scaled)
         hidden = (~there) | (column == first) | (column == second)
-        z, u = tl.where(hidden, NOTHING, peers(z, u, b)), tl.where(hidden, NOTHING, u)
-        edge_top, edge_total, edge_rival, edge_mean = summary(z, u, unless(hidden, a), 0, exact)
+        edge_top, edge_total, edge_rival, edge_mean = summary(peers(z, u, b), u, a, hidden, 0, exact)
         top, total = merge(top, total, edge_top, edge_total)
         rival, mean = tl.maximum(rival, edge_rival), mean + edge_mean
     place = piece * rows + row
@@ -190,8 +188,7 @@ def short_statistics_kernel(
     a = block_of(share, share_kind, share_line, column, inside, width)
     z, u = values(x, by_row, part(column_scale, column, column < width), b, number(scale, A), scaled)
     hidden = (~inside) | (column == first[:, None]) | (column == second[:, None])
-    z, u = tl.where(hidden, NOTHING, peers(z, u, b)), tl.where(hidden, NOTHING, u)
-    top, total, rival, mean = summary(z, u, unless(hidden, a), 1, exact)
+    top, total, rival, mean = summary(peers(z, u, b), u, a, hidden, 1, exact)
     store_statistics(top_out, None, rival_out, mean_out, row, present, top, total, rival, mean)
     by_row = part(row_scale, row, present)
     if slots > 0:

@@ -5,19 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, finite
+from lt_kernels.triton.numbers import exp, finite, part
 
 # How the lines of a table [1, C], [N, C] or [R, C] belong to the rows of logits.
 ONE: tl.constexpr = tl.constexpr(0)
 EACH: tl.constexpr = tl.constexpr(1)
 PICKED: tl.constexpr = tl.constexpr(2)
 NOTHING: tl.constexpr = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def part(table, place, inside):
-    """Numbers of a table that may be absent."""
-    return None if table is None else tl.load(table + place, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -83,23 +77,20 @@ def peers(z, u, offset):
 
 
 @triton.jit
-def unless(hidden, share):
-    """A block of shares without those of targets."""
-    return None if share is None else tl.where(hidden, 0.0, share)
-
-
-@triton.jit
 def weighted(share, u):
     """share * u, where 0 times an infinite u is 0."""
     return share * tl.where(share == 0, 0.0, u)
 
 
 @triton.jit
-def summary(z, u, share, axis: tl.constexpr, exact: tl.constexpr):
-    """(top, total, rival, mean) of a block along an axis; without shares mean is any number."""
+def summary(z, u, share, hidden, axis: tl.constexpr, exact: tl.constexpr):
+    """(top, total, rival, mean) along an axis of what is not hidden in a block; without shares mean is any number."""
+    z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
     top = tl.max(u, axis)
-    total = tl.sum(exp(u - tl.expand_dims(finite(top), axis), exact), axis)
-    return top, total, tl.max(z, axis), top if share is None else tl.sum(weighted(share, u), axis)
+    total, mean = tl.sum(exp(u - tl.expand_dims(finite(top), axis), exact), axis), top
+    if share is not None:
+        mean = tl.sum(weighted(tl.where(hidden, 0.0, share), u), axis)
+    return top, total, tl.max(z, axis), mean
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -45,12 +46,46 @@ def test_short_rows(offset: str | None, share: str | None, slots: int) -> None:
         check(inputs(sizes, slots, kind, offset, share, scaled=bool((turn + slots) % 2)), grad=turn < 2)
 
 
-@pytest.mark.parametrize("sizes", LARGE, ids=str)
-@pytest.mark.parametrize("offset, share", TABLES)
-def test_long_rows(offset: str | None, share: str | None, sizes: tuple[int, int]) -> None:
-    turn = TABLES.index((offset, share)) + LARGE.index(sizes)
+@pytest.fixture(params=["walked", "cut"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How programs go along long rows: a whole one each, block by block, as if there were many; or a part each."""
+    monkeypatch.setattr(rows, "FILL", 0 if request.param == "walked" else rows.FILL)
+    rows._plan.cache_clear()
+    yield request.param
+    rows._plan.cache_clear()
+
+
+# (offset, share, sizes, turn); each in one of the two ways
+LONG = [(*tables, sizes, t + s) for t, tables in enumerate(TABLES) for s, sizes in enumerate(LARGE)]
+WAYS = [("walked" if one[3] % 3 else "cut", one) for one in LONG]
+
+
+@pytest.mark.parametrize("way, problem", WAYS, indirect=["way"], ids=str)
+def test_long_rows(way: str, problem: tuple[str | None, str | None, tuple[int, int], int]) -> None:
+    offset, share, sizes, turn = problem
     slots, kind = (1, 2, 0)[turn % 3], DTYPES[turn % 4]
     check(inputs(sizes, slots, kind, offset, share, scaled=bool(turn // 2 % 2)), grad=turn % 3 < 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_targets_at_the_ends_of_blocks(dtype: torch.dtype, way: str) -> None:
+    """The first and the last column of a row, of its whole groups, and of a block."""
+    n, c, size = 6, 4099, 4096 // dtype.itemsize * 2
+    i = inputs((n, c), 2, dtype, None, None, scaled=False)
+    for row in range(n):
+        group = 16 // dtype.itemsize
+        head = -row * c % group
+        last = head + (c - head) // group * group
+        places = [
+            (head, head + size),
+            (head + size - 1, 0),
+            (head - 1, last),
+            (last - 1, c - 1),
+            (head, 0),
+            (last, c - 1),
+        ]
+        i.target[row] = torch.tensor([START + min(max(place, 0), c - 1) for place in places[row]], device=DEVICE)
+    check(i)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
