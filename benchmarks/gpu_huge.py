@@ -111,7 +111,7 @@ def _features(rows: int, classes: int, features: int, *, cosine: bool) -> Triple
     scale = 16.0 if cosine else 1.0
     input = torch.randn(rows, features).to(BF16).requires_grad_()
     weight = torch.empty(classes, features, dtype=BF16).normal_(std=features**-0.5).requires_grad_()
-    target = torch.cat([sample(classes, 2**31 // features), torch.randint(classes, (rows,))])[-rows:]
+    target = torch.cat([sample(classes, 2**31 // features), torch.randint(classes, (rows,))])[:rows]
     target[:2] = torch.tensor([classes - 1, min(2**31 // features + 1, classes - 1)])[:rows]
     if cosine:
         value = functional.cosine_margin_cross_entropy(input, weight, target, scale=scale)

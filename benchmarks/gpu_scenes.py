@@ -14,8 +14,6 @@ from benchmarks.gpu_pool import Function, Pool, Scene, Sizes
 from lt_kernels import functional, memory_budget
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 
-SMALL_BUDGET = 2**16  # bytes: less than the logits of the larger scenes, so that they are made a slab at a time
-
 
 def scenes(part: str, pool: Pool, sizes: Sizes) -> Iterator[Scene]:
     """The scenes of one part, in an order that is the same for every dtype."""
@@ -78,27 +76,31 @@ def row_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     axes = {"logits": pool.normal(rows, classes, 2), "target": pool.classes(rows, 2, below=classes)}
     yield _row(pool, shape, "many axes", **axes, weight=weight)
     yield _row(pool, shape, "strided rows", logits=pool.normal(rows, 2 * classes)[:, :classes])
+    yield _row(pool, shape, "strided classes", logits=pool.normal(classes, rows).T)
 
 
-def _within(budget: int | None, call: Function) -> Function:
+def _within(shape: tuple[int, ...], slabs: bool, call: Function) -> Function:
+    """The call, for `slabs` with a budget of a quarter of its logits or less, so that these are made a slab at a time."""
+    budget = max(1, shape[0] * shape[1] // 2)
+
     def small(**tensors: Tensor) -> Tensor:
-        with memory_budget(budget or SMALL_BUDGET):
+        with memory_budget(budget):
             return call(**tensors)
 
-    return call if budget is None else small
+    return small if slabs else call
 
 
 def _linear(pool: Pool, shape: tuple[int, ...], name: str = "plain", **given: Any) -> Scene:
     rows, classes, size = shape
-    target, budget = given.pop("target", None), given.pop("budget", None)
+    target, slabs = given.pop("target", None), given.pop("slabs", False)
     target = pool.classes(rows, below=classes) if target is None else target
     leaves = pool.features(rows, classes, size, pool.classes(rows, below=classes))
-    leaves |= {key: given.pop(key) for key in ("linear_bias", "offset") if key in given}
+    leaves |= {key: given.pop(key) for key in ("linear_bias", "linear_weight", "offset") if key in given}
     constants = {key: value for key, value in given.items() if isinstance(value, Tensor)}
     options = {key: value for key, value in given.items() if key not in constants}
     return Scene(
         f"linear_cross_entropy, {name}",
-        _within(budget, lambda **tensors: functional.linear_cross_entropy(target=target, **tensors, **options)),
+        _within(shape, slabs, lambda **tensors: functional.linear_cross_entropy(target=target, **tensors, **options)),
         lambda **tensors: dense.linear(target=target, **tensors, **options),
         leaves,
         constants,
@@ -107,19 +109,20 @@ def _linear(pool: Pool, shape: tuple[int, ...], name: str = "plain", **given: An
 
 def linear_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     """`linear_cross_entropy` with each option."""
-    rows, classes, _ = shape
+    rows, classes, size = shape
     pair = [pool.classes(rows, below=classes - 1) for _ in range(2)]
     missing = pool.rounded(pool.draw(classes).index_fill(0, torch.tensor(classes - 1), -torch.inf))
     soft = pool.rounded(pool.draw(rows, classes).softmax(1))
     bias, offset, weight = pool.normal(classes), pool.normal(classes), pool.positive(classes)
-    slabs = {"budget": SMALL_BUDGET, "label_smoothing": 0.1}
+    slabs = {"slabs": True, "label_smoothing": 0.1}
     yield _linear(pool, shape, "bias, offset, weight", linear_bias=bias, offset=offset, weight=weight)
     yield _linear(pool, shape, "class that is not there", target=pair[0], offset=missing)
     yield _linear(pool, shape, "focal, sum", focal_gamma=1.5, label_smoothing=0.1, reduction="sum")
     yield _linear(pool, shape, "probabilities", target=soft, label_smoothing=0.1)
     yield _linear(pool, shape, "mixed, none", target=MixedTarget(pair[0], pair[1], 0.3), reduction="none")
     yield _linear(pool, shape, "offset by row", offset=pool.normal(rows, classes))
-    yield _linear(pool, shape, "slabs", budget=SMALL_BUDGET)
+    yield _linear(pool, shape, "strided weight", linear_weight=pool.normal(size, classes, spread=size**-0.5).T)
+    yield _linear(pool, shape, "slabs", slabs=True)
     yield _linear(pool, shape, "slabs, bias, offset, smoothing", linear_bias=bias, offset=offset, **slabs)
     yield _linear(pool, shape, "slabs, mixed", target=MixedTarget(pair[0], pair[1], 0.3), **slabs)
 
@@ -132,7 +135,7 @@ def _margin(name: str, counts: Tensor) -> Any:
 
 def _cosine(pool: Pool, shape: tuple[int, ...], margin: str = "arcface", name: str = "", **given: Any) -> Scene:
     rows, classes, size = shape
-    counts, target, budget = pool.counts(classes), given.pop("target", None), given.pop("budget", None)
+    counts, target, slabs = pool.counts(classes), given.pop("target", None), given.pop("slabs", False)
     near = target.first if isinstance(target, MixedTarget) else target
     near = pool.classes(rows, below=classes) if near is None else near
     target = near if target is None else target
@@ -144,7 +147,7 @@ def _cosine(pool: Pool, shape: tuple[int, ...], margin: str = "arcface", name: s
     ours = functional.cosine_margin_cross_entropy
     return Scene(
         f"cosine_margin_cross_entropy, {', '.join(filter(None, (margin, name)))}",
-        _within(budget, lambda **leaf: ours(target=target, margin=value, scale=scale, **leaf, **options)),
+        _within(shape, slabs, lambda **leaf: ours(target=target, margin=value, scale=scale, **leaf, **options)),
         lambda **leaf: dense.cosine(target=target, margin=margin, scale=scale, counts=counts, **leaf, **options),
         leaves,
         constants,
@@ -166,9 +169,9 @@ def cosine_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     yield _cosine(pool, shape, "dbm", "offset", offset=pool.normal(classes))
     yield _cosine(pool, shape, "dbm guard", "focal", focal_gamma=1.0)
     yield _cosine(pool, shape, "dbm", "mixed", target=MixedTarget(pair[0], pair[1], 0.3))
-    yield _cosine(pool, shape, "arcface", "slabs, class not there", target=pair[0], offset=missing, budget=SMALL_BUDGET)
-    yield _cosine(pool, shape, "sphereface", "slabs", budget=SMALL_BUDGET)
-    yield _cosine(pool, shape, "dbm", "slabs", budget=SMALL_BUDGET)
+    yield _cosine(pool, shape, "arcface", "slabs, class not there", target=pair[0], offset=missing, slabs=True)
+    yield _cosine(pool, shape, "sphereface", "slabs", slabs=True)
+    yield _cosine(pool, shape, "dbm", "slabs", slabs=True)
 
 
 def free_threshold(weight: Tensor, wanted: float) -> float:

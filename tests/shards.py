@@ -169,7 +169,7 @@ def two_heads(rank: int, world: int, group: Any) -> None:
 
 
 def asked_once(rank: int, world: int, group: Any) -> None:
-    """A parameter's layout is asked for at its first call only, in whatever order heads of different sizes are called."""
+    """A parameter's layout is asked for at its first call only, in whatever order heads are called."""
     sizes = (world, world + 1, 2 * world)
     heads = [LinearHead(D, classes, losses.CrossEntropyLoss(), group=group).double() for classes in sizes]
     with unittest.mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as asked:

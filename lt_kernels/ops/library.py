@@ -171,11 +171,11 @@ def _cuda_status(names: list[str]) -> tuple[str, str]:
     return "reference", "; ".join(part for part in ("triton is not installed", seen) if part)
 
 
-_forced = [False]
+_forced = [""]
 
 
-def forced() -> bool:
-    """Whether `use_kernels` asks for particular kernels, so that none may be passed by."""
+def forced() -> str:
+    """The kernels that `use_kernels` asks for, so that none may be passed by; "" without it."""
     return _forced[0]
 
 
@@ -192,7 +192,7 @@ def use_kernels(which: Literal["reference", "compiled", "triton"]) -> Iterator[N
         raise RuntimeError(f"which='compiled': {_reason}")
     if which == "triton" and not (_has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED):
         raise RuntimeError("which='triton': triton is not installed, or TRITON_INTERPRET=1 is not set")
-    before, _forced[0] = _forced[0], True
+    before, _forced[0] = _forced[0], which
     override = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (destroyed below)
     _override(override, which)
     try:

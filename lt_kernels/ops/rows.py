@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, takes
+from lt_kernels.ops.library import apply, define, forced, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -121,7 +121,8 @@ class DirectRowLoss(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         logits, (wanted, _, offset_wanted, *_) = inputs[0], ctx.needs_input_grad
         ctx.gradient = None
-        if wanted and not offset_wanted and logits.is_cpu and logits.dtype != torch.float16:
+        on_cpu = logits.is_cpu and forced() != "triton"
+        if wanted and not offset_wanted and on_cpu and logits.dtype != torch.float16:
             loss, saved, ctx.gradient = gradient_op(*inputs)
         else:
             loss, saved = loss_op(*inputs)
@@ -131,7 +132,7 @@ class DirectRowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, unused: Any) -> tuple[Tensor | None, ...]:
         made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
-        if made is None or type(grad) is not Tensor or torch.is_grad_enabled():
+        if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
             return RowLoss.backward(ctx, grad, unused)
         one = grad.ndim == 0 and grad.item() == 1
         if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice

@@ -85,7 +85,7 @@ def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
     """The logits of a block: input[rows] @ weight[classes].T (+ bias)."""
     kind, left, right = product_type(problem.input), problem.input[rows], problem.weight[classes]
     bias = None if problem.bias is None else problem.bias[classes].to(kind)
-    if left.is_cuda and left.dtype == right.dtype != kind:  # float16 products with float32 sums
+    if (left.is_cuda or left.is_meta) and left.dtype == right.dtype != kind:  # float16 products with float32 sums
         logits = torch.mm(left, right.T, out_dtype=kind)
         return logits if bias is None else logits.add_(bias)
     left, right = left.to(kind), right.to(kind)
@@ -240,7 +240,7 @@ class Backward:
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """total = left @ right the first time, += afterwards; the sum keeps its own, wider dtype."""
-    if total.dtype != left.dtype and left.is_cuda:  # the library's sums are float32 inside: not rounded in between
+    if total.dtype != left.dtype and (left.is_cuda or left.is_meta):  # a GPU's sums are float32 inside: keep them so
         arguments = {"out_dtype": total.dtype, "out": total}
         torch.mm(left, right, **arguments) if first else torch.addmm(total, left, right, **arguments)
     elif total.dtype != left.dtype:

@@ -180,9 +180,9 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
 def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`rows_loss`, and the gradient of its sum (or mean) for the logits."""
     loss, saved = rows_loss(*inputs)
-    logits, target, (scale, ignore_index) = inputs[0], inputs[1], (inputs[9], inputs[16])
-    one = saved.new_ones(())
-    return loss, saved, rows_loss_backward(logits, target, saved, one, *inputs[2:5], scale, ignore_index, False)[0]
+    logits, target, offset, row, mean_weight = inputs[:5]
+    tables, one = (offset, row, mean_weight), saved.new_ones(())
+    return loss, saved, rows_loss_backward(logits, target, saved, one, *tables, inputs[9], inputs[16], False)[0]
 
 
 def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:

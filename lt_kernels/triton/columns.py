@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_kernels.reference.rows import accumulate_type
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
-from lt_kernels.triton.numbers import finite, log_sum
+from lt_kernels.triton.numbers import exp, finite, log_sum
 
 LARGE = 2**25  # bytes of logits from which wide loads pay for a second launch, which puts the parts together
 LEAST = 256  # rows of a part: its sums are written and read once more
@@ -27,12 +27,6 @@ LEAST = 256  # rows of a part: its sums are written and read once more
 def _bounded(top):
     """top, but 0 where it is infinite: what may be subtracted from any logit of the column."""
     return tl.where(tl.abs(top) == float("inf"), 0.0, top)
-
-
-@triton.jit
-def _exp(x):
-    """e^x; in float32 by one instruction for 2^x, which makes 0 of what is below the normal numbers."""
-    return tl.exp(x) if x.dtype == tl.float64 else tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
@@ -81,9 +75,9 @@ def _sums(logits, row_offset, walk, place, inside, T: tl.constexpr, U: tl.conste
         x = _read(logits + (start + place[None, :]), row_offset, line, here, mask, float("-inf"), A)
         x = tl.reshape(x, [U, T // U, place.shape[0]])  # U lies in a thread's registers: no exchange in the loop
         before, top = top, tl.maximum(top, tl.max(x, 0))
-        total = total * _exp(before - _bounded(top)) + tl.sum(_exp(x - _bounded(top)[None, :, :]), 0)
+        total = total * exp(before - _bounded(top), False) + tl.sum(exp(x - _bounded(top)[None, :, :], False), 0)
     best = tl.max(top, 0)
-    return best, tl.sum(total * _exp(top - _bounded(best)[None, :]), 0)
+    return best, tl.sum(total * exp(top - _bounded(best)[None, :], False), 0)
 
 
 @triton.jit
@@ -138,7 +132,7 @@ def _gradient(x, column, level, slope, target, d_own, here):
     y = tl.load(target, mask=here, other=-1)
     y = tl.where((y >= 0) & (y < 2147483647), y, -8).to(tl.int32)  # no column: those of a window start at -7
     own = tl.load(d_own, mask=here, other=0.0)
-    d = slope[None, :] * _exp(x - level[None, :])
+    d = slope[None, :] * exp(x - level[None, :], False)
     return tl.where(column[None, :] == y[:, None], d + own[:, None], d)
 
 

@@ -272,8 +272,8 @@ def _units(weight: Tensor, zeros: dict[str, Tensor]) -> tuple[Tensor, ...]:
     width = power_of_two(depth, most=2048)
     arguments = {"weight": weight, "unit": unit, "scale": scale, "step": step, "error": error, **zeros}
     arguments |= {"C": classes, "d": features, "D": depth, "S": weight.stride(0)}
-    arguments |= {"HEIGHT": 4096 // width, "WIDTH": width}
-    launch(unit_kernel, (blocks(classes, 4096 // width),), arguments, warps=4)
+    arguments |= {"HEIGHT": 2048 // width, "WIDTH": width}
+    launch(unit_kernel, (blocks(classes, 2048 // width),), arguments, warps=4)
     return scale, unit, step, error
 
 
@@ -373,5 +373,6 @@ def _push(shared: dict[str, Any], threshold: float) -> None:
     board = weight.new_empty(programs, size, size, dtype=torch.float32)
     sizes = {"weight": weight, "S": weight.stride(0), "board": board, "gathered": gathered, "IN_PLACE": in_place}
     sizes |= {"side": shared["dense"].shape[0], "threshold": threshold}
-    sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 32, "TILE": reference.TILE}
+    aligned = features % 16 == 0 and weight.stride(0) % 16 == 0  # other addresses take more registers
+    sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 32 if aligned else 16, "TILE": reference.TILE}
     launch(push_kernel, (programs,), {**shared, **sizes}, warps=8)

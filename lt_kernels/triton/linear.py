@@ -321,7 +321,7 @@ class Backward(reference.Backward):
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         """As the reference's; what the interpreter runs on is no GPU, whose products can have float32 sums."""
-        if left.device.type != "cuda" and total.dtype != left.dtype:
+        if left.is_cpu and total.dtype != left.dtype:
             left, right = left.to(total.dtype), right.to(total.dtype)
         super().add_product(total, left, right, first)
 

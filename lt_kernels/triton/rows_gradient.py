@@ -136,9 +136,10 @@ def long_gradient_kernel(
     coarse, fine = lattice(T, W, group)
     lanes, size, start_at = coarse + fine, T * W * group, piece * span
     x = tl.load(logits + (origin + start_at) + lanes, mask=start_at + coarse < stop, other=0.0)
+    end = tl.where(skipped, 0, stop)  # no more is read of a row that is ignored
     for t in range(start_at, stop, size):
         inside, here = t + coarse < stop, head + t
-        after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < stop, other=0.0)
+        after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < end, other=0.0)
         c = part(column_scale, here + lanes, inside)
         _, u = values(x.to(A), by_row, c, part(offset, offset_at + t + lanes, inside), s, scaled)
         d_u = d_values(u, part(share, share_at + t + lanes, inside), low, d_low, d_middle, exact)

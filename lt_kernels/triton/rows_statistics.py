@@ -14,6 +14,7 @@ from lt_kernels.triton.rows_tiles import (
     is_column,
     lattice,
     line_of,
+    own_logit,
     peers,
     store_own,
     summary,
@@ -93,7 +94,7 @@ def long_statistics_kernel(
     head = (origin - begin).to(tl.int32)
     whole = (width - head) // group * group
     first, second, skipped = targets(target, row, True, start, width, ignore, slots)
-    stop = tl.multiple_of(tl.where(skipped, 0, tl.minimum(whole, (piece + 1) * span)), group)
+    stop = tl.multiple_of(tl.minimum(whole, (piece + 1) * span), group)
     offset_at = table_start(offset_kind, row, offset_row, offset_lines, width, head, origin, dense)
     share_at = table_start(share_kind, row, offset_row, share_lines, width, head, origin, dense)
     by_row = part(row_scale, row, True)
@@ -103,7 +104,20 @@ def long_statistics_kernel(
     top, rival = tl.full((W,), NOTHING, A), tl.full((W,), NOTHING, A)
     total, mean = tl.zeros((W,), A), tl.zeros((W,), A)
     low = piece * span
+    # All that is read from afar is asked for before anything is waited for, the target too, which says if it is needed.
     x = tl.load(logits + (origin + low) + lanes, mask=low + coarse < stop, other=0.0)
+    column, there = edges(width, head, whole, group)
+    there = there & (piece == 0)
+    if group > unit:
+        edge = tl.load(logits + begin + column, mask=there, other=0.0)
+        edge_b = part(offset, offset_at - head + column, there)
+        edge_a = part(share, share_at - head + column, there)
+        edge_c = part(column_scale, column, there)
+    if slots > 0:
+        own = own_logit(logits, begin, first, piece == 0)
+    if slots == 2:
+        also = own_logit(logits, begin, second, piece == 0)
+    stop = tl.multiple_of(tl.where(skipped, 0, stop), group)
     for t in range(low, stop, size):
         inside = t + coarse < stop
         after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < stop, other=0.0)
@@ -124,22 +138,17 @@ def long_statistics_kernel(
     total, top, rival, mean = tl.sum(total * exp(top - finite(best)), 0), best, tl.max(rival, 0), tl.sum(mean, 0)
 
     if group > unit:
-        column, there = edges(width, head, whole, group)
-        there = there & (piece == 0) & (~skipped)
-        x = tl.load(logits + begin + column, mask=there, other=0.0).to(A)
-        b = part(offset, offset_at - head + column, there)
-        a = part(share, share_at - head + column, there)
-        z, u = values(x, by_row, part(column_scale, column, there), b, s, scaled)
-        hidden = (~there) | (column == first) | (column == second)
-        edge_top, edge_total, edge_rival, edge_mean = summary(peers(z, u, b), u, a, hidden, 0, exact)
+        hidden = ~there | skipped | (column == first) | (column == second)
+        z, u = values(edge.to(A), by_row, edge_c, edge_b, s, scaled)
+        edge_top, edge_total, edge_rival, edge_mean = summary(peers(z, u, edge_b), u, edge_a, hidden, 0, exact)
         top, total = merge(top, total, edge_top, edge_total)
         rival, mean = tl.maximum(rival, edge_rival), mean + edge_mean
     place = piece * rows + row
     store_statistics(top_out, total_out, rival_out, mean_out, place, True, top, total, rival, mean)
     if slots > 0:
-        store_own(own_out, row * slots, first, piece == 0, logits, begin, by_row, column_scale)
+        store_own(own_out, row * slots, own, first, piece == 0, by_row, column_scale)
     if slots == 2:
-        store_own(own_out, row * slots + 1, second, piece == 0, logits, begin, by_row, column_scale)
+        store_own(own_out, row * slots + 1, also, second, piece == 0, by_row, column_scale)
 
 
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
@@ -180,21 +189,25 @@ def short_statistics_kernel(
     by_row = None if by_row is None else by_row[:, None]
 
     column = tl.arange(0, W)[None, :]
-    inside = (present & (~skipped))[:, None] & (column < width)
+    inside = present[:, None] & (column < width)
     x = tl.load(logits + begin[:, None] + column, mask=inside, other=0.0).to(A)
+    if slots > 0:
+        own = own_logit(logits, begin, first, present)
+    if slots == 2:
+        also = own_logit(logits, begin, second, present)
     offset_line = line_of(offset_kind, row, offset_row, offset_lines, present)
     share_line = line_of(share_kind, row, offset_row, share_lines, present)
     b = block_of(offset, offset_kind, offset_line, column, inside, width)
     a = block_of(share, share_kind, share_line, column, inside, width)
     z, u = values(x, by_row, part(column_scale, column, column < width), b, number(scale, A), scaled)
-    hidden = (~inside) | (column == first[:, None]) | (column == second[:, None])
+    hidden = ~inside | skipped[:, None] | (column == first[:, None]) | (column == second[:, None])
     top, total, rival, mean = summary(peers(z, u, b), u, a, hidden, 1, exact)
     store_statistics(top_out, None, rival_out, mean_out, row, present, top, total, rival, mean)
     by_row = part(row_scale, row, present)
     if slots > 0:
-        store_own(own_out, row * slots, first, present, logits, begin, by_row, column_scale)
+        store_own(own_out, row * slots, own, first, present, by_row, column_scale)
     if slots == 2:
-        store_own(own_out, row * slots + 1, second, present, logits, begin, by_row, column_scale)
+        store_own(own_out, row * slots + 1, also, second, present, by_row, column_scale)
 
 
 @triton.jit

@@ -94,11 +94,17 @@ def summary(z, u, share, hidden, axis: tl.constexpr, exact: tl.constexpr):
 
 
 @triton.jit
-def store_own(own_out, place, column, inside, logits, begin, row_scale, column_scale):
+def own_logit(logits, begin, column, inside):
+    """The logit of a row's target, read early: it is far from the rest, and needed last."""
+    return tl.load(logits + begin + column, mask=inside & (column >= 0), other=0.0)
+
+
+@triton.jit
+def store_own(own_out, place, logit, column, inside, row_scale, column_scale):
     """z of a row's target, -inf where that is not one of ours."""
     here = inside & (column >= 0)
-    x = tl.load(logits + begin + column, mask=here, other=0.0).to(own_out.dtype.element_ty)
-    z, _ = values(x, row_scale, part(column_scale, column, here), None, 1.0, False)
+    by_column = part(column_scale, column, here)
+    z, _ = values(logit.to(own_out.dtype.element_ty), row_scale, by_column, None, 1.0, False)
     tl.store(own_out + place, tl.where(here, z, NOTHING), mask=inside)
 
 

@@ -85,7 +85,7 @@ def test_reason() -> None:
 class Half:
     """Stands for a half-precision matrix on a GPU."""
 
-    is_cuda = True
+    is_cuda, is_meta = True, False
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.T = dtype, self
