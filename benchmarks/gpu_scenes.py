@@ -80,7 +80,7 @@ def row_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
 
 
 def _within(shape: tuple[int, ...], slabs: bool, call: Function) -> Function:
-    """The call, for `slabs` with a budget of a quarter of its logits or less, so that these are made a slab at a time."""
+    """The call; for `slabs` with a budget of a quarter of its logits or less, so that they are made part by part."""
     budget = max(1, shape[0] * shape[1] // 2)
 
     def small(**tensors: Tensor) -> Tensor:
