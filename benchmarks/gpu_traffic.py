@@ -44,7 +44,7 @@ class Library(TorchDispatchMode):
         self.bytes, self.launches = self.bytes + sum(map(size, tensors)), self.launches + 1
         name = func.__name__.split(".")[0]
         if name in ("mm", "addmm", "addmm_"):
-            left, right = args[-2:]
+            left, right = list(_tensors(args))[-2:]
             self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
         return found
 

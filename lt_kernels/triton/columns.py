@@ -48,12 +48,10 @@ def _ends(shift, C, V: tl.constexpr):
 
 @triton.jit
 def _lines(step, walk, T: tl.constexpr, V: tl.constexpr, P: tl.constexpr):
-    """T of every P-th row: which [T], which of them exist [T], and where their windows start [T, 1], in vectors."""
-    _, _, residue, N, S, hop = walk
+    """T of every P-th row: how far from the first [T], which of them exist [T], and how far their windows [T, 1]."""
+    _, _, count, hop = walk
     index = step + tl.arange(0, T)
-    start = (residue.to(tl.int64) * S // V + index.to(tl.int64) * hop) * V
-    line = residue + P * index
-    return line, line < N, start[:, None]
+    return P * index, index < count, (index.to(tl.int64) * hop * V)[:, None]
 
 
 @triton.jit
@@ -112,17 +110,20 @@ def columns_forward_kernel(
             z = tl.load(logits + (row.to(tl.int64) * S + y), mask=(y >= 0) & (y < C), other=float("-inf"))
             tl.store(own + row, z.to(A), mask=here)
     residue, begin = split % P, split // P * rows
-    end = tl.minimum(begin + rows, (N - residue + P - 1) // P)
+    count = (N - residue + P - 1) // P
+    end = tl.minimum(begin + rows, count)
     place, inside, shift = _window(block, residue, C, S, W, V)
+    logits += residue.to(tl.int64) * S // V * V
     lse += split.to(tl.int64) * C - shift
+    if row_offset is not None:
+        row_offset += residue
     if EDGES:  # noqa: SIM102 (one is a constant, the other a number)
         if block == columns - 1:
             there, mine = _ends(shift, C, V)
-            walk = (begin, end, residue, N, S, hop)
-            best, total = _sums(logits, row_offset, walk, there, mine, T, 1, V, P, A)
+            best, total = _sums(logits, row_offset, (begin, end, count, hop), there, mine, T, 1, V, P, A)
             tl.store(lse + there, log_sum(best, total), mask=mine)
             end = begin  # no whole vectors here
-    best, total = _sums(logits, row_offset, (begin, end, residue, N, S, hop), place, inside, T, U, V, P, A)
+    best, total = _sums(logits, row_offset, (begin, end, count, hop), place, inside, T, U, V, P, A)
     tl.store(lse + place, log_sum(best, total), mask=inside)
 
 
@@ -174,15 +175,19 @@ def columns_backward_kernel(
     program = tl.program_id(0)
     block, split = program % columns, program // columns
     residue, begin = split % P, split // P * rows
-    end = tl.minimum(begin + rows, (N - residue + P - 1) // P)
+    count = (N - residue + P - 1) // P
+    end = tl.minimum(begin + rows, count)
     place, inside, shift = _window(block, residue, C, C, W, V)
-    tensors = (logits, target, row_offset, lse, d_lse, d_own, d_logits)
+    first = residue.to(tl.int64) * C // V * V
+    if row_offset is not None:
+        row_offset += residue
+    tensors = (logits + first, target + residue, row_offset, lse, d_lse, d_own + residue, d_logits + first)
     if EDGES:  # noqa: SIM102
         if block == columns - 1:
             there, mine = _ends(shift, C, V)
-            _descend(tensors, (begin, end, residue, N, C, hop), there, mine, shift, T, V, P)
+            _descend(tensors, (begin, end, count, hop), there, mine, shift, T, V, P)
             end = begin  # no whole vectors here
-    _descend(tensors, (begin, end, residue, N, C, hop), place, inside, shift, T, V, P)
+    _descend(tensors, (begin, end, count, hop), place, inside, shift, T, V, P)
 
 
 class _Cut(NamedTuple):

@@ -373,6 +373,6 @@ def _push(shared: dict[str, Any], threshold: float) -> None:
     board = weight.new_empty(programs, size, size, dtype=torch.float32)
     sizes = {"weight": weight, "S": weight.stride(0), "board": board, "gathered": gathered, "IN_PLACE": in_place}
     sizes |= {"side": shared["dense"].shape[0], "threshold": threshold}
-    aligned = features % 16 == 0 and weight.stride(0) % 16 == 0  # other addresses take more registers
-    sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 32 if aligned else 16, "TILE": reference.TILE}
+    apart = features % 16 > 0 or weight.stride(0) % 16 > 0  # each number has an address then, which takes registers
+    sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 16 if apart and in_place else 32, "TILE": reference.TILE}
     launch(push_kernel, (programs,), {**shared, **sizes}, warps=8)

@@ -127,8 +127,10 @@ def tile_for(p: Problem, gradient: bool) -> Tile:
     features = min(features, 32) if by_row or size % features else features
     vectors = (p.bias is not None) + (p.offset is not None) + (p.normalize >= COLUMNS)
     many = p.mean_weight is not None or p.target.shape[1] > 1 or vectors > 2 or size % features > 0
-    if by_row or many or (generation == 10 and p.offset is not None):
-        return Tile(128, 32 if by_row else 64, features, 8)
+    if by_row:
+        return Tile(128, 32, features, 8)
+    if many or (generation == 10 and p.offset is not None):
+        return Tile(128, 64, min(features, 32) if generation == 8 else features, 8)
     enough = blocks(rows, 128) * blocks(p.weight.shape[0], 256) >= 4 * processors(p.input)
     if generation == 9 and size >= 1024 and vectors < 2 and enough and not gradient:
         return Tile(128, 256, features, 8)

@@ -339,9 +339,10 @@ def slab_gradient_kernel(
     if tl.max(here.to(tl.int32), 0) > 0:
         place = first + tl.arange(0, BC)[None, :]
         mine, also = place == y[:, None], place == second[:, None]
-        at_own = tl.where(mine, (_slot(d_own, row, 0, K) * factor)[:, None], 0.0)
-        at_own += tl.where(also, (_slot(d_own, row, 1, K) * factor)[:, None], 0.0)
-        d = tl.where(mine | also, at_own, d)
+        d = tl.where(mine | also, 0.0, d)
+        d += tl.where(mine, (_slot(d_own, row, 0, K) * factor)[:, None], 0.0)
+        if K > 1:
+            d += tl.where(also, (_slot(d_own, row, 1, K) * factor)[:, None], 0.0)
     if column_scale is not None:
         d *= tl.load(column_scale + column)[None, :]
     at = (edge + tl.arange(0, BN)).to(tl.int64)[:, None] * out_stride + (first + tl.arange(0, BC))[None, :]

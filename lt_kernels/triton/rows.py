@@ -74,7 +74,7 @@ def _plan(s: Shape) -> Plan:
     fixed |= {"offset_kind": kinds[0], "share_kind": kinds[1]}
     fixed |= {"offset_lines": s.offset_lines, "share_lines": s.share_lines}
     fill = processors(torch.empty(0, device=s.device))
-    tables = (s.offset_lines > 0) + (s.share_lines > 0) + s.scaled  # numbers that come with each logit
+    tables = (s.offset_lines > 0) + (s.share_lines > 0) + 2 * s.scaled  # numbers that come with each logit
     if s.width <= SHORT:
         classes = power_of_two(s.width, least=16)
         tall = min(power_of_two(blocks(s.rows, 4 * fill)), max(1, (1024 if tables else 2048) // classes))

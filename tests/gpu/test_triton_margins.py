@@ -121,42 +121,30 @@ def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
     assert jump <= (2 if kind[3] else 0), miss.max()
 
 
+def of_distance(v: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """loss and slopes of plain rows with rest - own = v."""
+    zero, target = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64, device=v.device)
+    return margins.margins(v, zero, zero, target, *(None,) * 8, 1.0, PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 5.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_distance(dtype: torch.dtype, gamma: float) -> None:
     """(1 - p)^gamma (-log p) and its slope from p = 0 to p = 1: relative to themselves, and never NaN."""
     v = torch.cat((torch.linspace(-80, 80, 2001), torch.tensor([-torch.inf, -1e30, 1e30]))).to(DEVICE, dtype)
-    zero = torch.zeros_like(v)
-    target = torch.zeros(len(v), dtype=torch.int64, device=DEVICE)
-    loss, slopes = margins.margins(v, zero, zero, target, *(None,) * 8, 1.0, PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
+    loss, slopes = of_distance(v, gamma)
     wide_v = v.double()
-    entropy = torch.nn.functional.softplus(wide_v, threshold=1000)
-    miss = wide_v.sigmoid()
-    hit = (-wide_v).sigmoid()
+    entropy, miss, hit = torch.nn.functional.softplus(wide_v, threshold=1000), wide_v.sigmoid(), (-wide_v).sigmoid()
     exact = miss**gamma * entropy
     steep = miss**gamma * (miss + gamma * hit * entropy)
     limit = (1 + gamma) * (100 if dtype == torch.float32 else 400) * torch.finfo(dtype).eps
-    floor = 1e-36
+    floor = 1e-36  # where float32 has subnormal numbers the kernels have 0
     assert ((loss.double() - exact).abs() <= limit * exact + floor).all()
     assert ((slopes[0].double() - steep).abs() <= limit * steep + floor).all()
     assert (slopes[1] == -slopes[0]).all()
-    infinite = margins.margins(
-        zero[:1] + torch.inf,
-        zero[:1],
-        zero[:1],
-        target[:1],
-        *(None,) * 8,
-        1.0,
-        PLAIN,
-        0.0,
-        0.0,
-        False,
-        gamma,
-        0.0,
-        -100,
-    )
-    assert infinite[0] == torch.inf
-    assert infinite[1][0] == 1
+    loss, slopes = of_distance(torch.full_like(v[:1], torch.inf), gamma)
+    assert loss == torch.inf
+    assert slopes[0] == 1
 
 
 def test_not_a_number_is_not_hidden() -> None:
