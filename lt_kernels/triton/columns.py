@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_kernels.reference.rows import accumulate_type
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
-from lt_kernels.triton.numbers import exp, finite, log_sum
+from lt_kernels.triton.numbers import finite, log_sum
 
 LARGE = 2**25  # bytes of logits from which wide loads pay for a second launch, which puts the parts together
 LEAST = 256  # rows of a part: its sums are written and read once more
@@ -27,6 +27,12 @@ LEAST = 256  # rows of a part: its sums are written and read once more
 def _bounded(top):
     """top, but 0 where it is infinite: what may be subtracted from any logit of the column."""
     return tl.where(tl.abs(top) == float("inf"), 0.0, top)
+
+
+@triton.jit
+def _exp(x):
+    """e^x; in float32 by one instruction for 2^x, which makes 0 of what is below the normal numbers."""
+    return tl.exp(x) if x.dtype == tl.float64 else tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
@@ -48,10 +54,12 @@ def _ends(shift, C, V: tl.constexpr):
 
 @triton.jit
 def _lines(step, walk, T: tl.constexpr, V: tl.constexpr, P: tl.constexpr):
-    """T of every P-th row: how far from the first [T], which of them exist [T], and how far their windows [T, 1]."""
-    _, _, count, hop = walk
+    """T of every P-th row: which [T], which of them exist [T], and where their windows start [T, 1], in vectors."""
+    _, _, residue, N, S, hop = walk
     index = step + tl.arange(0, T)
-    return P * index, index < count, (index.to(tl.int64) * hop * V)[:, None]
+    start = (residue.to(tl.int64) * S // V + index.to(tl.int64) * hop) * V
+    line = residue + P * index
+    return line, line < N, start[:, None]
 
 
 @triton.jit
@@ -73,9 +81,9 @@ def _sums(logits, row_offset, walk, place, inside, T: tl.constexpr, U: tl.conste
         x = _read(logits + (start + place[None, :]), row_offset, line, here, mask, float("-inf"), A)
         x = tl.reshape(x, [U, T // U, place.shape[0]])  # U lies in a thread's registers: no exchange in the loop
         before, top = top, tl.maximum(top, tl.max(x, 0))
-        total = total * exp(before - _bounded(top), False) + tl.sum(exp(x - _bounded(top)[None, :, :], False), 0)
+        total = total * _exp(before - _bounded(top)) + tl.sum(_exp(x - _bounded(top)[None, :, :]), 0)
     best = tl.max(top, 0)
-    return best, tl.sum(total * exp(top - _bounded(best)[None, :], False), 0)
+    return best, tl.sum(total * _exp(top - _bounded(best)[None, :]), 0)
 
 
 @triton.jit
@@ -110,20 +118,17 @@ def columns_forward_kernel(
             z = tl.load(logits + (row.to(tl.int64) * S + y), mask=(y >= 0) & (y < C), other=float("-inf"))
             tl.store(own + row, z.to(A), mask=here)
     residue, begin = split % P, split // P * rows
-    count = (N - residue + P - 1) // P
-    end = tl.minimum(begin + rows, count)
+    end = tl.minimum(begin + rows, (N - residue + P - 1) // P)
     place, inside, shift = _window(block, residue, C, S, W, V)
-    logits += residue.to(tl.int64) * S // V * V
     lse += split.to(tl.int64) * C - shift
-    if row_offset is not None:
-        row_offset += residue
     if EDGES:  # noqa: SIM102 (one is a constant, the other a number)
         if block == columns - 1:
             there, mine = _ends(shift, C, V)
-            best, total = _sums(logits, row_offset, (begin, end, count, hop), there, mine, T, 1, V, P, A)
+            walk = (begin, end, residue, N, S, hop)
+            best, total = _sums(logits, row_offset, walk, there, mine, T, 1, V, P, A)
             tl.store(lse + there, log_sum(best, total), mask=mine)
             end = begin  # no whole vectors here
-    best, total = _sums(logits, row_offset, (begin, end, count, hop), place, inside, T, U, V, P, A)
+    best, total = _sums(logits, row_offset, (begin, end, residue, N, S, hop), place, inside, T, U, V, P, A)
     tl.store(lse + place, log_sum(best, total), mask=inside)
 
 
@@ -133,7 +138,7 @@ def _gradient(x, column, level, slope, target, d_own, here):
     y = tl.load(target, mask=here, other=-1)
     y = tl.where((y >= 0) & (y < 2147483647), y, -8).to(tl.int32)  # no column: those of a window start at -7
     own = tl.load(d_own, mask=here, other=0.0)
-    d = slope[None, :] * exp(x - level[None, :], False)
+    d = slope[None, :] * _exp(x - level[None, :])
     return tl.where(column[None, :] == y[:, None], d + own[:, None], d)
 
 
@@ -175,19 +180,15 @@ def columns_backward_kernel(
     program = tl.program_id(0)
     block, split = program % columns, program // columns
     residue, begin = split % P, split // P * rows
-    count = (N - residue + P - 1) // P
-    end = tl.minimum(begin + rows, count)
+    end = tl.minimum(begin + rows, (N - residue + P - 1) // P)
     place, inside, shift = _window(block, residue, C, C, W, V)
-    first = residue.to(tl.int64) * C // V * V
-    if row_offset is not None:
-        row_offset += residue
-    tensors = (logits + first, target + residue, row_offset, lse, d_lse, d_own + residue, d_logits + first)
+    tensors = (logits, target, row_offset, lse, d_lse, d_own, d_logits)
     if EDGES:  # noqa: SIM102
         if block == columns - 1:
             there, mine = _ends(shift, C, V)
-            _descend(tensors, (begin, end, count, hop), there, mine, shift, T, V, P)
+            _descend(tensors, (begin, end, residue, N, C, hop), there, mine, shift, T, V, P)
             end = begin  # no whole vectors here
-    _descend(tensors, (begin, end, count, hop), place, inside, shift, T, V, P)
+    _descend(tensors, (begin, end, residue, N, C, hop), place, inside, shift, T, V, P)
 
 
 class _Cut(NamedTuple):
