@@ -63,6 +63,7 @@ template <class T, class A> struct Block {
     const int64_t one = vector_of(0) - first, two = vector_of(1) - first;
     vec<A> best_u = splat(kNothing<A>), best_z = best_u;
     auto step = [&](int k, int size) {
+      __builtin_prefetch(logits + k + kBlock);
       vec<A> z = LogitRow<T, A>::part(logits + k, size);
       if (kScaled) z = z * row_scale;
       if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);

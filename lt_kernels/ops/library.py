@@ -98,6 +98,11 @@ def extension_status() -> tuple[bool, str, str]:
     return _extension is not None, "" if _extension is None else instruction_set(), _reason
 
 
+def built() -> bool:
+    """Whether the C++ extension is loaded."""
+    return _extension is not None
+
+
 def instruction_set() -> str:
     """The instruction set that the C++ kernels run on: "avx512", "avx2", "generic"; "none" without the extension."""
     return "none" if _extension is None else ("generic", "avx2", "avx512")[_extension.instruction_set()]
@@ -141,11 +146,14 @@ def _direct(function: Any) -> type[torch.autograd.Function]:
     return type(function.__name__, (torch.autograd.Function,), members)
 
 
+def watched() -> bool:
+    """Whether torch.func or a compiler looks on, which need the general form of a Function."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def apply(function: Any, *inputs: Any) -> Any:
-    """`function.apply(*inputs)`; directly where neither torch.func nor a compiler needs the general form."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return function.apply(*inputs)
-    return function.direct.apply(*inputs)
+    """`function.apply(*inputs)`; directly where nobody needs the general form."""
+    return function.apply(*inputs) if watched() else function.direct.apply(*inputs)
 
 
 def _has(name: str, key: str) -> bool:

@@ -11,11 +11,9 @@ from torch import Tensor
 from lt_kernels import checks, distributed
 from lt_kernels.ops import library, linear, margins, prepare, rows, small
 from lt_kernels.reference.linear import COLUMNS, PLAIN
-from lt_kernels.reference.rows import MEAN, NONE, SUM, WEIGHTED_MEAN, accumulate_type, divisor_of
+from lt_kernels.reference.rows import MEAN, accumulate_type, divisor_of
 from lt_kernels.reference.terms import SPHERE, Terms
 from lt_kernels.values import Margin, MixedTarget
-
-_CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 
 
 class Logits(NamedTuple):
@@ -136,7 +134,7 @@ def _evaluate(
     if isinstance(source, Logits) and source.norm is None and not isinstance(target, MixedTarget):
         flat = checks.indices("target", target, places, like).reshape(-1)
         terms = prepare.terms(like, shape, classes, flat, **fixed, **settings)
-        code = MEAN if reduction == "mean" and average == "batch" else _CODES[reduction]
+        code = MEAN if reduction == "mean" and average == "batch" else small.CODES[reduction]
         return _as_expected(rows.loss(source.values, flat, terms, code), places, reduction, like)
     named = (
         {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}

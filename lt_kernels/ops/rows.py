@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, forced, takes
+from lt_kernels.ops.library import apply, define, forced, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -22,6 +22,7 @@ _LOSS = (
     "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
     "float smoothing, int ignore_index, int reduction"
 )
+_LOSS_INPUTS = 18
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
@@ -81,7 +82,7 @@ loss_backward_op = define(
 )
 
 
-@takes(18)
+@takes(_LOSS_INPUTS)
 class RowLoss(torch.autograd.Function):
     """The loss, [N] or reduced, of logits [N, C] and one target a row; with gradients for the logits and the offset."""
 
@@ -95,18 +96,28 @@ class RowLoss(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs[0], inputs[1], output[1], *inputs[2:5])
-        ctx.scale, ctx.ignore_index, ctx.inputs = inputs[9], inputs[16], len(inputs)
+        RowLoss.keep(ctx, inputs, output[1])
+
+    @staticmethod
+    def keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor) -> None:
+        """What `slopes` needs."""
+        ctx.save_for_backward(inputs[0], inputs[1], saved, *inputs[2:5])
+        ctx.scale, ctx.ignore_index = inputs[9], inputs[16]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        return RowLoss.slopes(ctx, grad, *ctx.needs_input_grad)
+
+    @staticmethod
+    def slopes(ctx: Any, grad: Tensor | None, *needs: bool) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs; None where none is needed."""
         if grad is None:
-            return (None,) * ctx.inputs
+            return (None,) * _LOSS_INPUTS
         logits, target, saved, offset, row, mean_weight = ctx.saved_tensors
-        want_offset = offset is not None and ctx.needs_input_grad[2]
+        want_offset = offset is not None and needs[2]
         tables, fixed = (offset, row, mean_weight), (ctx.scale, ctx.ignore_index, want_offset)
-        d_logits, d_table = first_order(loss_backward_op, logits, target, saved, grad, *tables, *fixed)
-        return d_logits, None, d_table if want_offset else None, *(None,) * (ctx.inputs - 3)
+        d_logits, d_table = first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *tables, *fixed)
+        return d_logits, None, d_table if want_offset else None, *(None,) * (_LOSS_INPUTS - 3)
 
 
 class DirectRowLoss(torch.autograd.Function):
@@ -114,39 +125,37 @@ class DirectRowLoss(torch.autograd.Function):
 
     It is made while a row is in the cache, for an incoming gradient of 1, and handed out as it is, or as a copy where
     the graph is kept for a further backward pass. float16, whose gradients an incoming one may have to lift above its
-    least number, does without.
+    least number, does without. The loss has the dtype `kind`.
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        logits, (wanted, _, offset_wanted, *_) = inputs[0], ctx.needs_input_grad
+    def forward(ctx: Any, kind: torch.dtype, *inputs: Any) -> Tensor:
+        logits, (_, wanted, _, offset_wanted, *_) = inputs[0], ctx.needs_input_grad
         ctx.gradient = None
-        on_cpu = logits.is_cpu and forced() != "triton"
-        if wanted and not offset_wanted and on_cpu and logits.dtype != torch.float16:
+        if wanted and not offset_wanted and logits.is_cpu and logits.dtype != torch.float16 and forced() != "triton":
             loss, saved, ctx.gradient = gradient_op(*inputs)
         else:
             loss, saved = loss_op(*inputs)
-        RowLoss.setup_context(ctx, inputs, (loss, saved))
-        return loss, saved
+        if wanted or offset_wanted:
+            ctx.set_materialize_grads(False)
+            RowLoss.keep(ctx, inputs, saved)
+        return loss if loss.dtype is kind else loss.to(kind)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, unused: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
         if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
-            return RowLoss.backward(ctx, grad, unused)
+            return None, *RowLoss.slopes(ctx, grad, *ctx.needs_input_grad[1:])
         one = grad.ndim == 0 and grad.item() == 1
         if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
-            return RowLoss.backward(ctx, grad, unused)
+            return None, *RowLoss.slopes(ctx, grad, *ctx.needs_input_grad[1:])
         ctx.gradient = made if kept else None
         factor = grad[:, None] if grad.ndim else grad
         if kept:
             made = made.clone() if one else made * factor
         elif not one:
             made.mul_(factor)
-        return made, *(None,) * (ctx.inputs - 1)
-
-
-RowLoss.direct = DirectRowLoss  # type: ignore[attr-defined]
+        return None, made, *(None,) * (_LOSS_INPUTS - 1)
 
 
 @takes(9)
@@ -204,7 +213,9 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
 
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = reference.NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
-    return apply(RowLoss, logits, target, *terms, reduction)[0]
+    if watched():
+        return RowLoss.apply(logits, target, *terms, reduction)[0]
+    return DirectRowLoss.apply(reference.accumulate_type(logits.dtype), logits, target, *terms, reduction)
 
 
 def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:

@@ -1,4 +1,7 @@
-"""Few logits on a CPU: torch's own cross-entropy, whose graph is built in C++, beats any operator from Python."""
+"""Plain calls on a CPU by the shortest way: between two products of matrices each step of Python counts.
+
+Few logits go to torch's own cross-entropy, whose graph is built in C++ and beats any operator from Python.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.ops import library
-from lt_kernels.ops.budget import SLAB, current_budget
+from lt_kernels.ops import library, rows
+from lt_kernels.ops.budget import current_budget
+from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
+from lt_kernels.reference.terms import Terms
 
 SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.md)
-_TYPES = (torch.float32, torch.float64)
+CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
+_TYPES = (torch.float32, torch.float64, torch.bfloat16)
+_NEVER = -(2**62)  # no class, and nobody's ignore_index
 
 
 def few(input: Tensor, classes: int, product: bool) -> bool:
     """Whether features [N, d] make few logits, and a plain call is what it seems.
 
-    A bare `product` may make more, as many as are one slab of the linear operator anyway: its graph saves half a
-    millisecond of calls. Normalised copies of the weights, which a cosine needs here, are worth less.
+    For a bare `product` few are as many as have room in the budget with their gradient: its graph is torch's own, and
+    each gradient is one product. Normalised copies of the weights, which a cosine needs here, are worth less.
     """
     if input.dtype == torch.float16:  # the operator multiplies it in float32
         return False
-    logits = input.shape[0] * classes
-    least = SLAB["cpu"] // (2 * input.element_size()) if product else SMALL
-    return 0 < logits <= min(least, current_budget() // 8) and _usual(input)
+    most = _room(input) if product else min(SMALL, _room(input))
+    return 0 < input.shape[0] * classes <= most and _usual(input)
+
+
+def _room(input: Tensor) -> int:
+    """How many logits the budget holds, each with its gradient."""
+    return current_budget() // (2 * input.element_size())
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -54,51 +65,98 @@ def _usual(input: Tensor) -> bool:
 def cross_entropy(
     logits: Any, target: Any, weight: Any, offset: Any, gamma: Any, smoothing: Any, ignore_index: Any, reduction: Any
 ) -> Tensor | None:
-    """`F.cross_entropy(logits + offset, ...)` of few rows that all count; None for anything unusual, small or not.
-
-    What is wrong or not finite (a target whose offset is -inf, perhaps) is left to the operators too, which say it by
-    name; so are ignored rows, whose gradient torch makes NaN where their logits are infinite.
-    """
-    if type(target) is not Tensor or target.dtype is not torch.int64 or not isinstance(logits, Tensor):
+    """The loss of plain logits [N, C] by the shortest way; None for anything unusual or wrong, which others name."""
+    if not isinstance(logits, Tensor) or logits.dtype not in _TYPES or logits.ndim != 2:
         return None
-    if type(smoothing) is not float or type(ignore_index) is not int or gamma != 0 or not 0 <= smoothing <= 1:
+    if not _plain(logits, logits.shape[1], target, gamma, smoothing, ignore_index, reduction):
         return None
-    dtype, shape = logits.dtype, logits.shape
-    if dtype not in _TYPES or len(shape) != 2 or target.ndim != 1 or not 0 < shape[0] * shape[1] <= SMALL:
-        return None
-    if not (target.is_cpu and _usual(logits)) or not ignore_index < 0 <= target.min().item():
-        return None
-    try:
-        table = None if weight is None else _table(weight, shape[1], dtype)
-        u = logits if offset is None else logits + _table(offset, shape[1], dtype)
-        loss = F.cross_entropy(
-            u, target, table, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing
-        )
-    except (IndexError, RuntimeError, ValueError, TypeError, AttributeError):
-        return None
-    if offset is None or math.isfinite((loss.sum() if loss.ndim else loss).item()):
-        return loss
-    return None
+    return _loss(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction)
 
 
-def linear_cross_entropy(input: Any, linear_weight: Any, linear_bias: Any, target: Any, *plain: Any) -> Tensor | None:
-    """`cross_entropy` of the few logits of features [N, d]; None for anything unusual, as there."""
-    if type(input) is not Tensor or input.ndim != 2 or not isinstance(linear_weight, Tensor):
+def linear_cross_entropy(
+    input: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, offset: Any, *settings: Any
+) -> Tensor | None:
+    """`cross_entropy` of all logits of features [N, d], where a budget has room for them; None as there."""
+    if type(input) is not Tensor or input.dtype not in _TYPES or not isinstance(linear_weight, Tensor):
         return None
-    classes = linear_weight.shape[0] if linear_weight.ndim == 2 else 0
-    if linear_weight.dtype is not input.dtype or not 0 < input.shape[0] * classes <= min(SMALL, current_budget() // 8):
+    if input.ndim != 2 or linear_weight.ndim != 2 or linear_weight.dtype is not input.dtype:
         return None
-    if not _usual(input) or not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
+    classes = linear_weight.shape[0]
+    if not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
+        return None
+    if input.shape[0] * classes > _room(input) or not _plain(input, classes, target, *settings):
         return None
     try:
         logits = F.linear(input, linear_weight, linear_bias)
     except (RuntimeError, TypeError, AttributeError):
         return None
-    return cross_entropy(logits, target, *plain)
+    return _loss(logits, target, weight, offset, *settings)
+
+
+def _plain(
+    rows: Tensor, classes: int, target: Any, gamma: Any, smoothing: Any, ignore_index: Any, reduction: Any
+) -> bool:
+    """Whether a call has rows, one class index for each, and settings of the usual types and in their ranges."""
+    count = rows.shape[0]
+    return (
+        type(target) is Tensor
+        and target.dtype is torch.int64
+        and target.shape == (count,)
+        and target.is_cpu
+        and count * classes > 0
+        and type(gamma) is float
+        and 0 <= gamma < math.inf
+        and type(smoothing) is float
+        and (smoothing == 0 or (0 < smoothing <= 1 and gamma == 0 and count * classes <= SMALL))
+        and type(ignore_index) is int
+        and type(reduction) is str
+        and reduction in CODES
+        and _usual(rows)
+    )
+
+
+def _loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Any,
+    offset: Any,
+    gamma: float,
+    smoothing: float,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor | None:
+    """By torch where there are few logits, else by the fused operator; None where either finds something wrong."""
+    count, kind = logits.shape[0] * logits.shape[1], accumulate_type(logits.dtype)
+    torchs = count <= SMALL and gamma == 0 and ignore_index < 0 and logits.dtype is kind
+    try:
+        weight = None if weight is None else _table(weight, logits.shape[1], kind)
+        offset = None if offset is None else _table(offset, logits.shape[1], kind)
+        if torchs:
+            return _torch(logits, target, weight, offset, smoothing, reduction)
+        if smoothing or not library.built() or (offset is not None and offset.requires_grad):
+            return None
+        offset = None if offset is None else offset[None]
+        terms = Terms(offset, weight=weight, gamma=gamma, ignore_index=ignore_index)
+        return rows.DirectRowLoss.apply(logits.dtype, logits, target, *terms, CODES[reduction])
+    except (IndexError, RuntimeError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _torch(logits: Tensor, target: Tensor, weight: Any, offset: Any, smoothing: float, reduction: str) -> Tensor | None:
+    """`F.cross_entropy(logits + offset, ...)` of rows that all count.
+
+    Any negative target is out of range here: what is ignored is left to the operators, since torch makes the gradient
+    of such a row NaN where its logits are infinite. So is a loss that is not finite: the target's offset may be -inf.
+    """
+    u = logits if offset is None else logits + offset
+    loss = F.cross_entropy(u, target, weight, ignore_index=_NEVER, reduction=reduction, label_smoothing=smoothing)
+    if offset is None or math.isfinite((loss.sum() if loss.ndim else loss).item()):
+        return loss
+    return None
 
 
 def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """A vector [C] in the logits' dtype."""
+    """A vector [C] in the dtype of the arithmetic."""
     if table.shape != (classes,) or not table.is_cpu or not table.is_floating_point():
         raise ValueError(table.shape)
     return table if table.dtype is dtype else table.to(dtype)
