@@ -59,9 +59,10 @@ def own_entry(cosine: Tensor, target: Tensor) -> Tensor:
     return cosine.gather(1, target[:, None])[:, 0]
 
 
-def with_own(cosine: Tensor, target: Tensor, own: Tensor, scale: float) -> Tensor:
-    """Cross-entropy of the scaled cosines with the target's entry replaced."""
-    return F.cross_entropy(scale * cosine.scatter(1, target[:, None], own[:, None]), target)
+def with_own(cosine: Tensor, target: Tensor, own: Tensor, scale: float, offset: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the scaled cosines, plus an offset [C], with the target's entry replaced."""
+    logits = scale * cosine.scatter(1, target[:, None], own[:, None])
+    return F.cross_entropy(logits if offset is None else logits + offset, target)
 
 
 def arcface(cosine: Tensor, target: Tensor, scale: float = 64.0, margin: float = 0.5) -> Tensor:
@@ -91,13 +92,13 @@ def ldam(cosine: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
     return with_own(cosine, target, own_entry(cosine, target) - margin[target], 30.0)
 
 
-def dbm(cosine: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
+def dbm(cosine: Tensor, target: Tensor, class_counts: Tensor, offset: Tensor | None = None) -> Tensor:
     """cos(theta + m_y (1 + h (1 - cos) / 2)), h where the row is misclassified."""
     own = own_entry(cosine, target)
     margin = (0.1 * (class_counts / class_counts.min()).pow(-1)).to(cosine.dtype)
     hard = (cosine.argmax(1) != target).to(cosine.dtype)
     angle = margin[target] * (1 + hard * (1 - own) / 2)
-    return with_own(cosine, target, torch.cos(own.acos() + angle), 30.0)
+    return with_own(cosine, target, torch.cos(own.acos() + angle), 30.0, offset)
 
 
 def balanced_softmax(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:

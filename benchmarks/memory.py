@@ -11,11 +11,12 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.cases import Case, cases
+from benchmarks.cases import Case
 from benchmarks.problems import problem
 from benchmarks.providers import Provider, providers
 
@@ -26,10 +27,11 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 LIMIT = 300
 
 
-def peak_extra(case: Case, provider: str, device: str, threads: int, tiny: bool = False) -> int | None:
+def peak_extra(case: Case, provider: str, device: str, threads: int) -> int | None:
     """Bytes, or None where the system does not tell or the process failed."""
-    arguments = [case.operator, case.name, case.loss or "-", case.dtype_name, provider, device, str(threads)]
-    command = [sys.executable, "-m", "benchmarks.memory", *arguments, *(["--tiny"] if tiny else [])]
+    words = [case.operator, case.name, case.loss or "-", case.dtype_name, provider, device]
+    numbers = [threads, case.rows, case.classes, case.features]
+    command = [sys.executable, "-m", "benchmarks.memory", *words, *map(str, numbers)]
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, check=True
@@ -49,6 +51,16 @@ def resident(field: str) -> int:
 
 def cpu_peak(provider: Provider) -> int | None:
     """Bytes by which one forward and backward raises the high-water mark; None where the mark cannot be reset."""
+
+    def run() -> object:
+        loss = provider.forward()
+        return loss, provider.backward(loss)
+
+    return peak_of(run)
+
+
+def peak_of(work: Callable[[], object]) -> int | None:
+    """Bytes by which a call raises the high-water mark of this process, its result counted."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
@@ -56,10 +68,9 @@ def cpu_peak(provider: Provider) -> int | None:
         before = resident("VmRSS")
     except (OSError, AttributeError, StopIteration):
         return None
-    loss = provider.forward()
-    gradients = provider.backward(loss)
+    made = work()
     peak = resident("VmHWM")
-    del loss, gradients
+    del made
     return max(0, peak - before)
 
 
@@ -86,13 +97,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
     for name in ("operator", "case", "loss", "dtype", "provider", "device"):
         parser.add_argument(name)
-    parser.add_argument("threads", type=int)
-    parser.add_argument("--tiny", action="store_true")
+    for name in ("threads", "rows", "classes", "features"):
+        parser.add_argument(name, type=int)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    wanted = (chosen.operator, chosen.case, chosen.loss.strip("-"), chosen.dtype)
-    known = {(case.operator, case.name, case.loss, case.dtype_name): case for case in cases(chosen.device)}
-    case = known[wanted].tiny() if chosen.tiny else known[wanted]
+    sizes, dtype = (chosen.rows, chosen.classes, chosen.features), getattr(torch, chosen.dtype)
+    case = Case(chosen.operator, chosen.case, *sizes, dtype, chosen.loss.strip("-"))
     _warm_up(case, chosen.provider, chosen.device)
     (provider,) = providers(problem(case, chosen.device), [chosen.provider])
     if chosen.provider == "compile":

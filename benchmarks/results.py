@@ -12,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DEVICE = "device"  # the operator under which a device's own rates are kept
+TRAINING = "training"  # the one under which steps of training are
 
 
 @dataclass(frozen=True)

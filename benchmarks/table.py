@@ -1,6 +1,7 @@
 """Writes the README's tables between their markers from measured files: no figure is typed by hand.
 
 <!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
+<!-- table: training --> the same file, as `python -m benchmarks.training` wrote it
 <!-- table: compare -->   benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> where there is one
 """
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rewritten(text: str, folder: Path) -> str:
     """The text with each marked section made anew from the files in `folder`; a section without a file stays."""
-    for name, make in (("bench", bench_tables), ("compare", compare_tables)):
+    for name, make in (("bench", bench_tables), ("training", training_tables), ("compare", compare_tables)):
         made = make(folder)
         if made:
             pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
@@ -65,7 +66,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def bench_tables(folder: Path) -> str:
     """One table for each device whose results lie in `folder`."""
     files = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-"))
-    measured = ([row for row in results.read(path) if row.operator != results.DEVICE] for path in files)
+    apart = (results.DEVICE, results.TRAINING)
+    measured = ([row for row in results.read(path) if row.operator not in apart] for path in files)
     return "\n\n".join(bench_table(rows) for rows in measured if rows)
 
 
@@ -86,6 +88,28 @@ def bench_table(rows: list[Row]) -> str:
         f"{dates[-1]}. Forward and backward together, medians; others' times as multiples of ours; memory beyond the "
         "inputs in MiB."
     )
+    return caption + "\n\n" + markdown(header, body)
+
+
+def training_tables(folder: Path) -> str:
+    """Steps of training on each device whose results have them."""
+    files = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-"))
+    measured = ([row for row in results.read(path) if row.operator == results.TRAINING] for path in files)
+    return "\n\n".join(training_table(rows) for rows in measured if any(row.metric == "time" for row in rows))
+
+
+def training_table(rows: list[Row]) -> str:
+    """Ours and the eager losses, a line for each method."""
+    figures = {(row.case, row.provider, row.metric): row.p50 for row in rows}
+    body = []
+    for method in dict.fromkeys(row.case for row in rows):
+        ours, theirs = (figures[method, who, "time"] for who in ("ours", "eager"))
+        memory = [figures.get((method, who, "peak extra memory")) for who in ("ours", "eager")]
+        cells = [f"{1e3 / ours:.1f}", f"{1e3 / theirs:.1f}", f"{theirs / ours:.2f}x"]
+        body.append([method, *cells, *("" if one is None else f"{one:,.0f}" for one in memory)])
+    first = rows[0]
+    caption = f"{first.device}, {first.threads} threads, torch {first.torch}, {first.sizes}, commit {first.commit}."
+    header = ("method", "steps/s: ours", "steps/s: eager losses", "", "memory of a step, MiB: ours", "eager losses")
     return caption + "\n\n" + markdown(header, body)
 
 
