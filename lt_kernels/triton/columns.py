@@ -121,14 +121,14 @@ def columns_forward_kernel(
     end = tl.minimum(begin + rows, (N - residue + P - 1) // P)
     place, inside, shift = _window(block, residue, C, S, W, V)
     lse += split.to(tl.int64) * C - shift
+    walk = (begin, end, residue, N, S, hop)
     if EDGES:  # noqa: SIM102 (one is a constant, the other a number)
         if block == columns - 1:
             there, mine = _ends(shift, C, V)
-            walk = (begin, end, residue, N, S, hop)
             best, total = _sums(logits, row_offset, walk, there, mine, T, 1, V, P, A)
             tl.store(lse + there, log_sum(best, total), mask=mine)
-            end = begin  # no whole vectors here
-    best, total = _sums(logits, row_offset, (begin, end, residue, N, S, hop), place, inside, T, U, V, P, A)
+            return  # no whole vectors here
+    best, total = _sums(logits, row_offset, walk, place, inside, T, U, V, P, A)
     tl.store(lse + place, log_sum(best, total), mask=inside)
 
 
