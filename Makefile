@@ -17,7 +17,7 @@ help:
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
 	@echo "make gpu-check  check and measure everything on this machine's GPU, with the torch that is there; installs nothing"
 	@echo "make gpu-compile  compile every GPU kernel for four generations of GPUs, without one; ARGS=--write puts the tables into docs"
-	@echo "make readme  write the README's tables from the measured files"
+	@echo "make readme  write the tables of README and docs from the measured files"
 	@echo "make clean   remove what was built; .venv stays"
 
 # The package is built against the torch that it will run with, hence torch first and no build isolation.
@@ -59,6 +59,7 @@ gpu-compile: setup
 
 readme: setup
 	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.growth_table
 
 clean:
 	rm -rf build dist *.egg-info lt_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis

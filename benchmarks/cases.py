@@ -34,6 +34,8 @@ NAMED_LOSSES = (
 )
 # Where memory is the question: the logits are large, or the eager form holds several copies of them.
 MEMORY = ("inat", "vocab", "vocab-4096", "faces", "lwr-inat", "lwr-64k", "lwr-100k")
+# How the names of the points of a sweep begin (benchmarks/growth.py); their memory is always measured.
+SWEEP = "along-"
 # Where a GPU waits for its host: there the replay of a CUDA graph is measured too.
 QUICK = ("cifar", "imagenet-lt", "inat", "inat-512", "lwr-inat")
 
@@ -69,7 +71,7 @@ class Case:
     @property
     def measures_memory(self) -> bool:
         """Whether peak memory is measured for this case."""
-        return self.name in MEMORY
+        return self.name in MEMORY or self.name.startswith(SWEEP)
 
     @property
     def is_quick(self) -> bool:

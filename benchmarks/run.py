@@ -1,4 +1,4 @@
-"""lt-kernels bench: measures cases and writes benchmarks/results/<device>.csv.
+"""lt-kernels bench: measures cases and writes benchmarks/results/<device>.csv; --growth: results/growth/<device>.csv.
 
 Times are taken only of a provider whose value and gradients agree with float64; one that does not is reported as wrong.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import check, gpu_capture, measure, memory, results
+from benchmarks import check, gpu_capture, growth, measure, memory, results
 from benchmarks.cases import Case, cases
 from benchmarks.gpu_report import first_line
 from benchmarks.problems import problem
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of torch's compiler, to its authors
     torch.set_num_threads(chosen.threads)
     around, refused = doctor.machine(chosen.device), said if chosen.device == "cuda" else None
-    path = results.path_of(around, chosen.out)
+    path = results.path_of(around, chosen.out / growth.FOLDER if chosen.growth else chosen.out)
     selected = selection(chosen)
     ok = True
     for position, case in enumerate(selected, 1):
@@ -60,18 +60,21 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.5, help="work per provider and case, after the warm-up")
     parser.add_argument("--quick", action="store_true", help="0.2 seconds each, no memory: for a first look")
     parser.add_argument("--tiny", action="store_true", help="every case at a tiny size: that everything runs")
+    parser.add_argument("--growth", action="store_true", help="cost along N, C and d instead, ours and eager")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder of the results file")
     chosen = parser.parse_args(argv)
     if chosen.quick:
         chosen.seconds = 0.2
+    if chosen.growth:
+        chosen.provider = chosen.provider or list(growth.PROVIDERS)
     return chosen
 
 
 def selection(chosen: argparse.Namespace) -> list[Case]:
     """The cases that --operator and --case ask for; an error where there is none."""
-    every = cases(chosen.device)
+    every = growth.cases(chosen.device, chosen.tiny) if chosen.growth else cases(chosen.device)
     found = [
-        case.tiny() if chosen.tiny else case
+        case.tiny() if chosen.tiny and not chosen.growth else case
         for case in every
         if (not chosen.operator or case.operator in chosen.operator) and (not chosen.case or case.name in chosen.case)
     ]
@@ -116,7 +119,7 @@ def _peak(case: Case, provider: Provider, chosen: argparse.Namespace) -> int | N
     """Bytes beyond the inputs; a GPU's allocator tells them in this process, a CPU's system only in a fresh one."""
     if chosen.device == "cuda":
         return memory.cuda_peak(provider)
-    return memory.peak_extra(case, provider.name, chosen.device, chosen.threads, chosen.tiny)
+    return memory.peak_extra(case, provider.name, chosen.device, chosen.threads)
 
 
 def _graphs(serving: Sequence[Provider], refused: Refused | None) -> dict[str, Any]:
