@@ -59,6 +59,7 @@ gpu-compile: setup
 
 readme: setup
 	$(BIN)/python -m benchmarks.table
+	$(BIN)/lt-kernels bench --plot
 	$(BIN)/python -m benchmarks.growth_table
 
 clean:

@@ -85,7 +85,7 @@ class Line:
     provider: str
     metric: str
     unit: str
-    fixed: str  # the sizes that stay
+    fixed: str  # the sizes that stay, and the dtype unless it is float32
     points: tuple[tuple[int, float], ...]
 
     @property
@@ -127,6 +127,7 @@ def lines(rows: Iterable[Row]) -> list[Line]:
         known = row.metric == "time" or (row.metric == "peak extra memory" and row.p50 >= FLOOR)
         if place and row.mode == "both" and known and row.p50 > 0:
             stays = re.sub(rf"{place[1]}=\d+ ?", "", row.sizes).strip()
+            stays += "" if row.dtype == "float32" else f" {row.dtype}"
             key = (row.operator, place[1], row.provider, row.metric, row.unit, stays)
             found.setdefault(key, []).append((int(place[2]), row.p50))
     drawn = [Line(*key, tuple(sorted(points))) for key, points in found.items()]

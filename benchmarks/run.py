@@ -28,6 +28,8 @@ UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra mem
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the chosen cases; 1 if a provider of ours was wrong."""
     chosen = arguments(argv)
+    if chosen.plot:
+        return _plot(chosen)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")  # of torch's compiler, to its authors
     torch.set_num_threads(chosen.threads)
     around, refused = doctor.machine(chosen.device), said if chosen.device == "cuda" else None
@@ -42,6 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.merge(path, rows)
     print(f"wrote {path}")
     return 0 if ok else 1
+
+
+def _plot(chosen: argparse.Namespace) -> int:
+    """Draw what is measured; nothing to draw is an error."""
+    try:
+        from benchmarks import pictures
+    except ModuleNotFoundError as error:  # the one command that needs an extra
+        print(f"lt-kernels bench --plot: {error}; pip install '.[train]' brings matplotlib")
+        return 2
+    drawn = pictures.draw(chosen.out, chosen.pictures)
+    print("\n".join(f"wrote {path}" for path in drawn) or f"nothing is measured in {chosen.out}")
+    return 0 if drawn else 1
 
 
 def said(name: str, error: Exception) -> None:
@@ -61,6 +75,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="0.2 seconds each, no memory: for a first look")
     parser.add_argument("--tiny", action="store_true", help="every case at a tiny size: that everything runs")
     parser.add_argument("--growth", action="store_true", help="cost along N, C and d instead, ours and eager")
+    parser.add_argument("--plot", action="store_true", help="draw what is measured, and measure nothing")
+    parser.add_argument("--pictures", type=Path, default=results.ROOT / "docs" / "pictures", help="where --plot draws")
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder of the results file")
     chosen = parser.parse_args(argv)
     if chosen.quick:
