@@ -1,4 +1,5 @@
-"""Other people's kernels, as competitors where they import: Liger, Cut Cross-Entropy and QuACK. They need a GPU.
+"""Other people's losses, as competitors where they import: Liger, Cut Cross-Entropy and QuACK, which need a GPU, and
+pytorch-metric-learning, plain torch for any device.
 
 Imported only when they are measured. Each function takes the tensors of a problem that its signature names.
 """
@@ -7,15 +8,24 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # cce drops gradients that it takes for negligible, as its authors ship it; cce-exact keeps them.
-NAMES = ("liger", "cce", "cce-exact", "quack")
-MODULES = {"liger": "liger_kernel", "cce": "cut_cross_entropy", "cce-exact": "cut_cross_entropy", "quack": "quack"}
+NAMES = ("liger", "cce", "cce-exact", "quack", "pml")
+MODULES = {
+    "liger": "liger_kernel",
+    "cce": "cut_cross_entropy",
+    "cce-exact": "cut_cross_entropy",
+    "quack": "quack",
+    "pml": "pytorch_metric_learning.losses",
+}
+ANYWHERE = ("pml",)  # who runs on a CPU too
 
 
 @functools.cache
@@ -37,7 +47,7 @@ def _importing(name: str) -> str:
 def function(name: str, operator: str, device: str) -> Callable[..., Tensor] | None:
     """The peer's form of an operator, or None where it has none or cannot run."""
     build = BUILDERS.get((name, operator))
-    if build is None or device != "cuda" or absent(name):
+    if build is None or (device != "cuda" and name not in ANYWHERE) or absent(name):
         return None
     return build()
 
@@ -90,6 +100,28 @@ def quack_linear() -> Callable[..., Tensor]:
     return lambda input, linear_weight, target: loss(input, linear_weight, target)
 
 
+def metric_learning(loss: str, **options: float) -> Callable[..., Tensor]:
+    """A loss of pytorch-metric-learning on class weights that it is given; a margin of angles is in degrees there.
+
+    Its ArcFace clamps the target's cosine to [-1, 1] before the arc cosine, which changes nothing within.
+    """
+    build = getattr(importlib.import_module(MODULES["pml"]), loss)
+
+    @functools.cache
+    def module(classes: int, features: int) -> Any:
+        with torch.device("meta"):  # its own weights are not wanted
+            made = build(classes, features, **options)
+        del made.W  # a parameter, which would refuse a tensor that has a graph
+        return made
+
+    def run(input: Tensor, linear_weight: Tensor, target: Tensor) -> Tensor:
+        made = module(*linear_weight.shape)
+        made.W = linear_weight.t()
+        return made(input, target)
+
+    return run
+
+
 BUILDERS: dict[tuple[str, str], Callable[[], Callable[..., Tensor]]] = {
     ("liger", "cross_entropy"): liger_rows,
     ("liger", "offset_cross_entropy"): liger_offset,
@@ -99,4 +131,7 @@ BUILDERS: dict[tuple[str, str], Callable[[], Callable[..., Tensor]]] = {
     ("quack", "cross_entropy"): quack_rows,
     ("quack", "offset_cross_entropy"): quack_offset,
     ("quack", "linear_cross_entropy"): quack_linear,
+    ("pml", "cosine_margin_cross_entropy"): functools.partial(
+        metric_learning, "ArcFaceLoss", margin=math.degrees(0.5), scale=30.0
+    ),
 }

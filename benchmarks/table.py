@@ -31,6 +31,7 @@ COMPETITORS = {
     "CCE": "cce",
     "CCE, exact": "cce-exact",
     "QuACK": "quack",
+    "PML": "pml",
     "bare products": "products",
     "clone": "clone",
 }
