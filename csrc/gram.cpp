@@ -258,6 +258,39 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   return out;
 }
 
+// The cosines of listed pairs, by the same products that verify screened tiles. Pairs with one first class should lie side
+// by side, and classes that share neighbours close together: their rows are then still in the cache.
+Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
+  Held held;
+  const Tensor& rows = held.keep(dense_rows(weight));
+  int64_t classes = rows.size(0), pairs = first.numel();
+  ScalarType sums = arithmetic(rows);
+  STD_TORCH_CHECK(first.scalar_type() == ScalarType::Int && second.scalar_type() == ScalarType::Int &&
+                      second.numel() == pairs && scale.numel() == classes,
+                  "lt_kernels: first and second must be int32 of one length, and scale have a number for each class");
+  const Tensor &left = held.keep(dense(first)), &right = held.keep(dense(second));
+  const int32_t *from = static_cast<const int32_t*>(left.const_data_ptr()),
+                *to = static_cast<const int32_t*>(right.const_data_ptr());
+  for (int64_t k = 0; k < pairs; ++k)
+    STD_TORCH_CHECK(from[k] >= 0 && from[k] < classes && to[k] >= 0 && to[k] < classes,
+                    "lt_kernels: first and second must be classes");
+  Tensor value = empty({pairs}, sums);
+  Tile tile{};
+  tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
+  tile.scale = held.numbers(scale, sums, "scale"), tile.value = value.mutable_data_ptr();
+  tile.second = const_cast<int32_t*>(to);  // gram_verify reads it
+  each(pairs, 65536 / std::max<int64_t>(tile.d, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin, stop; k < end; k = stop) {
+      for (stop = k + 1; stop < end && from[stop] == from[k];) ++stop;
+      int64_t ends[2] = {k, stop};
+      Tile row = tile;
+      row.row = from[k], row.begins = ends;
+      kernels().gram_verify[type_of(rows)](row, 0, 1);
+    }
+  });
+  return value;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lt_kernels, CPU, library) {
@@ -266,6 +299,7 @@ STABLE_TORCH_LIBRARY_IMPL(lt_kernels, CPU, library) {
   library.impl("gram_tile", TORCH_BOX(&gram_tile));
   library.impl("gram_coefficients", TORCH_BOX(&gram_coefficients));
   library.impl("gram_pairs", TORCH_BOX(&gram_pairs));
+  library.impl("gram_listed", TORCH_BOX(&gram_listed));
 }
 
 }  // namespace lt

@@ -49,7 +49,7 @@ def tiles(classes: int) -> int:
     return -(-classes // TILE)
 
 
-def _slabs(unit: Tensor, threshold: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def slabs(unit: Tensor, threshold: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows, their cosines with all classes, and which of them are active."""
     classes = unit.shape[0]
     height = max(1, _SLAB // classes)
@@ -67,7 +67,7 @@ def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
     if threshold < 1:
         unit = weight.to(scale.dtype) * scale[:, None]
         with torch.autocast(weight.device.type, enabled=False):
-            for rows, cosine, active in _slabs(unit, threshold):
+            for rows, cosine, active in slabs(unit, threshold):
                 total[rows] = torch.where(active, cosine.expm1(), 0.0).sum(1, dtype=torch.float64)
     side = tiles(weight.shape[0])
     dense = torch.full((side, side), threshold < 1, device=weight.device)
@@ -99,7 +99,7 @@ def gram_backward(
     unit = weight.to(scale.dtype) * scale[:, None]
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     with torch.autocast(weight.device.type, enabled=False):
-        for rows, cosine, active in _slabs(unit, threshold):
+        for rows, cosine, active in slabs(unit, threshold):
             push = torch.where(active, cosine.exp() * (slope[rows, None] + slope), 0.0)
             along = own[rows] - (push * cosine).sum(1) if project else own[rows]
             d_weight[rows] = (scale[rows, None] * (push @ unit + along[:, None] * unit[rows])).to(weight.dtype)
@@ -227,3 +227,13 @@ def gram_pairs(
         own.index_add_(0, here, -push * value if project else torch.zeros_like(push))
     d_weight = scale[:, None] * (d_unit + (own * scale)[:, None] * weight.to(scale.dtype))
     return d_weight if wide else d_weight.to(weight.dtype)
+
+
+def gram_listed(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The cosines of listed pairs, some at a time: what is gathered holds no more numbers than a slab of cosines."""
+    value, some = scale.new_empty(first.numel()), max(1, _SLAB // max(weight.shape[1], 1))
+    for start in range(0, first.numel(), some):
+        part = slice(start, start + some)
+        left, right = (weight[index[part].long()].to(scale.dtype) for index in (first, second))
+        value[part] = (left * right).sum(1) * scale[first[part].long()] * scale[second[part].long()]
+    return value

@@ -23,6 +23,8 @@ REPULSION_DEFAULTS: Mapping[str, Any] = {
     "lwr_project": True,
     "lwr_strength": 1.0,
     "lwr_power": 2.0,
+    "lwr_neighbours": "all",
+    "lwr_skin": 0.1,
 }
 REPULSION_SUFFIX = "-lwr"
 
@@ -182,7 +184,14 @@ def _deferred(setting: Setting, drw_start: float, drw_beta: float) -> DeferredRe
 
 
 def _repulsion(
-    setting: Setting, lwr_threshold: float, lwr_project: bool, lwr_strength: float, lwr_power: float
+    setting: Setting,
+    lwr_threshold: float,
+    lwr_project: bool,
+    lwr_strength: float,
+    lwr_power: float,
+    lwr_neighbours: Literal["all", "list"],
+    lwr_skin: float,
 ) -> tuple[nn.Module, Callable[[int], float]]:
     decay = PolynomialDecay(setting.epochs, power=lwr_power)
-    return LogitWeightRepulsion(lwr_threshold, lwr_project), lambda epoch: lwr_strength * decay(epoch)
+    term = LogitWeightRepulsion(lwr_threshold, lwr_project, neighbours=lwr_neighbours, skin=lwr_skin)
+    return term, lambda epoch: lwr_strength * decay(epoch)
