@@ -158,7 +158,7 @@ NAMED: dict[str, Callable[..., Tensor]] = {
     "FocalLoss": focal,
     "ClassBalancedLoss": class_balanced,
     "LDAMLoss": ldam,
-    "DBMLoss": dbm,
+    "DBMLoss": lambda cosine, target, class_counts: dbm(cosine, target, class_counts),
     "CosFaceLoss": cosface,
     "ArcFaceLoss": lambda cosine, target, class_counts: arcface(cosine, target),
     "SphereFaceLoss": sphereface,
