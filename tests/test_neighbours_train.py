@@ -1,0 +1,69 @@
+"""The list of near pairs in training: the harness' own data and network, all pairs beside it in every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tolerances import assert_close
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+
+from lt_kernels.data import ResumableLoader
+from lt_kernels.functional import logit_weight_repulsion
+from lt_kernels.regularizers import LogitWeightRepulsion
+from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.methods import Setting, build_method
+from lt_kernels.train.run import build_module, load_data
+
+SETTING = Setting(torch.tensor([200, 50, 10, 1]), 6, 10)
+
+
+def test_every_step_of_a_run_is_that_of_all_pairs() -> None:
+    """Balanced softmax with repulsion, whose class weights start at right angles and draw apart or together."""
+    options: dict[str, Any] = {"lwr_threshold": 0.1, "lwr_strength": 0.001, "lwr_neighbours": "list", "lwr_skin": 0.06}
+    config = TrainConfig(method="bs-lwr", method_options=options, epochs=8, lr=0.02, batch_size=32)
+    data = load_data(config)
+    module = build_module(config, data)
+    term, optimizer = module.regularizer, module.configure_optimizers()
+    assert isinstance(term, LogitWeightRepulsion)
+    values, listed = set(), set()
+    for epoch in range(config.epochs):
+        module.apply_epoch(epoch)
+        for batch in ResumableLoader(data.train, config.batch_size, seed=epoch):
+            leaf = module.head.weight.detach().clone().requires_grad_()
+            pairs = [term(leaf), logit_weight_repulsion(leaf, threshold=0.1)]
+            slopes = [torch.autograd.grad(value, leaf)[0] for value in pairs]
+            assert_close(pairs[0], pairs[1])
+            assert_close(slopes[0], slopes[1])
+            values.add(round(pairs[1].item(), 4))
+            listed.add(term.pairs)
+            optimizer.zero_grad()
+            module.training_step(batch, 0)["loss"].backward()
+            optimizer.step()
+    assert 5 < term.rebuilds < 60
+    assert len(values) > 20
+    assert len(listed) > 3
+
+
+def test_a_recipe_asks_for_the_list() -> None:
+    chosen: dict[str, Any] = {"lwr_neighbours": "list", "lwr_skin": 0.25}
+    listed, plain = (build_method("bs-lwr", SETTING, options).regularizer for options in (chosen, {}))
+    assert isinstance(listed, LogitWeightRepulsion)
+    assert isinstance(plain, LogitWeightRepulsion)
+    assert (listed.neighbours, listed.skin, plain.neighbours, plain.skin) == ("list", 0.25, "all", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lwr_neighbours": "x"}, r"neighbours must be one of 'all', 'list', got 'x'"),
+        ({"lwr_neighbours": 1}, r"lwr_neighbours must be a name, got 1"),
+        ({"lwr_skin": -1.0}, r"skin must be .*got -1\.0"),
+    ],
+)
+def test_a_bad_option_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_method("bs-lwr", SETTING, options)
