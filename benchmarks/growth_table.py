@@ -1,5 +1,6 @@
 """Writes the measured sections of docs/kernels.md between their markers, as `benchmarks.table` does the README's.
 
+<!-- table: goals -->      benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
 <!-- table: growth -->     benchmarks/results/growth/<device>.csv, as `lt-kernels bench --growth` wrote them
 <!-- table: pictures -->   the files of docs/pictures, as `lt-kernels bench --plot` drew them
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks import growth, results
+from benchmarks import goals, growth, results
 from benchmarks.growth import Line
 from benchmarks.results import Row
 from benchmarks.table import markdown
@@ -28,12 +29,16 @@ def main() -> int:
 
 
 def rewritten(text: str, folder: Path, pictures: Path = PICTURES) -> str:
-    """The text with both sections made anew from the files; a section without a file stays."""
-    for name, made in (("growth", growth_tables(folder)), ("pictures", picture_links(pictures))):
+    """The text with each section made anew from the files; a section without a file stays."""
+    for name, made in _sections(folder, pictures):
         if made:
             pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
             text = re.sub(pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
     return text
+
+
+def _sections(folder: Path, pictures: Path) -> tuple[tuple[str, str], ...]:
+    return ("goals", goals.tables(folder)), ("growth", growth_tables(folder)), ("pictures", picture_links(pictures))
 
 
 def growth_tables(folder: Path) -> str:

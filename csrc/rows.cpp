@@ -113,10 +113,12 @@ template <class A> struct Losses {
 
   Losses(Inputs& in, const Margins& margins, const void* totals, int64_t reduction)
       : margins(margins), total(static_cast<const A*>(totals)), loss(empty({in.args.n}, in.sums)),
-        saved(empty({5, in.args.n}, in.sums)), rival(empty({in.args.n}, in.sums)),
+        saved(empty({5, in.args.n}, in.sums)), rival(empty({margins.kind == kAngular ? in.args.n : 0}, in.sums)),
         losses(static_cast<A*>(loss.mutable_data_ptr())), numbers(static_cast<A*>(saved.mutable_data_ptr())) {
     int64_t n = in.args.n;
-    in.args.rest_out = numbers, in.args.own_out = numbers + 2 * n, in.args.rival_out = rival.mutable_data_ptr();
+    const bool hardness = margins.kind == kAngular && margins.instance != 0;  // all that the rival is asked for
+    in.args.rest_out = numbers, in.args.own_out = numbers + 2 * n;
+    in.args.rival_out = hardness ? rival.mutable_data_ptr() : nullptr;
     in.args.mean_out = in.args.share.data ? numbers + 4 * n : nullptr;
     in.args.rest = numbers, in.args.d_rest = numbers + n, in.args.d_own = numbers + 2 * n;
     in.args.d_mean = in.args.mean_out;
@@ -138,7 +140,8 @@ template <class A> struct Losses {
     int64_t n = args.n, y = args.column(i, 0);
     const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
     A own_offset = offset && y >= 0 ? offset[y] : A(0);
-    Numbers<A> in{numbers[i], numbers[2 * n + i], static_cast<A*>(args.rival_out)[i], own_offset, A(1)};
+    A most = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
+    Numbers<A> in{numbers[i], numbers[2 * n + i], most, own_offset, A(1)};
     if (share) in.mean = numbers[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
     Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
     losses[i] = out.loss, numbers[n + i] = share_of(out.d_rest), numbers[2 * n + i] = share_of(out.d_own);
@@ -151,9 +154,11 @@ template <class A> struct Losses {
     int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(args.c, 1));
     torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
       Rows mine = args;
-      std::vector<A> kept(mine.d_logits ? args.c + 64 : 0), shifts(mine.d_logits ? args.c / kBlock + 1 : 0);
+      const bool in_place = sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2);
+      std::vector<A> kept(mine.d_logits && !in_place ? args.c : 0), shifts(mine.d_logits ? args.c / kBlock + 1 : 0);
       mine.kept = kept.data(), mine.shifts = shifts.data();
       for (int64_t i = begin; i < end; ++i) {
+        if (in_place) mine.kept = static_cast<A*>(mine.d_logits) + i * args.c;
         (mine.d_logits ? table.rows_keep : table.rows_forward)[type](mine, i, i + 1);
         row(i);
         if (mine.d_logits) table.rows_finish[type](mine, i, i + 1);

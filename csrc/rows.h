@@ -50,13 +50,16 @@ template <class T, class A> struct Block {
 
   // Fill u with the columns [first, first + count); the lanes behind the end become -inf.
   void read(int64_t first, int count) {
+    line.args.rival_out ? choose<true>(first, count) : choose<false>(first, count);
+  }
+  template <bool kRival> void choose(int64_t first, int count) {
     bool scaled = line.args.row_scale || line.columns || line.scale != A(1);
-    if (line.offset) scaled ? fill<true, true>(first, count) : fill<false, true>(first, count);
-    else scaled ? fill<true, false>(first, count) : fill<false, false>(first, count);
+    if (line.offset) scaled ? fill<kRival, true, true>(first, count) : fill<kRival, false, true>(first, count);
+    else scaled ? fill<kRival, true, false>(first, count) : fill<kRival, false, false>(first, count);
   }
 
   // What the loop reads stays in registers: a store to u may, for all a compiler knows, change any member.
-  template <bool kScaled, bool kOffset> void fill(int64_t first, int count) {
+  template <bool kRival, bool kScaled, bool kOffset> void fill(int64_t first, int count) {
     const T* logits = line.logits + first;
     const A *columns = line.columns ? line.columns + first : nullptr, *offset = kOffset ? line.offset + first : nullptr;
     const A row_scale = line.row_scale, scale = line.scale;
@@ -72,11 +75,11 @@ template <class T, class A> struct Block {
       if (kOffset) {
         vec<A> b = LogitRow<T, A>::part(offset + k, size);
         value = value + b;
-        z = b == splat(kNothing<A>) ? b : z;  // a class that is not there is no rival
+        if (kRival) z = b == splat(kNothing<A>) ? b : z;  // a class that is not there is no rival
       }
       store(u + k, value);
       best_u = max(best_u, value);
-      best_z = max(best_z, z);
+      if (kRival) best_z = max(best_z, z);
     };
     int k = 0;
     for (; k + W <= count; k += W) step(k, W);
@@ -111,21 +114,23 @@ template <class T, class A> struct Block {
   }
 };
 
-// The sum of exp(u - shift), which is also kept if `kept` is given; whole vectors, behind the end of the row too.
+// The sum of exp(u - shift), which are also kept if `kept` is given; u has whole vectors, behind the end of the row too.
 template <class A> inline A sum_exp(const A* u, int count, A shift, A* kept) {
   constexpr int W = Vec<A>::width;
   vec<A> even{}, odd{};
-  auto step = [&](int k) {
+  auto step = [&](int k, int size) {
     vec<A> value = exp(load(u + k) - shift);
-    if (kept) store(kept + k, value);
+    if (kept && size == W) store(kept + k, value);
+    else if (kept) store_part<A>(kept + k, value, size);
     return value;
   };
   int k = 0;
-  for (; k + W < count; k += 2 * W) {
-    even = even + step(k);
-    odd = odd + step(k + W);
+  for (; k + 2 * W <= count; k += 2 * W) {
+    even = even + step(k, W);
+    odd = odd + step(k + W, W);
   }
-  if (k < count) even = even + step(k);
+  if (k + W <= count) even = even + step(k, W), k += W;
+  if (k < count) odd = odd + step(k, count - k);
   return sum<A>(even + odd);
 }
 
@@ -169,14 +174,14 @@ template <class T, class A, bool kKeep> void forward_row(const Rows& args, int64
     block.read(first, count);
     online.add(block.u, count, LT_ISA::top<A>(block.top_u), kKeep ? static_cast<A*>(args.kept) + first : nullptr);
     if (kKeep) static_cast<A*>(args.shifts)[first / kBlock] = online.top;
-    A best = LT_ISA::top<A>(block.top_z);
+    A best = args.rival_out ? LT_ISA::top<A>(block.top_z) : kNothing<A>;
     rival = best > rival ? best : rival;
     if (!share) continue;
     block.zero_targets(first, count);
     mean += weighted(share + first, block.u, count);
   }
   static_cast<A*>(args.rest_out)[i] = online.value();
-  static_cast<A*>(args.rival_out)[i] = rival;
+  if (args.rival_out) static_cast<A*>(args.rival_out)[i] = rival;
   if (args.mean_out) static_cast<A*>(args.mean_out)[i] = mean;
 }
 
@@ -234,7 +239,7 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   }
 }
 
-// The gradient of a row whose exp(u - shift) were kept by the forward just before.
+// The gradient of a row whose exp(u - shift) were kept by the forward just before, perhaps in the gradient's own place.
 template <class T, class A> void finish_row(const Rows& args, int64_t i) {
   constexpr int W = Vec<A>::width;
   T* out = static_cast<T*>(args.d_logits) + i * args.c;
@@ -246,7 +251,7 @@ template <class T, class A> void finish_row(const Rows& args, int64_t i) {
     const int count = int(args.c - first < kBlock ? args.c - first : kBlock);
     const A factor = std::exp(static_cast<const A*>(args.shifts)[first / kBlock] - slopes.rest) * slopes.d_rest * scale;
     auto step = [&](int64_t j, int size) {
-      vec<A> d = load(kept + j) * factor;
+      vec<A> d = LogitRow<A, A>::part(kept + j, size) * factor;
       if (share) d = d + LogitRow<A, A>::part(share + j, size) * mean;
       if (size == W) store(out + j, d);
       else store_part<A>(out + j, d, size);
