@@ -116,8 +116,8 @@ class LinearStatistics(torch.autograd.Function):
 def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     """How linear_cross_entropy and cosine_margin_cross_entropy walk the logits of these features and classes, and why.
 
-    Within the memory budget of the moment (`lt_kernels.memory_budget`). Few logits on a CPU are made whole by plain
-    torch instead, and are walked by nothing; under autocast pass the features as they are cast.
+    Within the memory budget of the moment (`lt_kernels.memory_budget`). On a CPU, logits that fit with their gradient
+    (of a cosine: few) are made whole by plain torch instead; under autocast pass the features as they are cast.
 
     Args:
         input: features [N, d]; only their shape, dtype and device count.
