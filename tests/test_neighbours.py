@@ -21,6 +21,13 @@ from lt_kernels.regularizers import LogitWeightRepulsion
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
+@pytest.fixture(autouse=True)
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is walked in parts is walked in several."""
+    for where, name, numbers in ((neighbours, "_SLAB", 900), (neighbours, "_WIDE", 2000), (reference, "_SLAB", 2000)):
+        monkeypatch.setattr(where, name, numbers)
+
+
 def listing(threshold: float = 0.4, skin: float = 0.1, **options: Any) -> LogitWeightRepulsion:
     return LogitWeightRepulsion(threshold, neighbours="list", skin=skin, **options)
 
@@ -282,16 +289,10 @@ def test_what_other_devices_have() -> None:
         assert torch.equal(ours, other)
     assert neighbours._walked(torch.ones(400, 40), bound) is None
     scale = reference.inverse_norm(weight)
+    torch.library.opcheck(neighbours.listed_op, (weight, scale, *found))
     total, *pairs = neighbours.active_pairs(weight, scale, 0.4, *neighbours.visiting(*found, 300))
     assert 0 < int(pairs[-1]) < found[0].numel()
     slope, own = 1 / total, normal(300, seed=4).float()
     for project in (True, False):
         inputs: list[Any] = [weight, scale, slope, own, *pairs, project, False]
         assert_close(neighbours._gathered(*inputs), tiles.pairs_op(*inputs))
-
-
-def test_operator() -> None:
-    weight = near(60, 40).float()
-    found = neighbours.near_pairs(weight, 0.3)
-    assert found is not None
-    torch.library.opcheck(neighbours.listed_op, (weight, reference.inverse_norm(weight), *found))
