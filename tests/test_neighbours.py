@@ -14,7 +14,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from lt_kernels.functional import logit_weight_repulsion
-from lt_kernels.ops import neighbours, tiles
+from lt_kernels.ops import neighbours
 from lt_kernels.reference import gram as reference
 from lt_kernels.regularizers import LogitWeightRepulsion
 
@@ -267,32 +267,3 @@ def test_bad_options_are_named(options: Any, error: type[Exception], message: st
 def test_bad_class_weights_are_named(weight: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="linear_weight must be"):
         listing()(weight)
-
-
-def test_products_of_less_precision_are_allowed_for() -> None:
-    weight = near(10, 40)
-    plain = neighbours.limit(weight, 0.4, 0.1)
-    try:
-        torch.set_float32_matmul_precision("medium")
-        assert neighbours.limit(weight, 0.4, 0.1) < plain - 2 * 2.0**-9
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
-def test_what_other_devices_have() -> None:
-    """The pairs by slabs of rows, and the gradient without a host sync, are those of the tiles."""
-    weight, bound = near(300, 40).float(), 0.3
-    found, walked = neighbours.near_pairs(weight, bound), neighbours._walked(weight, bound)
-    assert found is not None
-    assert walked is not None
-    for ours, other in zip(neighbours.visiting(*found, 300), neighbours.visiting(*walked, 300), strict=True):
-        assert torch.equal(ours, other)
-    assert neighbours._walked(torch.ones(400, 40), bound) is None
-    scale = reference.inverse_norm(weight)
-    torch.library.opcheck(neighbours.listed_op, (weight, scale, *found))
-    total, *pairs = neighbours.active_pairs(weight, scale, 0.4, *neighbours.visiting(*found, 300))
-    assert 0 < int(pairs[-1]) < found[0].numel()
-    slope, own = 1 / total, normal(300, seed=4).float()
-    for project in (True, False):
-        inputs: list[Any] = [weight, scale, slope, own, *pairs, project, False]
-        assert_close(neighbours._gathered(*inputs), tiles.pairs_op(*inputs))

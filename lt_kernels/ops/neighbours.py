@@ -53,6 +53,20 @@ def limit(weight: Tensor, threshold: float, skin: float) -> float:
     return -1.0 if angle >= math.pi else math.cos(angle) - error - rough
 
 
+def inverse_norm(weight: Tensor, threshold: float) -> Tensor:
+    """1 / |w| [C] with the bits that the full computation has, so that the same pairs are above the threshold.
+
+    Screened tiles are decided by products as in `gram_listed`, and the squares of their norms are such products too.
+    """
+    if weight.device.type != "cpu" or not tiles.screening(weight, threshold)[0]:
+        return reference.inverse_norm(weight)
+    index = torch.arange(weight.shape[0], dtype=torch.int32)
+    square = listed_op(weight, torch.ones(weight.shape[0]), index, index)
+    norm = square.double().sqrt().float().double()  # by float64, whose roots and quotients round to those of float32
+    scale = torch.where(norm <= 1e-12, 0.0, 1 / norm.clamp_min(1e-12)).float()
+    return torch.where(norm.isfinite(), scale, torch.nan)
+
+
 def _parts(weight: Tensor, numbers: int) -> Iterator[slice]:
     height = max(1, numbers // max(weight.shape[1], 1))
     return (slice(start, start + height) for start in range(0, weight.shape[0], height))
@@ -127,19 +141,22 @@ def _add(total: Tensor, index: Tensor, part: Tensor) -> None:
 def active_pairs(
     weight: Tensor, scale: Tensor, threshold: float, first: Tensor, second: Tensor, order: Tensor
 ) -> tuple[Tensor, ...]:
-    """(Z [C], first, second, cosine, number): the listed pairs above the threshold, in front of room for all of them.
+    """(Z [C], first, second, cosine, number): the listed pairs above the threshold.
 
-    Without a host sync, so their number stays on the device.
+    On a GPU in front of room for all of them: without a host sync their number stays on the device.
     """
     value = listed_op(weight, scale, first, second)[order]
-    first, second = first[order], second[order]
     hit = value > threshold
-    part = torch.where(hit, value.double().expm1(), 0.0)
+    found = hit.nonzero() if weight.device.type == "cpu" else hit.nonzero_static(size=hit.numel(), fill_value=0)
+    kept, count = found[:, 0], hit.sum().view(1)
+    value, place = value[kept], order[kept]
+    first, second = first[place], second[place]
+    there = torch.arange(value.numel(), device=value.device) < count
+    part = torch.where(there, value.double().expm1(), 0.0)
     total = torch.zeros_like(scale, dtype=torch.float64)
     _add(total, first, part)
     _add(total, second, part)
-    kept = hit.nonzero_static(size=hit.numel(), fill_value=0)[:, 0]
-    return reference.finish(total, scale, threshold), first[kept], second[kept], value[kept], hit.sum().view(1)
+    return reference.finish(total, scale, threshold), first, second, value, count
 
 
 def _gathered(
@@ -233,7 +250,7 @@ class NeighbourList(nn.Module):
         if why:
             self.status = f"all pairs: {why}"
             return None
-        scale = reference.inverse_norm(weight)
+        scale = inverse_norm(weight, self.threshold)
         angle = self._turned(weight, scale)
         if not angle <= self.skin:  # NaN too
             if not bool(scale.isfinite().all()):
