@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("kernels")
 
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is walked in parts is walked in several."""
+    """Whatever is walked in parts is walked in several; by one thread, as two would mostly wait for each other."""
+    torch.set_num_threads(1)
     for where, name, numbers in ((neighbours, "_SLAB", 900), (neighbours, "_WIDE", 2000), (reference, "_SLAB", 2000)):
         monkeypatch.setattr(where, name, numbers)
 
