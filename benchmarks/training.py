@@ -123,7 +123,7 @@ def timed(both: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
                 step()
         while any(sum(times) < seconds for times in taken.values()):
             for name, step in both.items():
-                for _ in range(BLOCK):
+                for _ in range(BLOCK if sum(taken[name]) < seconds else 0):
                     start = time.perf_counter()
                     step()
                     taken[name].append(time.perf_counter() - start)
