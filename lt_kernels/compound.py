@@ -44,8 +44,8 @@ class LADELoss(Loss):
         """The loss of logits [N, C]; there is no form for two targets a row."""
         if isinstance(target, MixedTarget):
             raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
-        regularizer = functional.lade_regularizer(
-            input, target, self.class_counts, lam=self.lam, importance=self.importance, classes=self.classes
+        regularizer = functional.lade_of_counts(
+            input, target, self.class_counts, self.lam, self.importance, self.classes
         )
         return super().forward(input, target) + self.alpha * regularizer
 
@@ -113,5 +113,10 @@ class EstimatedOffsetLoss(Loss):
 
     def total(self, loss: Tensor, table: Tensor, features: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy with the two other terms; `table` is -o."""
-        uniform = self.uniform_offset(-table)
-        return loss + self.center_weight * self.center_loss(features, target) + self.uniform_weight * uniform
+        loss = loss + _times(self.center_weight, self.center_loss(features, target))
+        return loss + _times(self.uniform_weight, self.uniform_offset(-table))
+
+
+def _times(factor: float, term: Tensor) -> Tensor:
+    """factor * term; a factor of 1 saves two operations."""
+    return term if factor == 1 else factor * term

@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks, functional
@@ -99,9 +100,7 @@ class LADERegularizer(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The regulariser of logits [N, C] and class indices [N]."""
-        return functional.lade_regularizer(
-            logits, target, self.class_counts, lam=self.lam, importance=self.importance, classes=self.classes
-        )
+        return functional.lade_of_counts(logits, target, self.class_counts, self.lam, self.importance, self.classes)
 
 
 class UniformOffset(nn.Module):
@@ -141,21 +140,35 @@ class CenterLoss(nn.Module):
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The mean squared distance of features [N, d] with class indices [N]; differences, so nothing cancels."""
         checks.floating("features", features)
-        classes, size = self.centers.shape
+        size = self.centers.shape[1]
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
         target = checks.indices("target", target, features.shape[:1], features)
-        if target.device.type == "cpu" and target.numel():
-            least, most = (int(end) for end in target.aminmax())
-            if not 0 <= least <= most < classes:
-                raise IndexError(f"target must be in 0 to {classes - 1}, got {least} to {most}")
-        distance = features.to(self.centers.dtype) - self.centers[target]
+        distance = features.to(self.centers.dtype) - self._centers_of(target)
         if self.training and self.mode == "wen":
             self._move(distance.detach(), target)
         return distance.square().sum(1).mean()
 
+    def _centers_of(self, target: Tensor) -> Tensor:
+        """The centre of each row's class; a look-up, unlike indexing, takes no negative numbers."""
+        try:
+            return F.embedding(target, self.centers)
+        except (IndexError, RuntimeError) as error:
+            if target.device.type != "cpu" or not target.numel():
+                raise
+            least, most = (int(end) for end in target.aminmax())
+            allowed = f"target must be in 0 to {self.centers.shape[0] - 1}, got {least} to {most}"
+            raise IndexError(allowed) from error
+
     def _move(self, distance: Tensor, target: Tensor) -> None:
         """Wen's update; into a new tensor, since the old one may be needed by the backward pass."""
-        total = torch.zeros_like(self.centers).index_add(0, target, distance)
-        count = torch.zeros_like(self.centers[:, 0]).index_add(0, target, torch.ones_like(distance[:, 0]))
+        total = _added(torch.zeros_like(self.centers), target, distance)
+        count = _added(torch.zeros_like(self.centers[:, 0]), target, torch.ones_like(distance[:, 0]))
         self.centers = self.centers + self.rate * total / (1 + count)[:, None]
+
+
+def _added(total: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+    """`total` with each row added at its target, in the order of the rows whatever the device."""
+    if total.device.type == "cpu":
+        return total.index_add(0, target, rows)
+    return total.index_put((target,), rows, accumulate=True)  # sorted on a GPU, where index_add is not
