@@ -240,9 +240,13 @@ def logit_weight_repulsion(
     checks.number("threshold", threshold)
     checks.flag("project", project)
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
-    value = gram.repulsion(linear_weight, float(threshold), project)
+    return reduced(gram.repulsion(linear_weight, float(threshold), project), reduction, linear_weight)
+
+
+def reduced(value: Tensor, reduction: Reduction, like: Tensor) -> Tensor:
+    """R [C] reduced; float32 under autocast, else in the dtype of the class weights."""
     value = value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
-    return value if torch.is_autocast_enabled(linear_weight.device.type) else value.to(linear_weight.dtype)
+    return value if torch.is_autocast_enabled(like.device.type) else value.to(like.dtype)
 
 
 def lade_regularizer(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lt_kernels import checks, functional
 from lt_kernels.ops.neighbours import NeighbourList
+from lt_kernels.reference.gram import add_rows
 
 
 class LogitWeightRepulsion(nn.Module):
@@ -77,8 +78,7 @@ class LogitWeightRepulsion(nn.Module):
             return functional.logit_weight_repulsion(
                 linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction
             )
-        value = value if self.reduction == "none" else value.sum() if self.reduction == "sum" else value.mean()
-        return value if torch.is_autocast_enabled(linear_weight.device.type) else value.to(linear_weight.dtype)
+        return functional.reduced(value, self.reduction, linear_weight)
 
 
 class LADERegularizer(nn.Module):
@@ -162,13 +162,7 @@ class CenterLoss(nn.Module):
 
     def _move(self, distance: Tensor, target: Tensor) -> None:
         """Wen's update; into a new tensor, since the old one may be needed by the backward pass."""
-        total = _added(torch.zeros_like(self.centers), target, distance)
-        count = _added(torch.zeros_like(self.centers[:, 0]), target, torch.ones_like(distance[:, 0]))
+        total, count = torch.zeros_like(self.centers), torch.zeros_like(self.centers[:, 0])
+        add_rows(total, target, distance)
+        add_rows(count, target, torch.ones_like(distance[:, 0]))
         self.centers = self.centers + self.rate * total / (1 + count)[:, None]
-
-
-def _added(total: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-    """`total` with each row added at its target, in the order of the rows whatever the device."""
-    if total.device.type == "cpu":
-        return total.index_add(0, target, rows)
-    return total.index_put((target,), rows, accumulate=True)  # sorted on a GPU, where index_add is not

@@ -21,7 +21,7 @@ from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
 
 _SLAB = 2**18  # numbers of class weights compared at a time on a CPU: they stay in its cache
-_WIDE = 2**24  # the same on other devices, and numbers gathered at a time there
+_WIDE = 2**24  # the same on other devices
 
 listed_op = define(
     "gram",
@@ -130,14 +130,6 @@ def visiting(first: Tensor, second: Tensor, classes: int) -> tuple[Tensor, Tenso
     return first[visit].to(torch.int32), second[visit].to(torch.int32), visit.argsort()
 
 
-def _add(total: Tensor, index: Tensor, part: Tensor) -> None:
-    """Rows of `part` added to those of `total` in a fixed order: index_add_ has none on a GPU, index_put_ sorts."""
-    if total.device.type == "cpu":
-        total.index_add_(0, index, part)
-    else:
-        total.index_put_((index.long(),), part, accumulate=True)
-
-
 def active_pairs(
     weight: Tensor, scale: Tensor, threshold: float, first: Tensor, second: Tensor, order: Tensor
 ) -> tuple[Tensor, ...]:
@@ -154,8 +146,8 @@ def active_pairs(
     there = torch.arange(value.numel(), device=value.device) < count
     part = torch.where(there, value.double().expm1(), 0.0)
     total = torch.zeros_like(scale, dtype=torch.float64)
-    _add(total, first, part)
-    _add(total, second, part)
+    reference.add_rows(total, first, part)
+    reference.add_rows(total, second, part)
     return reference.finish(total, scale, threshold), first, second, value, count
 
 
@@ -171,20 +163,10 @@ def _gathered(
     project: bool,
     wide: bool,
 ) -> Tensor:
-    """`reference.gram_pairs` without a host sync, some pairs at a time."""
+    """`reference.gram_pairs` without a host sync: behind the listed pairs come some without a push."""
     there = torch.arange(first.numel(), device=first.device) < count
     push = torch.where(there, value.exp() * (slope[first] + slope[second]), 0.0)
-    own, d_unit = own.clone(), torch.zeros_like(weight, dtype=scale.dtype, memory_format=torch.contiguous_format)
-    some = max(1, _WIDE // max(weight.shape[1], 1))
-    for here, other in ((first, second), (second, first)):
-        if project:
-            _add(own, here, -push * value)
-        factor = push * scale[other]
-        for start in range(0, first.numel(), some):
-            part = slice(start, start + some)
-            _add(d_unit, here[part], factor[part, None] * weight[other[part]].to(scale.dtype))
-    d_weight = scale[:, None] * (d_unit + (own * scale)[:, None] * weight.to(scale.dtype))
-    return d_weight if wide else d_weight.to(weight.dtype)
+    return reference.pushed(weight, scale, own, first, second, push, value, project, wide)
 
 
 @takes(8)

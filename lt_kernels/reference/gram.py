@@ -18,6 +18,7 @@ from lt_kernels.reference.rows import accumulate_type
 TILE = 1024  # classes of a tile of cosines, along both sides
 PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
 _SLAB = 2**22  # cosines held at a time
+_GATHERED = 2**24  # numbers of class weights gathered at a time
 
 
 def inverse_norm(rows: Tensor) -> Tensor:
@@ -220,13 +221,40 @@ def gram_pairs(
     listed = slice(0, int(count))
     first, second, value = first[listed].long(), second[listed].long(), value[listed]
     push = value.exp() * (slope[first] + slope[second])
-    own = own.clone()
+    return pushed(weight, scale, own, first, second, push, value, project, wide)
+
+
+def pushed(
+    weight: Tensor,
+    scale: Tensor,
+    own: Tensor,
+    first: Tensor,
+    second: Tensor,
+    push: Tensor,
+    value: Tensor,
+    project: bool,
+    wide: bool,
+) -> Tensor:
+    """The gradient of `gram_pairs` from c_ij and cos_ij of valid pairs, some of them at a time."""
+    own, some = own.clone(), max(1, _GATHERED // max(weight.shape[1], 1))
     d_unit = torch.zeros_like(weight, dtype=scale.dtype, memory_format=torch.contiguous_format)
     for here, there in ((first, second), (second, first)):
-        d_unit.index_add_(0, here, push[:, None] * scale[there, None] * weight[there].to(scale.dtype))
-        own.index_add_(0, here, -push * value if project else torch.zeros_like(push))
+        if project:
+            add_rows(own, here, -push * value)
+        factor = push * scale[there]
+        for start in range(0, first.numel(), some):
+            part = slice(start, start + some)
+            add_rows(d_unit, here[part], factor[part, None] * weight[there[part]].to(scale.dtype))
     d_weight = scale[:, None] * (d_unit + (own * scale)[:, None] * weight.to(scale.dtype))
     return d_weight if wide else d_weight.to(weight.dtype)
+
+
+def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
+    """Add rows to those of `total` (ours) in a fixed order: on a GPU index_add_ has none, index_put_ sorts."""
+    if total.device.type == "cpu":
+        total.index_add_(0, index, part)
+    else:
+        total.index_put_((index.long(),), part, accumulate=True)
 
 
 def gram_listed(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:
