@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from benchmarks import gpu_calls, gpu_traffic
 from benchmarks.gpu_code import Compiled, Job, compiled, jobs
-from benchmarks.table import markdown
+from benchmarks.table import markdown, section
 
 TARGETS = (80, 90, 100, 120)
 KINDS = ("vocab bfloat16", "odd bfloat16", "inat float32", "float64")  # in the titles of calls
@@ -84,12 +83,6 @@ def line(found: Sequence[Compiled]) -> list[str]:
     ]
 
 
-def rewritten(text: str, name: str, made: str) -> str:
-    """The text with the section between the markers of that name made anew."""
-    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
-    return re.sub(pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)
-
-
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu_compile", description="Compile the GPU kernels.")
@@ -113,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.write:
         text = DOCUMENT.read_text(encoding="utf-8")
         for name, made in tables.items():
-            text = rewritten(text, name, made)
+            text = section(text, name, made)
         DOCUMENT.write_text(text, encoding="utf-8")
     wrong = complaints(found)
     print("\n".join(wrong))

@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from benchmarks import goals, growth, results
 from benchmarks.growth import Line
 from benchmarks.results import Row
-from benchmarks.table import markdown
+from benchmarks.table import markdown, section
 
 DOCUMENT = results.ROOT / "docs" / "kernels.md"
 PICTURES = DOCUMENT.parent / "pictures"
@@ -31,9 +30,7 @@ def main() -> int:
 def rewritten(text: str, folder: Path, pictures: Path = PICTURES) -> str:
     """The text with each section made anew from the files; a section without a file stays."""
     for name, made in _sections(folder, pictures):
-        if made:
-            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
-            text = re.sub(pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
+        text = section(text, name, made)
     return text
 
 

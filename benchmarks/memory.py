@@ -31,7 +31,12 @@ def peak_extra(case: Case, provider: str, device: str, threads: int) -> int | No
     """Bytes, or None where the system does not tell or the process failed."""
     words = [case.operator, case.name, case.loss or "-", case.dtype_name, provider, device]
     numbers = [threads, case.rows, case.classes, case.features]
-    command = [sys.executable, "-m", "benchmarks.memory", *words, *map(str, numbers)]
+    return fresh("benchmarks.memory", *words, *map(str, numbers))
+
+
+def fresh(module: str, *arguments: str) -> int | None:
+    """The number that a module prints in a process of its own; None if it prints none, fails or takes too long."""
+    command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, check=True

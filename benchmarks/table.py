@@ -51,11 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def rewritten(text: str, folder: Path) -> str:
     """The text with each marked section made anew from the files in `folder`; a section without a file stays."""
     for name, make in (("bench", bench_tables), ("training", training_tables), ("compare", compare_tables)):
-        made = make(folder)
-        if made:
-            pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
-            text = re.sub(pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}", text, flags=re.DOTALL)  # noqa: B023
+        text = section(text, name, make(folder))
     return text
+
+
+def section(text: str, name: str, made: str) -> str:
+    """The text with what is between the markers of that name replaced; as it is if nothing was made."""
+    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
+    return re.sub(
+        pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}" if made else found[0], text, flags=re.DOTALL
+    )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -66,10 +71,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def bench_tables(folder: Path) -> str:
     """One table for each device whose results lie in `folder`."""
-    files = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-"))
     apart = (results.DEVICE, results.TRAINING)
-    measured = ([row for row in results.read(path) if row.operator not in apart] for path in files)
+    measured = ([row for row in rows if row.operator not in apart] for rows in _measured(folder))
     return "\n\n".join(bench_table(rows) for rows in measured if rows)
+
+
+def _measured(folder: Path) -> Iterable[list[Row]]:
+    """The rows of each device."""
+    return map(results.read, sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-")))
 
 
 def bench_table(rows: list[Row]) -> str:
@@ -94,8 +103,7 @@ def bench_table(rows: list[Row]) -> str:
 
 def training_tables(folder: Path) -> str:
     """Steps of training on each device whose results have them."""
-    files = sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-"))
-    measured = ([row for row in results.read(path) if row.operator == results.TRAINING] for path in files)
+    measured = ([row for row in rows if row.operator == results.TRAINING] for rows in _measured(folder))
     return "\n\n".join(training_table(rows) for rows in measured if any(row.metric == "time" for row in rows))
 
 

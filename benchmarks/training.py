@@ -10,8 +10,6 @@ import argparse
 import copy
 import itertools
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -156,17 +154,8 @@ def measured(method: str, data_name: str, seconds: float, around: Mapping[str, A
 
 def peak_extra(method: str, data_name: str, provider: str, threads: int) -> int | None:
     """Bytes that a step takes beyond parameters, momentum and data, in a fresh process; None where nobody tells."""
-    command = [sys.executable, "-m", "benchmarks.training", "--peak", provider, "--method", method, "--data", data_name]
-    done = subprocess.run(
-        [*command, "--threads", str(threads)],
-        cwd=results.ROOT,
-        env=os.environ | memory.ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answer = done.stdout.split()[-1] if done.returncode == 0 else ""
-    return int(answer) if answer.isdigit() else None
+    words = ["--peak", provider, "--method", method, "--data", data_name, "--threads", str(threads)]
+    return memory.fresh("benchmarks.training", *words)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from helpers import normal
@@ -19,21 +17,13 @@ from lt_kernels.triton import linear
 from lt_kernels.triton.launch import INTERPRETED
 
 pytestmark = [
+    pytest.mark.usefixtures("tensor_float"),
     pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
 ]
 
 # One number, fewer than a tile in every direction, whole tiles, odd sizes over several tiles.
 SIZES = [(1, 1, 1), (3, 5, 7), (128, 64, 16), (130, 300, 40)]
-
-
-@pytest.fixture(autouse=True)
-def tensor_float() -> Iterator[None]:
-    """Let float32 products be the matrix units' (the interpreter makes them in float32)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,18 +31,10 @@ from lt_kernels.triton import linear
 from lt_kernels.triton.launch import INTERPRETED, recorded
 
 pytestmark = [
+    pytest.mark.usefixtures("tensor_float"),
     pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
     pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
 ]
-
-
-@pytest.fixture(autouse=True)
-def tensor_float() -> Iterator[None]:
-    """Let float32 products be the matrix units' (the interpreter makes them in float32)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 FACES, VOCAB, INAT = (4096, 1_000_000, 512), (8192, 128_256, 2048), (256, 8142, 2048)
