@@ -29,10 +29,11 @@ POINTS = 40
 BINS = 12
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def canvas(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of these inches with `panels` panels in each of `rows` rows."""
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
+    axes = [figure.add_subplot(rows, panels, index + 1) for index in range(rows * panels)]
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
@@ -40,13 +41,14 @@ def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, list[
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def encoded(figure: Figure) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method; cross-entropy is black and dashed: the rest is read against it."""
     names = [method for method in methods if method != "ce"]
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
@@ -57,15 +59,16 @@ def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {**styles, "ce": {"color": "black", "marker": "s", "linestyle": "--"}}
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def side_legend(figure: Figure, axis: Axes) -> None:
+    """What an axis shows, named to the right of the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
 
 
 def group_bars(summaries: Sequence[Summary]) -> bytes:
     """Accuracy of each group by method, with the spread over seeds as error bars."""
-    figure, (axis,) = _figure(10, 4.2)
-    styles, names = _styles([summary.method for summary in summaries]), columns(summaries)
+    figure, (axis,) = canvas(10, 4.2)
+    styles, names = method_styles([summary.method for summary in summaries]), columns(summaries)
     width = 0.84 / len(summaries)
     for index, summary in enumerate(summaries):
         left = np.arange(len(names)) - 0.42 + (index + 0.5) * width
@@ -87,8 +90,8 @@ def group_bars(summaries: Sequence[Summary]) -> bytes:
     axis.set_xlabel("classes, by their number of training samples")
     axis.set_ylabel("accuracy on the test set [%]")
     axis.set_title("Accuracy per group of classes (mean over seeds; bars: sample standard deviation)", fontsize=11)
-    _legend(figure, axis)
-    return _png(figure)
+    side_legend(figure, axis)
+    return encoded(figure)
 
 
 def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,8 +112,8 @@ def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, n
 
 def accuracy_by_count(results: Results) -> bytes:
     """Class-wise accuracy against the class's number of training samples, mean over seeds."""
-    figure, (axis,) = _figure(10, 4.6)
-    styles = _styles(list(results))
+    figure, (axis,) = canvas(10, 4.6)
+    styles = method_styles(list(results))
     classes = 0
     for method, runs in results.items():
         counts = np.array(runs[0]["class_counts"], dtype=float)
@@ -128,8 +131,8 @@ def accuracy_by_count(results: Results) -> bytes:
         else f"Accuracy of {classes} classes, in ranges of like counts, against their"
     )
     axis.set_title(f"{what} number of training samples (mean over seeds)", fontsize=11)
-    _legend(figure, axis)
-    return _png(figure)
+    side_legend(figure, axis)
+    return encoded(figure)
 
 
 def _mean_curve(runs: Sequence[Sequence[Mapping[str, float]]], name: str) -> tuple[list[float], np.ndarray]:
@@ -141,8 +144,8 @@ def _mean_curve(runs: Sequence[Sequence[Mapping[str, float]]], name: str) -> tup
 
 def training_curves(rows: Rows) -> bytes:
     """Training loss and balanced test accuracy against the epoch, mean over seeds."""
-    figure, (left, right) = _figure(12, 4.4, panels=2)
-    styles = _styles(list(rows))
+    figure, (left, right) = canvas(12, 4.4, panels=2)
+    styles = method_styles(list(rows))
     for method, runs in rows.items():
         style = {key: value for key, value in styles[method].items() if key != "marker"}
         mark = {"marker": styles[method]["marker"]} if len(runs[0]) <= 20 else {}
@@ -160,5 +163,5 @@ def training_curves(rows: Rows) -> bytes:
     right.set_ylabel("accuracy [%]")
     for axis in (left, right):
         axis.set_xlabel("epoch")
-    _legend(figure, left)
-    return _png(figure)
+    side_legend(figure, left)
+    return encoded(figure)

@@ -22,7 +22,8 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; 
 """
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[tuple[int, int], bool]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[tuple[int, int], bool]) -> str:
+    """A table in HTML; the cells (row, column) of `marked` are bold."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = ""
     for line, row in enumerate(rows):
@@ -34,7 +35,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[t
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _figure(picture: bytes, title: str, caption: str) -> str:
+def html_figure(picture: bytes, title: str, caption: str) -> str:
+    """A picture within the page itself, with its caption."""
     data = base64.b64encode(picture).decode()
     text = f"<figcaption>{html.escape(caption)}</figcaption>"
     return f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">{text}</figure>'
@@ -87,7 +89,7 @@ def render(
         f"<style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_facts(about))}</p><p><b>{html.escape(_finding(summaries))}</b></p>",
         "<h2>Accuracy on the balanced test set, in percent</h2>",
-        _table(headings(names), lines, marked),
+        html_table(headings(names), lines, marked),
         _reading(summaries),
         *_pictures(summaries, results, rows),
         "<h2>Every run</h2>" + _runs(results, names),
@@ -121,17 +123,17 @@ def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.
     same = coinciding(results)
     return [
         "<h2>Groups of classes</h2>",
-        _figure(
+        html_figure(
             plots.group_bars(summaries), "Accuracy per group", "A group that the data set does not have is left out."
         ),
         "<h2>Classes by their number of training samples</h2>",
-        _figure(
+        html_figure(
             plots.accuracy_by_count(results),
             "Accuracy against class count",
             "Mean over seeds; cross-entropy is dashed." + same,
         ),
         "<h2>Training</h2>",
-        _figure(
+        html_figure(
             plots.training_curves(rows), "Training curves", "Mean over seeds, by epoch; cross-entropy is dashed." + same
         ),
     ]
@@ -143,4 +145,4 @@ def _runs(results: plots.Results, names: Sequence[str]) -> str:
         return [method, str(run["config"]["seed"]), *numbers, f"{run['seconds']:.1f}"]
 
     lines = [row(method, run) for method, runs in results.items() for run in runs]
-    return _table(["method", "seed", *headings(names)[1:-1], "seconds"], lines, {})
+    return html_table(["method", "seed", *headings(names)[1:-1], "seconds"], lines, {})
