@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+IGNORED = -100  # the losses' ignore_index: a pixel that has no class
+
 
 @dataclass(frozen=True, eq=False)
 class LongTailedData:
@@ -17,8 +19,10 @@ class LongTailedData:
 
     train, test: (inputs [N, ...], target int64 [N]). class_counts: int64 [C], samples of each class in `train`.
     input_kind "image": inputs float32 [N, channels, height, width]; "words": inputs int32 [N, places], ids below
-    `num_words`. facts: what was measured when the data were made (numbers only). Errors: ValueError naming the field
-    that contradicts another.
+    `num_words`; "scene": inputs as images, target int64 [N, height, width], IGNORED where a pixel has no class, and
+    class_counts counts the pixels that have one. group_counts: int64 [C], by what classes are called many-, medium- or
+    few-shot (None: by class_counts). facts: what was measured when the data were made (numbers only). Errors:
+    ValueError naming the field that contradicts another.
     """
 
     name: str
@@ -26,26 +30,40 @@ class LongTailedData:
     test: tuple[Tensor, Tensor]
     class_counts: Tensor
     num_classes: int
-    input_kind: Literal["image", "words"]
+    input_kind: Literal["image", "words", "scene"]
     class_names: tuple[str, ...]
     num_words: int = 0
     facts: Mapping[str, float] = field(default_factory=dict)
+    group_counts: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for part in ("train", "test"):
+        parts: tuple[Literal["train", "test"], ...] = ("train", "test")
+        for part in parts:
             inputs, target = getattr(self, part)
             if len(inputs) != len(target):
                 raise ValueError(f"{part} must have as many inputs as targets, got {len(inputs)} and {len(target)}")
-            if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
-                span = f"{int(target.min())}..{int(target.max())}"
+            wanted = (len(inputs), *inputs.shape[2:]) if self.input_kind == "scene" else (len(inputs),)
+            if tuple(target.shape) != wanted:
+                raise ValueError(f"{part} targets must have shape {list(wanted)}, got {list(target.shape)}")
+            labels = self.labels(part)
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                span = f"{int(labels.min())}..{int(labels.max())}"
                 raise ValueError(f"{part} targets must be in 0..{self.num_classes - 1}, got {span}")
-        counted = torch.bincount(self.train[1], minlength=self.num_classes)
+        counted = torch.bincount(self.labels("train"), minlength=self.num_classes)
         if not torch.equal(counted, self.class_counts):
-            raise ValueError("class_counts must be the number of training targets of each class")
+            what = "pixels" if self.input_kind == "scene" else "targets"
+            raise ValueError(f"class_counts must be the number of training {what} of each class")
+        if self.group_counts is not None and self.group_counts.shape != self.class_counts.shape:
+            raise ValueError(f"group_counts must have shape [{self.num_classes}], got {list(self.group_counts.shape)}")
         if len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"class_names must have num_classes = {self.num_classes} names, got {len(self.class_names)}"
             )
+
+    def labels(self, part: Literal["train", "test"]) -> Tensor:
+        """Every class that counts in a part, int64 [M]: one a sample, or one a pixel that is not ignored."""
+        target = self.train[1] if part == "train" else self.test[1]
+        return target[target != IGNORED] if self.input_kind == "scene" else target
 
 
 Reader = Callable[..., LongTailedData]

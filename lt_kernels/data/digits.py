@@ -11,11 +11,12 @@ from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.profiles import choose, exponential_counts
 
 
-def _scans() -> tuple[Tensor, Tensor]:
+def scans(name: str = "digits-lt") -> tuple[Tensor, Tensor]:
+    """Return all scans, float32 [1797, 1, 8, 8] in steps of 1/16 from 0 to 1, and their digits, for the set `name`."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("digits-lt needs scikit-learn: pip install 'lt-kernels[train]'") from error
+        raise ImportError(f"{name} needs scikit-learn: pip install 'lt-kernels[train]'") from error
     bundle = load_digits()
     images = torch.as_tensor(bundle.images, dtype=torch.float32).unsqueeze(1) / 16  # 17 grey levels, 0..16
     return images, torch.as_tensor(bundle.target, dtype=torch.int64)
@@ -37,7 +38,7 @@ def digits_lt(
     pixels. `cache_dir` is not used: nothing is downloaded or kept. Errors: ValueError for imbalance below 1 or above
     n_max, or test_per_class out of range; ImportError without scikit-learn.
     """
-    images, target = _scans()
+    images, target = scans()
     available = torch.bincount(target)
     rarest = int(available.min())
     if not 1 <= test_per_class < rarest:
