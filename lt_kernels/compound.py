@@ -60,6 +60,8 @@ class EstimatedOffsetLoss(Loss):
         num_classes, in_features: C and d.
         center_weight, uniform_weight: the factors of the two terms, at least 0.
         centers, center_rate: of `regularizers.CenterLoss`.
+        use: "subtract" takes the offsets off the logits; "regularize" leaves the logits and keeps L_uniform(o) alone
+            (the paper's ablation "uniform constraint only").
     """
 
     needs_features: ClassVar[bool] = True
@@ -73,9 +75,11 @@ class EstimatedOffsetLoss(Loss):
         *,
         centers: Literal["wen", "autograd"] = "wen",
         center_rate: float = 0.5,
+        use: Literal["subtract", "regularize"] = "subtract",
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.use: Literal["subtract", "regularize"] = checks.choice("use", use, ("subtract", "regularize"))
         self.center_weight = checks.number("center_weight", center_weight, 0.0)
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)
@@ -89,7 +93,8 @@ class EstimatedOffsetLoss(Loss):
         if features is None or linear_weight is None:
             raise ValueError("features and linear_weight must be given: the offset is estimated from them, got None")
         table = self.offsets(linear_weight)
-        return self.total(self.evaluate(input, target, table=table), table, features, target)
+        loss = self.evaluate(input, target, table=table if self.use == "subtract" else None)
+        return self.total(loss, table, features, target)
 
     def from_features(
         self,
@@ -101,8 +106,13 @@ class EstimatedOffsetLoss(Loss):
     ) -> Tensor:
         """The loss straight from features, as a head calls it."""
         table = self.offsets(linear_weight)
-        loss = super().from_features(features, linear_weight, target, linear_bias, table=table, **options)
+        used = table if self.use == "subtract" else None
+        loss = super().from_features(features, linear_weight, target, linear_bias, table=used, **options)
         return self.total(loss, table, features, target)
+
+    def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
+        """-o [C]: the offset is part of the classifier, so it also holds for prediction."""
+        return self.offsets(linear_weight) if self.use == "subtract" else None
 
     def offsets(self, linear_weight: Tensor) -> Tensor:
         """-o [C], to be added to the logits."""

@@ -82,7 +82,8 @@ class LinearHead(_Head):
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss, or without a target the logits [..., C]."""
         if target is None:
-            return F.linear(features, self.weight, self.bias)
+            logits, offset = F.linear(features, self.weight, self.bias), self.loss.predicted_offset(self.weight)
+            return logits if offset is None else logits + offset.to(logits.dtype)
         features, target = self.flat(features, target)
         return self.loss.from_features(features, self.weight, target, self.bias, group=self.group)
 

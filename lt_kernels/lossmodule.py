@@ -68,6 +68,10 @@ class Loss(nn.Module):
         """The offset [C] for a batch."""
         return self._buffers["offset"]
 
+    def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
+        """What is added to the logits in prediction too, [C]: nothing, where the offset only corrects a prior."""
+        return None
+
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
         """The loss of logits [C], [N, C], [N, C, d1, ...], or of raw cosines of that shape for a margin loss."""
         return self.evaluate(input, target)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lt_kernels import checks, priors
+from lt_kernels.heads import LinearHead
+from lt_kernels.lossmodule import Loss
+from lt_kernels.values import MixedTarget
 
 
 def _classes(logits: Tensor, name: str, vector: Tensor) -> Tensor:
@@ -72,3 +75,60 @@ def tau_normalize(linear_weight: Tensor, tau: float = 1.0) -> Tensor:
             f"linear_weight must have rows of finite norm above 0, got {float(norm[where])} in row {where}"
         )
     return (linear_weight * norm.pow(-checks.number("tau", tau, 0.0))).to(linear_weight.dtype)
+
+
+def rescale_by_count(linear_weight: Tensor, class_counts: Any, gamma: float = 0.5) -> Tensor:
+    """w_c / (n_c / n_max)^gamma for every class: rare classes get longer rows (Kim and Kim, 2020, "RS").
+
+    linear_weight: [C, d], trained with rows of norm one ("WVN"); class_counts: [C], all above 0; gamma: at least 0.
+    The logits are then x . w_c, without a bias. Errors: ValueError or TypeError naming the argument.
+    """
+    checks.floating("linear_weight", linear_weight)
+    counts = checks.counts(class_counts, positive=True)
+    if linear_weight.ndim != 2 or len(linear_weight) != len(counts):
+        raise ValueError(f"linear_weight must have shape [{len(counts)}, d], got {list(linear_weight.shape)}")
+    factor = (counts / counts.max()).pow(-checks.number("gamma", gamma, 0.0)).to(linear_weight.device)
+    return (linear_weight * factor[:, None]).to(linear_weight.dtype)
+
+
+class LearnableWeightScaling(nn.Module):
+    """Logits s_c (w_c . x + b_c) of a trained head, one learned number s_c a class (Kang et al., 2020, "LWS").
+
+    `scale` [C] starts at one and is the only parameter that is meant to be trained; the head's rows and bias are those
+    of `head`, in whose place this module stands: module(features, target) -> loss, module(features) -> logits. The
+    loss is evaluated from features, so no more logits are held than by the head.
+
+    Args:
+        head: a `LinearHead`, not sharded.
+        loss: one of `lt_kernels.losses` for the second stage, or None for the head's own.
+        scaled: what s_c multiplies, "logits" or "weight" alone (the bias is left, if there is one).
+    """
+
+    def __init__(
+        self, head: LinearHead, loss: Loss | None = None, *, scaled: Literal["logits", "weight"] = "logits"
+    ) -> None:
+        super().__init__()
+        if not isinstance(head, LinearHead) or head.group is not None:
+            raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
+        self.scaled: Literal["logits", "weight"] = checks.choice("scaled", scaled, ("logits", "weight"))
+        self.head, self.loss = head, head.loss if loss is None else loss
+        self.scale = nn.Parameter(torch.ones_like(head.weight[:, 0]))
+
+    @property
+    def weight(self) -> Tensor:
+        """The scaled rows s_c w_c [C, d]."""
+        return self.scale[:, None] * self.head.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias [C] that goes with `weight`, or None."""
+        if self.head.bias is None or self.scaled == "weight":
+            return self.head.bias
+        return self.scale * self.head.bias
+
+    def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
+        """The loss of features [..., d], or without a target the logits [..., C]."""
+        if target is None:
+            return nn.functional.linear(features, self.weight, self.bias)
+        features, target = self.head.flat(features, target)
+        return self.loss.from_features(features, self.weight, target, self.bias)

@@ -237,10 +237,11 @@ def estimated_offset(
     centers: Tensor,
     center_weight: float = 1.0,
     uniform_weight: float = 1.0,
+    use: str = "subtract",
 ) -> Tensor:
-    """Mean of CE(w.x - o) + lam1 |x - c_y|^2, plus lam2 sum q log q, with the offset o_k = c_k.w_k / 2."""
+    """Mean of CE(w.x - o) + lam1 |x - c_y|^2, plus lam2 sum q log q, o_k = c_k.w_k / 2; "regularize": CE(w.x)."""
     offset = (centers * linear_weight).sum(1) / 2
-    loss = cross_entropy(features @ linear_weight.T - offset, target)
+    loss = cross_entropy(features @ linear_weight.T - (offset if use == "subtract" else 0), target)
     return loss + center_weight * center_loss(features, target, centers) + uniform_weight * uniform_offset(offset)
 
 

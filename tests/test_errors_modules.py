@@ -63,6 +63,7 @@ LOSS_CASES: list[Case] = [
     ("lam", lambda: losses.LADELoss(COUNTS, lam=NAN)),
     ("importance", lambda: losses.LADELoss(COUNTS, importance="some")),
     ("centers", lambda: losses.EstimatedOffsetLoss(C, D, centers="some")),
+    ("use", lambda: losses.EstimatedOffsetLoss(C, D, use="both")),
     ("num_classes", lambda: losses.EstimatedOffsetLoss(0, D)),
     ("in_features", lambda: losses.EstimatedOffsetLoss(C, -1)),
     ("center_rate", lambda: losses.EstimatedOffsetLoss(C, D, center_rate=NAN)),

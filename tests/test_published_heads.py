@@ -160,10 +160,11 @@ def test_center_loss(centers: str) -> None:
         assert_close(centers_of(module), start)
 
 
+@pytest.mark.parametrize("use", ["subtract", "regularize"])
 @pytest.mark.parametrize("centers", ["wen", "autograd"])
-def test_estimated_offset(centers: str) -> None:
+def test_estimated_offset(centers: str, use: str) -> None:
     """Gradients of features and class weights are the same either way; the centres move by the rule or by all terms."""
-    options = {"center_weight": 0.7, "uniform_weight": 1.3}
+    options = {"center_weight": 0.7, "uniform_weight": 1.3, "use": use}
     loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, centers=centers, center_rate=0.25, **options).double().train()
     start, target = normal(CLASSES, FEATURES, seed=131), classes_of(ROWS, CLASSES - 2, 132)
     leaves = {"features": normal(ROWS, FEATURES, seed=133), "linear_weight": normal(CLASSES, FEATURES, seed=134)}
@@ -202,4 +203,16 @@ def test_linear_head_passes_features_to_the_estimated_offset() -> None:
     parameters(head, weight=weight)
     features, target = normal(ROWS, FEATURES, seed=141), classes_of(ROWS, CLASSES, 142)
     expected = published.estimated_offset(features, weight, target, start)
+    assert_close(head(features), features @ weight.T - (start * weight).sum(1) / 2)
     assert_close(head(features, target), expected)
+
+
+def test_a_regularizing_offset_is_not_in_the_logits() -> None:
+    loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, use="regularize")
+    head = heads.LinearHead(FEATURES, CLASSES, loss, bias=False).double().train()
+    start, weight = normal(CLASSES, FEATURES, seed=139), normal(CLASSES, FEATURES, seed=140)
+    centers_of(loss).copy_(start)
+    parameters(head, weight=weight)
+    features, target = normal(ROWS, FEATURES, seed=141), classes_of(ROWS, CLASSES, 142)
+    assert_close(head(features), features @ weight.T)
+    assert_close(head(features, target), published.estimated_offset(features, weight, target, start, use="regularize"))

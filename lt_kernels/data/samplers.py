@@ -47,24 +47,89 @@ class Shuffled:
 
 @dataclass(frozen=True, eq=False)
 class ClassBalanced:
-    """Draw a class uniformly, then one of its samples uniformly, with replacement, as many times as there are samples.
+    """Draw a class, then one of its samples uniformly, with replacement, as many times as there are samples.
 
-    Every class with at least one sample in `target` (int64 [N]) has the same expected share of an epoch (Kang et al.,
-    2020).
+    A class c with n_c > 0 samples in `target` (int64 [N]) is drawn with a probability in proportion to n_c^power:
+    power 0 is class-balanced sampling, 1/2 square-root sampling, 1 every sample alike (Kang et al., 2020). Errors:
+    ValueError for a power that is not in 0..1.
     """
 
     target: Tensor
     seed: int = 0
+    power: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.power <= 1:
+            raise ValueError(f"power must be in 0..1, got {self.power}")
 
     def __call__(self, epoch: int) -> Tensor:
-        generator = epoch_generator(self.seed, epoch)
-        by_class = torch.argsort(self.target, stable=True)
         counts = torch.bincount(self.target)
-        start = counts.cumsum(0) - counts
-        present = counts.nonzero().flatten()
-        drawn = present[torch.randint(len(present), self.target.shape, generator=generator)]
-        within = torch.rand(self.target.shape, generator=generator, dtype=torch.float64) * counts[drawn]
-        return by_class[start[drawn] + within.long()]
+        return _draw(self.target, counts, counts.double() ** self.power, epoch_generator(self.seed, epoch))
+
+
+@dataclass(frozen=True, eq=False)
+class ProgressivelyBalanced:
+    """Every sample alike in the first of `epochs` epochs, every class alike in the last, mixed in between.
+
+    Class c is drawn with probability (1 - t) n_c / N + t / C, t = epoch / (epochs - 1), then one of its samples
+    (Kang et al., 2020); C counts the classes with samples in `target` (int64 [N]). Errors: ValueError for fewer than
+    one epoch.
+    """
+
+    target: Tensor
+    epochs: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+
+    def __call__(self, epoch: int) -> Tensor:
+        counts = torch.bincount(self.target)
+        share = min(1.0, epoch / max(1, self.epochs - 1))
+        mixed = (1 - share) * counts / counts.sum() + share * (counts > 0).double() / (counts > 0).sum()
+        return _draw(self.target, counts, mixed, epoch_generator(self.seed, epoch))
+
+
+def _draw(target: Tensor, counts: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
+    """len(target) samples: a class in proportion to `share` [C], then one of its `counts` [C] samples."""
+    share = torch.where(counts > 0, share, 0.0)
+    bounds = share.cumsum(0)
+    uniform = torch.rand(target.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.searchsorted(bounds, uniform * bounds[-1], right=True)
+    drawn = drawn.clamp(max=int(counts.nonzero().max()))  # the product may round up to the last bound
+    within = torch.rand(target.shape, generator=generator, dtype=torch.float64) * counts[drawn]
+    return torch.argsort(target, stable=True)[(counts.cumsum(0) - counts)[drawn] + within.long()]
+
+
+@dataclass(frozen=True, eq=False)
+class Staged:
+    """The order `first` before the epoch `start`, the order `second` from it on."""
+
+    first: Order
+    second: Order
+    start: int
+
+    def __call__(self, epoch: int) -> Tensor:
+        return self.second(epoch) if epoch >= self.start else self.first(epoch)
+
+
+SAMPLERS = ("instance", "class", "sqrt", "progressive")
+
+
+def make_order(name: str, target: Tensor, seed: int, epochs: int) -> Order:
+    """The order by its name: "instance" (a permutation), "class", "sqrt" or "progressive" (over `epochs` epochs).
+
+    target: int64 [N]. Errors: ValueError for another name.
+    """
+    if name == "instance":
+        return Shuffled(len(target), seed)
+    if name == "progressive":
+        return ProgressivelyBalanced(target, epochs, seed)
+    powers = {"class": 0.0, "sqrt": 0.5}
+    if name not in powers:
+        raise ValueError(f"sampler must be one of {SAMPLERS}, got {name!r}")
+    return ClassBalanced(target, seed, powers[name])
 
 
 class ResumableSampler:

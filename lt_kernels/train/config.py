@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lt_kernels.data.samplers import SAMPLERS
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used: the message names the key, its value and what is allowed."""
@@ -21,8 +23,9 @@ class TrainConfig:
 
     Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
-    linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `validate_every` and
-    `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's
+    linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `sampler` is a name of
+    `data.samplers.make_order`, `augment` one of `train.augment`; with `record` a row of what the analyses draw over the
+    epochs is kept. `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's
     own number of threads.
     """
 
@@ -45,6 +48,10 @@ class TrainConfig:
     milestones: tuple[int, ...] = ()
     gammas: tuple[float, ...] = ()
     mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    sampler: str = "instance"
+    augment: str = "none"
+    record: bool = False
     precision: str = "32"
     seed: int = 0
     validate_every: int = 1
@@ -169,6 +176,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "milestones": _several(_integer(0), "a list of epochs"),
     "gammas": _several(_number(0), "a list of factors"),
     "mixup_alpha": _number(0),
+    "cutmix_alpha": _number(0),
+    "sampler": _choice(*SAMPLERS),
+    "augment": _name,
+    "record": _flag,
     "precision": _choice("32", "bf16"),
     "seed": _integer(0),
     "validate_every": _integer(1),
@@ -180,6 +191,8 @@ FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 
 def _check_steps(config: TrainConfig) -> None:
+    if config.mixup_alpha and config.cutmix_alpha:
+        raise _reject("cutmix_alpha", config.cutmix_alpha, f"0 where mixup_alpha is {config.mixup_alpha}")
     if config.nesterov and config.momentum == 0:
         raise _reject("nesterov", True, "false where momentum is 0")
     if len(config.milestones) != len(config.gammas):
@@ -201,14 +214,15 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """A checked config from a mapping; a key that does not exist is an error that names it.
 
-    A recipe may hold one key more, `methods`: the options that a method has with this data set unless
-    `method_options` says otherwise.
+    A recipe may hold two keys more: `methods`, the options that a method has with this data set unless
+    `method_options` says otherwise, and `published`, the figures to compare with, which change nothing.
     """
     own = dict(settings)
+    _options("published", own.pop("published", None))
     methods = _options("methods", own.pop("methods", None))
     for key in own:
         if key not in FIELDS:
-            raise unknown_name("config key", key, [*FIELDS, "methods"])
+            raise unknown_name("config key", key, [*FIELDS, "methods", "published"])
     of_method = _options(f"methods.{own.get('method')}", methods.get(str(own.get("method"))))
     own["method_options"] = {**of_method, **_options("method_options", own.get("method_options"))}
     return TrainConfig(**own)

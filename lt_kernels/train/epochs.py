@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from lt_kernels.train.module import Classifier
-from lt_kernels.train.rates import rate_factor
 
 
 class EpochSettings(Callback):
@@ -18,12 +17,13 @@ class EpochSettings(Callback):
         pl_module.apply_epoch(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
-        """Apply the epoch's settings."""
+        """Apply the epoch's settings; a second stage begins without the first one's momentum."""
         pl_module.apply_epoch(trainer.current_epoch)
+        if pl_module.in_second and trainer.current_epoch == pl_module.config.epochs:
+            trainer.optimizers[0].state.clear()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
         """Set the learning rate of the step."""
-        config = pl_module.config
-        rate = config.lr * rate_factor(config, trainer.current_epoch, batch_idx, int(trainer.num_training_batches))
+        rate = pl_module.rate(trainer.current_epoch, batch_idx, int(trainer.num_training_batches))
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate

@@ -1,4 +1,4 @@
-"""The methods by name: which head, loss, deferred weights and regularizer each stands for, and their options."""
+"""A method by its name: head, loss, schedules, regularizer and second stage, made for one run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lt_kernels import losses
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
@@ -27,13 +25,17 @@ REPULSION_DEFAULTS: Mapping[str, Any] = {
     "lwr_skin": 0.1,
 }
 REPULSION_SUFFIX = "-lwr"
+# Options that a method may have which are settings of the run: how samples are drawn and mixed.
+RUN_OPTIONS = ("sampler", "mixup_alpha", "cutmix_alpha")
+# A second stage: its epochs as a share of the first stage's, its peak learning rate as a share of the first's.
+STAGE_DEFAULTS: Mapping[str, Any] = {"second_share": 0.1, "second_rate": 1.0, "second_sampler": "class"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What a method needs to know of the run: `class_counts` [C], the features' width and the number of epochs."""
 
-    class_counts: torch.Tensor
+    class_counts: Tensor
     in_features: int
     epochs: int
 
@@ -43,21 +45,50 @@ class Setting:
         return int(self.class_counts.numel())
 
 
-LossFactory = Callable[[Setting, dict[str, Any]], nn.Module]
+Options = dict[str, Any]
+LossFactory = Callable[[Setting, Options], nn.Module]
+HeadFactory = Callable[[Setting, nn.Module, Options], nn.Module]
+# The parts of a second stage: the head that it trains, and which of its parameters.
+StageFactory = Callable[[Setting, nn.Module, Options], tuple[nn.Module, list[nn.Parameter]]]
+# Logits [N, C] from the trained head and features [N, d]: where they are not simply the head's.
+Readout = Callable[[Setting, Options], Callable[[nn.Module, Tensor], Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One line of the registry: `defaults` are the options that may be set, with their values when they are not."""
+    """One line of the registry: `defaults` are the options that may be set, with their values when they are not.
+
+    `loss` takes those that no other part takes: a `head_options` name goes to the head's factory, a name of RUN_OPTIONS
+    to the run. `source`: author and year. `views`: how often a batch is augmented. `experts`: an option says how many
+    networks.
+    """
 
     title: str
     loss: LossFactory
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    head: Literal["linear", "cosine"] = "linear"
+    source: str = ""
+    head: Literal["linear", "cosine"] | HeadFactory = "linear"
+    head_options: tuple[str, ...] = ()
     bias: bool = True
     deferred: bool = False
     repulsion: bool = False
     mixup: bool = True
+    views: int = 1
+    second: StageFactory | None = None
+    readout: Readout | None = None
+    readout_options: tuple[str, ...] = ()
+    unit_rows: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondStage:
+    """What is trained after the first stage: `head` by its `parameters`, for `epochs`, at `rate` times the peak rate."""
+
+    head: nn.Module
+    parameters: list[nn.Parameter]
+    epochs: int
+    rate: float
+    sampler: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,81 +96,51 @@ class MethodParts:
     """A method made for one run; a schedule is a function of the epoch, or None where nothing changes."""
 
     head: nn.Module
-    weight: Callable[[int], torch.Tensor | None] | None = None
+    weight: Callable[[int], Tensor | None] | None = None
     regularizer: nn.Module | None = None
     strength: Callable[[int], float] | None = None
+    second: SecondStage | None = None
+    readout: Callable[[nn.Module, Tensor], Tensor] | None = None
+    views: int = 1
+    unit_rows: bool = False
+    teacher: str = ""
 
-
-def _plain(name: str) -> LossFactory:
-    return lambda setting, options: getattr(losses, name)(**options)
-
-
-def _counted(name: str, **fixed: Any) -> LossFactory:
-    return lambda setting, options: getattr(losses, name)(setting.class_counts, **fixed, **options)
-
-
-def _estimated_offset(setting: Setting, options: dict[str, Any]) -> nn.Module:
-    return losses.EstimatedOffsetLoss(setting.num_classes, setting.in_features, **options)
-
-
-_LDAM = {"max_margin": 0.5, "scale": 30.0}
-_DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
-
-BASE_METHODS: dict[str, Method] = {
-    "ce": Method("cross-entropy", _plain("CrossEntropyLoss")),
-    "focal": Method("focal loss", _plain("FocalLoss"), {"gamma": 2.0}),
-    "cb": Method("class-balanced weights", _counted("ClassBalancedLoss"), {"beta": 0.9999, "gamma": 0.0}),
-    "bs": Method("balanced softmax", _counted("BalancedSoftmaxLoss")),
-    "la": Method("logit adjustment", _counted("LogitAdjustmentLoss"), {"tau": 1.0}),
-    "arb": Method("ARB-loss, counts of the training set", _counted("ARBLoss", counts="global")),
-    "arb-batch": Method("ARB-loss, counts of the batch", lambda setting, options: losses.ARBLoss(counts="batch")),
-    "ldam": Method("LDAM", _counted("LDAMLoss"), _LDAM, head="cosine"),
-    "ldam-drw": Method("LDAM, deferred re-weighting", _counted("LDAMLoss"), _LDAM, head="cosine", deferred=True),
-    "dbm-ce": Method("DBM on cross-entropy", _counted("DBMLoss", base="ce"), _DBM, head="cosine"),
-    "dbm-bs": Method("DBM on balanced softmax", _counted("DBMLoss", base="bs"), _DBM, head="cosine"),
-    "dbm-cb": Method("DBM, deferred re-weighting", _counted("DBMLoss", base="cb"), _DBM, head="cosine", deferred=True),
-    "cosface": Method("CosFace", _plain("CosFaceLoss"), {"margin": 0.35, "scale": 64.0}, head="cosine"),
-    "arcface": Method("ArcFace", _plain("ArcFaceLoss"), {"margin": 0.5, "scale": 64.0}, head="cosine"),
-    "lade": Method(
-        "LADE", _counted("LADELoss"), {"alpha": 0.1, "lam": 0.1, "importance": "class", "classes": "all"}, mixup=False
-    ),
-    "estimated-offset": Method(
-        "estimated offset",
-        _estimated_offset,
-        {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5},
-        bias=False,
-        mixup=False,
-    ),
-    "las": Method(
-        "label-aware smoothing",
-        _counted("LabelAwareSmoothingLoss"),
-        {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"},
-    ),
-}
+    @property
+    def experts(self) -> int:
+        """How many networks the head wants side by side."""
+        return int(getattr(self.head, "experts", 1))
 
 
 def method_names() -> list[str]:
     """Every method by its plain name; each may carry the suffix -lwr (logit-weight repulsion added)."""
+    from lt_kernels.train.registry import BASE_METHODS
+
     return list(BASE_METHODS)
 
 
 def find_method(name: str) -> Method:
     """The registry's line for a name such as `bs` or `bs-lwr`."""
+    from lt_kernels.train.registry import BASE_METHODS
+
     base = name.removesuffix(REPULSION_SUFFIX)
     if base not in BASE_METHODS:
         raise unknown_name(f"method (each also with {REPULSION_SUFFIX} appended)", name, BASE_METHODS)
     method = BASE_METHODS[base]
     if base == name:
         return method
-    return dataclasses.replace(method, title=f"{method.title} + logit-weight repulsion", repulsion=True)
+    source = f"{method.source}; logit-weight repulsion"
+    return dataclasses.replace(
+        method, title=f"{method.title} + logit-weight repulsion", repulsion=True, source=source
+    )
 
 
-def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def method_options(name: str, options: Mapping[str, Any]) -> Options:
     """All options of a method: the defaults with `options` put over them, each checked to be of its default's kind."""
     method = find_method(name)
-    result = dict(method.defaults)
+    result: Options = dict(STAGE_DEFAULTS if method.second else {})
     result.update(DEFERRED_DEFAULTS if method.deferred else {})
     result.update(REPULSION_DEFAULTS if method.repulsion else {})
+    result.update(method.defaults)
     for key, value in options.items():
         if key not in result:
             raise unknown_name(f"method_options of {name}", key, result or ["(none)"])
@@ -147,34 +148,70 @@ def method_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def run_options(name: str, options: Mapping[str, Any]) -> Options:
+    """The settings of the run that the method brings with it: its sampler, MixUp or CutMix."""
+    chosen = method_options(name, options)
+    return {key: chosen[key] for key in RUN_OPTIONS if key in chosen}
+
+
 def _of_kind(key: str, value: Any, default: Any) -> Any:
-    kind = "true or false" if isinstance(default, bool) else "a number" if isinstance(default, float) else "a name"
+    kind = "true or false" if isinstance(default, bool) else "a name" if isinstance(default, str) else "a number"
     try:
         if isinstance(default, bool) == isinstance(value, bool) and isinstance(default, str) == isinstance(value, str):
-            return type(default)(value)
-        if isinstance(default, float) and isinstance(value, str):
+            if not isinstance(default, int) or isinstance(default, bool) or int(value) == value:
+                return type(default)(value)
+        elif isinstance(default, float) and isinstance(value, str):
             return float(value)
     except (TypeError, ValueError):
         pass
     raise ConfigError(f"{key} must be {kind}, got {value!r}")
 
 
+def _take(chosen: Options, names: Any) -> Options:
+    return {key: chosen.pop(key) for key in names if key in chosen}
+
+
 def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> MethodParts:
-    """The head (loss inside), schedules and regularizer of a method, for one run."""
+    """The head (loss inside), schedules, regularizer and second stage of a method, for one run."""
     method, chosen = find_method(name), method_options(name, options)
-    deferred = {key: chosen.pop(key) for key in DEFERRED_DEFAULTS if key in chosen}
-    repulsion = {key: chosen.pop(key) for key in REPULSION_DEFAULTS if key in chosen}
+    _take(chosen, RUN_OPTIONS)
+    deferred, repulsion = _take(chosen, DEFERRED_DEFAULTS), _take(chosen, REPULSION_DEFAULTS)
+    stage, of_head = _take(chosen, STAGE_DEFAULTS), _take(chosen, method.head_options)
+    of_readout, teacher = _take(chosen, method.readout_options), chosen.pop("teacher", "")
     try:
-        loss = method.loss(setting, chosen)
-        if method.head == "cosine":
-            head: nn.Module = CosineHead(setting.in_features, setting.num_classes, loss)
-        else:
-            head = LinearHead(setting.in_features, setting.num_classes, loss, bias=method.bias)
+        head = _head(method, setting, method.loss(setting, chosen), of_head)
         weight = _deferred(setting, **deferred) if deferred else None
         regularizer, strength = _repulsion(setting, **repulsion) if repulsion else (None, None)
+        second = _second(method.second, setting, head, of_head, **stage) if method.second else None
+        readout = method.readout(setting, of_readout) if method.readout else None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
-    return MethodParts(head, weight, regularizer, strength)
+    return MethodParts(
+        head, weight, regularizer, strength, second, readout, method.views, method.unit_rows, teacher
+    )
+
+
+def _head(method: Method, setting: Setting, loss: nn.Module, options: Options) -> nn.Module:
+    if method.head == "cosine":
+        return CosineHead(setting.in_features, setting.num_classes, loss)
+    if method.head == "linear":
+        return LinearHead(setting.in_features, setting.num_classes, loss, bias=method.bias)
+    return method.head(setting, loss, options)
+
+
+def _second(
+    make: StageFactory,
+    setting: Setting,
+    head: nn.Module,
+    options: Options,
+    second_share: float,
+    second_rate: float,
+    second_sampler: str,
+) -> SecondStage:
+    if not 0 < second_share or not 0 < second_rate:
+        raise ConfigError(f"second_share and second_rate must be above 0, got {second_share!r} and {second_rate!r}")
+    module, parameters = make(setting, head, options)
+    return SecondStage(module, parameters, max(1, round(second_share * setting.epochs)), second_rate, second_sampler)
 
 
 def _deferred(setting: Setting, drw_start: float, drw_beta: float) -> DeferredReweighting:
@@ -195,3 +232,11 @@ def _repulsion(
     decay = PolynomialDecay(setting.epochs, power=lwr_power)
     term = LogitWeightRepulsion(lwr_threshold, lwr_project, neighbours=lwr_neighbours, skin=lwr_skin)
     return term, lambda epoch: lwr_strength * decay(epoch)
+
+
+def total_epochs(name: str, epochs: int, options: Mapping[str, Any]) -> int:
+    """The epochs of a run, those of a second stage included."""
+    if find_method(name).second is None:
+        return epochs
+    return epochs + max(1, round(method_options(name, options)["second_share"] * epochs))
+

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,46 +12,116 @@ from torch import Tensor, nn
 
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods import MethodParts
-from lt_kernels.train.mixing import mix_batch
+from lt_kernels.train.mixing import cut_batch, mix_batch
+from lt_kernels.train.rates import rate_factor
+
+
+class Experts(nn.Module):
+    """Several networks of one kind on the same inputs, their features side by side: [N, ...] -> [N, experts * d]."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([network(inputs) for network in self.networks], 1)
 
 
 class Classifier(LightningModule):
     """Network, head and method of one run; knows no epoch but the settings that a callback last applied.
 
     A batch is (inputs [N, ...], target int64 [N]). `weight` is the per-class weight [C] that the epoch asks of the
-    loss, `strength` the regularizer's factor.
+    loss, `strength` the regularizer's factor. In a second stage only that stage's parameters have gradients, and the
+    network is in evaluation mode. `teacher`, if there is one, is not part of the state.
     """
 
-    def __init__(self, config: TrainConfig, network: nn.Module, parts: MethodParts) -> None:
+    def __init__(
+        self, config: TrainConfig, network: nn.Module, parts: MethodParts, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.network = network
         self.head = parts.head
         self.regularizer = parts.regularizer
-        self._weight_of_epoch, self._strength_of_epoch = parts.weight, parts.strength
-        self.strength = 0.0
+        self.second_head = parts.second.head if parts.second is not None else None
+        self.parts, self.strength, self.in_second = parts, 0.0, False
+        self._teacher = (teacher,)  # in a tuple: no submodule
 
     def apply_epoch(self, epoch: int) -> None:
-        """Set what depends on the epoch: deferred weights and the regularizer's strength."""
-        if self._weight_of_epoch is not None:
-            self.head.loss.set_weight(self._weight_of_epoch(epoch))
-        if self._strength_of_epoch is not None:
-            self.strength = self._strength_of_epoch(epoch)
+        """Set what depends on the epoch: deferred weights, the regularizer's strength, and the stage."""
+        if self.parts.weight is not None:
+            self.head.loss.set_weight(self.parts.weight(epoch))
+        if self.parts.strength is not None:
+            self.strength = self.parts.strength(epoch)
+        second = self.parts.second
+        self.in_second = second is not None and epoch >= self.config.epochs
+        if second is not None and self.in_second:
+            self.requires_grad_(False)
+            for parameter in second.parameters:
+                parameter.requires_grad_(True)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module, but a network that is no longer trained stays in evaluation mode."""
+        super().train(mode)
+        if self.in_second:
+            self.network.eval()
+        return self
+
+    def rate(self, epoch: int, step: int, steps: int) -> float:
+        """The learning rate at step `step` of the `steps` steps of `epoch`, both from 0; a second stage has a cosine
+        of its own.
+        """
+        second = self.parts.second
+        if second is None or epoch < self.config.epochs:
+            return self.config.lr * rate_factor(self.config, epoch, step, steps)
+        time = (epoch - self.config.epochs + step / steps) / second.epochs
+        return self.config.lr * second.rate * (1 + math.cos(math.pi * time)) / 2
+
+    @property
+    def active_head(self) -> nn.Module:
+        """The head of the present stage."""
+        return self.second_head if self.in_second and self.second_head is not None else self.head
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits, or cosines, [N, C] of features [N, d]."""
+        if self.parts.readout is not None:
+            return self.parts.readout(self.head, features)
+        return self.active_head(features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits, or cosines, [N, C]."""
-        return self.head(self.network(inputs))
+        return self.classify(self.network(inputs))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """`loss`: what is minimised; `data_loss`: the part of it without the regularizer, for the record."""
-        inputs, target = batch
-        if self.config.mixup_alpha > 0:
-            inputs, target = mix_batch(inputs, target, self.config.mixup_alpha)
-        loss = self.head(self.network(inputs), target)
+        inputs, target = self._prepared(*batch)
+        (teacher,) = self._teacher
+        taught = {} if teacher is None else {"teacher": _logits(teacher, inputs[: len(batch[1])])}
+        loss = self.active_head(self.network(inputs), target, **taught)
         total = loss
         if self.regularizer is not None and self.strength > 0:
             total = loss + self.strength * self.regularizer(self.head.weight)
         return {"loss": total, "data_loss": loss.detach()}
+
+    def _prepared(self, inputs: Tensor, target: Any) -> tuple[Tensor, Any]:
+        """Augmented inputs, view after view, or mixed ones with the pair of targets."""
+        config = self.config
+        if config.augment != "none" or self.parts.views > 1:
+            from lt_kernels.train.augment import augment
+
+            inputs = torch.cat([augment(config.augment, inputs) for _ in range(self.parts.views)])
+        if self.in_second:
+            return inputs, target
+        if config.mixup_alpha > 0:
+            return mix_batch(inputs, target, config.mixup_alpha)
+        return cut_batch(inputs, target, config.cutmix_alpha) if config.cutmix_alpha > 0 else (inputs, target)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the class weights unit norm where the method asks for it: before each step, as it was published."""
+        if self.parts.unit_rows:
+            with torch.no_grad():
+                self.head.weight.copy_(nn.functional.normalize(self.head.weight))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over every parameter, weight decay included, as the papers have it."""
@@ -67,6 +139,11 @@ class Classifier(LightningModule):
         epoch.
         """
         self.apply_epoch(int(checkpoint["epoch"]))
+
+
+@torch.no_grad()
+def _logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
+    return teacher(inputs)
 
 
 @torch.inference_mode()

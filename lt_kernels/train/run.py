@@ -19,13 +19,14 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from lt_kernels.data import LongTailedData, ResumableLoader, load
+from lt_kernels.data.samplers import Order, Staged, make_order
 from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.epochs import EpochSettings
 from lt_kernels.train.files import RESULT, prepare_folder, read_result, write_atomically
 from lt_kernels.train.logs import EpochLog
-from lt_kernels.train.methods import Setting, build_method, find_method
-from lt_kernels.train.module import Classifier, predict
+from lt_kernels.train.methods import Setting, build_method, find_method, run_options, total_epochs
+from lt_kernels.train.module import Classifier, Experts, predict
 from lt_kernels.train.networks import build_network
 from lt_kernels.train.progress import EpochBar
 from lt_kernels.train.scores import score
@@ -69,9 +70,8 @@ def load_data(config: TrainConfig) -> LongTailedData:
 
 def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
     """Network and head, drawn from the config's seed: methods compared under one seed start from one network."""
-    if config.mixup_alpha > 0 and (data.input_kind != "image" or not find_method(config.method).mixup):
-        why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
-        raise ConfigError(f"mixup_alpha must be {why}, got {config.mixup_alpha}")
+    config = effective(config)
+    _check_mixing(config, data)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
     torch.manual_seed(config.seed)
@@ -80,18 +80,47 @@ def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"network {config.network}, network_options {config.network_options}: {error}") from error
     setting = Setting(data.class_counts, network.out_features, config.epochs)
-    return Classifier(config, network, build_method(config.method, setting, config.method_options))
+    parts = build_method(config.method, setting, config.method_options)
+    others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
+    network = Experts([network, *others]) if others else network
+    return Classifier(config, network, parts, _teacher(parts.teacher, data))
+
+
+def effective(config: TrainConfig) -> TrainConfig:
+    """The config with what its method brings along: a sampler, MixUp or CutMix."""
+    return config.replace(**run_options(config.method, config.method_options))
+
+
+def _check_mixing(config: TrainConfig, data: LongTailedData) -> None:
+    method = find_method(config.method)
+    for key in ("mixup_alpha", "cutmix_alpha"):
+        value = getattr(config, key)
+        if value > 0 and (data.input_kind != "image" or not method.mixup or method.views > 1):
+            why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
+            raise ConfigError(f"{key} must be {why}, got {value}")
+
+
+def _teacher(folder: str, data: LongTailedData) -> torch.nn.Module | None:
+    """The model of a finished run on the same classes, frozen; none where no folder is named."""
+    if not folder:
+        return None
+    from lt_kernels.train.loading import load_run
+
+    _, taught, module = load_run(Path(folder))
+    if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
+        raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
+    return module.eval().requires_grad_(False)
 
 
 def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, console: Console | None) -> None:
     """Train to the last epoch, from `last.ckpt` where there is one."""
     bar = [EpochBar(log, console)] if console is not None else []
     saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps)
-    loader = ResumableLoader(log.data.train, config.batch_size, seed=config.seed)
+    loader = ResumableLoader(log.data.train, config.batch_size, order=order_of(module, log.data))
     last = folder / LAST
     with quiet_trainer():
         trainer = Trainer(
-            max_epochs=config.epochs,
+            max_epochs=total_epochs(config.method, config.epochs, config.method_options),
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
             accelerator="gpu"
             if torch.cuda.is_available()
@@ -108,6 +137,15 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
             use_distributed_sampler=False,
         )
         trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+
+def order_of(module: Classifier, data: LongTailedData) -> Order:
+    """The order of the training samples: the sampler's, and a second stage's after it."""
+    config, second, target = module.config, module.parts.second, data.train[1]
+    first = make_order(config.sampler, target, config.seed, config.epochs)
+    if second is None:
+        return first
+    return Staged(first, make_order(second.sampler, target, config.seed, second.epochs), config.epochs)
 
 
 def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log: EpochLog) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""Parts of methods that a line of the registry cannot hold: read-outs of a trained head, and second stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lt_kernels import losses, posthoc
+from lt_kernels.heads import LinearHead
+from lt_kernels.train.methods import Options, Setting
+
+Read = Callable[[nn.Module, Tensor], Tensor]
+
+
+def compensated(setting: Setting, options: Options) -> Read:
+    """Logits less tau log p: those of a balanced world."""
+    return lambda head, features: posthoc.logit_adjustment(head(features), setting.class_counts, **options)
+
+
+def normalized(setting: Setting, options: Options) -> Read:
+    """x . w_c / |w_c|^tau, without the bias."""
+    return lambda head, features: F.linear(features, posthoc.tau_normalize(head.weight, **options))
+
+
+def rescaled(setting: Setting, options: Options) -> Read:
+    """x . w_c / (n_c / n_max)^gamma."""
+    return lambda head, features: F.linear(
+        features, posthoc.rescale_by_count(head.weight, setting.class_counts, **options)
+    )
+
+
+def retrained(setting: Setting, head: nn.Module, options: Options) -> tuple[nn.Module, list[nn.Parameter]]:
+    """A new classifier on the frozen network."""
+    fresh = LinearHead(setting.in_features, setting.num_classes, losses.CrossEntropyLoss())
+    return fresh, list(fresh.parameters())
+
+
+def scaled(setting: Setting, head: nn.Module, options: Options) -> tuple[nn.Module, list[nn.Parameter]]:
+    """One learned number a class before the trained classifier's logits; nothing else moves."""
+    module = posthoc.LearnableWeightScaling(_linear(head), **options)
+    return module, [module.scale]
+
+
+def smoothed(setting: Setting, head: nn.Module, options: Options) -> tuple[nn.Module, list[nn.Parameter]]:
+    """Scale, class weights and bias trained on with label-aware smoothing."""
+    loss = losses.LabelAwareSmoothingLoss(setting.class_counts, **options)
+    module = posthoc.LearnableWeightScaling(_linear(head), loss)
+    return module, list(module.parameters())
+
+
+def _linear(head: nn.Module) -> LinearHead:
+    if not isinstance(head, LinearHead):
+        raise TypeError(f"head must be a LinearHead, got {type(head).__name__}")
+    return head

@@ -1,0 +1,167 @@
+"""The table of methods: what each name stands for. Parts that take more than a line are in `parts`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lt_kernels import losses
+from lt_kernels.train import parts
+from lt_kernels.train.methods import LossFactory, Method, Options, Setting
+
+
+def _plain(name: str) -> LossFactory:
+    return lambda setting, options: getattr(losses, name)(**options)
+
+
+def _counted(name: str, **fixed: Any) -> LossFactory:
+    return lambda setting, options: getattr(losses, name)(setting.class_counts, **fixed, **options)
+
+
+def _estimated_offset(setting: Setting, options: Options) -> nn.Module:
+    return losses.EstimatedOffsetLoss(setting.num_classes, setting.in_features, **options)
+
+
+_CE, _BS = _plain("CrossEntropyLoss"), _counted("BalancedSoftmaxLoss")
+_LDAM = {"max_margin": 0.5, "scale": 30.0}
+_DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
+_OFFSET = {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5, "use": "subtract"}
+_SMOOTHING = {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"}
+_ARB, _KANG, _DBM_PAPER = "ARB-Loss", "Kang et al., 2020", "DBM"
+
+
+def _batch_counts(setting: Setting, options: Options) -> nn.Module:
+    return losses.ARBLoss(counts="batch", **options)
+
+
+PLAIN: dict[str, Method] = {
+    "ce": Method("cross-entropy", _CE, source="Bridle, 1990"),
+    "focal": Method("focal loss", _plain("FocalLoss"), {"gamma": 2.0}, "Lin et al., 2017"),
+    "cb": Method(
+        "class-balanced weights", _counted("ClassBalancedLoss"), {"beta": 0.9999, "gamma": 0.0}, "Cui et al., 2019"
+    ),
+    "bs": Method("balanced softmax", _BS, source="Ren et al., 2020"),
+    "la": Method("logit adjustment", _counted("LogitAdjustmentLoss"), {"tau": 1.0}, "Menon et al., 2021"),
+    "arb": Method("ARB-loss, counts of the training set", _counted("ARBLoss", counts="global"), source=_ARB),
+    "arb-batch": Method("ARB-loss, counts of the batch", _batch_counts, source=_ARB),
+    "lade": Method(
+        "LADE",
+        _counted("LADELoss"),
+        {"alpha": 0.1, "lam": 0.1, "importance": "class", "classes": "all"},
+        "Hong et al., 2021",
+        mixup=False,
+    ),
+    "estimated-offset": Method(
+        "estimated offset", _estimated_offset, _OFFSET, "estimated offset", bias=False, mixup=False
+    ),
+    "estimated-offset-no-uc": Method(
+        "estimated offset without the uniform constraint",
+        _estimated_offset,
+        {**_OFFSET, "uniform_weight": 0.0},
+        "estimated offset",
+        bias=False,
+        mixup=False,
+    ),
+    "uniform-offset": Method(
+        "uniform constraint on the estimated offset, which is not subtracted",
+        _estimated_offset,
+        {**_OFFSET, "use": "regularize"},
+        "estimated offset",
+        bias=False,
+        mixup=False,
+    ),
+    "las": Method("label-aware smoothing", _counted("LabelAwareSmoothingLoss"), _SMOOTHING, "Zhong et al., 2021"),
+}
+
+MARGINS: dict[str, Method] = {
+    "ldam": Method("LDAM", _counted("LDAMLoss"), _LDAM, "Cao et al., 2019", head="cosine"),
+    "ldam-drw": Method(
+        "LDAM, deferred re-weighting", _counted("LDAMLoss"), _LDAM, "Cao et al., 2019", head="cosine", deferred=True
+    ),
+    "dbm-ce": Method("DBM on cross-entropy", _counted("DBMLoss", base="ce"), _DBM, _DBM_PAPER, head="cosine"),
+    "dbm-bs": Method("DBM on balanced softmax", _counted("DBMLoss", base="bs"), _DBM, _DBM_PAPER, head="cosine"),
+    "dbm-drw": Method(
+        "DBM with deferred class-balanced weights",
+        _counted("DBMLoss", base="cb"),
+        _DBM,
+        _DBM_PAPER,
+        head="cosine",
+        deferred=True,
+    ),
+    "cosface": Method(
+        "CosFace", _plain("CosFaceLoss"), {"margin": 0.35, "scale": 64.0}, "Wang et al., 2018", head="cosine"
+    ),
+    "arcface": Method(
+        "ArcFace", _plain("ArcFaceLoss"), {"margin": 0.5, "scale": 64.0}, "Deng et al., 2019", head="cosine"
+    ),
+    "sphereface": Method(
+        "SphereFace", _plain("SphereFaceLoss"), {"margin": 4, "scale": 1.0}, "Liu et al., 2017", head="cosine"
+    ),
+}
+
+SAMPLED: dict[str, Method] = {
+    "ce-drw": Method("cross-entropy, deferred re-weighting", _CE, source="Cao et al., 2019", deferred=True),
+    "ce-balanced": Method("cross-entropy, class-balanced sampling", _CE, {"sampler": "class"}, _KANG),
+    "ce-sqrt": Method("cross-entropy, square-root sampling", _CE, {"sampler": "sqrt"}, _KANG),
+    "ce-progressive": Method("cross-entropy, progressively balanced sampling", _CE, {"sampler": "progressive"}, _KANG),
+    "ce-mixup": Method("cross-entropy with MixUp", _CE, {"mixup_alpha": 1.0}, "Zhang et al., 2018"),
+    "ce-cutmix": Method("cross-entropy with CutMix", _CE, {"cutmix_alpha": 1.0}, "Yun et al., 2019"),
+    "arb-mixup": Method(
+        "ARB-loss with MixUp, counts of the training set",
+        _counted("ARBLoss", counts="global"),
+        {"mixup_alpha": 1.0},
+        _ARB,
+    ),
+    "arb-batch-mixup": Method(
+        "ARB-loss with MixUp, counts of the batch", _batch_counts, {"mixup_alpha": 1.0}, _ARB
+    ),
+}
+
+AFTERWARDS: dict[str, Method] = {
+    "pc-softmax": Method(
+        "cross-entropy, logits compensated for the prior after training (post-hoc logit adjustment at tau 1)",
+        _CE,
+        {"tau": 1.0},
+        "Hong et al., 2021; Menon et al., 2021",
+        readout=parts.compensated,
+        readout_options=("tau",),
+    ),
+    "tau-norm": Method(
+        "cross-entropy, class weights tau-normalised after training",
+        _CE,
+        {"tau": 1.0},
+        _KANG,
+        readout=parts.normalized,
+        readout_options=("tau",),
+    ),
+    "wvn-rs": Method(
+        "cross-entropy on unit class weights (WVN), re-scaled by the counts after training (RS)",
+        _CE,
+        {"gamma": 0.5},
+        "Kim and Kim, 2020",
+        bias=False,
+        readout=parts.rescaled,
+        readout_options=("gamma",),
+        unit_rows=True,
+    ),
+    "crt": Method("cross-entropy, classifier re-trained (cRT)", _CE, source=_KANG, second=parts.retrained),
+    "lws": Method(
+        "cross-entropy, class weights re-scaled by learned numbers (LWS)",
+        _CE,
+        {"scaled": "logits"},
+        _KANG,
+        head_options=("scaled",),
+        second=parts.scaled,
+    ),
+    "mislas": Method(
+        "cross-entropy with MixUp, then label-aware smoothing and learned scales (MiSLAS)",
+        _CE,
+        {**_SMOOTHING, "mixup_alpha": 0.2},
+        "Zhong et al., 2021",
+        head_options=tuple(_SMOOTHING),
+        second=parts.smoothed,
+    ),
+}
+
+BASE_METHODS: dict[str, Method] = {**PLAIN, **MARGINS, **SAMPLED, **AFTERWARDS}
