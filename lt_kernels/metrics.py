@@ -1,14 +1,58 @@
-"""How good a classifier is on every class and not only on the frequent ones: numbers from class-wise accuracies."""
+"""How good a classifier is on every class and not only on the frequent ones, where it errs, and how its classes lie.
+
+Values only: inputs of any floating dtype, float64 out, no gradient. docs/metrics.md has each of them with an example.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lt_kernels import checks
+from lt_kernels.byclass import flat, sizes, within
+from lt_kernels.diagnostics import (
+    cumulative_false_positives,
+    expected_calibration_error,
+    false_positives,
+    gradient_components,
+    logit_statistics,
+    mean_iou,
+)
+from lt_kernels.geometry import (
+    affinity_matrix,
+    angular_distance,
+    balance_metrics,
+    class_means,
+    class_similarity,
+    empirical_offsets,
+    estimated_offsets,
+    fisher_separability,
+)
+
+__all__ = [
+    "affinity_matrix",
+    "angular_distance",
+    "balance_metrics",
+    "balanced_accuracy",
+    "class_means",
+    "class_similarity",
+    "cumulative_false_positives",
+    "empirical_offsets",
+    "estimated_offsets",
+    "expected_calibration_error",
+    "false_positives",
+    "fisher_separability",
+    "geometric_mean",
+    "gradient_components",
+    "group_accuracy",
+    "logit_statistics",
+    "mean_iou",
+    "per_class_accuracy",
+]
 
 
 def per_class_accuracy(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -18,14 +62,9 @@ def per_class_accuracy(prediction: Tensor, target: Tensor, num_classes: int) -> 
     target outside 0..C - 1; a prediction outside is merely wrong.
     """
     num_classes = checks.whole("num_classes", num_classes)
-    target = checks.indices("target", target, target.shape, target).flatten()
-    prediction = checks.indices("prediction", prediction, prediction.shape, target).flatten()
-    if prediction.shape != target.shape:
-        raise ValueError(f"prediction must have as many entries as target, {len(target)}, got {len(prediction)}")
-    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
-        raise ValueError(f"target must be in 0..{num_classes - 1}, got {int(target.min())}..{int(target.max())}")
-    right = torch.bincount(target[prediction == target], minlength=num_classes)
-    return right.double() / torch.bincount(target, minlength=num_classes)
+    prediction, target = flat(prediction, target)
+    right = sizes(within("target", target, num_classes)[prediction == target], num_classes)
+    return right.double() / sizes(target, num_classes)
 
 
 def _accuracies(per_class: Any) -> Tensor:
@@ -49,35 +88,66 @@ def balanced_accuracy(per_class: Any) -> float:
     return _mean(value, torch.ones_like(value))
 
 
-def group_accuracy(
-    per_class: Any,
-    class_counts: Any,
-    many: float = 100,
-    few: float = 20,
-    convention: Literal["standard", "ncl"] = "standard",
-    test_counts: Any = None,
-) -> dict[str, float]:
-    """Mean accuracy of the classes with many, a medium number of and few training samples, and of "all".
-
-    "standard" (Liu et al., 2019; Kang et al., 2020): many n > 100, medium 20..100, few n < 20, that is, a class on a
-    threshold is medium. "ncl" (Li et al., 2022): many n >= 100, few n <= 20. per_class, class_counts: [C]; with
-    `test_counts` [C], the classes weigh as many as they have test samples (accuracy pooled over samples, as "ncl"
-    reports it; on a balanced test set the same). A group without tested classes is NaN. Errors: ValueError naming
-    the argument.
-    """
-    checks.choice("convention", convention, ("standard", "ncl"))
-    value, count = _accuracies(per_class), checks.counts(class_counts)
+def _groups_of_counts(count: Tensor, many: float, few: float, convention: str) -> dict[str, Tensor]:
+    """Which classes have many, a medium number of and few training samples."""
     if not 0 <= few <= many:
         raise ValueError(f"few must be in 0..many = {many}, got {few}")
     if convention == "ncl" and few == many:
         raise ValueError(f"few must be below many = {many} in the convention 'ncl', got {few}")
-    weight = torch.ones_like(value) if test_counts is None else torch.as_tensor(test_counts).double()
+    is_many, is_few = (count >= many, count <= few) if convention == "ncl" else (count > many, count < few)
+    medium = ~is_many & ~is_few
+    return {"many": is_many, "medium": medium & (count != few) if convention == "strict" else medium, "few": is_few}
+
+
+def _groups_of_classes(groups: Mapping[str, Any], like: Tensor) -> dict[str, Tensor]:
+    """Which classes are in each group that is given by class indices."""
+    if not isinstance(groups, Mapping) or "all" in groups:
+        raise ValueError(f"groups must map names other than 'all' to class indices, got {groups!r}")
+    masks = {}
+    for name, members in groups.items():
+        index = members if isinstance(members, Tensor) else torch.tensor(list(members))
+        index = index.long() if index.numel() == 0 else checks.indices("groups", index, (index.numel(),), index)
+        index = within(f"groups[{name!r}]", index.to(like.device), len(like))
+        if len(index.unique()) < len(index):
+            raise ValueError(f"groups[{name!r}] must name each class once, got {index.tolist()}")
+        masks[name] = torch.zeros_like(like, dtype=torch.bool).index_fill(0, index, True)
+    return masks
+
+
+def group_accuracy(
+    per_class: Any,
+    class_counts: Any = None,
+    many: float = 100,
+    few: float = 20,
+    convention: Literal["standard", "ncl", "strict"] = "standard",
+    test_counts: Any = None,
+    *,
+    groups: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Mean accuracy of the classes with many, a medium number of and few training samples, and of "all".
+
+    "standard" (Liu et al., 2019; Kang et al., 2020): many n > 100, medium 20..100, few n < 20, that is, a class on a
+    threshold is medium. "ncl" (Li et al., 2022): many n >= 100, few n <= 20. "strict" (estimated offset, 2023): as
+    "standard", but a class with exactly 20 is in no group. per_class, class_counts: [C]; with `test_counts` [C], the
+    classes weigh as many as they have test samples (accuracy pooled over samples, as "ncl" reports it; on a balanced
+    test set the same). `groups`, names with class indices (a range, sequence or tensor), takes the place of the counts,
+    thresholds and convention (Zhong et al., 2021, have ranges of indices). A group without tested classes is NaN.
+    Errors: TypeError or ValueError naming the argument.
+    """
+    checks.choice("convention", convention, ("standard", "ncl", "strict"))
+    value = _accuracies(per_class)
+    unused = groups is not None and class_counts is None
+    count = torch.ones_like(value) if unused else checks.counts(class_counts).to(value.device)
+    weight = torch.ones_like(value) if test_counts is None else torch.as_tensor(test_counts).to(value)
     for name, tensor in {"class_counts": count, "test_counts": weight}.items():
         if tensor.shape != value.shape:
             raise ValueError(f"{name} must have shape {list(value.shape)} as per_class has, got {list(tensor.shape)}")
-    is_many, is_few = (count > many, count < few) if convention == "standard" else (count >= many, count <= few)
-    groups = {"many": is_many, "medium": ~is_many & ~is_few, "few": is_few, "all": torch.ones_like(is_many)}
-    return {name: _mean(value[group], weight[group]) for name, group in groups.items()}
+    if groups is None:
+        masks = _groups_of_counts(count, many, few, convention)
+    else:
+        masks = _groups_of_classes(groups, value)
+    masks["all"] = torch.ones_like(value, dtype=torch.bool)
+    return {name: _mean(value[group], weight[group]) for name, group in masks.items()}
 
 
 def geometric_mean(per_class: Any, eps: float = 1e-3) -> float:

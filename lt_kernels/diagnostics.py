@@ -1,0 +1,145 @@
+"""Where a classifier errs, how sure it is, and what its gradient is made of. Public under `lt_kernels.metrics`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels import checks
+from lt_kernels.byclass import flat, labels, matrix, plane, sizes, sums, within
+
+_SLAB = 2**24  # float64 numbers of a slab of probabilities
+
+
+def _false_positives(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    prediction, target = flat(prediction, target)
+    within("target", target, num_classes)
+    return sizes(within("prediction", prediction, num_classes)[prediction != target], num_classes)
+
+
+def false_positives(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """FP_c = #{i : prediction_i = c, target_i != c}: float64 [C], whose sum is the number of errors.
+
+    prediction, target: class indices of one shape, in 0..C - 1. Errors: TypeError or ValueError naming the argument.
+    """
+    return _false_positives(prediction, target, checks.whole("num_classes", num_classes)).double()
+
+
+def cumulative_false_positives(prediction: Tensor, target: Tensor, class_counts: Any) -> Tensor:
+    """CFP(k) = sum of the false positives of the k classes with the most training samples: float64 [C].
+
+    prediction, target: class indices of one shape, in 0..C - 1; class_counts: [C], training samples of each class.
+    Entry k - 1 is CFP(k), not normalised; classes with equal counts stand in the order of their indices; the last entry
+    is the number of errors. Errors: TypeError or ValueError naming the argument.
+    """
+    count = checks.counts(class_counts)
+    wrong = _false_positives(prediction, target, len(count))
+    order = count.to(wrong.device).argsort(descending=True, stable=True)
+    return wrong[order].cumsum(0).double()
+
+
+def _shares(name: str, value: Any) -> Tensor:
+    """Floating-point numbers in [0, 1], without their graph."""
+    value = checks.floating(name, value).detach()
+    fits = (value >= 0) & (value <= 1)
+    if not bool(fits.all()):
+        raise ValueError(f"{name} must be in [0, 1], got {float(value[~fits][0])}")
+    return value
+
+
+def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """ECE = sum_b (n_b / N) |accuracy_b - confidence_b| over bins ((b - 1)/B, b/B] of equal width.
+
+    confidence: [N], the probability of the predicted class; correct: [N], whether that is the target (bool, or 0 and
+    1); bins: B. A confidence on an edge, as its dtype rounds it, belongs to the bin below; one of exactly 0 is in no
+    bin but counts in N. NaN for N = 0. Errors: TypeError or ValueError naming the argument (Guo et al., 2017).
+    """
+    # torchmetrics' multiclass_calibration_error closes its bins on the left, so a confidence on an edge (of two classes
+    # one half, say) changes its bin, and a confidence of exactly 1 has a bin of its own.
+    bins, confidence = checks.whole("bins", bins), _shares("confidence", confidence)
+    if confidence.ndim != 1:
+        raise ValueError(f"confidence must have shape [N], got {list(confidence.shape)}")
+    if not isinstance(correct, Tensor) or correct.shape != confidence.shape:
+        raise ValueError(f"correct must be a tensor of shape {list(confidence.shape)} as confidence is, got {correct}")
+    right = checks.same_device("correct", correct, confidence).detach().double()
+    if not bool(((right == 0) | (right == 1)).all()):
+        raise ValueError(f"correct must hold 0 and 1, or be bool, got {float(right[(right != 0) & (right != 1)][0])}")
+    edges = (torch.arange(bins + 1, dtype=torch.float64, device=confidence.device) / bins).to(confidence.dtype)
+    bin_of = torch.bucketize(confidence, edges)  # 0 for a confidence of 0
+    gap = sums(right - confidence.double(), bin_of, bins + 1)[1:]
+    return float(gap.abs().sum() / len(confidence)) if len(confidence) else math.nan
+
+
+def mean_iou(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = None
+) -> dict[str, Tensor | float]:
+    """Intersection over union of each class, TP / (TP + FP + FN), its mean, and the accuracy of the pixels.
+
+    prediction, target: class indices of one shape, in 0..C - 1, except where the target is `ignore_index`: such pixels
+    do not count. Returns "per_class": float64 [C]; "mean_iou"; "mean_pixel_accuracy", the mean of TP / (TP + FN);
+    "pixel_accuracy", the share of all pixels. A class neither in the target nor predicted, and a class that is
+    `ignore_index`, has NaN and does not count; the mean of accuracies is over the classes in the target. A mean over
+    nothing is NaN. Errors: TypeError or ValueError naming the argument.
+    """
+    # Three counts a class: torchmetrics' confusion matrix holds C^2 numbers, and in deterministic mode C^2 a pixel.
+    num_classes = checks.whole("num_classes", num_classes)
+    prediction, target = flat(prediction, target)
+    if ignore_index is not None:
+        kept = target != checks.whole("ignore_index", ignore_index, low=-(2**63))
+        prediction, target = prediction[kept], target[kept]
+    within("target", target, num_classes)
+    said, own = sizes(within("prediction", prediction, num_classes), num_classes), sizes(target, num_classes)
+    both = sizes(target[prediction == target], num_classes)
+    overlap = both.double() / (own + said - both)
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        overlap[ignore_index] = torch.nan
+    return {
+        "per_class": overlap,
+        "mean_iou": float(overlap.nanmean()),
+        "mean_pixel_accuracy": float((both.double() / own).nanmean()),
+        "pixel_accuracy": float(both.sum().double() / own.sum()),
+    }
+
+
+def logit_statistics(logits: Tensor, target: Tensor) -> dict[str, Tensor | float]:
+    """The mean logit of each class over its own samples, and over those of the others.
+
+    logits: [N, C]; target: class indices [N]. Returns "positive": mean of z_ic over y_i = c, float64 [C], NaN for a
+    class without samples; "negative": over y_i != c, NaN for a class that has all samples; "log_classes": log C, the
+    loss of even logits. Errors: TypeError or ValueError naming the argument (estimated offset, 2023).
+    """
+    values = plane("logits", logits, "[N, C]")
+    classes = values.shape[1]
+    target = labels(target, values, classes)
+    own, members = values.gather(1, target[:, None])[:, 0].double(), sizes(target, classes)
+    others = values.scatter(1, target[:, None], 0.0).sum(0, dtype=torch.float64)  # a difference of sums would cancel
+    return {
+        "positive": sums(own, target, classes) / members,
+        "negative": others / (len(values) - members),
+        "log_classes": math.log(classes),
+    }
+
+
+def gradient_components(probability: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The two forces on each class weight of a softmax classifier: the lengths of the parts of -dL/dw_c.
+
+    With L the mean loss over N samples: "attraction", |(1/N) sum_{y_i = c} (1 - p_ic) x_i|, from the class's own
+    samples; "repulsion", |(1/N) sum_{y_i != c} p_ic x_i|, from the others'. Both are float64 [C], 0 for a class without
+    such samples and NaN for N = 0. probability: [N, C], the loss's own, so with its offset; features: [N, d]; target:
+    class indices [N]. Errors: TypeError or ValueError naming the argument (Xie et al., 2023, figure 5).
+    """
+    values = matrix("features", features)
+    share = checks.same_device("probability", _shares("probability", probability), values)
+    if share.ndim != 2 or share.shape[0] != len(values) or share.shape[1] == 0:
+        raise ValueError(f"probability must be [N, C] with N = {len(values)} as features, got {list(share.shape)}")
+    count, classes = share.shape
+    target = labels(target, values, classes)
+    missing = 1 - share.gather(1, target[:, None]).double()
+    others = share.scatter(1, target[:, None], 0.0).split(max(1, _SLAB // max(count, 1)), dim=1)
+    repulsion = [torch.linalg.vector_norm(part.T.double() @ values, dim=1) for part in others]
+    attraction = torch.linalg.vector_norm(sums(missing * values, target, classes), dim=1)
+    scale = 1 / count if count else math.nan
+    return {"attraction": scale * attraction, "repulsion": scale * torch.cat(repulsion)}
