@@ -103,11 +103,20 @@ def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, n
     if len(counts) <= POINTS:
         order = np.argsort(counts, kind="stable")
         return counts[order], accuracy[order]
+    bins = class_bins(counts)
+    middle = [np.exp(np.log(counts[bin_]).mean()) for bin_ in bins]
+    return np.array(middle), np.array([accuracy[bin_].mean() for bin_ in bins])
+
+
+def class_bins(counts: np.ndarray) -> list[np.ndarray]:
+    """The classes in ranges of like counts, from the rarest: each its own where they are few, else up to `BINS` ranges
+    equal on the log axis; counts [C] above 0.
+    """
+    if len(counts) <= POINTS:
+        return [np.array([index]) for index in np.argsort(counts, kind="stable")]
     edges = np.geomspace(counts.min(), counts.max() * (1 + 1e-9), BINS + 1)
     bins = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, BINS - 1)
-    used = [index for index in range(BINS) if np.any(bins == index)]
-    middle = [np.exp(np.log(counts[bins == index]).mean()) for index in used]
-    return np.array(middle), np.array([accuracy[bins == index].mean() for index in used])
+    return [np.flatnonzero(bins == index) for index in range(BINS) if np.any(bins == index)]
 
 
 def accuracy_by_count(results: Results) -> bytes:

@@ -1,0 +1,209 @@
+"""What the analyses of finished runs come to, as plain arrays by class, ready to be drawn and written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lt_kernels import metrics
+from lt_kernels.train.components import History, read_history
+from lt_kernels.train.readings import Reading, evenly, take_reading
+
+BLOCKS = 48  # rows of a drawn matrix of classes; more classes are averaged in blocks
+SEPARATED = 200  # classes whose pairs are looked at for Fisher's separability
+CALIBRATION_BINS = 15
+HISTOGRAM_BINS = 60
+GROUPS = ("many", "medium", "few")
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A matrix between classes by descending count, in blocks: `starts` [B + 1] are ranks, `values` [B, B] the means
+    over the pairs of different classes, NaN where there is none.
+    """
+
+    values: Array
+    starts: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """Densities over `edges` [bins + 1] by group of classes and sign ("positive", "negative")."""
+
+    edges: Array
+    densities: dict[tuple[str, str], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """All numbers of one run; [C] arrays are by class, `order` [C] lists the classes by descending count.
+
+    accuracy: percent. angles: degrees of every test sample ("weight", "mean"). offsets: "test features", "training
+    features", "centres". components: "attraction", "repulsion", or why there are none. logit_means: "positive",
+    "negative". separability: of the classes in `separated`. calibration: a row a bin, (least confidence, samples, mean
+    confidence, accuracy). summary: single numbers by name.
+    """
+
+    name: str
+    counts: Array
+    class_names: Sequence[str]
+    order: Array
+    accuracy: Array
+    false_positives: Array
+    cumulative: Array
+    similarity: Matrix
+    affinity: Matrix
+    offsets: dict[str, Array]
+    target: Array
+    angles: dict[str, Array]
+    components: dict[str, Array] | str
+    logit_means: dict[str, Array]
+    log_classes: float
+    histogram: Histogram
+    separated: Array
+    separability: Array
+    calibration: Array
+    summary: dict[str, float]
+    history: History | None = None
+
+
+def analyze_run(name: str, folder: Path) -> Analysis:
+    """Analyse the finished run of a folder; errors are those of `load_run`."""
+    from lt_kernels.train.loading import load_run
+
+    _, data, module = load_run(folder)
+    return analyze(name, take_reading(module, data), data.class_names, read_history(folder))
+
+
+def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), history: History | None = None) -> Analysis:
+    """Compute everything from what a classifier made of its data."""
+    counts, (features, target) = reading.class_counts, reading.test
+    classes, order = len(counts), torch.argsort(counts, descending=True, stable=True)
+    accuracy = metrics.per_class_accuracy(reading.prediction, target, classes)
+    separated, separability = _separability(reading, order)
+    rows = calibration(reading.confidence, reading.prediction == target)
+    components = reading.components
+    return Analysis(
+        name=name,
+        counts=_array(counts),
+        class_names=list(class_names) or [str(index) for index in range(classes)],
+        order=_array(order),
+        accuracy=100 * _array(accuracy),
+        false_positives=_array(metrics.false_positives(reading.prediction, target, classes)),
+        cumulative=_array(metrics.cumulative_false_positives(reading.prediction, target, counts)),
+        similarity=blocks(metrics.class_similarity(reading.weight[order])),
+        affinity=blocks(metrics.affinity_matrix(reading.weight[order])),
+        offsets=_offsets(reading),
+        target=_array(target),
+        angles=_angles(features, target, reading.weight),
+        components=components if isinstance(components, str) else {key: _array(components[key]) for key in components},
+        logit_means={key: _array(reading.logit_means[key]) for key in ("positive", "negative")},
+        log_classes=float(reading.logit_means["log_classes"]),
+        histogram=histogram(*reading.logits, counts),
+        separated=_array(separated),
+        separability=_array(separability),
+        calibration=rows,
+        summary=_summary(reading, accuracy, separability, separated),
+        history=history,
+    )
+
+
+def _array(value: Tensor) -> Array:
+    return value.detach().cpu().numpy().astype(float if value.is_floating_point() else int)
+
+
+def groups_of(counts: Array) -> dict[str, Array]:
+    """Which classes have many (more than 100), a medium number of and few (below 20) training samples: masks [C];
+    groups that there are.
+    """
+    masks = {"many": counts > 100, "medium": (counts >= 20) & (counts <= 100), "few": counts < 20}
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def blocks(matrix: Tensor, most: int = BLOCKS) -> Matrix:
+    """The matrix itself without its diagonal, or where it is large, the means of blocks of rows and columns."""
+    classes = len(matrix)
+    starts = evenly(classes, most).numpy()
+    values = matrix.detach().cpu().numpy()
+    diagonal = np.add.reduceat(np.diagonal(values).astype(float), starts)
+    sums = np.add.reduceat(np.add.reduceat(values, starts, axis=1, dtype=float), starts, axis=0)
+    sizes = np.diff(np.append(starts, classes))
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    sums[np.diag_indices(len(starts))] -= diagonal
+    means = np.divide(sums, pairs, out=np.full(sums.shape, np.nan), where=pairs > 0)
+    return Matrix(means, np.append(starts, classes))
+
+
+def _offsets(reading: Reading) -> dict[str, Array]:
+    found = {
+        "test features": metrics.empirical_offsets(*reading.test, reading.weight),
+        "training features": metrics.empirical_offsets(*reading.train, reading.weight),
+    }
+    if reading.centers is not None:
+        found["centres"] = metrics.estimated_offsets(reading.centers, reading.weight)
+    return {name: _array(value) for name, value in found.items()}
+
+
+def _angles(features: Tensor, target: Tensor, weight: Tensor) -> dict[str, Array]:
+    means = metrics.class_means(features, target, len(weight)).to(features.dtype)
+    pairs = {"weight": weight, "mean": means}
+    return {name: np.degrees(_array(metrics.angular_distance(features, target, to))) for name, to in pairs.items()}
+
+
+def _separability(reading: Reading, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes, evenly over the order by count where they are many, and the separability of each from the others."""
+    features, target = reading.test
+    chosen = order[evenly(len(order), SEPARATED)]
+    place = torch.full((len(order),), -1).index_put((chosen,), torch.arange(len(chosen)))[target]
+    known = place >= 0
+    return chosen, metrics.fisher_separability(features[known], place[known], len(chosen))
+
+
+def calibration(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> Array:
+    """A row for each of `bins` bins of confidence, closed on the right: least confidence, samples, mean confidence,
+    accuracy (NaN without samples).
+    """
+    edges = torch.arange(bins + 1, dtype=torch.float64) / bins
+    place = (torch.bucketize(confidence, edges.to(confidence.dtype)) - 1).clamp(0, bins - 1)
+    number = torch.bincount(place, minlength=bins).double()
+    sums = [torch.bincount(place, value.double(), minlength=bins) / number for value in (confidence, correct)]
+    return torch.stack([edges[:-1], number, *sums], 1).numpy()
+
+
+def histogram(logits: Tensor, target: Tensor, counts: Tensor, bins: int = HISTOGRAM_BINS) -> Histogram:
+    """Densities of the logits z_ic of classes c of a group, where c is the sample's class and where it is another."""
+    low, high = (float(end) for end in logits.aminmax())
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    own = torch.zeros(logits.shape, dtype=torch.bool).scatter_(1, target[:, None], True)
+    densities = {}
+    for group, mask in groups_of(counts.numpy()).items():
+        columns = torch.as_tensor(np.flatnonzero(mask))
+        values, is_own = logits[:, columns], own[:, columns]
+        for sign, part in (("positive", values[is_own]), ("negative", values[~is_own])):
+            number = torch.histc(part, bins, float(edges[0]), float(edges[-1])).double().numpy()
+            densities[group, sign] = number / max(number.sum(), 1) / (edges[1] - edges[0])
+    return Histogram(edges, densities)
+
+
+def _summary(reading: Reading, accuracy: Tensor, separability: Tensor, separated: Tensor) -> dict[str, float]:
+    target, counts = reading.test[1], reading.class_counts
+    shares: dict[str, Any] = metrics.group_accuracy(accuracy, counts)
+    found = {f"accuracy_{group}": 100 * float(value) for group, value in shares.items()}
+    correct = reading.prediction == target
+    found["errors"] = float((~correct).sum())
+    found["calibration_error"] = float(
+        metrics.expected_calibration_error(reading.confidence, correct, CALIBRATION_BINS)
+    )
+    found |= {f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()}
+    values, sizes = _array(separability), _array(counts[separated])
+    for group, mask in {**groups_of(sizes), "all": np.ones(len(sizes), bool)}.items():
+        found[f"separability_{group}"] = float(np.nanmean(values[mask])) if np.isfinite(values[mask]).any() else np.nan
+    return found

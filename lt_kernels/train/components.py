@@ -1,0 +1,117 @@
+"""The gradient's components and the offsets of every class, epoch by epoch: recorded in a run, and read back."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lt_kernels import metrics
+from lt_kernels.data import LongTailedData
+from lt_kernels.train import readings
+from lt_kernels.train.module import Classifier
+
+FILE = "components.csv"
+NAMES = ("attraction", "repulsion", "offset", "estimated_offset")
+SAMPLES = 2**13  # of the training set, looked at after an epoch
+LOGITS = 2**24
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """`epochs` [E] done, and of each of NAMES the values [E, C], NaN where there are none."""
+
+    epochs: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+def read_history(folder: Path) -> History | None:
+    """What a run recorded, or None where it did not."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [[float(cell) if cell else np.nan for cell in row] for row in list(csv.reader(file))[1:]]
+    if not rows:
+        return None
+    table = np.array(rows)
+    epochs, classes = np.unique(table[:, 0]), len(np.unique(table[:, 1]))
+    values = table[:, 2:].reshape(len(epochs), classes, len(NAMES))
+    return History(epochs.astype(int), {name: values[:, :, place] for place, name in enumerate(NAMES)})
+
+
+class ComponentLog(Callback):
+    """Keep, after every epoch, each class's gradient components and offsets, in the checkpoint and in components.csv.
+
+    Row: epochs done, class, attraction and repulsion (of a loss that is a softmax of linear logits and an offset; else
+    empty), the offset of the training features, and that of the loss's centres where it has some. Looked at are the
+    same samples each time, at most 8,192 or one a class, in evaluation mode: the training is the same with it, bit for
+    bit. Must stand before the callback that saves checkpoints.
+    """
+
+    def __init__(self, folder: Path, data: LongTailedData) -> None:
+        target, classes = data.train[1], data.num_classes
+        natural = readings.evenly(len(target), min(SAMPLES, LOGITS // classes))
+        each = readings.evenly_by_class(target, classes, max(SAMPLES, classes))
+        self.folder = folder
+        self.natural, self.each = readings.rows(data.train, natural), readings.rows(data.train, each)
+        self.epochs: list[int] = []
+        self.values: list[Tensor] = []  # [4, C] an epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"epochs": list(self.epochs), "values": list(self.values)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's rows."""
+        self.epochs, self.values = list(state_dict["epochs"]), list(state_dict["values"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Write the file anew from the rows."""
+        self.file = (self.folder / FILE).open("w", newline="", encoding="utf-8")
+        self.table = csv.writer(self.file)
+        self.table.writerow(["epoch", "class", *NAMES])
+        for epoch, values in zip(self.epochs, self.values, strict=True):
+            self._write(epoch, values)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Add the epoch's rows."""
+        self.epochs.append(trainer.current_epoch + 1)
+        self.values.append(self.measure(pl_module))
+        self._write(self.epochs[-1], self.values[-1])
+
+    def teardown(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
+        """Close the file."""
+        if hasattr(self, "file"):
+            self.file.close()
+
+    def _write(self, epoch: int, values: Tensor) -> None:
+        for index, row in enumerate(values.T.tolist()):
+            self.table.writerow([epoch, index, *("" if cell != cell else cell for cell in row)])
+        self.file.flush()
+
+    @torch.no_grad()
+    def measure(self, module: Classifier) -> Tensor:
+        """The present values, float64 [4, C]; the module is left as it was."""
+        was_training = module.training
+        module.eval()
+        head = readings.trained_head(module)
+        weight = readings.as_used(head, head.weight)
+        found: Any = readings.gradient_parts(head, *readings.features_of(module, self.natural))
+        values = dict.fromkeys(NAMES, torch.full((len(weight),), torch.nan, dtype=torch.float64))
+        if not isinstance(found, str):
+            values.update(found)
+        features, target = readings.features_of(module, self.each)
+        features = readings.as_used(head, features)
+        values["offset"] = metrics.empirical_offsets(features, target.to(features.device), weight).cpu()
+        centers = readings.centers_of(head)
+        if centers is not None:
+            values["estimated_offset"] = metrics.estimated_offsets(centers, weight).cpu()
+        module.train(was_training)
+        return torch.stack([values[name] for name in NAMES])

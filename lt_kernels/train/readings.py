@@ -1,0 +1,184 @@
+"""What a trained classifier makes of its data: features, predictions, logits, from which every analysis is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lt_kernels import metrics
+from lt_kernels.data import LongTailedData
+from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.lossmodule import Loss
+
+SAMPLES = 2**18  # of the training set, for the means of its classes
+LOGITS = 2**25  # numbers in one matrix of logits
+ROWS = 1024  # inputs at a time
+
+Pair = tuple[Tensor, Tensor]  # inputs or features [N, ...] and classes [N]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A classifier and its data, on the CPU; for a head of cosines, class weights and features have length 1.
+
+    weight: [C, d]. centers: [C, d], where the loss has them. train, test: features [N, d] and classes [N]. prediction,
+    confidence: of the test set, [N]. logits: what the softmax takes, of some test samples drawn evenly, and their
+    classes. logit_means: of all test samples, by class. components: of the gradient over the training set, or why
+    there are none.
+    """
+
+    class_counts: Tensor
+    weight: Tensor
+    train: Pair
+    test: Pair
+    prediction: Tensor
+    confidence: Tensor
+    logits: Pair
+    logit_means: dict[str, Any]
+    components: dict[str, Tensor] | str
+    centers: Tensor | None = None
+
+
+def take_reading(module: Any, data: LongTailedData) -> Reading:
+    """Put the training set (or a share of every class, where it is large) and the test set through a classifier."""
+    was_training = module.training
+    module.eval()
+    with torch.inference_mode():
+        classes = data.num_classes
+        train = features_of(module, rows(data.train, evenly_by_class(data.train[1], classes, SAMPLES)))
+        test = features_of(module, data.test)
+        some = rows(test, evenly(len(test[1]), LOGITS // classes))
+        prediction, confidence, means = _predictions(module, test, classes)
+        natural = features_of(module, rows(data.train, evenly(len(data.train[1]), LOGITS // classes)))
+        head = trained_head(module)
+        centers = centers_of(head)
+        reading = Reading(
+            class_counts=data.class_counts,
+            weight=as_used(head, head.weight).cpu(),
+            train=(as_used(head, train[0]).cpu(), train[1]),
+            test=(as_used(head, test[0]).cpu(), test[1]),
+            prediction=prediction,
+            confidence=confidence,
+            logits=(scores(module, some[0]).cpu(), some[1]),
+            logit_means=means,
+            components=gradient_parts(head, *natural),
+            centers=None if centers is None else centers.cpu(),
+        )
+    module.train(was_training)
+    return reading
+
+
+def rows(pair: Pair, chosen: Tensor) -> Pair:
+    """The chosen samples."""
+    return pair[0][chosen], pair[1][chosen]
+
+
+def evenly(length: int, most: int) -> Tensor:
+    """At most `most` (at least one) of 0..length - 1, evenly spaced: the same on every call."""
+    most = max(1, most)
+    return torch.arange(length) if length <= most else torch.arange(most) * length // most
+
+
+def evenly_by_class(target: Tensor, num_classes: int, most: int) -> Tensor:
+    """The places of all samples, or where they are more than `most`, of at most `most / C` of each class, evenly
+    spaced; ascending.
+    """
+    if len(target) <= most:
+        return torch.arange(len(target))
+    order, counts = target.argsort(stable=True), torch.bincount(target, minlength=num_classes)
+    parts = [part[evenly(len(part), most // num_classes)] for part in order.split(counts.tolist()) if len(part)]
+    return torch.cat(parts).sort().values
+
+
+def features_of(module: Any, pair: Pair) -> Pair:
+    """The network's features [N, d] of inputs, where the network is, and the classes."""
+    device = module.head.weight.device
+    return torch.cat([module.network(part.to(device)) for part in pair[0].split(ROWS)]), pair[1]
+
+
+def as_used(head: nn.Module, vectors: Tensor) -> Tensor:
+    """Features or class weights as the head uses them: of length 1 for cosines."""
+    vectors = vectors.detach().float()
+    return F.normalize(vectors, dim=-1) if isinstance(head, CosineHead) else vectors
+
+
+def centers_of(head: Any) -> Tensor | None:
+    """The centres [C, d] of the classes that the loss learns, where it does."""
+    centers = getattr(getattr(getattr(head, "loss", None), "center_loss", None), "centers", None)
+    return None if centers is None else centers.detach()
+
+
+def scale_of(head: Any) -> float:
+    """What the head's output is multiplied by within the softmax."""
+    if not isinstance(head, CosineHead):
+        return 1.0
+    return float(head.loss.scale if head.loss.input_kind == "cosine" else head.scale)
+
+
+def scores(module: Any, features: Tensor) -> Tensor:
+    """What the softmax takes, without the loss's margin and offset, [N, C]: its largest entry is the prediction."""
+    return module.classify(features).float() * scale_of(trained_head(module))
+
+
+def trained_head(module: Any) -> Any:
+    """The head whose class weights predict: that of the last stage, where it has some."""
+    return module.active_head if hasattr(module.active_head, "weight") else module.head
+
+
+def _chunks(pair: Pair, classes: int) -> Iterator[Pair]:
+    size = max(1, LOGITS // classes)
+    yield from zip(pair[0].split(size), pair[1].split(size), strict=True)
+
+
+def _predictions(module: Any, test: Pair, classes: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Prediction [N], confidence [N], and the mean logits by class of all samples, from those of chunks."""
+    found, sure, parts, sizes = [], [], [], []
+    for features, target in _chunks(test, classes):
+        logits = scores(module, features).cpu()
+        best = logits.softmax(1).max(1)
+        found.append(best.indices)
+        sure.append(best.values)
+        parts.append(metrics.logit_statistics(logits, target))
+        own = torch.bincount(target, minlength=classes).double()
+        sizes.append({"positive": own, "negative": len(target) - own})
+    means = {name: _pooled([part[name] for part in parts], [size[name] for size in sizes]) for name in sizes[0]}
+    return torch.cat(found), torch.cat(sure), {**means, "log_classes": float(parts[0]["log_classes"])}
+
+
+def _pooled(means: list[Tensor], sizes: list[Tensor]) -> Tensor:
+    """The mean over all chunks, NaN for a class without samples."""
+    total = sum(torch.where(size > 0, mean.double() * size, 0.0) for mean, size in zip(means, sizes, strict=True))
+    return torch.as_tensor(total) / torch.stack(sizes).sum(0)
+
+
+def why_no_components(head: Any) -> str | None:
+    """Why the loss is not a plain softmax of linear logits and an offset, or None where it is."""
+    loss = getattr(head, "loss", None)
+    if not isinstance(head, LinearHead) or not isinstance(loss, Loss):
+        return "its logits are not linear in the features"
+    if loss.margin is not None:
+        return "its loss has a margin"
+    if loss.focal_gamma != 0:
+        return "its loss is focal"
+    if loss.weight is not None:
+        return "its loss weighs the classes"
+    if loss.class_smoothing is not None or loss.label_smoothing != 0:
+        return "its loss smooths the targets"
+    return "its offset changes with the batch" if getattr(loss, "counts", "global") == "batch" else None
+
+
+def gradient_parts(head: Any, features: Tensor, target: Tensor) -> dict[str, Tensor] | str:
+    """`metrics.gradient_components` with the probabilities that the loss trains with, or why there are none."""
+    reason = why_no_components(head)
+    if reason is not None:
+        return reason
+    logits = head(features).double()
+    offset = head.loss.offset
+    probability = (logits if offset is None else logits + offset).softmax(1)
+    found = metrics.gradient_components(probability.float(), features.float(), target.to(features.device))
+    return {name: value.cpu() for name, value in found.items()}
