@@ -21,8 +21,8 @@ class LongTailedData:
     input_kind "image": inputs float32 [N, channels, height, width]; "words": inputs int32 [N, places], ids below
     `num_words`; "scene": inputs as images, target int64 [N, height, width], IGNORED where a pixel has no class, and
     class_counts counts the pixels that have one. group_counts: int64 [C], by what classes are called many-, medium- or
-    few-shot (None: by class_counts). facts: what was measured when the data were made (numbers only). Errors:
-    ValueError naming the field that contradicts another.
+    few-shot (None: by class_counts). units: words for what class_counts and group_counts count. facts: what was
+    measured when the data were made (numbers only). Errors: ValueError naming the field that contradicts another.
     """
 
     name: str
@@ -35,6 +35,7 @@ class LongTailedData:
     num_words: int = 0
     facts: Mapping[str, float] = field(default_factory=dict)
     group_counts: Tensor | None = None
+    units: tuple[str, str] = ("samples", "samples")
 
     def __post_init__(self) -> None:
         parts: tuple[Literal["train", "test"], ...] = ("train", "test")

@@ -146,4 +146,5 @@ def _data(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], placed: Seq
         class_names=("background", *(str(digit) for digit in range(len(placed)))),
         facts={"pixel_mean": float(mean), "pixel_deviation": float(deviation)},
         group_counts=torch.tensor([len(train[0]), *placed]),
+        units=("pixels", "scans"),
     )

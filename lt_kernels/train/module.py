@@ -30,9 +30,10 @@ class Experts(nn.Module):
 class Classifier(LightningModule):
     """Network, head and method of one run; knows no epoch but the settings that a callback last applied.
 
-    A batch is (inputs [N, ...], target int64 [N]). `weight` is the per-class weight [C] that the epoch asks of the
-    loss, `strength` the regularizer's factor. In a second stage only that stage's parameters have gradients, and the
-    network is in evaluation mode. `teacher`, if there is one, is not part of the state.
+    A batch is (inputs [N, ...], target int64 [N], or [N, H, W] where each pixel has a class). `weight` is the per-class
+    weight [C] that the epoch asks of the loss, `strength` the regularizer's factor. In a second stage only that stage's
+    parameters have gradients, and the network is in evaluation mode. `teacher`, if there is one, is not part of the
+    state.
     """
 
     def __init__(
@@ -83,22 +84,27 @@ class Classifier(LightningModule):
         """The head of the present stage."""
         return self.second_head if self.in_second and self.second_head is not None else self.head
 
+    def features(self, inputs: Tensor) -> Tensor:
+        """Features [N, d]; where the network gives [N, d, H, W], those of each pixel, [N, H, W, d]."""
+        found = self.network(inputs)
+        return found.movedim(1, -1) if found.ndim > 2 else found
+
     def classify(self, features: Tensor) -> Tensor:
-        """Logits, or cosines, [N, C] of features [N, d]."""
+        """Logits, or cosines, [..., C] of features [..., d]."""
         if self.parts.readout is not None:
             return self.parts.readout(self.head, features)
         return self.active_head(features)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, or cosines, [N, C]."""
-        return self.classify(self.network(inputs))
+        """Logits, or cosines, [N, C], or of each pixel [N, H, W, C]."""
+        return self.classify(self.features(inputs))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """`loss`: what is minimised; `data_loss`: the part of it without the regularizer, for the record."""
         inputs, target = self._prepared(*batch)
         (teacher,) = self._teacher
         taught = {} if teacher is None else {"teacher": _logits(teacher, inputs[: len(batch[1])])}
-        loss = self.active_head(self.network(inputs), target, **taught)
+        loss = self.active_head(self.features(inputs), target, **taught)
         total = loss
         if self.regularizer is not None and self.strength > 0:
             total = loss + self.strength * self.regularizer(self.head.weight)
@@ -148,9 +154,9 @@ def _logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def predict(module: Classifier, inputs: Tensor, batch_size: int = 1024) -> Tensor:
-    """The class with the largest logit (or cosine) of each row, int64 [N], on the CPU."""
+    """The class with the largest logit (or cosine) of each row or pixel, int64 [N] or [N, H, W], on the CPU."""
     was_training = module.training
     module.eval()
-    rows = [module(part.to(module.device)).argmax(dim=1).cpu() for part in inputs.split(batch_size)]
+    rows = [module(part.to(module.device)).argmax(dim=-1).cpu() for part in inputs.split(batch_size)]
     module.train(was_training)
     return torch.cat(rows)
