@@ -105,11 +105,15 @@ def _groups_of_classes(groups: Mapping[str, Any], like: Tensor) -> dict[str, Ten
         raise ValueError(f"groups must map names other than 'all' to class indices, got {groups!r}")
     masks = {}
     for name, members in groups.items():
-        index = members if isinstance(members, Tensor) else torch.tensor(list(members))
-        index = index.long() if index.numel() == 0 else checks.indices("groups", index, (index.numel(),), index)
-        index = within(f"groups[{name!r}]", index.to(like.device), len(like))
+        named = f"groups[{name!r}]"
+        try:
+            index = members if isinstance(members, Tensor) else torch.tensor(list(members))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{named} must be class indices, got {members!r}") from error
+        index = index.long() if index.numel() == 0 else checks.indices(named, index, (index.numel(),), index)
+        index = within(named, index.to(like.device), len(like))
         if len(index.unique()) < len(index):
-            raise ValueError(f"groups[{name!r}] must name each class once, got {index.tolist()}")
+            raise ValueError(f"{named} must name each class once, got {index.tolist()}")
         masks[name] = torch.zeros_like(like, dtype=torch.bool).index_fill(0, index, True)
     return masks
 
@@ -128,7 +132,7 @@ def group_accuracy(
 
     "standard" (Liu et al., 2019; Kang et al., 2020): many n > 100, medium 20..100, few n < 20, that is, a class on a
     threshold is medium. "ncl" (Li et al., 2022): many n >= 100, few n <= 20. "strict" (estimated offset, 2023): as
-    "standard", but a class with exactly 20 is in no group. per_class, class_counts: [C]; with `test_counts` [C], the
+    "standard", but a class with exactly `few` is in no group. per_class, class_counts: [C]; with `test_counts` [C], the
     classes weigh as many as they have test samples (accuracy pooled over samples, as "ncl" reports it; on a balanced
     test set the same). `groups`, names with class indices (a range, sequence or tensor), takes the place of the counts,
     thresholds and convention (Zhong et al., 2021, have ranges of indices). A group without tested classes is NaN.
