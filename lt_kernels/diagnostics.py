@@ -57,8 +57,8 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     1); bins: B. A confidence on an edge, as its dtype rounds it, belongs to the bin below; one of exactly 0 is in no
     bin but counts in N. NaN for N = 0. Errors: TypeError or ValueError naming the argument (Guo et al., 2017).
     """
-    # torchmetrics' multiclass_calibration_error closes its bins on the left, so a confidence on an edge (of two classes
-    # one half, say) changes its bin, and a confidence of exactly 1 has a bin of its own.
+    # torchmetrics' multiclass_calibration_error closes its bins on the left: a confidence on an edge (one half, say) is
+    # in another bin, and one of exactly 1 has a bin of its own. It also computes in float32.
     bins, confidence = checks.whole("bins", bins), _shares("confidence", confidence)
     if confidence.ndim != 1:
         raise ValueError(f"confidence must have shape [N], got {list(confidence.shape)}")
