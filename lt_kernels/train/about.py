@@ -48,10 +48,13 @@ def commit() -> str:
 def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | int]:
     """Plain facts about a comparison, from one of its results."""
     config, counts = result["config"], result["class_counts"]
+    units = result.get("units", {"counts": "samples", "groups": "samples"})
     return {
         "data": config["data"],
         "classes": len(counts),
         "class_counts": f"{max(counts)} to {min(counts)}",
+        "counted": units["counts"],
+        "grouped": units["groups"],
         "training_samples": result["samples"]["train"],
         "test_samples": result["samples"]["test"],
         "network": config["network"],

@@ -155,6 +155,8 @@ def write_report(
         "runs.csv": tables.runs_csv(results),
         "report.html": render(summaries, results, rows, settings, about, title),
     }
+    if all("per_class_iou" in run for runs in results.values() for run in runs):
+        pages["classes.csv"] = tables.classes_csv(results)
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
     return summaries

@@ -22,6 +22,8 @@ GROUP_LABELS = {
     "few": "few\n(fewer than 20)",
     "all": "all classes",
     "gm": "all classes,\ngeometric mean",
+    "miou": "mean\nintersection\nover union",
+    "macc": "mean pixel\naccuracy",
 }
 MARKERS = "osD^vP*Xh<>"
 # Up to this many classes each is a point; beyond, classes of like counts are averaged.
@@ -65,8 +67,8 @@ def side_legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, labels, loc="outside right center", frameon=False)
 
 
-def group_bars(summaries: Sequence[Summary]) -> bytes:
-    """Accuracy of each group by method, with the spread over seeds as error bars."""
+def group_bars(summaries: Sequence[Summary], grouped: str = "samples") -> bytes:
+    """Accuracy of each group by method, with the spread over seeds as error bars; `grouped`: what is counted."""
     figure, (axis,) = canvas(10, 4.2)
     styles, names = method_styles([summary.method for summary in summaries]), columns(summaries)
     width = 0.84 / len(summaries)
@@ -87,7 +89,7 @@ def group_bars(summaries: Sequence[Summary]) -> bytes:
     shown = [summary.values[name] for summary in summaries for name in names]
     highest = max(value.mean + (value.deviation or 0) for value in shown)
     axis.set_ylim(0, min(100, 1.1 * highest + 1))
-    axis.set_xlabel("classes, by their number of training samples")
+    axis.set_xlabel(f"classes, by their number of training {grouped}")
     axis.set_ylabel("accuracy on the test set [%]")
     axis.set_title("Accuracy per group of classes (mean over seeds; bars: sample standard deviation)", fontsize=11)
     side_legend(figure, axis)
@@ -123,8 +125,9 @@ def accuracy_by_count(results: Results) -> bytes:
     """Class-wise accuracy against the class's number of training samples, mean over seeds."""
     figure, (axis,) = canvas(10, 4.6)
     styles = method_styles(list(results))
-    classes = 0
+    classes, counted = 0, "samples"
     for method, runs in results.items():
+        counted = runs[0].get("units", {}).get("counts", counted)
         counts = np.array(runs[0]["class_counts"], dtype=float)
         classes = len(counts)
         accuracy = np.mean([run["per_class"] for run in runs], axis=0)
@@ -132,14 +135,14 @@ def accuracy_by_count(results: Results) -> bytes:
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylim(-2, 102)
-    axis.set_xlabel("training samples of the class (log scale)")
+    axis.set_xlabel(f"training {counted} of the class (log scale)")
     axis.set_ylabel("accuracy of the class [%]")
     what = (
         "Accuracy of each class against its"
         if classes <= POINTS
         else f"Accuracy of {classes} classes, in ranges of like counts, against their"
     )
-    axis.set_title(f"{what} number of training samples (mean over seeds)", fontsize=11)
+    axis.set_title(f"{what} number of training {counted} (mean over seeds)", fontsize=11)
     side_legend(figure, axis)
     return encoded(figure)
 

@@ -59,7 +59,7 @@ def _finding(summaries: Sequence[Summary]) -> str:
 
 def _facts(about: Mapping[str, Any]) -> str:
     return (
-        "{data}: {classes} classes with {class_counts} training samples each, {training_samples} training and "
+        "{data}: {classes} classes with {class_counts} training {counted} each, {training_samples} training and "
         "{test_samples} test samples. Network {network}, {epochs} epochs. All methods have the same network, optimizer "
         "and split, and for a seed the same initial network and order of samples; seeds change the last two. "
         "Accuracies are those after the last epoch. Run on {device}, torch {torch}, {threads_a_run} thread(s) a run, "
@@ -90,22 +90,24 @@ def render(
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_facts(about))}</p><p><b>{html.escape(_finding(summaries))}</b></p>",
         "<h2>Accuracy on the balanced test set, in percent</h2>",
         html_table(headings(names), lines, marked),
-        _reading(summaries),
-        *_pictures(summaries, results, rows),
+        _reading(summaries, str(about["grouped"])),
+        *_pictures(summaries, results, rows, str(about["grouped"])),
         "<h2>Every run</h2>" + _runs(results, names),
         f"<h2>Settings</h2><pre>{html.escape(settings)}</pre></body></html>",
     ]
     return "\n".join(parts)
 
 
-def _reading(summaries: Sequence[Summary]) -> str:
+def _reading(summaries: Sequence[Summary], grouped: str) -> str:
     seeds = max(summary.seeds for summary in summaries)
     text = (
         f"Mean ± sample standard deviation over {seeds} seed(s); the best mean of a column in bold. many: classes "
-        "with more than 100 training samples; medium: 20 to 100; few: below 20; all: mean of all class accuracies; "
+        f"with more than 100 training {grouped}; medium: 20 to 100; few: below 20; all: mean of all class accuracies; "
         "GM: geometric mean of all class accuracies, zero counting as 0.1 %. s/epoch: median over epochs, "
         "training only."
     )
+    if "miou" in columns(summaries):
+        text += " mIoU: mean over the classes of intersection over union; mAcc: mean pixel accuracy of the classes."
     titles = "; ".join(f"{summary.method}: {find_method(summary.method).title}" for summary in summaries)
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
 
@@ -119,12 +121,14 @@ def coinciding(results: plots.Results) -> str:
     return f" Curves that coincide: {'; '.join(same)}." if same else ""
 
 
-def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows) -> list[str]:
+def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows, grouped: str) -> list[str]:
     same = coinciding(results)
     return [
         "<h2>Groups of classes</h2>",
         html_figure(
-            plots.group_bars(summaries), "Accuracy per group", "A group that the data set does not have is left out."
+            plots.group_bars(summaries, grouped),
+            "Accuracy per group",
+            "A group that the data set does not have is left out.",
         ),
         "<h2>Classes by their number of training samples</h2>",
         html_figure(

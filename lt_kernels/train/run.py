@@ -83,6 +83,7 @@ def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
     parts = build_method(config.method, setting, config.method_options)
     others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
     network = Experts([network, *others]) if others else network
+    _check_pixels(config, data, parts.head)
     return Classifier(config, network, parts, _teacher(parts.teacher, data))
 
 
@@ -98,6 +99,13 @@ def _check_mixing(config: TrainConfig, data: LongTailedData) -> None:
         if value > 0 and (data.input_kind != "image" or not method.mixup or method.views > 1):
             why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
             raise ConfigError(f"{key} must be {why}, got {value}")
+
+
+def _check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Module) -> None:
+    """Where pixels have classes, and some none, a loss must be one that leaves ignored targets out."""
+    loss = getattr(head, "loss", None)
+    if data.input_kind == "scene" and (loss is None or loss.needs_logits or loss.needs_features):
+        raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
 
 
 def _teacher(folder: str, data: LongTailedData) -> torch.nn.Module | None:
@@ -142,6 +150,9 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
 def order_of(module: Classifier, data: LongTailedData) -> Order:
     """The order of the training samples: the sampler's, and a second stage's after it."""
     config, second, target = module.config, module.parts.second, data.train[1]
+    samplers = {config.sampler, second.sampler if second is not None else config.sampler}
+    if target.ndim > 1 and samplers != {"instance"}:
+        raise ConfigError(f"sampler must be instance for {data.name}, whose samples have no one class, got {samplers}")
     first = make_order(config.sampler, target, config.seed, config.epochs)
     if second is None:
         return first
@@ -151,11 +162,14 @@ def order_of(module: Classifier, data: LongTailedData) -> Order:
 def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log: EpochLog) -> dict[str, Any]:
     """What a run came to, as plain numbers: accuracies in percent after the last epoch (never the best one)."""
     final = score(predict(module, data.test[0]), data)
+    counts, grouped = data.units
     return {
         "config": config.as_dict(),
         "accuracy": final.groups,
         "per_class": final.per_class,
+        **({} if final.per_class_iou is None else {"per_class_iou": final.per_class_iou}),
         "class_counts": data.class_counts.tolist(),
+        "units": {"counts": counts, "groups": grouped},
         "samples": {"train": len(data.train[1]), "test": len(data.test[1])},
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in log.rows),

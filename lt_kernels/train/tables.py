@@ -14,7 +14,15 @@ from rich.table import Table
 
 from lt_kernels.train.scores import GROUPS
 
-HEADINGS: Mapping[str, str] = {"many": "many", "medium": "medium", "few": "few", "all": "all", "gm": "GM"}
+HEADINGS: Mapping[str, str] = {
+    "many": "many",
+    "medium": "medium",
+    "few": "few",
+    "all": "all",
+    "gm": "GM",
+    "miou": "mIoU",
+    "macc": "mAcc",
+}
 TIME = "seconds_per_epoch"
 
 
@@ -139,4 +147,18 @@ def runs_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             writer.writerow(
                 [method, run["config"]["seed"], *(run["accuracy"][name] for name in names), run[TIME], run["seconds"]]
             )
+    return buffer.getvalue()
+
+
+def classes_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """One row a method and class, unrounded: accuracy and intersection over union in percent, where pixels have
+    classes; means over seeds.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["method", "class", "training_count", "accuracy", "iou"])
+    for method, runs in results.items():
+        for label, count in enumerate(runs[0]["class_counts"]):
+            means = [statistics.fmean(run[name][label] for run in runs) for name in ("per_class", "per_class_iou")]
+            writer.writerow([method, label, count, *means])
     return buffer.getvalue()
