@@ -63,7 +63,8 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     if confidence.ndim != 1:
         raise ValueError(f"confidence must have shape [N], got {list(confidence.shape)}")
     if not isinstance(correct, Tensor) or correct.shape != confidence.shape:
-        raise ValueError(f"correct must be a tensor of shape {list(confidence.shape)} as confidence is, got {correct}")
+        given = list(correct.shape) if isinstance(correct, Tensor) else type(correct).__name__
+        raise ValueError(f"correct must be a tensor of shape {list(confidence.shape)} as confidence is, got {given}")
     right = checks.same_device("correct", correct, confidence).detach().double()
     if not bool(((right == 0) | (right == 1)).all()):
         raise ValueError(f"correct must hold 0 and 1, or be bool, got {float(right[(right != 0) & (right != 1)][0])}")

@@ -60,7 +60,7 @@ def affinity_matrix(linear_weight: Tensor) -> Tensor:
     weight = rows("linear_weight", linear_weight, least=2)
     product = (weight @ weight.T).fill_diagonal_(0)
     total = product.sum(1, keepdim=True)
-    return product / torch.where(total == 0, torch.nan, total)
+    return product.div_(torch.where(total == 0, torch.nan, total))
 
 
 def class_similarity(linear_weight: Tensor) -> Tensor:

@@ -77,6 +77,33 @@ def test_thresholds_belong_to_medium_in_the_standard_convention_only():
     assert same(group_accuracy(accuracy, counts, many=19, few=5), dict(many=0.7 / 3, medium=0.8, few=NAN, all=0.375))
 
 
+def test_a_class_on_the_lower_threshold_is_in_no_group_of_the_strict_convention():
+    assert sizes(100, convention="strict") == (35, 34, 30)  # not class 69, with its 20 images
+    counts, accuracy = [101, 100, 21, 20, 19], [0.1, 0.2, 0.3, 1.0, 0.8]
+    found = group_accuracy(accuracy, counts, convention="strict")
+    assert same(found, dict(many=0.1, medium=0.25, few=0.8, all=0.48))
+    found = group_accuracy(accuracy, counts, many=100, few=100, convention="strict")
+    assert same(found, dict(many=0.1, medium=NAN, few=2.1 / 3, all=0.48))
+
+
+def test_groups_by_index():
+    accuracy = torch.arange(100) / 100
+    ranges = {"many": range(36), "medium": range(36, 71), "few": range(71, 100)}
+    expected = dict(many=0.175, medium=0.53, few=0.85, all=0.495)  # means of the first and the last
+    assert same(group_accuracy(accuracy, groups=ranges), expected)
+    assert same(group_accuracy(accuracy, exponential_counts(500, 100, 10), groups=ranges), expected)
+    given = {"head": [2, 0], "tail": torch.tensor([1], dtype=torch.int32), "none": []}
+    found = group_accuracy([1.0, 0.5, NAN], groups=given, test_counts=[3, 1, 0])
+    assert same(found, dict(head=1.0, tail=0.5, none=NAN, all=3.5 / 4))
+
+
+def test_groups_by_index_are_those_of_the_counts():
+    counts = torch.tensor([500, 3, 40, 20, 100, 101, 19])
+    accuracy = torch.rand(7, generator=torch.Generator().manual_seed(1))
+    members = {"many": [0, 5], "medium": [2, 3, 4], "few": [6, 1]}
+    assert same(group_accuracy(accuracy, groups=members), group_accuracy(accuracy, counts))
+
+
 def test_untested_classes_do_not_count_and_pooling_weighs_by_samples():
     counts, accuracy = [500, 200, 50, 5], [1.0, NAN, 0.5, 0.25]
     assert same(group_accuracy(accuracy, counts), dict(many=1.0, medium=0.5, few=0.25, all=1.75 / 3))
@@ -109,10 +136,21 @@ def test_groups_do_not_depend_on_the_order_of_the_classes():
         (dict(test_counts=[1, 2]), "test_counts"),
         (dict(per_class=[0.1, 1.2, 0.3]), "per_class .* 1.2"),
         (dict(per_class=[[0.1]]), "per_class"),
+        (dict(few=120, convention="strict"), "few"),
+        (dict(class_counts=None), "class_counts"),
+        (dict(groups=[[0], [1]]), "groups"),
+        (dict(groups={"all": [0]}), "groups"),
+        (dict(groups={"few": [0, 3]}), r"groups\['few'\] must be in 0\.\.2, got 0\.\.3"),
+        (dict(groups={"few": [-1]}), "groups"),
+        (dict(groups={"few": [1, 1]}), "groups.*once"),
+        (dict(groups={"few": [0.5]}), "groups"),
+        (dict(groups={"few": ["cat"]}), "groups"),
+        (dict(groups={"few": 3}), "groups"),
+        (dict(groups={"few": [0]}, class_counts=[1, 2]), "class_counts"),
     ],
 )
 def test_group_accuracy_names_the_bad_argument(options, name):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises((ValueError, TypeError), match=name):
         group_accuracy(**{"per_class": [0.1, 0.2, 0.3], "class_counts": [500, 50, 5], **options})
 
 
