@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData
+from lt_kernels.train.unet import UNet
 
 
 def _kaiming(module: nn.Module) -> None:
@@ -127,14 +128,14 @@ class WordNetwork(nn.Module):
         return F.relu(self.hidden(joined))
 
 
-NETWORKS = {"mlp": "image", "resnet32": "image", "words": "words"}
+NETWORKS = {"mlp": "image", "resnet32": "image", "words": "words", "unet": "scene"}
 
 
 def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
-    """Return the network `name` ("mlp", "resnet32", "words") for the inputs of `data`, with attribute `out_features`.
+    """Return the network `name` ("mlp", "resnet32", "words", "unet") for the inputs of `data`, with attribute `out_features`.
 
-    Options are those of MLP (hidden), ResNet32 (width) and WordNetwork (embedding, features, combine). Weights are
-    drawn from torch's global generator. Errors: ValueError for an unknown name, a network that does not fit the data's
+    Options are those of MLP (hidden), ResNet32 and UNet (width) and WordNetwork (embedding, features, combine). Weights
+    are drawn from torch's global generator. Errors: ValueError for an unknown name, a network that does not fit the data's
     input_kind or an option out of range; TypeError naming an option that the network does not have.
     """
     checks.choice("name", name, tuple(NETWORKS))
@@ -146,4 +147,6 @@ def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
         return WordNetwork(data.num_words, inputs.shape[1], **options)
     if name == "resnet32":
         return ResNet32(inputs.shape[1], **options)
+    if name == "unet":
+        return UNet(inputs.shape[1], **options)
     return MLP(inputs[0].numel(), **options)
