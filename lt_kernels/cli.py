@@ -89,7 +89,10 @@ def _add_compare(commands: Any) -> None:
     )
     compare.add_argument("--data", required=True, metavar="NAME", help="a data set: digits-lt, stdlib-words")
     compare.add_argument(
-        "--methods", required=True, metavar="A,B,...", help="such as ce,bs,ldam-drw; -lwr may be appended to each"
+        "--methods",
+        required=True,
+        metavar="A,B,...",
+        help="such as ce,bs,ldam-drw (-lwr may be appended to each), or all",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
     compare.add_argument("--config", metavar="FILE", help="settings of all runs (default: recipes/NAME.yaml)")

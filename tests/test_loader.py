@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from lt_kernels.data import ResumableLoader
-from lt_kernels.data.samplers import ClassBalanced, ResumableSampler, Sequential, Shuffled
+from lt_kernels.data.samplers import (
+    ClassBalanced,
+    ProgressivelyBalanced,
+    ResumableSampler,
+    Sequential,
+    Shuffled,
+    make_order,
+)
 
 
 def loader(samples: int = 23, batch: int = 4, **options) -> ResumableLoader:
@@ -135,6 +142,36 @@ def test_class_balanced_order():
     assert torch.equal(order(3), ClassBalanced(target, seed=1)(3))
     balanced = ResumableLoader((torch.arange(1000), target), 50, order=order)
     assert torch.equal(torch.cat([inputs for inputs, _ in balanced]), order(0))
+
+
+def test_square_root_order():
+    target = torch.tensor([0] * 900 + [2] * 100 + [3] * 4)
+    rows = torch.cat([make_order("sqrt", target, 1, 1)(epoch) for epoch in range(20)])
+    share = target[rows].bincount(minlength=4) / len(rows)
+    assert torch.allclose(share, torch.tensor([30.0, 0.0, 10.0, 2.0]) / 42, atol=0.01)
+
+
+def test_progressively_balanced_order():
+    target = torch.tensor([0] * 900 + [2] * 90 + [3] * 10)
+    order = make_order("progressive", target, 1, 5)
+    for epoch, head in ((0, 0.9), (2, (0.9 + 1 / 3) / 2), (4, 1 / 3), (7, 1 / 3)):
+        share = target[order(epoch)].bincount(minlength=4) / 1000
+        assert abs(float(share[0]) - head) < 0.05
+        assert share[1] == 0
+    assert torch.equal(order(1), ProgressivelyBalanced(target, 5, 1)(1))
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: make_order("tail", torch.tensor([0, 1]), 0, 1), "sampler must be one of .*'tail'"),
+        (lambda: ClassBalanced(torch.tensor([0, 1]), power=2), "power must be in 0..1, got 2"),
+        (lambda: ProgressivelyBalanced(torch.tensor([0, 1]), 0), "epochs must be at least 1, got 0"),
+    ],
+)
+def test_a_bad_order_is_named(call, name):
+    with pytest.raises(ValueError, match=name):
+        call()
 
 
 def test_shuffled_is_uniform_enough_over_seeds_and_epochs():

@@ -7,7 +7,15 @@ import torch
 from helpers import counts_of, normal
 from tolerances import assert_close
 
-from lt_kernels.posthoc import logit_adjustment, pc_softmax, tau_normalize
+from lt_kernels import losses
+from lt_kernels.heads import LinearHead
+from lt_kernels.posthoc import (
+    LearnableWeightScaling,
+    logit_adjustment,
+    pc_softmax,
+    rescale_by_count,
+    tau_normalize,
+)
 
 COUNTS = [60, 30, 10]
 
@@ -96,3 +104,58 @@ def test_tau_normalize_leaves_norms_of_power_one_minus_tau():
     weight = normal(7, 5, seed=8, dtype=torch.float32)
     assert tau_normalize(weight, 0.3).dtype == torch.float32
     assert_close(tau_normalize(weight, 0.3).norm(dim=1), weight.norm(dim=1) ** 0.7)
+
+
+def test_rescale_by_count_by_hand():
+    weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], dtype=torch.float64)
+    expected = torch.tensor([[1.0, 0.0], [0.0, 4.0], [30.0, 0.0]], dtype=torch.float64)
+    assert_close(rescale_by_count(weight, [100, 25, 1], gamma=0.5), expected)
+    assert torch.equal(rescale_by_count(weight, [100, 25, 1], gamma=0.0), weight)
+    assert rescale_by_count(weight.float(), [100, 25, 1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("scaled", ["logits", "weight"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_learned_scales_before_the_logits(scaled, bias):
+    head = LinearHead(4, 3, losses.CrossEntropyLoss(), bias=bias).double()
+    features, target = normal(6, 4, seed=9), torch.tensor([0, 2, 1, 1, 0, 2])
+    module = LearnableWeightScaling(head, scaled=scaled).double()
+    assert_close(module(features), head(features))
+    scale = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    with torch.no_grad():
+        module.scale.copy_(scale)
+    leaf = scale.clone().requires_grad_()
+    constant = 0.0 if head.bias is None else head.bias.detach()
+    products = features @ head.weight.detach().T
+    logits = leaf * (products + constant) if scaled == "logits" else leaf * products + constant
+    assert_close(module(features), logits)
+    probability = logits.exp() / logits.exp().sum(1, keepdim=True)
+    expected = -probability[torch.arange(6), target].log().mean()
+    loss = module(features, target)
+    assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert_close(module.scale.grad, leaf.grad)
+
+
+def test_scales_with_another_loss():
+    head = LinearHead(4, 3, losses.CrossEntropyLoss()).double()
+    features, target = normal(6, 4, seed=10), torch.tensor([0, 2, 1, 1, 0, 2])
+    module = LearnableWeightScaling(head, losses.BalancedSoftmaxLoss(COUNTS))
+    assert_close(module(features, target), losses.BalancedSoftmaxLoss(COUNTS)(head(features), target))
+    assert_close(module(features[:, None], target[:, None]), module(features, target))
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: LearnableWeightScaling(torch.nn.Linear(4, 3)), "head"),
+        (lambda: LearnableWeightScaling(LinearHead(4, 3, losses.CrossEntropyLoss()), scaled="all"), "scaled"),
+        (lambda: rescale_by_count(torch.ones(3, 2), [1, 2]), "linear_weight"),
+        (lambda: rescale_by_count(torch.ones(3, 2), [1, 0, 2]), "class_counts"),
+        (lambda: rescale_by_count(torch.ones(3, 2), COUNTS, gamma=-0.1), "gamma"),
+    ],
+)
+def test_the_bad_argument_of_a_correction_is_named(call, name):
+    with pytest.raises((ValueError, TypeError), match=name):
+        call()

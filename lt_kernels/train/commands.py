@@ -54,16 +54,25 @@ def recipe(data: str) -> Path:
     )
 
 
+def named_methods(text: str, network: str) -> list[str]:
+    """The methods of a comma-separated list; "all" stands for every method that the network's inputs allow."""
+    from lt_kernels.train.networks import NETWORKS
+    from lt_kernels.train.registry import every_method
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return every_method(NETWORKS.get(network, "image")) if names == ["all"] else names
+
+
 def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     """Train methods over seeds, print the table, write the report and name it."""
     cores = available_cores()
-    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
-    workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
     settings = apply_overrides(
         {**read_settings(arguments.config or recipe(arguments.data)), **changes}, arguments.changes
     )
+    methods = named_methods(arguments.methods, str(settings.get("network", "")))
+    workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
     text = require("yaml").safe_dump(
@@ -73,7 +82,8 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     results = run_comparison(jobs, workers, None if arguments.quiet else Console(stderr=True))
     summaries = write_report(jobs, results, folder, text, workers)
     shown = Console()
-    shown.width = max(shown.width, 100)  # a table of cut numbers is no table
-    shown.print(rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]"))
+    table = rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]")
+    shown.width = max(shown.width, Console(width=1000).measure(table).maximum)  # a table of cut numbers is no table
+    shown.print(table)
     print(f"report: {folder / 'report.html'}")
     return 0

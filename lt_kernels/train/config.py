@@ -24,9 +24,9 @@ class TrainConfig:
     Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
     linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `sampler` is a name of
-    `data.samplers.make_order`, `augment` one of `train.augment`; with `record` a row of what the analyses draw over the
-    epochs is kept. `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's
-    own number of threads.
+    `data.samplers.make_order`, `augment` one of `train.augment`; `record` keeps what the analyses draw over the epochs.
+    `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
+    `threads` 0 leaves torch's own number of threads.
     """
 
     data: str = "digits-lt"

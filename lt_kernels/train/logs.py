@@ -100,6 +100,10 @@ class EpochLog(Callback):
         self.started = time.perf_counter()
         self._write(row)
 
+    def on_exception(self, trainer: Trainer, pl_module: Classifier, exception: BaseException) -> None:
+        """Close the files of a run that is cut short."""
+        self.teardown(trainer, pl_module, "fit")
+
     def teardown(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
         """Close the files."""
         if hasattr(self, "writer"):

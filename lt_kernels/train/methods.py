@@ -82,7 +82,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class SecondStage:
-    """What is trained after the first stage: `head` by its `parameters`, for `epochs`, at `rate` times the peak rate."""
+    """What is trained after the first stage: `parameters` of `head`, for `epochs`, at `rate` times the peak rate."""
 
     head: nn.Module
     parameters: list[nn.Parameter]
@@ -129,9 +129,7 @@ def find_method(name: str) -> Method:
     if base == name:
         return method
     source = f"{method.source}; logit-weight repulsion"
-    return dataclasses.replace(
-        method, title=f"{method.title} + logit-weight repulsion", repulsion=True, source=source
-    )
+    return dataclasses.replace(method, title=f"{method.title} + logit-weight repulsion", repulsion=True, source=source)
 
 
 def method_options(name: str, options: Mapping[str, Any]) -> Options:
@@ -186,9 +184,7 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         readout = method.readout(setting, of_readout) if method.readout else None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
-    return MethodParts(
-        head, weight, regularizer, strength, second, readout, method.views, method.unit_rows, teacher
-    )
+    return MethodParts(head, weight, regularizer, strength, second, readout, method.views, method.unit_rows, teacher)
 
 
 def _head(method: Method, setting: Setting, loss: nn.Module, options: Options) -> nn.Module:
@@ -208,7 +204,7 @@ def _second(
     second_rate: float,
     second_sampler: str,
 ) -> SecondStage:
-    if not 0 < second_share or not 0 < second_rate:
+    if not (second_share > 0 and second_rate > 0):
         raise ConfigError(f"second_share and second_rate must be above 0, got {second_share!r} and {second_rate!r}")
     module, parameters = make(setting, head, options)
     return SecondStage(module, parameters, max(1, round(second_share * setting.epochs)), second_rate, second_sampler)
@@ -239,4 +235,3 @@ def total_epochs(name: str, epochs: int, options: Mapping[str, Any]) -> int:
     if find_method(name).second is None:
         return epochs
     return epochs + max(1, round(method_options(name, options)["second_share"] * epochs))
-

@@ -8,7 +8,7 @@ from torch import nn
 
 from lt_kernels import losses
 from lt_kernels.train import parts
-from lt_kernels.train.methods import LossFactory, Method, Options, Setting
+from lt_kernels.train.methods import REPULSION_SUFFIX, LossFactory, Method, Options, Setting
 
 
 def _plain(name: str) -> LossFactory:
@@ -113,9 +113,7 @@ SAMPLED: dict[str, Method] = {
         {"mixup_alpha": 1.0},
         _ARB,
     ),
-    "arb-batch-mixup": Method(
-        "ARB-loss with MixUp, counts of the batch", _batch_counts, {"mixup_alpha": 1.0}, _ARB
-    ),
+    "arb-batch-mixup": Method("ARB-loss with MixUp, counts of the batch", _batch_counts, {"mixup_alpha": 1.0}, _ARB),
 }
 
 AFTERWARDS: dict[str, Method] = {
@@ -157,7 +155,7 @@ AFTERWARDS: dict[str, Method] = {
     "mislas": Method(
         "cross-entropy with MixUp, then label-aware smoothing and learned scales (MiSLAS)",
         _CE,
-        {**_SMOOTHING, "mixup_alpha": 0.2},
+        {**_SMOOTHING, "mixup_alpha": 1.0},
         "Zhong et al., 2021",
         head_options=tuple(_SMOOTHING),
         second=parts.smoothed,
@@ -165,3 +163,13 @@ AFTERWARDS: dict[str, Method] = {
 }
 
 BASE_METHODS: dict[str, Method] = {**PLAIN, **MARGINS, **SAMPLED, **AFTERWARDS}
+
+# The methods that the repulsion's source combines it with.
+REPELLED = ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")
+
+
+def every_method(input_kind: str) -> list[str]:
+    """All methods that can be trained on inputs of a kind ("image", "words"): mixing needs images."""
+    mixing = {"mixup_alpha", "cutmix_alpha"}
+    fitting = [name for name, line in BASE_METHODS.items() if input_kind == "image" or not mixing & set(line.defaults)]
+    return [*fitting, *(f"{name}{REPULSION_SUFFIX}" for name in REPELLED)]

@@ -1,0 +1,197 @@
+"""Methods with a second stage or a read-out after training: what moves when, and a resumed run is the same run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+
+from tolerances import assert_close
+
+from lt_kernels.data.samplers import Shuffled, Staged
+from lt_kernels.train import epochs, run
+from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.loading import load_run
+from lt_kernels.train.methods import method_options, run_options, total_epochs
+from lt_kernels.train.mixing import cut_batch
+from lt_kernels.train.registry import BASE_METHODS, every_method
+
+QUICK: dict[str, Any] = {
+    "epochs": 4,
+    "batch_size": 32,
+    "lr": 0.05,
+    "warmup_epochs": 1,
+    "threads": 1,
+    "validate_every": 2,
+    "checkpoint_steps": 4,
+    "network_options": {"hidden": [16]},
+}
+HALF = {"second_share": 0.5}
+
+
+def config_of(method: str, **changes: Any) -> TrainConfig:
+    return make_config({**QUICK, "method": method, **changes})
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("method", "moved"),
+    [
+        ("crt", {"second_head.weight", "second_head.bias"}),
+        ("lws", {"second_head.scale"}),
+        (
+            "mislas",
+            {"second_head.scale", "head.weight", "head.bias", "second_head.head.weight", "second_head.head.bias"},
+        ),
+    ],
+)
+def test_the_second_stage_moves_its_parameters_alone(
+    method: str, moved: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[dict[str, torch.Tensor]] = []
+    start = epochs.EpochSettings.on_train_epoch_start
+
+    def watch(self: Any, trainer: Any, module: Any) -> None:
+        start(self, trainer, module)
+        if trainer.current_epoch == 4:
+            before.append({name: value.clone() for name, value in module.state_dict().items()})
+            assert not trainer.optimizers[0].state
+
+    monkeypatch.setattr(epochs.EpochSettings, "on_train_epoch_start", watch)
+    result = run.train_run(config_of(method, method_options=HALF), tmp_path / "run")
+    after = state(tmp_path / "run")
+    assert {name for name, value in after.items() if not torch.equal(value, before[0][name])} == moved
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 4 + 2
+    assert 0 <= result["accuracy"]["all"] <= 100
+
+
+@pytest.mark.parametrize("step", [18, 40, 43, 57])
+@pytest.mark.parametrize("method", ["crt", "mislas"])
+def test_a_run_cut_short_in_either_stage_goes_on_to_the_same_bits(
+    method: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(method, method_options=HALF)
+    run.train_run(config, tmp_path / "whole")
+    start = epochs.EpochSettings.on_train_batch_start
+
+    def stop(self: Any, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == step:
+            raise RuntimeError("cut short")
+        start(self, trainer, *rest)
+
+    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", stop)
+    with pytest.raises(RuntimeError, match="cut short"):
+        run.train_run(config, tmp_path / "cut")
+    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", start)
+    run.train_run(config, tmp_path / "cut", resume=True)
+    whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    module = load_run(tmp_path / "cut")[2]
+    assert module.in_second
+    assert all(torch.equal(value, whole[name]) for name, value in module.state_dict().items())
+
+
+def test_rates_of_the_second_stage_are_a_cosine_of_their_own() -> None:
+    config = config_of("crt", method_options={"second_share": 0.5, "second_rate": 2.0})
+    module = run.build_module(config, run.load_data(config))
+    assert module.rate(3, 9, 10) == pytest.approx(0.05 * (1 + math.cos(math.pi * 3.9 / 4)) / 2)
+    assert module.rate(4, 0, 10) == pytest.approx(0.1)
+    assert module.rate(5, 5, 10) == pytest.approx(0.1 * (1 + math.cos(math.pi * 0.75)) / 2)
+    assert total_epochs("crt", 4, config.method_options) == 6
+    assert total_epochs("ce", 4, {}) == 4
+
+
+def test_the_second_stage_has_its_own_order() -> None:
+    config = config_of("crt")
+    data = run.load_data(config)
+    order = run.order_of(run.build_module(config, data), data)
+    shares = [data.train[1][order(epoch)].bincount(minlength=10) for epoch in (0, 4)]
+    assert torch.equal(shares[0], data.class_counts)
+    assert shares[1].max() < 60  # of about 30, where the head class has 124
+    staged = Staged(Shuffled(9, 1), Shuffled(9, 2), start=3)
+    assert [torch.equal(staged(epoch), Shuffled(9, seed)(epoch)) for epoch, seed in ((2, 1), (3, 2))] == [True, True]
+
+
+def test_a_method_brings_its_sampler_and_its_mixing() -> None:
+    assert run_options("ce-sqrt", {}) == {"sampler": "sqrt"}
+    assert run.effective(config_of("ce-cutmix", method_options={"cutmix_alpha": 0.5})).cutmix_alpha == 0.5
+    assert run.effective(config_of("ce")).sampler == "instance"
+    assert method_options("mislas", {"head": 0.4})["head"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "crt", "method_options": {"second_share": 0.0}}, "second_share"),
+        ({"method": "lws", "method_options": {"scaled": "rows"}}, "scaled"),
+        ({"method": "wvn-rs", "method_options": {"gamma": -1.0}}, "gamma"),
+        ({"method": "ce-cutmix", "mixup_alpha": 0.5}, "cutmix_alpha must be 0 where mixup_alpha is 0.5"),
+        ({"method": "lade", "cutmix_alpha": 0.5}, "cutmix_alpha must be 0 for the method lade"),
+        ({"method": "crt", "method_options": {"second_sampler": "tail"}}, "sampler .*'tail'"),
+    ],
+)
+def test_a_bad_option_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, ValueError), match=message):
+        run.train_run(make_config({**QUICK, **changes}), tmp_path / "run")
+
+
+def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> None:
+    features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    for method, power in (("tau-norm", None), ("wvn-rs", 0.5), ("pc-softmax", None)):
+        config = config_of(method)
+        data = run.load_data(config)
+        module = run.build_module(config, data)
+        weight, counts = module.head.weight.detach().double(), data.class_counts.double()
+        x = features.double()
+        expected = {
+            "tau-norm": x @ (weight / weight.norm(dim=1, keepdim=True)).T,
+            "wvn-rs": x @ weight.T / (counts / counts.max()) ** (power or 0.0),
+            "pc-softmax": module.head(features).detach().double() - (counts / counts.sum()).log(),
+        }[method]
+        assert_close(module.classify(features).detach(), expected, torch.float32)
+
+
+def test_unit_rows_before_every_step(tmp_path: Path) -> None:
+    config = config_of("wvn-rs")
+    module = run.build_module(config, run.load_data(config))
+    module.on_before_optimizer_step(torch.optim.SGD(module.parameters(), lr=0.1))
+    assert_close(module.head.weight.detach().norm(dim=1), torch.ones(10), torch.float32)
+    assert run.train_run(config, tmp_path / "run")["accuracy"]["all"] > 10
+
+
+def test_cutmix_pastes_a_box_of_its_partner() -> None:
+    torch.manual_seed(0)
+    shares = []
+    for _ in range(40):
+        inputs, target = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 8, 10), torch.arange(6)
+        mixed, labels = cut_batch(inputs, target, 1.0)
+        for row in range(6):
+            own = mixed[row] == row
+            assert torch.equal(own | (mixed[row] == float(labels.second[row])), torch.ones_like(own))
+            if labels.second[row] != row:
+                assert float(own.double().mean()) == pytest.approx(labels.lam)
+                rows, columns = (~own[0]).any(1), (~own[0]).any(0)
+                assert torch.equal(~own[0], rows[:, None] & columns)  # a box, in all channels
+        shares.append(labels.lam)
+    assert torch.equal(inputs, torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 8, 10))
+    assert min(shares) < 0.5
+    assert max(shares) > 0.9
+
+
+def test_all_methods_fit_the_inputs() -> None:
+    images, words = every_method("image"), every_method("words")
+    assert set(BASE_METHODS) <= set(images)
+    assert [name for name in images if name.endswith("-lwr")] == [
+        f"{name}-lwr" for name in ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")
+    ]
+    assert set(images) - set(words) == {"ce-mixup", "ce-cutmix", "arb-mixup", "arb-batch-mixup", "mislas"}
