@@ -132,11 +132,11 @@ NETWORKS = {"mlp": "image", "resnet32": "image", "words": "words", "unet": "scen
 
 
 def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
-    """Return the network `name` ("mlp", "resnet32", "words", "unet") for the inputs of `data`, with attribute `out_features`.
+    """Return the network `name` ("mlp", "resnet32", "words", "unet") for the inputs of `data`; it has `out_features`.
 
     Options are those of MLP (hidden), ResNet32 and UNet (width) and WordNetwork (embedding, features, combine). Weights
-    are drawn from torch's global generator. Errors: ValueError for an unknown name, a network that does not fit the data's
-    input_kind or an option out of range; TypeError naming an option that the network does not have.
+    are drawn from torch's global generator. Errors: ValueError for an unknown name, a network that does not fit the
+    data's input_kind or an option out of range; TypeError naming an option that the network does not have.
     """
     checks.choice("name", name, tuple(NETWORKS))
     if data.input_kind != NETWORKS[name]:
