@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from lt_kernels import metrics
 from lt_kernels.data.profiles import exponential_counts
 from lt_kernels.metrics import balanced_accuracy, geometric_mean, group_accuracy, per_class_accuracy
 
@@ -175,3 +178,9 @@ def test_balanced_accuracy_is_the_mean_over_tested_classes():
     assert math.isnan(balanced_accuracy([NAN, NAN]))
     accuracy = torch.tensor([0.5, 0.25, 0.75])
     assert balanced_accuracy(accuracy) == group_accuracy(accuracy, [500, 50, 5])["all"]
+
+
+def test_every_metric_has_its_section():
+    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^### `(\w+)`$", text, flags=re.MULTILINE)) == sorted(metrics.__all__)
+    assert [name for name in metrics.__all__ if not getattr(metrics, name).__doc__] == []
