@@ -1,4 +1,4 @@
-"""The command line: lt-kernels train | compare | bench | doctor.
+"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar.
 
 Only the command that runs imports what it needs: help and doctor work without the trainer.
 """
@@ -63,9 +63,13 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="lt-kernels", description="Long-tailed classification: train, compare, measure."
     )
-    commands = result.add_subparsers(dest="command", required=True, metavar="train | compare | bench | doctor")
+    commands = result.add_subparsers(
+        dest="command", required=True, metavar="train | compare | bench | doctor | analyze | planar"
+    )
     _add_train(commands)
     _add_compare(commands)
+    _add_analyze(commands)
+    _add_planar(commands)
     commands.add_parser("bench", help="measure the operators (lt-kernels bench --help)", add_help=False)
     commands.add_parser("doctor", help="what this machine runs on", add_help=False)
     return result
@@ -106,6 +110,35 @@ def _add_compare(commands: Any) -> None:
     compare.set_defaults(run=_compare)
 
 
+def _add_analyze(commands: Any) -> None:
+    analyze = commands.add_parser(
+        "analyze",
+        help="draw what finished runs have learnt",
+        description="Write pictures, the numbers behind them and a page for finished runs on one data set.",
+    )
+    analyze.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder; that of a comparison stands for its runs of seed 0"
+    )
+    analyze.add_argument("--out", metavar="FOLDER", help="where the files go (default: analysis in the runs' folder)")
+    analyze.set_defaults(run=_analyze)
+
+
+def _add_planar(commands: Any) -> None:
+    planar = commands.add_parser(
+        "planar",
+        help="draw features of two numbers, class weights and regions",
+        description="Train small networks with two features on images, and draw where each method puts the classes.",
+    )
+    planar.add_argument("--data", required=True, metavar="NAME", help="a data set of images: digits-lt")
+    planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr")
+    planar.add_argument("--config", metavar="FILE", help="settings (default: recipes/NAME.yaml)")
+    planar.add_argument("--out", metavar="FOLDER", help="where the files go (default: runs/NAME-planar)")
+    planar.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
+    )
+    planar.set_defaults(run=_planar)
+
+
 def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
@@ -131,6 +164,24 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     changes = {"data": arguments.data, "epochs": arguments.epochs, "imbalance": arguments.imbalance}
     return compare(arguments, {key: value for key, value in changes.items() if value is not None})
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from lt_kernels.train import need
+
+    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    from lt_kernels.train.commands import analyze
+
+    return analyze(arguments.runs, arguments.out)
+
+
+def _planar(arguments: argparse.Namespace) -> int:
+    from lt_kernels.train import need
+
+    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    from lt_kernels.train.commands import planar
+
+    return planar(arguments.data, arguments.methods, arguments.config, arguments.changes, arguments.out)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from lt_kernels.train.readings import Reading, evenly, take_reading
 
 BLOCKS = 48  # rows of a drawn matrix of classes; more classes are averaged in blocks
 SEPARATED = 200  # classes whose pairs are looked at for Fisher's separability
+RIDGE = 1e-2  # of that: units that are always zero, and classes with fewer samples than features, leave it unbounded
 CALIBRATION_BINS = 15
 HISTOGRAM_BINS = 60
 GROUPS = ("many", "medium", "few")
@@ -164,7 +165,7 @@ def _separability(reading: Reading, order: Tensor) -> tuple[Tensor, Tensor]:
     chosen = order[evenly(len(order), SEPARATED)]
     place = torch.full((len(order),), -1).index_put((chosen,), torch.arange(len(chosen)))[target]
     known = place >= 0
-    return chosen, metrics.fisher_separability(features[known], place[known], len(chosen))
+    return chosen, metrics.fisher_separability(features[known], place[known], len(chosen), ridge=RIDGE)
 
 
 def calibration(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> Array:

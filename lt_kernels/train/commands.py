@@ -1,4 +1,4 @@
-"""What `lt-kernels train` and `lt-kernels compare` do, from their arguments to their exit status."""
+"""What `lt-kernels train`, `compare`, `analyze` and `planar` do, from their arguments to their exit status."""
 
 from __future__ import annotations
 
@@ -86,4 +86,25 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     shown.width = max(shown.width, Console(width=1000).measure(table).maximum)  # a table of cut numbers is no table
     shown.print(table)
     print(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def analyze(runs: Sequence[str], out: str | None) -> int:
+    """Draw what finished runs have learnt, and name the page."""
+    from lt_kernels.train.analysis_page import analyze_folders
+
+    print(f"analysis: {analyze_folders(runs, out)}")
+    return 0
+
+
+def planar(data: str, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
+    """Train methods with features of two numbers, and name the picture."""
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    settings = apply_overrides({**read_settings(config or recipe(data)), "data": data}, changes)
+    jobs = plan(settings, names, 1, Path(), 1)
+    from lt_kernels.train.planar import train_planar, write_planes
+
+    seed = make_config({**settings, "method": names[0]}).seed
+    planes = [train_planar(job.config.replace(seed=seed)) for job in jobs]
+    print(f"picture: {write_planes(planes, Path(out) if out else Path('runs') / f'{data}-planar')}")
     return 0

@@ -121,7 +121,7 @@ def class_bins(counts: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(bins == index) for index in range(BINS) if np.any(bins == index)]
 
 
-def accuracy_by_count(results: Results) -> bytes:
+def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> bytes:
     """Class-wise accuracy against the class's number of training samples, mean over seeds."""
     figure, (axis,) = canvas(10, 4.6)
     styles = method_styles(list(results))

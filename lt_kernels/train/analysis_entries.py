@@ -1,0 +1,133 @@
+"""Every picture of the analyses: its title, what one sees in it, and how it and its table are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from lt_kernels.train import analysis_plots as classes
+from lt_kernels.train import analysis_plots_samples as samples
+from lt_kernels.train import analysis_tables as tables
+from lt_kernels.train.analyze import RIDGE, SEPARATED, Analysis
+
+Analyses = Sequence[Analysis]
+
+
+class Entry(NamedTuple):
+    """One picture: its file's stem, what it is, what one sees, and how picture and table are made."""
+
+    stem: str
+    title: str
+    caption: str
+    draw: Callable[[Analyses], bytes]
+    table: Callable[[Analyses], str]
+    epochs: bool = False  # of what was recorded over the epochs
+
+
+ENTRIES = (
+    Entry(
+        "accuracy",
+        "Accuracy by class count",
+        "How much of the accuracy of the frequent classes is left for the rare ones.",
+        classes.accuracy,
+        lambda runs: tables.by_class(runs, lambda a: {"accuracy": a.accuracy}),
+    ),
+    Entry(
+        "false_positives",
+        "Cumulative false positives",
+        "A steep beginning: the frequent classes take the samples of others.",
+        classes.false_positives,
+        tables.false_positives,
+    ),
+    Entry(
+        "similarity",
+        "Similarity of class weights",
+        "Red: two class weights point to the same side, so that the classes compete. The diagonal is left out.",
+        classes.similarity,
+        lambda runs: tables.matrix(runs, lambda a: a.similarity),
+    ),
+    Entry(
+        "affinity",
+        "Affinity of class weights",
+        "Each row shares out a class's products with the others; where they nearly cancel, the shares are large. All "
+        "alike where the weights are balanced (Xie et al., 2023).",
+        classes.affinity,
+        lambda runs: tables.matrix(runs, lambda a: a.affinity),
+    ),
+    Entry(
+        "balance",
+        "Balance of the class weights",
+        "0 on a simplex of equal lengths and angles (Xie et al., 2023).",
+        samples.balance,
+        tables.summary,
+    ),
+    Entry(
+        "offsets",
+        "Offsets",
+        "Half the product of class mean and class weight: a level curve favours no class (estimated offset, 2023).",
+        classes.offsets,
+        lambda runs: tables.by_class(runs, lambda a: {f"of {name}": a.offsets[name] for name in a.offsets}),
+    ),
+    Entry(
+        "offsets_by_epoch",
+        "Offsets over the epochs",
+        "Recorded after each epoch.",
+        lambda runs: classes.history(runs, ("offset", "estimated_offset")),
+        tables.history,
+        epochs=True,
+    ),
+    Entry(
+        "angles",
+        "Angles of features",
+        "Smaller angles to the weight: the class is recognised with a margin; to the mean: the class is compact.",
+        samples.angles,
+        tables.angles,
+    ),
+    Entry(
+        "gradients",
+        "Gradient components",
+        "Attraction comes from the samples of the class, repulsion from all others; in balance they are alike for "
+        "every class (Xie et al., 2023). On the training set, with the loss's own probabilities.",
+        classes.components,
+        tables.components,
+    ),
+    Entry(
+        "gradients_by_epoch",
+        "Gradient components over the epochs",
+        "Recorded after each epoch.",
+        lambda runs: classes.history(runs, ("attraction", "repulsion")),
+        tables.history,
+        epochs=True,
+    ),
+    Entry(
+        "logits",
+        "Distributions of logits",
+        "The less the two overlap, the better the group's classes are told from others.",
+        samples.logits,
+        tables.logits,
+    ),
+    Entry(
+        "logit_means",
+        "Mean logits by class",
+        "With all other logits at 0, a class needs a logit of log C for a probability of one half (estimated offset, "
+        "2023).",
+        classes.logit_means,
+        lambda runs: tables.by_class(runs, lambda a: {**a.logit_means, "log_classes": 0 * a.counts + a.log_classes}),
+    ),
+    Entry(
+        "separability",
+        "Separability of the classes",
+        "Fisher's ratio of each class to each other, mean by group (Fisher, 1936); covariances have a ridge of "
+        f"{RIDGE:g} of their mean variance, and of more than {SEPARATED} classes as many, drawn evenly, are compared.",
+        samples.separability,
+        tables.separability,
+    ),
+    Entry(
+        "calibration",
+        "Calibration",
+        "On the dashed line confidence is accuracy; the expected calibration error is the mean distance from it "
+        "(Guo et al., 2017; Zhong et al., 2021).",
+        samples.calibration,
+        tables.calibration,
+    ),
+)

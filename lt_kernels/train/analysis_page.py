@@ -1,0 +1,145 @@
+"""The analyses of finished runs on disk: pictures, the numbers behind them, one HTML page, TensorBoard images."""
+
+from __future__ import annotations
+
+import html
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib import image
+from torch.utils.tensorboard import SummaryWriter
+
+from lt_kernels.train import analysis_tables as tables
+from lt_kernels.train.analysis_entries import ENTRIES, Analyses
+from lt_kernels.train.analyze import analyze_run
+from lt_kernels.train.config import ConfigError, read_settings
+from lt_kernels.train.files import CONFIG, RESULT
+from lt_kernels.train.report import STYLE, html_figure, html_table
+
+PAGE = "analysis.html"
+
+
+def write_analysis(analyses: Analyses, out: Path, title: str, step: int) -> Path:
+    """Write PNG, CSV, the page and TensorBoard's images of runs on the same classes; return the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    recorded = any(analysis.history is not None for analysis in analyses)
+    parts = [_head(title), _summary(analyses), _remarks(analyses)]
+    (out / "summary.csv").write_text(tables.summary(analyses), encoding="utf-8")
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        for entry in ENTRIES:
+            if entry.epochs and not recorded:
+                continue
+            picture = entry.draw(analyses)
+            (out / f"{entry.stem}.png").write_bytes(picture)
+            (out / f"{entry.stem}.csv").write_text(entry.table(analyses), encoding="utf-8")
+            pixels = image.imread(io.BytesIO(picture))[:, :, :3]
+            writer.add_image(entry.stem, pixels, step, dataformats="HWC")
+            parts.append(f"<h2>{html.escape(entry.title)}</h2>")
+            parts.append(html_figure(picture, entry.title, f"{entry.caption} Numbers: {entry.stem}.csv."))
+    page = out / PAGE
+    page.write_text("\n".join([*parts, "</body></html>"]), encoding="utf-8")
+    return page
+
+
+def _head(title: str) -> str:
+    safe = html.escape(title)
+    head = (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{safe}</title><style>{STYLE}</style></head>"
+    )
+    return f"{head}<body><h1>{safe}</h1>"
+
+
+COLUMNS = {
+    "accuracy_many": "many [%]",
+    "accuracy_medium": "medium [%]",
+    "accuracy_few": "few [%]",
+    "accuracy_all": "all [%]",
+    "errors": "errors",
+    "calibration_error": "ECE",
+    "balance_dot": "B_D²",
+    "balance_angle": "B_A²",
+    "balance_norm": "B_L²",
+    "separability_all": "separability",
+}
+
+
+def _summary(analyses: Analyses) -> str:
+    names = [
+        name for name in COLUMNS if any(a.summary.get(name, float("nan")) == a.summary.get(name) for a in analyses)
+    ]
+    lines = [[a.name, *(f"{a.summary[name]:.3g}" for name in names)] for a in analyses]
+    return html_table(["run", *(COLUMNS[name] for name in names)], lines, {})
+
+
+def _remarks(analyses: Analyses) -> str:
+    """What holds for the whole page, and which runs have no gradient components and why."""
+    counts = analyses[0].counts
+    text = (
+        f"{len(counts):,} classes with {counts.max():,} to {counts.min():,} training samples. many: more than 100; "
+        "medium: 20 to 100; few: below 20. Weights and features of a head of cosines count with length 1, and its "
+        "logits are cosines times the loss's scale."
+    )
+    without = [f"{a.name}: {a.components}" for a in analyses if isinstance(a.components, str)]
+    if without:
+        text += f" Gradient components are not applicable to some runs ({'; '.join(without)})."
+    return f"<p>{html.escape(text)}</p>"
+
+
+def find_runs(folders: Sequence[str]) -> list[Path]:
+    """The folders of the runs; that of a comparison stands for its runs of seed 0.
+
+    Errors: ConfigError naming a folder that holds no finished run.
+    """
+    found: list[Path] = []
+    for name in folders:
+        folder = Path(name)
+        mark = folder / "comparison.yaml"
+        inside = (
+            [folder / method / "seed-0" for method in read_settings(mark)["methods_compared"]] if mark.exists() else []
+        )
+        found += inside or [folder]
+    for folder in found:
+        if not (folder / CONFIG).exists():
+            raise ConfigError(f"RUN must be the folder of a run, with {CONFIG} in it, got {str(folder)!r}")
+        if not (folder / RESULT).exists():
+            why = "finish it first with lt-kernels train --resume"
+            raise ConfigError(f"RUN must be the folder of a finished run, got {str(folder)!r} without {RESULT}: {why}")
+    if len(set(found)) != len(found):
+        raise ConfigError(f"RUN must be given once each, got {', '.join(str(folder) for folder in found)}")
+    return found
+
+
+def name_runs(folders: Sequence[Path]) -> list[str]:
+    """A short name for each run: its method, with its seed, or its folder, where that is not enough."""
+    settings = [read_settings(folder / CONFIG) for folder in folders]
+    for names in (
+        [str(each["method"]) for each in settings],
+        [f"{each['method']}, seed {each['seed']}" for each in settings],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def analyze_folders(folders: Sequence[str], out: str | None) -> Path:
+    """Analyse finished runs on one data set together; return the page's path.
+
+    Without `out`, the files are in `analysis` in the run's folder, or in the folder that all runs have in common.
+    Errors: ConfigError naming the folder that cannot be analysed.
+    """
+    runs = find_runs(folders)
+    names = name_runs(runs)
+    analyses = [analyze_run(name, folder) for name, folder in zip(names, runs, strict=True)]
+    for analysis, folder in zip(analyses, runs, strict=True):
+        if analysis.counts.tolist() != analyses[0].counts.tolist():
+            raise ConfigError(
+                f"RUN must have the classes of {str(runs[0])!r}, with as many samples, got {str(folder)!r}"
+            )
+    common = Path(os.path.commonpath([folder.resolve() for folder in runs]))
+    target = Path(out) if out else (runs[0] if len(runs) == 1 else common) / "analysis"
+    data = read_settings(runs[0] / CONFIG)
+    return write_analysis(analyses, target, f"{data['data']}: {', '.join(names)}", int(data["epochs"]))

@@ -1,0 +1,255 @@
+"""Pictures of the analyses by class: matrices between classes, and curves over the class counts, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from lt_kernels.train import plots
+from lt_kernels.train.analyze import Analysis, Matrix, groups_of
+
+Analyses = Sequence[Analysis]
+ACROSS = 4  # panels in a row
+TICKS = 6
+
+
+def grid(number: int, width: float, height: float, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
+    """A figure of `number` panels of these inches, up to `across` in a row; those too many are hidden."""
+    lines = -(-number // across)
+    columns = -(-number // lines)
+    figure, axes = plots.canvas(max(6.0, columns * width), lines * height + 0.5, columns, lines)
+    for axis in axes[number:]:
+        axis.set_visible(False)
+    return figure, axes[:number]
+
+
+def styles_of(analyses: Analyses, marks: bool = True) -> dict[str, dict[str, Any]]:
+    """Colour, line and marker of each run; the run called `ce` is black and dashed."""
+    found = plots.method_styles([analysis.name for analysis in analyses])
+    return found if marks else {name: {**style, "marker": ""} for name, style in found.items()}
+
+
+def logarithmic(axis: Axes) -> None:
+    """The horizontal axis: the class count."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("training samples of the class (log scale)")
+
+
+def shown_as(analyses: Analyses) -> str:
+    """What a point of a curve over the class counts is."""
+    classes = len(analyses[0].counts)
+    return "a point a class" if classes <= plots.POINTS else f"means over ranges of like counts of {classes:,} classes"
+
+
+def matrices(
+    analyses: Analyses, chosen: Callable[[Analysis], Matrix], title: str, label: str, percent: float = 100
+) -> bytes:
+    """A matrix between classes for each run, classes by descending count, on one colour scale that reaches as far as
+    `percent` of the values.
+    """
+    figure, axes = grid(len(analyses), 3.4, 3.3)
+    shown = [chosen(analysis) for analysis in analyses]
+    size = np.abs(np.concatenate([matrix.values.ravel() for matrix in shown]))
+    largest = float(np.nanpercentile(size, percent)) if np.isfinite(size).any() else 0.0
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.75")
+    image = None
+    for axis, analysis, matrix in zip(axes, analyses, shown, strict=True):
+        axis.grid(False)
+        image = axis.imshow(matrix.values, cmap=colours, vmin=-(largest or 1.0), vmax=largest or 1.0)
+        axis.set_title(analysis.name, fontsize=10)
+        _class_ticks(axis, analysis, matrix)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
+    figure.suptitle(title + _averaged(shown[0]), fontsize=11)
+    return plots.encoded(figure)
+
+
+def _averaged(matrix: Matrix) -> str:
+    classes = int(matrix.starts[-1])
+    return "" if len(matrix.values) == classes else f"; means over blocks of {classes / len(matrix.values):.0f} classes"
+
+
+def _class_ticks(axis: Axes, analysis: Analysis, matrix: Matrix) -> None:
+    """Ticks at some classes with their counts, and lines between many, medium and few."""
+    counts = analysis.counts[analysis.order]
+    length = len(matrix.values)
+    places = np.unique(np.linspace(0, length - 1, length if length <= 12 else TICKS).round().astype(int))
+    names = [f"{counts[matrix.starts[place]]:,}" for place in places]
+    axis.set_xticks(places, names, rotation=90, fontsize=7)
+    axis.set_yticks(places, names, fontsize=7)
+    axis.set_xlabel("class, by its training samples", fontsize=8)
+    for edge in boundaries(analysis):
+        place = np.interp(edge, matrix.starts, np.arange(length + 1)) - 0.5
+        axis.axhline(place, color="0.2", linewidth=0.6)
+        axis.axvline(place, color="0.2", linewidth=0.6)
+
+
+def boundaries(analysis: Analysis) -> list[int]:
+    """The ranks at which medium and few begin, where there are classes on both sides."""
+    sizes = np.cumsum([mask.sum() for mask in groups_of(analysis.counts).values()])
+    return [int(size) for size in sizes[:-1]]
+
+
+def similarity(analyses: Analyses) -> bytes:
+    """Cosines between class weights."""
+    title = "Similarity of class weights, classes by descending count"
+    return matrices(analyses, lambda analysis: analysis.similarity, title, "cosine of two class weights")
+
+
+def affinity(analyses: Analyses) -> bytes:
+    """Shares of the products between class weights."""
+    title = "Affinity of class weights, classes by descending count"
+    return matrices(analyses, lambda analysis: analysis.affinity, title, "share of the row's products $w_i w_j$", 95)
+
+
+def offsets(analyses: Analyses) -> bytes:
+    """Half the product of class mean and class weight against the class count, a panel for each kind of mean."""
+    kinds = [
+        kind for kind in ("test features", "training features", "centres") if any(kind in a.offsets for a in analyses)
+    ]
+    titles = {
+        "test features": "mean of the test features",
+        "training features": "mean of the training features",
+        "centres": "centres that the loss learns",
+    }
+    figure, axes = grid(len(kinds), 4.6, 4.0)
+    styles = styles_of(analyses)
+    for axis, kind in zip(axes, kinds, strict=True):
+        for analysis in analyses:
+            if kind in analysis.offsets:
+                _curve(axis, analysis, analysis.offsets[kind], styles[analysis.name])
+        logarithmic(axis)
+        axis.set_title(titles[kind], fontsize=10)
+        axis.set_ylabel("offset $o_c = m_c w_c / 2$ [logit]")
+    _same_scale(axes)
+    figure.suptitle(f"Offset of each class by its count ({shown_as(analyses)})", fontsize=11)
+    plots.side_legend(figure, axes[0])
+    return plots.encoded(figure)
+
+
+def _curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[str, Any], label: str = "") -> None:
+    points = plots.class_curve(analysis.counts.astype(float), values)
+    axis.plot(*points, label=label or analysis.name, linewidth=1.4, markersize=5, **style)
+
+
+def _same_scale(axes: Sequence[Axes]) -> None:
+    ends = [axis.get_ylim() for axis in axes]
+    for axis in axes:
+        axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def accuracy(analyses: Analyses) -> bytes:
+    """Accuracy of each class against its count."""
+    runs = {a.name: [{"class_counts": a.counts, "per_class": a.accuracy}] for a in analyses}
+    return plots.accuracy_by_count(runs, "")
+
+
+def false_positives(analyses: Analyses) -> bytes:
+    """False positives summed up over the classes by descending count."""
+    figure, (axis,) = plots.canvas(10, 4.6)
+    few = len(analyses[0].counts) <= plots.POINTS
+    styles = styles_of(analyses, marks=few)
+    for analysis in analyses:
+        ranks = np.arange(1, len(analysis.cumulative) + 1)
+        axis.plot(ranks, analysis.cumulative, label=analysis.name, markersize=4, linewidth=1.4, **styles[analysis.name])
+    for edge in boundaries(analyses[0]):
+        axis.axvline(edge + 0.5, color="0.4", linewidth=0.8, linestyle=":")
+    _name_groups(axis, analyses[0])
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("classes, from the most frequent on")
+    axis.set_ylabel("false positives of these classes [test samples]")
+    axis.set_title("Cumulative false positives (the last value is the number of errors)", fontsize=11)
+    plots.side_legend(figure, axis)
+    return plots.encoded(figure)
+
+
+def _name_groups(axis: Axes, analysis: Analysis) -> None:
+    edges = [0, *boundaries(analysis), len(analysis.counts)]
+    for name, first, last in zip(groups_of(analysis.counts), edges, edges[1:]):
+        middle = (first + last + 1) / 2
+        axis.text(middle, 0.99, name, transform=axis.get_xaxis_transform(), ha="center", va="top", color="0.35")
+
+
+def components(analyses: Analyses) -> bytes:
+    """Attraction and repulsion of each class weight at the end of training against the class count."""
+    figure, axes = grid(2, 5.4, 4.2)
+    styles, known = styles_of(analyses), [a for a in analyses if not isinstance(a.components, str)]
+    for axis, name in zip(axes, ("attraction", "repulsion"), strict=True):
+        for analysis in known:
+            _curve(axis, analysis, analysis.components[name], styles[analysis.name])  # type: ignore[index]
+        logarithmic(axis)
+        axis.set_title(name, fontsize=10)
+        axis.set_ylabel("length of the part of the gradient\n[features' unit, log scale]")
+        if any(np.any(analysis.components[name] > 0) for analysis in known):  # type: ignore[index]
+            axis.set_yscale("log")
+    _same_scale(axes)
+    title = "Gradient components of each class weight after training, over the training set"
+    figure.suptitle(f"{title} ({shown_as(analyses)})", fontsize=11)
+    plots.side_legend(figure, axes[0])
+    return plots.encoded(figure)
+
+
+def logit_means(analyses: Analyses) -> bytes:
+    """The mean logit of each class for its own samples and for those of others, with log C."""
+    figure, axes = grid(len(analyses), 3.4, 3.2)
+    for axis, analysis in zip(axes, analyses, strict=True):
+        for sign, colour, marker in (("positive", "tab:blue", "o"), ("negative", "tab:orange", "s")):
+            label = "samples of the class" if sign == "positive" else "samples of other classes"
+            _curve(axis, analysis, analysis.logit_means[sign], {"color": colour, "marker": marker}, label)
+        axis.axhline(analysis.log_classes, color="0.3", linestyle="--", linewidth=1, label="log C")
+        logarithmic(axis)
+        axis.xaxis.label.set_fontsize(8)
+        axis.set_ylabel("mean logit of the class", fontsize=8)
+        axis.set_title(analysis.name, fontsize=10)
+    figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
+    plots.side_legend(figure, axes[0])
+    return plots.encoded(figure)
+
+
+HISTORY = {
+    "attraction": "attraction [features' unit]",
+    "repulsion": "repulsion [features' unit]",
+    "offset": "offset of the training features [logit]",
+    "estimated_offset": "offset of the learned centres [logit]",
+}
+
+
+def history(analyses: Analyses, names: Sequence[str]) -> bytes:
+    """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts."""
+    recorded = [analysis for analysis in analyses if analysis.history is not None]
+    figure, axes = grid(len(recorded) * len(names), 5.2, 3.3, across=len(names))
+    counts = np.concatenate([analysis.counts[analysis.counts > 0] for analysis in recorded]).astype(float)
+    norm = LogNorm(counts.min(), max(counts.max(), counts.min() + 1))
+    for place, axis in enumerate(axes):
+        _history_panel(axis, recorded[place // len(names)], names[place % len(names)], norm)
+    colours = matplotlib.cm.ScalarMappable(norm, "viridis_r")
+    bar = figure.colorbar(colours, ax=axes, label="training samples of the class (log scale)", shrink=0.8)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    title = "a line a class" if len(recorded[0].counts) <= plots.POINTS else "means over ranges of like counts"
+    figure.suptitle(f"Over the epochs, on the training set ({title})", fontsize=11)
+    return plots.encoded(figure)
+
+
+def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> None:
+    assert analysis.history is not None
+    values, colours = analysis.history.values[name], matplotlib.colormaps["viridis_r"]
+    there = np.flatnonzero(analysis.counts > 0)
+    for chosen in plots.class_bins(analysis.counts[there].astype(float)):
+        count = np.exp(np.log(analysis.counts[there][chosen]).mean())
+        part = values[:, there[chosen]]
+        known = np.isfinite(part)
+        line = np.where(known, part, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
+        axis.plot(analysis.history.epochs, line, color=colours(norm(count)), linewidth=1.2)
+    if not np.isfinite(values).any():
+        axis.text(0.5, 0.5, "not applicable", transform=axis.transAxes, ha="center", color="0.4")
+    elif name in ("attraction", "repulsion") and np.nanmax(values) > 0:
+        axis.set_yscale("log")
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(HISTORY[name], fontsize=8)
+    axis.set_title(f"{analysis.name}: {name.replace('_', ' ')}", fontsize=10)

@@ -1,0 +1,162 @@
+"""Pictures of the analyses by sample: angles, logits, confidence; and of single numbers a run, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lt_kernels.train import plots
+from lt_kernels.train.analysis_plots import Analyses, grid, styles_of
+from lt_kernels.train.analyze import Analysis, groups_of
+
+CLASSES = 12  # up to this many classes each has quartiles of its own
+SIGNS = {"positive": ("tab:blue", "of the sample's class"), "negative": ("tab:orange", "of other classes")}
+BALANCE = {
+    "balance_dot": "$B_D^2$, of the products",
+    "balance_angle": "$B_A^2$, of the cosines",
+    "balance_norm": "$B_L^2$, of the lengths",
+}
+
+
+def quartiles(analysis: Analysis, kind: str) -> list[tuple[str, int, list[float]]]:
+    """Label, samples and quartiles in degrees, of each class where they are few, else of each group of classes; classes
+    by descending count.
+    """
+    if len(analysis.counts) <= CLASSES:
+        chosen = [(str(analysis.counts[index]), analysis.target == index) for index in analysis.order]
+    else:
+        masks = groups_of(analysis.counts)
+        chosen = [(f"{name}\n{mask.sum():,} classes", mask[analysis.target]) for name, mask in masks.items()]
+    found = []
+    for label, samples in chosen:
+        values = analysis.angles[kind][samples]
+        values = values[np.isfinite(values)]
+        three = np.quantile(values, [0.25, 0.5, 0.75]).tolist() if len(values) else [np.nan] * 3
+        found.append((label, len(values), three))
+    return found
+
+
+def angles(analyses: Analyses) -> bytes:
+    """Angles between test features and their class's weight or mean: median and quartiles."""
+    figure, axes = plots.canvas(11, 7.4, 1, 2)
+    styles = styles_of(analyses)
+    width = 0.8 / len(analyses)
+    for axis, kind in zip(axes, ("weight", "mean"), strict=True):
+        for place, analysis in enumerate(analyses):
+            _, _, values = zip(*quartiles(analysis, kind), strict=True)
+            low, middle, high = np.array(values).T
+            at = np.arange(len(middle)) - 0.4 + (place + 0.5) * width
+            style = {**styles[analysis.name], "linestyle": "none"}
+            axis.errorbar(at, middle, [middle - low, high - middle], label=analysis.name, markersize=5, **style)
+        labels = [label for label, _, _ in quartiles(analyses[0], kind)]
+        axis.set_xticks(np.arange(len(labels)), labels)
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel("angle [degrees]")
+        axis.set_title(f"to the {'weight' if kind == 'weight' else 'mean test feature'} of their class", fontsize=10)
+    each = len(analyses[0].counts) <= CLASSES
+    axes[1].set_xlabel("class, by its training samples" if each else "classes, by their training samples")
+    figure.suptitle("Angles of the test features: median, and bars from the lower to the upper quartile", fontsize=11)
+    plots.side_legend(figure, axes[0])
+    return plots.encoded(figure)
+
+
+def logits(analyses: Analyses) -> bytes:
+    """Densities of positive and negative logits: a row a run, a column a group of classes."""
+    groups = list(groups_of(analyses[0].counts))
+    figure, axes = grid(len(analyses) * len(groups), 4.0, 2.5, across=len(groups))
+    for place, axis in enumerate(axes):
+        analysis, group = analyses[place // len(groups)], groups[place % len(groups)]
+        histogram = analysis.histogram
+        for sign, (colour, label) in SIGNS.items():
+            density = histogram.densities[group, sign]
+            axis.stairs(density, histogram.edges, fill=True, alpha=0.4, color=colour, label=label)
+            axis.stairs(density, histogram.edges, color=colour)
+        axis.set_title(f"{analysis.name}, {group}", fontsize=10)
+        axis.set_xlabel("logit", fontsize=8)
+        axis.set_ylabel("density [1 / logit]", fontsize=8)
+        axis.set_xlim(*_extent(analysis))
+    figure.suptitle("Logits of the classes of a group, for samples of the class and of other classes", fontsize=11)
+    plots.side_legend(figure, axes[0])
+    return plots.encoded(figure)
+
+
+def _extent(analysis: Analysis) -> tuple[float, float]:
+    """Where the densities of some group are above a thousandth of their peak."""
+    shares = [density / density.max() for density in analysis.histogram.densities.values() if density.max() > 0]
+    seen = np.flatnonzero(np.max(shares, axis=0) > 1e-3)
+    edges = analysis.histogram.edges
+    return float(edges[seen[0]]), float(edges[seen[-1] + 1])
+
+
+def calibration(analyses: Analyses) -> bytes:
+    """Accuracy against confidence, a panel a run."""
+    figure, axes = grid(len(analyses), 3.2, 3.2)
+    for axis, analysis in zip(axes, analyses, strict=True):
+        least, number, confidence, accuracy = analysis.calibration.T
+        width = 1 / len(least)
+        reached, promised = np.nan_to_num(accuracy), np.nan_to_num(confidence)
+        both = np.minimum(reached, promised)
+        for bottom, top, colour, label in (
+            (0 * both, both, "tab:blue", "accuracy"),
+            (both, promised, "tab:red", "confidence above it"),
+            (both, reached, "tab:green", "accuracy above confidence"),
+        ):
+            axis.bar(least, top - bottom, 0.94 * width, bottom, align="edge", color=colour, alpha=0.6, label=label)
+        axis.plot(least + width / 2, number / number.sum(), ".-", color="0.25", linewidth=0.9, label="share of samples")
+        axis.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
+        axis.set_title(f"{analysis.name}: ECE {100 * analysis.summary['calibration_error']:.1f} %", fontsize=10)
+        axis.set_xlabel("confidence")
+        axis.set_ylabel("accuracy, share")
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1)
+    figure.suptitle("Calibration on the test set: accuracy in bins of confidence", fontsize=11)
+    plots.side_legend(figure, axes[0])
+    return plots.encoded(figure)
+
+
+def separability(analyses: Analyses) -> bytes:
+    """Fisher's separability of the test features, mean over the classes of each group."""
+    names = [name for name in ("many", "medium", "few", "all") if f"separability_{name}" in analyses[0].summary]
+    figure, (axis,) = plots.canvas(10, 4.0)
+    _bars(axis, analyses, [[a.summary[f"separability_{name}"] for name in names] for a in analyses])
+    axis.set_xticks(np.arange(len(names)), [plots.GROUP_LABELS[name] for name in names])
+    axis.set_xlabel("classes, by their number of training samples")
+    axis.set_ylabel("Fisher separability [ratio]")
+    axis.set_title("How far the classes' test features are apart, against their spread", fontsize=11)
+    plots.side_legend(figure, axis)
+    return plots.encoded(figure)
+
+
+def _bars(axis: Axes, analyses: Analyses, values: Sequence[Sequence[float]]) -> None:
+    styles, width = styles_of(analyses), 0.84 / len(analyses)
+    for place, (analysis, row) in enumerate(zip(analyses, values, strict=True)):
+        left = np.arange(len(row)) - 0.42 + (place + 0.5) * width
+        axis.bar(left, row, width * 0.92, label=analysis.name, color=styles[analysis.name]["color"])
+
+
+def balance(analyses: Analyses) -> bytes:
+    """The three balance metrics of the class weights, a panel each, a bar a run."""
+    figure, axes = _panels(analyses)
+    styles, names = styles_of(analyses), [analysis.name for analysis in analyses]
+    for axis, (key, title) in zip(axes, BALANCE.items(), strict=True):
+        values = [analysis.summary[key] for analysis in analyses]
+        axis.barh(names, values, color=[styles[name]["color"] for name in names])
+        for place, value in enumerate(values):
+            axis.annotate(f"{value:.2g}", (value, place), xytext=(3, 0), textcoords="offset points", va="center")
+        axis.margins(x=0.2)
+        axis.set_xlim(left=0)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("variance [weights' unit]" if key != "balance_angle" else "variance")
+    figure.suptitle("Balance of the class weights: 0 where all pairs, and all lengths, are alike", fontsize=11)
+    return plots.encoded(figure)
+
+
+def _panels(analyses: Analyses) -> tuple[Figure, list[Axes]]:
+    figure, axes = plots.canvas(11, 1.6 + 0.3 * len(analyses), 3)
+    for axis in axes[1:]:
+        axis.tick_params(labelleft=False)
+    return figure, axes

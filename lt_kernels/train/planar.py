@@ -1,0 +1,185 @@
+"""Features of two numbers: where a method puts its classes, their weights and their regions, seen as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+from lt_kernels.data import LongTailedData
+from lt_kernels.train import plots
+from lt_kernels.train.analysis_plots import grid
+from lt_kernels.train.analysis_tables import as_csv
+from lt_kernels.train.checkpoint import random_states, restore_random_states
+from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.logs import EpochLog
+from lt_kernels.train.methods import Setting, build_method
+from lt_kernels.train.module import Classifier
+from lt_kernels.train.readings import as_used, trained_head
+from lt_kernels.train.run import deterministic, effective, fit, load_data
+
+CELLS = 400  # of the regions' grid, on a side
+HIDDEN = 128
+
+
+class PlanarNetwork(nn.Module):
+    """Two hidden layers of 128 with ReLU, and two linear features of any sign: [N, ...] -> [N, 2]."""
+
+    out_features = 2
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.layers(input.flatten(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plane:
+    """A trained classifier in the plane: test `features` [N, 2] with `target` and `prediction` [N], class `weight`
+    [C, 2] as the head uses it, and `region`, which predicts the class of any points [P, 2].
+    """
+
+    method: str
+    counts: np.ndarray
+    features: np.ndarray
+    target: np.ndarray
+    prediction: np.ndarray
+    weight: np.ndarray
+    region: Callable[[np.ndarray], np.ndarray]
+
+
+def train_planar(config: TrainConfig) -> Plane:
+    """Train the method of a config on its data with features in the plane; the global generators stay as they were.
+
+    Errors: ConfigError where the inputs are no images, or the method has several networks.
+    """
+    data = load_data(config)
+    if data.input_kind != "image":
+        raise ConfigError(f"--data must have images for inputs, got {data.name!r} with {data.input_kind}")
+    before, threads = random_states(), torch.get_num_threads()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        with deterministic(), tempfile.TemporaryDirectory() as folder:
+            module = _module(config, data)
+            fit(config, module, EpochLog(Path(folder), data, config.epochs), Path(folder), None)
+    finally:
+        restore_random_states(before)
+        torch.set_num_threads(threads)
+    return _plane(config.method, module.cpu().eval(), data)
+
+
+def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
+    config = effective(config)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
+    torch.manual_seed(config.seed)
+    network = PlanarNetwork(data.train[0][0].numel())
+    parts = build_method(config.method, Setting(data.class_counts, 2, config.epochs), config.method_options)
+    if parts.experts > 1 or getattr(parts.head, "weight", torch.empty(0)).shape != (data.num_classes, 2):
+        raise ConfigError(f"--methods must name methods with one network and one weight a class, got {config.method!r}")
+    return Classifier(config, network, parts)
+
+
+@torch.no_grad()
+def _plane(method: str, module: Classifier, data: LongTailedData) -> Plane:
+    head: Any = trained_head(module)
+    features, target = module.network(data.test[0]), data.test[1]
+
+    def region(points: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module.classify(torch.as_tensor(points, dtype=torch.float32)).argmax(1).numpy()
+
+    return Plane(
+        method,
+        data.class_counts.numpy(),
+        features.numpy(),
+        target.numpy(),
+        module.classify(features).argmax(1).numpy(),
+        as_used(head, head.weight).numpy(),
+        region,
+    )
+
+
+def picture(planes: Sequence[Plane]) -> bytes:
+    """A panel a method: test features as points, class weights as arrows, and the class predicted anywhere, shaded."""
+    figure, axes = grid(len(planes), 4.4, 4.5, across=3)
+    colours = _colours(len(planes[0].counts))
+    for axis, plane in zip(axes, planes, strict=True):
+        _panel(axis, plane, colours)
+    counts = planes[0].counts
+    if len(counts) <= plots.POINTS:
+        for index in np.argsort(-counts, kind="stable"):
+            axes[0].plot([], [], "o", color=colours[index], label=f"{index} ({counts[index]:,})")
+        handles, labels = axes[0].get_legend_handles_labels()
+        title = "class (training samples)"
+        columns = 1 + len(counts) // 20
+        figure.legend(handles, labels, loc="outside right center", frameon=False, title=title, ncols=columns)
+    title = "Test features in the plane, class weights as arrows (one factor a panel), predicted classes shaded"
+    figure.suptitle(title, fontsize=11)
+    return plots.encoded(figure)
+
+
+def _colours(classes: int) -> np.ndarray:
+    """A colour a class, [C, 3]."""
+    if classes <= 20:
+        return np.array(matplotlib.colormaps["tab10" if classes <= 10 else "tab20"].colors)[:classes]
+    return matplotlib.colormaps["turbo"](np.linspace(0, 1, classes))[:, :3]
+
+
+def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
+    reach = 1.08 * float(np.quantile(np.abs(plane.features).max(1), 0.995)) or 1.0
+    ticks = (np.arange(CELLS) + 0.5) / CELLS * 2 * reach - reach
+    points = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    shades = 1 - 0.3 * (1 - colours[plane.region(points)].reshape(CELLS, CELLS, 3))
+    axis.imshow(shades, extent=(-reach, reach, -reach, reach), origin="lower", interpolation="nearest")
+    axis.grid(False)
+    axis.scatter(*plane.features.T, s=7, color=colours[plane.target], edgecolors="white", linewidths=0.25)
+    arrows = plane.weight * 0.8 * reach / np.linalg.norm(plane.weight, axis=1).max().clip(1e-12)
+    for index, (x, y) in enumerate(arrows):
+        style = {"arrowstyle": "-|>", "color": colours[index], "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
+        axis.annotate("", (x, y), (0, 0), arrowprops={**style, "linewidth": 3.2, "color": "black"})
+        axis.annotate("", (x, y), (0, 0), arrowprops=style)
+    axis.set_xlim(-reach, reach)
+    axis.set_ylim(-reach, reach)
+    axis.set_aspect("equal")
+    axis.set_xlabel("first feature")
+    axis.set_ylabel("second feature")
+    rare = plane.counts[plane.target] < 20
+    right = plane.prediction == plane.target
+    few = f", few {100 * right[rare].mean():.0f} %" if rare.any() else ""
+    axis.set_title(f"{plane.method}: {100 * right.mean():.0f} %{few}", fontsize=10)
+
+
+def write_planes(planes: Sequence[Plane], out: Path) -> Path:
+    """Write planar.png, planar_features.csv and planar_weights.csv; return the picture's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    points = (
+        [plane.method, *row]
+        for plane in planes
+        for row in zip(plane.target, plane.prediction, *plane.features.T, strict=True)
+    )
+    weights = (
+        [plane.method, index, plane.counts[index], *row] for plane in planes for index, row in enumerate(plane.weight)
+    )
+    tables = {
+        "planar_features.csv": as_csv(["method", "class", "predicted", "x", "y"], points),
+        "planar_weights.csv": as_csv(["method", "class", "training_samples", "x", "y"], weights),
+    }
+    for name, text in tables.items():
+        (out / name).write_text(text, encoding="utf-8")
+    (out / "planar.png").write_bytes(picture(planes))
+    return out / "planar.png"
