@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.train.networks import MLP, BasicBlock, ResNet32, WordNetwork, build_network
+from lt_kernels.train.networks import MLP, BasicBlock, Pixels, ResNet32, WordNetwork, build_network
 
 
 def data(kind: str, inputs: torch.Tensor) -> LongTailedData:
@@ -30,6 +30,13 @@ def test_resnet_32_has_the_published_size():
     network = ResNet32()
     assert parameters(network) + 64 * 10 + 10 == 464_154
     assert sum(isinstance(part, nn.Conv2d) for part in network.modules()) + 1 == 32
+
+
+def test_nine_blocks_a_stage_make_resnet_56():
+    """He et al. (2016), table 6: 0.85 million parameters with a classifier of ten classes."""
+    network = ResNet32(blocks=9)
+    assert parameters(network) + 64 * 10 + 10 == 853_018
+    assert sum(isinstance(part, nn.Conv2d) for part in network.modules()) + 1 == 56
 
 
 @pytest.mark.parametrize("channels, width, shape", [(1, 16, (8, 8)), (3, 16, (32, 32)), (2, 3, (7, 9)), (1, 1, (1, 1))])
@@ -120,7 +127,13 @@ def test_build_network(name, made, options):
     "name, source, options, error, text",
     [
         ("vgg", IMAGES, {}, ValueError, "name .* 'vgg'"),
-        ("words", IMAGES, {}, ValueError, r"name must be one of \['mlp', 'resnet32'\] for the image inputs of tiny"),
+        (
+            "words",
+            IMAGES,
+            {},
+            ValueError,
+            r"name must be one of \['mlp', 'resnet32', .*\] for the image inputs of tiny",
+        ),
         ("mlp", SENTENCES, {}, ValueError, r"name must be one of \['words'\]"),
         ("mlp", IMAGES, dict(hidden=[]), ValueError, "hidden"),
         ("mlp", IMAGES, dict(hidden=[3, 0]), ValueError, "hidden"),
@@ -142,3 +155,20 @@ def test_a_seed_fixes_the_weights():
         torch.manual_seed(7)
         weights.append(build_network("resnet32", IMAGES).state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_pixels_are_centred_by_the_data_s_mean_and_deviation():
+    mean, deviation = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    inputs = torch.randint(256, (2, 3, 9, 8), dtype=torch.uint8)
+    pair = (inputs, torch.arange(2))
+    source = LongTailedData("tiny", pair, pair, torch.tensor([1, 1]), 2, "image", ("a", "b"), pixel_mean=mean,
+                            pixel_deviation=deviation)  # fmt: skip
+    torch.manual_seed(0)
+    network = build_network("mlp", source, hidden=[4])
+    assert isinstance(network, Pixels)
+    assert network.out_features == 4
+    shaped = (torch.tensor(value).view(3, 1, 1) for value in (mean, deviation))
+    expected = network.network((inputs.float() / 255 - next(shaped)) / next(shaped))
+    assert torch.equal(network(inputs), expected)
+    assert torch.equal(network(inputs.float() / 255), expected)
+    assert not any("mean" in name for name in network.state_dict())

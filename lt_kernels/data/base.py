@@ -22,7 +22,11 @@ class LongTailedData:
     `num_words`; "scene": inputs as images, target int64 [N, height, width], IGNORED where a pixel has no class, and
     class_counts counts the pixels that have one. group_counts: int64 [C], by what classes are called many-, medium- or
     few-shot (None: by class_counts). units: words for what class_counts and group_counts count. facts: what was
-    measured when the data were made (numbers only). Errors: ValueError naming the field that contradicts another.
+    measured when the data were made (numbers only).
+
+    Photographs are pixels, uint8 or float32 in 0..1: `pixel_mean` and `pixel_deviation` [channels] are what a network
+    takes off and divides by. Inputs may also be an `images.ImageList`, which reads files when a batch is asked for.
+    Errors: ValueError naming the field that contradicts another.
     """
 
     name: str
@@ -36,6 +40,8 @@ class LongTailedData:
     facts: Mapping[str, float] = field(default_factory=dict)
     group_counts: Tensor | None = None
     units: tuple[str, str] = ("samples", "samples")
+    pixel_mean: tuple[float, ...] = ()
+    pixel_deviation: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         parts: tuple[Literal["train", "test"], ...] = ("train", "test")

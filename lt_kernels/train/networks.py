@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData
+from lt_kernels.train import resnet
 from lt_kernels.train.unet import UNet
 
 
@@ -51,22 +52,23 @@ class BasicBlock(nn.Module):
 class ResNet32(nn.Module):
     """The 32-layer residual network for small images, [N, channels, H, W] -> features [N, 4 * width].
 
-    Three stages of five blocks with `width`, 2 and 4 times `width` channels (16, 32, 64), the last two halving the
-    image, and the mean over what is left (He et al., 2016, section 4.2; the network of Cao et al., 2019).
+    Three stages of `blocks` blocks (9 make ResNet-56) with `width`, 2 and 4 times `width` channels (16, 32, 64), the
+    last two halving the image, and the mean over what is left (He et al., 2016, section 4.2; the network of Cao et al.,
+    2019).
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 16) -> None:
+    def __init__(self, in_channels: int = 3, width: int = 16, blocks: int = 5) -> None:
         super().__init__()
         in_channels, width = checks.whole("in_channels", in_channels), checks.whole("width", width)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        blocks, channels = [], width
+        layers, channels = [], width
         for stage in range(3):
-            for block in range(5):
+            for block in range(checks.whole("blocks", blocks)):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(BasicBlock(channels, width * 2**stage, stride))
+                layers.append(BasicBlock(channels, width * 2**stage, stride))
                 channels = width * 2**stage
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(*layers)
         self.out_features = channels
         _kaiming(self)
 
@@ -128,25 +130,65 @@ class WordNetwork(nn.Module):
         return F.relu(self.hidden(joined))
 
 
-NETWORKS = {"mlp": "image", "resnet32": "image", "words": "words", "unet": "scene"}
+class Pixels(nn.Module):
+    """A network behind the step from pixels to numbers: channel c of the pixels, in 0..1, becomes
+    (x - mean_c) / deviation_c. Bytes 0..255 are divided by 255 first.
+    """
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.out_features = network.out_features
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        pixels = input if input.is_floating_point() else input.float() / 255
+        return self.network((pixels - self.mean) / self.deviation)
+
+
+Maker = Callable[..., nn.Module]
+
+
+def _of_channels(make: Maker) -> Maker:
+    return lambda data, **options: make(data.train[0].shape[1], **options)
+
+
+def _mlp(data: LongTailedData, **options: Any) -> MLP:
+    return MLP(math.prod(data.train[0].shape[1:]), **options)
+
+
+def _words(data: LongTailedData, **options: Any) -> WordNetwork:
+    return WordNetwork(data.num_words, data.train[0].shape[1], **options)
+
+
+# By name: the kind of inputs, and what makes the network for a data set.
+NETWORKS: dict[str, tuple[str, Maker]] = {
+    "mlp": ("image", _mlp),
+    "resnet32": ("image", _of_channels(ResNet32)),
+    "resnet10": ("image", _of_channels(resnet.resnet10)),
+    "resnet50": ("image", _of_channels(resnet.resnet50)),
+    "resnet152": ("image", _of_channels(resnet.resnet152)),
+    "resnext50": ("image", _of_channels(resnet.resnext50)),
+    "resnext101": ("image", _of_channels(resnet.resnext101)),
+    "words": ("words", _words),
+    "unet": ("scene", _of_channels(UNet)),
+}
 
 
 def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
-    """Return the network `name` ("mlp", "resnet32", "words", "unet") for the inputs of `data`; it has `out_features`.
+    """Return the network `name`, one of NETWORKS, for the inputs of `data`, with attribute `out_features`.
 
-    Options are those of MLP (hidden), ResNet32 and UNet (width) and WordNetwork (embedding, features, combine). Weights
-    are drawn from torch's global generator. Errors: ValueError for an unknown name, a network that does not fit the
-    data's input_kind or an option out of range; TypeError naming an option that the network does not have.
+    Options are those of MLP (hidden), ResNet32 (width, blocks), WordNetwork (embedding, features, combine), UNet
+    (width) and resnet.ResNet (width, weights, trained). Where the data name their pixels' mean and deviation, the
+    network begins with that step. Weights are drawn from torch's global generator. Errors: ValueError for an unknown
+    name, a network that does not fit the data's input_kind or an option out of range; TypeError naming an option that
+    the network does not have.
     """
     checks.choice("name", name, tuple(NETWORKS))
-    if data.input_kind != NETWORKS[name]:
-        fitting = [known for known, kind in NETWORKS.items() if kind == data.input_kind]
+    kind, make = NETWORKS[name]
+    if data.input_kind != kind:
+        fitting = [known for known, (fits, _) in NETWORKS.items() if fits == data.input_kind]
         raise ValueError(f"name must be one of {fitting} for the {data.input_kind} inputs of {data.name}, got {name!r}")
-    inputs = data.train[0]
-    if name == "words":
-        return WordNetwork(data.num_words, inputs.shape[1], **options)
-    if name == "resnet32":
-        return ResNet32(inputs.shape[1], **options)
-    if name == "unet":
-        return UNet(inputs.shape[1], **options)
-    return MLP(inputs[0].numel(), **options)
+    network = make(data, **options)
+    return Pixels(network, data.pixel_mean, data.pixel_deviation) if data.pixel_mean else network
