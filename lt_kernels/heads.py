@@ -15,6 +15,9 @@ from lt_kernels.distributed import checked, shard_bounds
 from lt_kernels.lossmodule import Loss
 from lt_kernels.ops.small import cosines
 from lt_kernels.values import MixedTarget
+from lt_kernels.viewheads import BalancedContrastiveHead, GMLHead, NCLHead
+
+__all__ = ["BalancedContrastiveHead", "CosineHead", "GMLHead", "LinearHead", "NCLHead"]
 
 
 class _Head(nn.Module):

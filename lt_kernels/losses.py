@@ -8,12 +8,15 @@ from torch import Tensor
 
 from lt_kernels import checks, priors
 from lt_kernels.compound import EstimatedOffsetLoss, LADELoss
+from lt_kernels.experts import NCLLoss
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.lossmodule import Loss, Reduction
+from lt_kernels.twopart import BalancedContrastiveLoss, GMLLoss
 
 __all__ = [
     "ARBLoss",
     "ArcFaceLoss",
+    "BalancedContrastiveLoss",
     "BalancedSoftmaxLoss",
     "ClassBalancedLoss",
     "CosFaceLoss",
@@ -21,11 +24,13 @@ __all__ = [
     "DBMLoss",
     "EstimatedOffsetLoss",
     "FocalLoss",
+    "GMLLoss",
     "LADELoss",
     "LDAMLoss",
     "LabelAwareSmoothingLoss",
     "LogitAdjustmentLoss",
     "Loss",
+    "NCLLoss",
     "SphereFaceLoss",
 ]
 

@@ -1,0 +1,145 @@
+"""Contrastive terms over keys that have a class; the losses with such a second part are in `lt_kernels.losses`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lt_kernels import checks
+from lt_kernels.ops import keys, small
+from lt_kernels.reference.rows import accumulate_type, check_target
+
+_NOBODY = -(2**62)  # no class, and nobody's ignore_index
+
+
+def class_indices(target: Any, classes: int, rows: int, like: Tensor) -> Tensor:
+    """Class indices [N], all in 0 to C - 1: a contrastive term has no row to ignore, nor one of two classes."""
+    target = checks.indices("target", target, (rows,), like)
+    if checks.readable(target):
+        try:
+            check_target(target, classes, _NOBODY)
+        except IndexError:
+            raise IndexError(
+                f"target must be in 0 to {classes - 1}, got {int(target.min())} to {int(target.max())}"
+            ) from None
+    return target
+
+
+def matrix(name: str, value: Any, size: int | None = None) -> Tensor:
+    """Rows [M, d]."""
+    checks.floating(name, value)
+    if value.ndim != 2 or value.shape[0] == 0 or (size is not None and value.shape[1] != size):
+        raise ValueError(f"{name} must be [M, {'d' if size is None else size}] with M at least 1, got {[*value.shape]}")
+    return value
+
+
+def _count(index: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """How often each class occurs [C]; -1 does not count. Whole numbers, so that any order of adding is right."""
+    there = (index >= 0).to(dtype)
+    return torch.zeros(classes, dtype=dtype, device=index.device).scatter_add(0, index.clamp_min(0), there)
+
+
+def _class_sums(start: Tensor, index: Tensor, part: Tensor) -> Tensor:
+    """`start` [C, d] with each row of `part` added to its class, in a fixed order (a GPU's index_add has none)."""
+    if start.device.type == "cpu":
+        return start.index_add(0, index, part)
+    return start.index_put((index,), part, accumulate=True)
+
+
+def balanced_contrastive(
+    views: Tensor,
+    prototypes: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 0.1,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+) -> Tensor:
+    """Contrastive loss in which each class weighs the same in the denominator (Zhu et al., 2022).
+
+    The keys are the views v and the class prototypes u, all normalised here; n_c of them are of class c. With
+    s = 1 / temperature and P_i the other keys of the row's class,
+
+        L_i = log sum_{k != i} exp(s v_i.k) / (n_{y_k} - 1[y_k = y_i]) - (1 / |P_i|) sum_{k in P_i} s v_i.k
+
+    Args:
+        views: [V N, d], view after view.
+        prototypes: one for each class [C, d]; keys, never anchors.
+        target: class indices [N], the same for each view.
+        temperature: above 0.
+        reduction: "mean" and "sum" over the V N rows, "none" for [V N].
+
+    Returns:
+        A scalar, or [V N]; float32 under autocast, else in the dtype of `views`. No array of all pairs is held.
+
+    Raises:
+        TypeError, ValueError, IndexError: naming the argument.
+    """
+    checks.number("temperature", temperature, above=0.0)
+    checks.choice("reduction", reduction, ("none", "mean", "sum"))
+    matrix("prototypes", prototypes, matrix("views", views).shape[1])
+    checks.same_device("prototypes", prototypes, views)
+    samples = target.shape[0] if isinstance(target, Tensor) and target.ndim == 1 else 0
+    if samples == 0 or views.shape[0] % samples:
+        shown = [*target.shape] if isinstance(target, Tensor) else type(target).__name__
+        raise ValueError(f"target must be [N] with views [V N, d], whose rows are {views.shape[0]}, got {shown}")
+    target = class_indices(target, prototypes.shape[0], samples, views)
+    loss = _balanced_rows(views, prototypes, target.repeat(views.shape[0] // samples), float(temperature))
+    loss = loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
+    return loss if torch.is_autocast_enabled(views.device.type) else loss.to(views.dtype)
+
+
+def _balanced_rows(views: Tensor, prototypes: Tensor, label: Tensor, temperature: float) -> Tensor:
+    """The loss of each view [V N]; docs/math.md, section 12."""
+    kind, classes = accumulate_type(views.dtype), prototypes.shape[0]
+    view, prototype = small.unit(views.to(kind)), small.unit(prototypes.to(kind))
+    key_class = torch.cat((label, torch.arange(classes, device=label.device)))
+    count = _count(key_class, classes, kind)
+    row = torch.arange(label.shape[0], device=label.device)
+    query, others = view / temperature, count[label] - 1
+    key = torch.cat((view, prototype))
+    rest, own = keys.statistics(query, key, label, key_class, -count.log()[key_class], row)
+    positive = F.embedding(label, _class_sums(prototype, label, view)) - view  # a sum of keys: no pairs are needed
+    return torch.logaddexp(rest, own + torch.log1p(1 / others)) - (query * positive).sum(1) / others
+
+
+def class_mean_cross_entropy(
+    query: Tensor, key: Tensor, target: Tensor, key_class: Tensor, log_prior: Tensor, own_key: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy over S_ic + log p_c, where S_ic = log mean_{k of class c} exp(q_i.k) (Suh and Seo, 2023).
+
+    A class without a key is not in the softmax. A row whose own class has none is left out of the mean; without any
+    row that counts the loss is 0, with gradient 0.
+
+    Args:
+        query: [N, d], with the temperature in it.
+        key: [K, d].
+        target: class indices [N].
+        key_class: class indices [K], or -1 for an empty place.
+        log_prior: log p [C].
+        own_key: [N], the key of class `target` that a row does not see, or -1; None leaves none out.
+
+    Returns:
+        A scalar, float32 or float64. Neither all q.k nor any [N, C] table is held.
+
+    Raises:
+        TypeError, ValueError, IndexError: naming the argument.
+    """
+    matrix("key", key, matrix("query", query).shape[1])
+    kind = accumulate_type(query.dtype)
+    classes = log_prior.shape[0]
+    target = class_indices(target, classes, query.shape[0], query)
+    key_class = checks.indices("key_class", key_class, key.shape[:1], query)
+    if own_key is not None:
+        own_key = checks.indices("own_key", own_key, query.shape[:1], query)
+    count = _count(key_class, classes, kind)
+    offset = (log_prior.to(kind) - count.clamp_min(1).log())[key_class.clamp_min(0)]
+    rest, own = keys.statistics(query.to(kind), key.to(kind), target, key_class, offset, own_key)
+    seen = count[target]
+    left = seen if own_key is None else seen - (own_key >= 0).to(kind)
+    counts = left > 0
+    v = torch.where(counts, rest - own - (seen / left.clamp_min(1)).clamp_min(1).log(), 0.0)
+    loss = torch.where(counts, torch.logaddexp(v, torch.zeros_like(v)), 0.0)
+    return loss.sum() / counts.sum().clamp_min(1)

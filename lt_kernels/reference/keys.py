@@ -1,0 +1,97 @@
+"""Log-sum-exps over keys that have a class: a row's own class, and all others (docs/math.md, section 12).
+
+With queries q [N, d], keys k [K, d] and an offset b [K] for each key,
+
+    own_i = log sum_{k of class y_i} exp(q_i.k + b_k)      rest_i = log sum_{k of another class} exp(q_i.k + b_k)
+
+A key of class -1 is an empty place, and each row may leave one key out (its own). By slabs of rows, so that no [N, K]
+array is held beyond the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lt_kernels.reference.linear import as_they_are
+
+_NOBODY = -(2**62)  # a target that no row has, so that no row is ignored
+
+
+class Keys(NamedTuple):
+    """What both passes share; the order is that of the operators' arguments."""
+
+    query: Tensor  # [N, d]
+    key: Tensor  # [K, d]
+    query_class: Tensor  # [N]
+    key_class: Tensor  # [K]; -1 is an empty place
+    offset: Tensor  # [K]
+    left_out: Tensor  # [N]: the key that a row does not see, or -1
+    row_slab: int
+
+    def slabs(self) -> Iterator[slice]:
+        """Blocks of rows; one empty block when there are no rows."""
+        size = max(self.query.shape[0], 1)
+        return (slice(first, min(first + self.row_slab, size)) for first in range(0, size, self.row_slab))
+
+    def same(self, rows: slice) -> Tensor:
+        """Which keys are of a row's class [n, K]."""
+        return self.query_class[rows, None] == self.key_class
+
+    def numbers(self) -> Tensor:
+        """The indices of the keys [K]."""
+        return torch.arange(self.key.shape[0], device=self.key.device)
+
+
+def keys_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """(rest [N], own [N]); -inf where there is no such key."""
+    p = Keys(*inputs)
+    size, empty, parts = p.key.shape[0], p.key_class < 0, []
+    with as_they_are(p.query.device):
+        for rows in p.slabs():
+            logits, same = p.query[rows] @ p.key.T, p.same(rows)
+            target = torch.where(p.left_out[rows] < 0, size, p.left_out[rows])[:, None]  # `size` is no key of ours
+            parts.append(
+                [
+                    torch.ops.lt_kernels.rows_forward.default(
+                        logits,
+                        target,
+                        1.0,
+                        None,
+                        None,
+                        p.offset.masked_fill(hidden, -torch.inf),
+                        None,
+                        None,
+                        0,
+                        size + 1,
+                        _NOBODY,
+                    )[0]
+                    for hidden in (same | empty, ~same)
+                ]
+            )
+    rest, own = (torch.cat(part) for part in zip(*parts, strict=True))
+    return rest, own
+
+
+def keys_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Gradients of queries and keys; the problem, then rest, own, their slopes, and which are wanted (else empty)."""
+    p, (rest, own, d_rest, d_own, wants) = Keys(*inputs[:7]), inputs[7:]
+    rest, own = (torch.where(value == -torch.inf, 0.0, value) for value in (rest, own))  # all its keys have share 0
+    d_query = p.query.new_zeros(p.query.shape if wants[0] else (0,))
+    d_key = p.key.new_zeros(p.key.shape if wants[1] else (0,))
+    with as_they_are(p.query.device):
+        for rows in p.slabs():
+            same = p.same(rows)
+            share = torch.addmm(p.offset, p.query[rows], p.key.T)
+            share = share.sub_(torch.where(same, own[rows, None], rest[rows, None])).exp_()
+            share = share.mul_(torch.where(same, d_own[rows, None], d_rest[rows, None]))
+            hidden = (p.key_class < 0) | (p.left_out[rows, None] == p.numbers())
+            share = share.masked_fill_(hidden, 0.0)
+            if wants[0]:
+                torch.mm(share, p.key, out=d_query[rows])
+            if wants[1]:
+                d_key.addmm_(share.T, p.query[rows])
+    return d_query, d_key

@@ -1,0 +1,242 @@
+"""Heads whose loss has a second part: they own classifier, projections and queue. Public under `lt_kernels.heads`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lt_kernels import checks
+from lt_kernels.contrastive import class_indices
+from lt_kernels.experts import NCLLoss
+from lt_kernels.ops.small import cosines, unit
+from lt_kernels.queues import ClassQueue
+from lt_kernels.twopart import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
+
+Classifier = Literal["cosine", "linear"]
+
+
+class _ClassifierHead(nn.Module):
+    """Class weights [M C, d], with a bias where they are linear, and a loss of their logits or cosines."""
+
+    def __init__(
+        self, in_features: int, num_classes: int, loss: Any, cosine: Classifier, scale: float, copies: int = 1
+    ) -> None:
+        super().__init__()
+        self.in_features = checks.whole("in_features", in_features)
+        self.num_classes = checks.whole("num_classes", num_classes)
+        self.classifier: Classifier = checks.choice("cosine", cosine, ("cosine", "linear"))
+        if loss.input_kind == "cosine" and cosine == "linear":
+            raise ValueError("cosine must be 'cosine' with a loss that takes cosines, got 'linear'")
+        self.loss, self.scale = loss, checks.number("scale", scale, above=0.0)
+        self.weight = nn.Parameter(torch.empty(copies * num_classes, in_features))
+        self.bias = nn.Parameter(torch.empty(copies * num_classes)) if cosine == "linear" else None
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew: those of cosines with norms of about 1, linear ones as `torch.nn.Linear` does."""
+        bound = 1 / math.sqrt(self.in_features)
+        if self.bias is None:
+            nn.init.normal_(self.weight, std=bound)
+        else:
+            nn.init.uniform_(self.weight, -bound, bound)
+            nn.init.uniform_(self.bias, -bound, bound)
+        for part in self.modules():
+            if isinstance(part, nn.Linear | nn.BatchNorm1d | ClassQueue):
+                part.reset_parameters()
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """Logits, or raw cosines, [..., M C]."""
+        flat = features.reshape(-1, self.in_features)
+        found = cosines(flat, self.weight) if self.bias is None else F.linear(flat, self.weight, self.bias)
+        return found.reshape(*features.shape[:-1], -1)
+
+    def classified(self, loss: TwoPartLoss, features: Tensor, target: Tensor) -> Tensor:
+        """The classification part, straight from features [N, d]."""
+        scale = self.scale if self.bias is None else None
+        return loss.base.from_features(features, self.weight, target, self.bias, cosine=self.bias is None, scale=scale)
+
+    def check_views(self, features: Tensor, target: Tensor) -> None:
+        """Raise unless there are features [V N, d] of target [N]."""
+        _features(features, self.in_features)
+        rows = target.shape[0] if isinstance(target, Tensor) and target.ndim == 1 else 0
+        if rows == 0 or features.shape[0] % rows or features.shape[0] == 0:
+            shown = [*target.shape] if isinstance(target, Tensor) else type(target).__name__
+            raise ValueError(f"target must be [N] with features [V N, d], whose rows are {len(features)}, got {shown}")
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, cosine={self.classifier!r}"
+
+
+def _features(features: Any, size: int) -> None:
+    checks.floating("features", features)
+    if features.ndim != 2 or features.shape[1] != size:
+        raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
+
+
+def _projection(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
+    """Linear, batch norm, ReLU, linear."""
+    return nn.Sequential(
+        nn.Linear(in_features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out_features)
+    )
+
+
+class BalancedContrastiveHead(_ClassifierHead):
+    """Classifier, projection and prototypes for BCL: head(features, target) -> loss, head(features) -> prediction.
+
+    Prediction is logits, or raw cosines, [N, C]. The first view is classified; all views are projected, and the class
+    weights [C, d] by an MLP of their own, whose gradient reaches them (Zhu et al., 2022). In training its batch norm is
+    over the C classes, which must be 2 or more.
+
+    Args:
+        in_features, num_classes: d and C.
+        loss: `losses.BalancedContrastiveLoss`.
+        cosine: the classifier, "cosine" (raw cosines, which margin losses need) or "linear" (with a bias).
+        scale: what cosines are multiplied by for a base that takes logits.
+        hidden, out_features: of both MLPs; hidden=None is in_features.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: BalancedContrastiveLoss,
+        *,
+        cosine: Classifier = "cosine",
+        scale: float = 30.0,
+        hidden: int | None = None,
+        out_features: int = 128,
+    ) -> None:
+        if not isinstance(loss, BalancedContrastiveLoss):
+            raise TypeError(f"loss must be BalancedContrastiveLoss, got {type(loss).__name__}")
+        super().__init__(in_features, num_classes, loss, cosine, scale)
+        sizes = (in_features if hidden is None else checks.whole("hidden", hidden),)
+        sizes = (*sizes, checks.whole("out_features", out_features))
+        self.projection, self.prototypes = _projection(in_features, *sizes), _projection(in_features, *sizes)
+        self.reset_parameters()
+
+    def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """The loss of features [V N, d], view after view, and target [N]; or without a target logits or cosines."""
+        if target is None:
+            return self.predicted(features)
+        self.check_views(features, target)
+        classification = self.classified(self.loss, features[: target.shape[0]], target)
+        return self.loss.total(classification, target, self.projection(features), self.prototypes(self.weight))
+
+
+class GMLHead(_ClassifierHead):
+    """Cosine classifier, projection and queue for GML: head(features, target) -> loss, head(features) -> cosines.
+
+    The first view is classified, the last one asks, and the first one's features, without gradient, are the keys that
+    enter the queue; with one view these are the same. The queue holds features of earlier batches, and all of it is
+    projected as the projection is now, which gets a gradient from the keys too (Suh and Seo, 2023). The loss sees the
+    batch's own keys; the queue itself changes after it, in training only. Each process has its own queue.
+
+    Args:
+        in_features, num_classes: d and C.
+        loss: `losses.GMLLoss`.
+        scale: what cosines are multiplied by for a base that takes logits.
+        out_features: e, of the linear projection.
+        queue: places in the queue, at least C per_class.
+        per_class: places that each class has at least; the others are shared out by the class prior.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: GMLLoss,
+        *,
+        scale: float = 30.0,
+        out_features: int = 32,
+        queue: int = 4096,
+        per_class: int = 2,
+    ) -> None:
+        if not isinstance(loss, GMLLoss):
+            raise TypeError(f"loss must be GMLLoss, got {type(loss).__name__}")
+        super().__init__(in_features, num_classes, loss, "cosine", scale)
+        if loss.log_prior.numel() != num_classes:
+            raise ValueError(f"loss must have {num_classes} class_counts, got {loss.log_prior.numel()}")
+        self.projection = nn.Linear(in_features, checks.whole("out_features", out_features))
+        self.queue = ClassQueue(in_features, loss.log_prior.exp(), queue, per_class)
+        self.reset_parameters()
+
+    def forward(self, features: Tensor, target: Tensor | None = None, *, teacher: Tensor | None = None) -> Tensor:
+        """The loss of features [V N, d] and target [N], with a teacher's cosines [N, C] or none; or cosines."""
+        if target is None:
+            return self.predicted(features)
+        self.check_views(features, target)
+        rows = target.shape[0]
+        target = class_indices(target, self.num_classes, rows, features)
+        first, last = features[:rows], features[-rows:]
+        held, own = self.queue.after(first.detach(), target)
+        loss = self.loss.total(
+            self.classified(self.loss, first, target),
+            target,
+            self.projection(last),
+            self.projection(held.features),
+            held.labels,
+            own,
+        )
+        if teacher is not None:
+            times = 1.0 if self.loss.input_kind == "cosine" else self.scale
+            loss = loss + self.loss.distillation(times * self.predicted(first), times * teacher)
+        if self.training:
+            self.queue.keep(held)
+        return loss
+
+
+class NCLHead(_ClassifierHead):
+    """K classifiers for NCL, each on its expert's features: head(features, target) -> loss, head(features) -> the mean.
+
+    Features [N, K d] are the experts' d features side by side; `weight` is [K C, d], the first expert's rows first.
+    Prediction is the mean over the experts of their logits, or raw cosines, [N, C] (Li et al., 2022).
+
+    Args:
+        in_features, num_classes: d of one expert, and C.
+        loss: `losses.NCLLoss`.
+        experts: K.
+        cosine: the classifiers, "cosine" (raw cosines, which a margin needs) or "linear" (with a bias).
+        scale: what cosines are multiplied by for a loss that takes logits.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: NCLLoss,
+        *,
+        experts: int = 3,
+        cosine: Classifier = "cosine",
+        scale: float = 16.0,
+    ) -> None:
+        if not isinstance(loss, NCLLoss):
+            raise TypeError(f"loss must be NCLLoss, got {type(loss).__name__}")
+        self_experts = checks.whole("experts", experts)
+        super().__init__(in_features, num_classes, loss, cosine, scale, self_experts)
+        if loss.num_classes != num_classes:
+            raise ValueError(f"loss must have {num_classes} class_counts, got {loss.num_classes}")
+        self.experts = self_experts
+        self.reset_parameters()
+
+    def each(self, features: Tensor) -> Tensor:
+        """Each expert's logits or raw cosines [K, N, C] of features [N, K d]."""
+        _features(features, self.experts * self.in_features)
+        rows = features.reshape(-1, self.in_features)
+        weight = self.weight
+        if self.bias is None:
+            rows, weight = unit(rows), unit(weight)
+        weight = weight.reshape(self.experts, self.num_classes, -1)
+        found = torch.bmm(rows.reshape(-1, self.experts, self.in_features).transpose(0, 1), weight.transpose(1, 2))
+        return found if self.bias is None else found + self.bias.reshape(self.experts, 1, -1)
+
+    def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
+        """The loss of features [N, K d] and target [N]; or without a target the experts' mean [N, C]."""
+        found = self.each(features)
+        if target is None:
+            return found.mean(0)
+        scaled = self.bias is None and self.loss.input_kind == "logits"
+        return self.loss(self.scale * found if scaled else found, target)
