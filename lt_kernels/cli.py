@@ -1,4 +1,4 @@
-"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar.
+"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar | shift.
 
 Only the command that runs imports what it needs: help and doctor work without the trainer.
 """
@@ -64,12 +64,13 @@ def parser() -> argparse.ArgumentParser:
         prog="lt-kernels", description="Long-tailed classification: train, compare, measure."
     )
     commands = result.add_subparsers(
-        dest="command", required=True, metavar="train | compare | bench | doctor | analyze | planar"
+        dest="command", required=True, metavar="train | compare | bench | doctor | analyze | planar | shift"
     )
     _add_train(commands)
     _add_compare(commands)
     _add_analyze(commands)
     _add_planar(commands)
+    _add_shift(commands)
     commands.add_parser("bench", help="measure the operators (lt-kernels bench --help)", add_help=False)
     commands.add_parser("doctor", help="what this machine runs on", add_help=False)
     return result
@@ -139,6 +140,38 @@ def _add_planar(commands: Any) -> None:
     planar.set_defaults(run=_planar)
 
 
+def _add_shift(commands: Any) -> None:
+    shift = commands.add_parser(
+        "shift",
+        help="test where classes are distributed otherwise than in training",
+        description="Accuracies on test sets shifted with and against the training set's tail, as trained and "
+        "compensated for the test set's class prior; runs that are not there are trained first.",
+    )
+    shift.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of comparisons")
+    shift.add_argument("--data", metavar="NAME", help="instead of folders: a data set such as digits-lt")
+    shift.add_argument("--methods", metavar="A,B,...", help="with --data: such as ce,pc-softmax,bs,lade")
+    shift.add_argument("--seeds", type=int, default=3, metavar="N", help="with --data: seeds 0 to N - 1 (default 3)")
+    shift.add_argument(
+        "--from", metavar="FOLDER", dest="source", help="with --data: where the runs are kept (default: runs/NAME)"
+    )
+    shift.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
+    )
+    shift.add_argument(
+        "--most", type=int, metavar="N", help="test samples of the largest class (default: as many as each class has)"
+    )
+    shift.add_argument(
+        "--cosines",
+        choices=("leave", "scale"),
+        default="leave",
+        help="margin losses: not compensated (default), or with their scale times the cosines as logits",
+    )
+    shift.add_argument("--out", metavar="FOLDER", help="where the files go (default: shift in the runs' folder)")
+    shift.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a core)")
+    shift.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    shift.set_defaults(run=_shift)
+
+
 def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
@@ -182,6 +215,15 @@ def _planar(arguments: argparse.Namespace) -> int:
     from lt_kernels.train.commands import planar
 
     return planar(arguments.data, arguments.methods, arguments.config, arguments.changes, arguments.out)
+
+
+def _shift(arguments: argparse.Namespace) -> int:
+    from lt_kernels.train import need
+
+    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    from lt_kernels.train.shift_command import shift
+
+    return shift(arguments)
 
 
 if __name__ == "__main__":

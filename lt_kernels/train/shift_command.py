@@ -1,0 +1,89 @@
+"""What `lt-kernels shift` does, from its arguments to its exit status."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lt_kernels.train import require
+from lt_kernels.train.commands import named_methods, recipe
+from lt_kernels.train.compare import MARK, available_cores, plan, prepare_folder
+from lt_kernels.train.compare import compare as run_comparison
+from lt_kernels.train.config import ConfigError, apply_overrides, read_settings
+from lt_kernels.train.files import CONFIG, RESULT
+from lt_kernels.train.shift import evaluate_shifts, same_data
+from lt_kernels.train.shift_report import write_shift
+
+
+def shift(arguments: argparse.Namespace) -> int:
+    """Evaluate runs, trained first where they are not there, on the shifted test sets; print and write the table."""
+    if bool(arguments.runs) == bool(arguments.data):
+        raise ConfigError("shift must be given either folders of runs or --data with --methods, got both or neither")
+    folders = run_folders(arguments.runs) if arguments.runs else trained(arguments)
+    found = [evaluate_shifts(folder, arguments.most, arguments.cosines) for folder in folders]
+    results, tests = [result for result, _ in found], found[0][1]
+    same_data(results)
+    out = Path(arguments.out) if arguments.out else _beside(arguments)
+    table = write_shift(results, tests, out)
+    shown = Console()
+    shown.width = max(shown.width, Console(width=1000).measure(table).maximum)  # a table of cut numbers is no table
+    shown.print(table)
+    print(f"shift: {out / 'shift.md'}")
+    return 0
+
+
+def _beside(arguments: argparse.Namespace) -> Path:
+    """The folder `shift` in that of the comparison, or of the first run."""
+    if arguments.runs:
+        return Path(arguments.runs[0]) / "shift"
+    return _source(arguments) / "shift"
+
+
+def _source(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.source) if arguments.source else Path("runs") / arguments.data
+
+
+def run_folders(paths: Sequence[str]) -> list[Path]:
+    """The folders of the finished runs: each path is one, or the folder of a comparison, which stands for its runs."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = [path] if (path / CONFIG).exists() else sorted(part.parent for part in path.glob(f"*/*/{RESULT}"))
+        if not inside:
+            raise ConfigError(f"runs must be folders of runs or of comparisons, got {str(path)!r}, which holds none")
+        found += inside
+    return found
+
+
+def trained(arguments: argparse.Namespace) -> list[Path]:
+    """The folders of --methods and --seeds within a comparison's folder; runs that are not there are trained."""
+    if not arguments.methods:
+        raise ConfigError("--methods must name what to compare, got none")
+    folder = _source(arguments)
+    settings = apply_overrides(settings_of(folder, arguments.data), arguments.changes)
+    methods = named_methods(arguments.methods, str(settings.get("network", "")))
+    cores = available_cores()
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
+    workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
+    jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
+    if not (folder / MARK).exists():
+        text = require("yaml").safe_dump(
+            {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
+        )
+        prepare_folder(folder, text, resume=True)
+    run_comparison(jobs, workers, None if arguments.quiet else Console(stderr=True))
+    return [job.folder for job in jobs]
+
+
+def settings_of(folder: Path, data: str) -> dict[str, Any]:
+    """The settings of the comparison that the folder holds, or the data set's recipe."""
+    if not (folder / MARK).exists():
+        return read_settings(recipe(data))
+    settings = read_settings(folder / MARK)
+    if settings.get("data") != data:
+        raise ConfigError(f"--data must be {settings.get('data')!r}, as in {str(folder / MARK)!r}, got {data!r}")
+    return {key: value for key, value in settings.items() if key not in ("methods_compared", "seeds")}

@@ -1,0 +1,151 @@
+"""The table of a shift in class priors: methods by test sets, as a rich table, Markdown, CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from lt_kernels.data.shift import ShiftedTest
+from lt_kernels.train.files import write_atomically
+from lt_kernels.train.shift import Holds, ShiftResult
+from lt_kernels.train.tables import Spread, spread
+
+PRIOR = {False: "as trained", True: "compensated"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftRow:
+    """One method, as trained or compensated: percent on each test set, over its seeds."""
+
+    method: str
+    holds: Holds
+    compensated: bool
+    values: list[Spread]
+
+
+def shift_rows(results: Sequence[ShiftResult]) -> list[ShiftRow]:
+    """Return two rows a method, or one where nothing can be compensated, in the methods' first order."""
+    by_method: dict[str, list[ShiftResult]] = {}
+    for result in results:
+        by_method.setdefault(result.config.method, []).append(result)
+    rows = []
+    for method, runs in by_method.items():
+        rows.append(ShiftRow(method, runs[0].holds, False, _spreads([run.plain for run in runs])))
+        moved = [run.compensated for run in runs if run.compensated is not None]
+        if moved:
+            rows.append(ShiftRow(method, runs[0].holds, True, _spreads(moved)))
+    return rows
+
+
+def _spreads(runs: Sequence[Sequence[float]]) -> list[Spread]:
+    return [spread(values) for values in zip(*runs)]
+
+
+def _headings(tests: Sequence[ShiftedTest]) -> list[str]:
+    return ["method", "logits hold", "prior", *(test.name for test in tests)]
+
+
+def _cells(row: ShiftRow) -> list[str]:
+    return [row.method, row.holds, PRIOR[row.compensated], *(value.text() for value in row.values)]
+
+
+def _marked(rows: Sequence[ShiftRow], before: str, after: str) -> list[list[str]]:
+    """The cells, the best mean of each test set between the marks."""
+    best = [max(means) for means in zip(*([value.mean for value in row.values] for row in rows))]
+    lines = []
+    for row in rows:
+        first, numbers = _cells(row)[:3], _cells(row)[3:]
+        wins = [value.mean == most for value, most in zip(row.values, best)]
+        lines.append(first + [f"{before}{cell}{after}" if won else cell for cell, won in zip(numbers, wins)])
+    return lines
+
+
+def shift_table(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str) -> Table:
+    """For a terminal; the best mean of each test set in bold."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(_headings(tests)):
+        table.add_column(heading, justify="left" if index < 3 else "right", no_wrap=True)
+    for line in _marked(rows, "[bold]", "[/]"):
+        table.add_row(*line)
+    return table
+
+
+def shift_markdown(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest]) -> str:
+    """As a Markdown table; the best mean of each test set in bold."""
+    lines = ["| " + " | ".join(_headings(tests)) + " |", "|---|---|---" + "|---:" * len(tests) + "|"]
+    lines += ["| " + " | ".join(line) + " |" for line in _marked(rows, "**", "**")]
+    return "\n".join(lines) + "\n"
+
+
+def shift_csv(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest]) -> str:
+    """The printed table as CSV: `mean ± spread` cells."""
+    return _csv([_headings(tests), *map(_cells, rows)])
+
+
+def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest]) -> str:
+    """One row a run, test set and prior, unrounded."""
+    lines: list[list[object]] = [["method", "seed", "prior", "test", "samples", "accuracy"]]
+    for result in results:
+        for compensated, values in ((False, result.plain), (True, result.compensated)):
+            for test, value in zip(tests, values or ()):
+                about = [result.config.method, result.config.seed, PRIOR[compensated]]
+                lines.append([*about, test.name, len(test.rows), value])
+    return _csv(lines)
+
+
+def _csv(lines: Sequence[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()
+
+
+def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str) -> bytes:
+    """Accuracy against the shift, PNG: as trained on the left, compensated on the right."""
+    from lt_kernels.train.plots import canvas, encoded, method_styles, side_legend
+
+    figure, panels = canvas(14, 5, panels=2)
+    styles = method_styles(list(dict.fromkeys(row.method for row in rows)))
+    lowest = min(value.mean - (value.deviation or 0) for row in rows for value in row.values)
+    for compensated, axis in zip((False, True), panels):
+        for row in (row for row in rows if row.compensated == compensated):
+            means, errors = [value.mean for value in row.values], [value.deviation or 0 for value in row.values]
+            axis.errorbar(range(len(tests)), means, errors, label=row.method, **styles[row.method], markersize=5)
+        axis.set_xticks(range(len(tests)), [test.name for test in tests], rotation=45, ha="right")
+        axis.set_ylim(max(0, lowest - 3), 100)
+        axis.set_xlabel("shift of the test set: like the training set (forward), or against it (backward)")
+        axis.set_ylabel("accuracy over the test set's samples [%]")
+    panels[0].set_title("Logits as trained", fontsize=11)
+    panels[1].set_title("Compensated for the test set's class prior", fontsize=11)
+    figure.suptitle(f"{title} (mean over seeds; bars: sample standard deviation)", fontsize=12)
+    side_legend(figure, panels[0])
+    return encoded(figure)
+
+
+def write_shift(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest], folder: Path) -> Table:
+    """Write shift.md, .csv, .json and .png and shift_runs.csv, and return the table for a terminal."""
+    from lt_kernels.train.about import commit, device
+
+    rows, first = shift_rows(results), results[0].config
+    title = f"{first.data}: accuracy on shifted test sets"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "data": first.data,
+        "imbalance": first.imbalance,
+        "seeds": sorted({result.config.seed for result in results}),
+        "test_counts": {test.name: test.counts.tolist() for test in tests},
+        "device": device(),
+        "commit": commit(),
+    }
+    write_atomically(folder / "shift.md", shift_markdown(rows, tests))
+    write_atomically(folder / "shift.csv", shift_csv(rows, tests))
+    write_atomically(folder / "shift_runs.csv", shift_runs_csv(results, tests))
+    write_atomically(folder / "shift.json", json.dumps(about, indent=1) + "\n")
+    (folder / "shift.png").write_bytes(shift_picture(rows, tests, title))
+    return shift_table(rows, tests, f"{title} [%]")
