@@ -11,6 +11,7 @@ from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analyze import RIDGE, SEPARATED, Analysis
 
 Analyses = Sequence[Analysis]
+OFFSETS, PARTS = ("offset", "estimated_offset"), ("attraction", "repulsion")
 
 
 class Entry(NamedTuple):
@@ -49,8 +50,8 @@ ENTRIES = (
     Entry(
         "affinity",
         "Affinity of class weights",
-        "Each row shares out a class's products with the others; where they nearly cancel, the shares are large. All "
-        "alike where the weights are balanced (Xie et al., 2023).",
+        "Each row shares out a class's products with the others; 1 is an even share, as in a balanced classifier "
+        "(Xie et al., 2023). Where the products of a row nearly cancel, its shares are large.",
         classes.affinity,
         lambda runs: tables.matrix(runs, lambda a: a.affinity),
     ),
@@ -72,8 +73,8 @@ ENTRIES = (
         "offsets_by_epoch",
         "Offsets over the epochs",
         "Recorded after each epoch.",
-        lambda runs: classes.history(runs, ("offset", "estimated_offset")),
-        tables.history,
+        lambda runs: classes.history(runs, OFFSETS),
+        lambda runs: tables.history(runs, OFFSETS),
         epochs=True,
     ),
     Entry(
@@ -95,8 +96,8 @@ ENTRIES = (
         "gradients_by_epoch",
         "Gradient components over the epochs",
         "Recorded after each epoch.",
-        lambda runs: classes.history(runs, ("attraction", "repulsion")),
-        tables.history,
+        lambda runs: classes.history(runs, PARTS),
+        lambda runs: tables.history(runs, PARTS),
         epochs=True,
     ),
     Entry(

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from lt_kernels.train import plots
@@ -17,6 +17,7 @@ from lt_kernels.train.analyze import Analysis, Matrix, groups_of
 Analyses = Sequence[Analysis]
 ACROSS = 4  # panels in a row
 TICKS = 6
+COLOURS = ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, 256)))  # no yellow on white
 
 
 def grid(number: int, width: float, height: float, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
@@ -49,20 +50,20 @@ def shown_as(analyses: Analyses) -> str:
 
 
 def matrices(
-    analyses: Analyses, chosen: Callable[[Analysis], Matrix], title: str, label: str, percent: float = 100
+    analyses: Analyses, chosen: Callable[[Analysis], Matrix], title: str, label: str, centre: float, percent: float
 ) -> bytes:
-    """A matrix between classes for each run, classes by descending count, on one colour scale that reaches as far as
-    `percent` of the values.
+    """A matrix between classes for each run, classes by descending count, on one colour scale around `centre` that
+    reaches as far as `percent` of the values.
     """
     figure, axes = grid(len(analyses), 3.4, 3.3)
     shown = [chosen(analysis) for analysis in analyses]
-    size = np.abs(np.concatenate([matrix.values.ravel() for matrix in shown]))
-    largest = float(np.nanpercentile(size, percent)) if np.isfinite(size).any() else 0.0
+    size = np.abs(np.concatenate([matrix.values.ravel() for matrix in shown]) - centre)
+    reach = (float(np.nanpercentile(size, percent)) if np.isfinite(size).any() else 0.0) or 1.0
     colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.75")
     image = None
     for axis, analysis, matrix in zip(axes, analyses, shown, strict=True):
         axis.grid(False)
-        image = axis.imshow(matrix.values, cmap=colours, vmin=-(largest or 1.0), vmax=largest or 1.0)
+        image = axis.imshow(matrix.values, cmap=colours, vmin=centre - reach, vmax=centre + reach)
         axis.set_title(analysis.name, fontsize=10)
         _class_ticks(axis, analysis, matrix)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
@@ -72,7 +73,9 @@ def matrices(
 
 def _averaged(matrix: Matrix) -> str:
     classes = int(matrix.starts[-1])
-    return "" if len(matrix.values) == classes else f"; means over blocks of {classes / len(matrix.values):.0f} classes"
+    return (
+        "" if len(matrix.values) == classes else f"\n(means over blocks of {classes / len(matrix.values):.0f} classes)"
+    )
 
 
 def _class_ticks(axis: Axes, analysis: Analysis, matrix: Matrix) -> None:
@@ -99,13 +102,14 @@ def boundaries(analysis: Analysis) -> list[int]:
 def similarity(analyses: Analyses) -> bytes:
     """Cosines between class weights."""
     title = "Similarity of class weights, classes by descending count"
-    return matrices(analyses, lambda analysis: analysis.similarity, title, "cosine of two class weights")
+    return matrices(analyses, lambda analysis: analysis.similarity, title, "cosine of two class weights", 0, 100)
 
 
 def affinity(analyses: Analyses) -> bytes:
     """Shares of the products between class weights."""
     title = "Affinity of class weights, classes by descending count"
-    return matrices(analyses, lambda analysis: analysis.affinity, title, "share of the row's products $w_i w_j$", 95)
+    label = "share of the row's $w_i w_j$ [even shares]"
+    return matrices(analyses, lambda analysis: analysis.affinity, title, label, 1, 95)
 
 
 def offsets(analyses: Analyses) -> bytes:
@@ -140,8 +144,9 @@ def _curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[st
 
 def _same_scale(axes: Sequence[Axes]) -> None:
     ends = [axis.get_ylim() for axis in axes]
+    spare = 1.15 if axes[0].get_yscale() == "log" else 1.0
     for axis in axes:
-        axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        axis.set_ylim(min(low for low, _ in ends) / spare, max(high for _, high in ends) * spare)
 
 
 def accuracy(analyses: Analyses) -> bytes:
@@ -223,12 +228,13 @@ HISTORY = {
 def history(analyses: Analyses, names: Sequence[str]) -> bytes:
     """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts."""
     recorded = [analysis for analysis in analyses if analysis.history is not None]
-    figure, axes = grid(len(recorded) * len(names), 5.2, 3.3, across=len(names))
+    names = [name for name in names if any(np.isfinite(a.history.values[name]).any() for a in recorded)] or names[:1]
+    figure, axes = grid(len(recorded) * len(names), 5.2, 3.3, across=len(names) if len(names) > 1 else 3)
     counts = np.concatenate([analysis.counts[analysis.counts > 0] for analysis in recorded]).astype(float)
     norm = LogNorm(counts.min(), max(counts.max(), counts.min() + 1))
     for place, axis in enumerate(axes):
         _history_panel(axis, recorded[place // len(names)], names[place % len(names)], norm)
-    colours = matplotlib.cm.ScalarMappable(norm, "viridis_r")
+    colours = matplotlib.cm.ScalarMappable(norm, COLOURS)
     bar = figure.colorbar(colours, ax=axes, label="training samples of the class (log scale)", shrink=0.8)
     bar.ax.yaxis.set_major_formatter("{x:g}")
     title = "a line a class" if len(recorded[0].counts) <= plots.POINTS else "means over ranges of like counts"
@@ -238,7 +244,7 @@ def history(analyses: Analyses, names: Sequence[str]) -> bytes:
 
 def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> None:
     assert analysis.history is not None
-    values, colours = analysis.history.values[name], matplotlib.colormaps["viridis_r"]
+    values, colours = analysis.history.values[name], COLOURS
     there = np.flatnonzero(analysis.counts > 0)
     for chosen in plots.class_bins(analysis.counts[there].astype(float)):
         count = np.exp(np.log(analysis.counts[there][chosen]).mean())
@@ -248,6 +254,8 @@ def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> 
         axis.plot(analysis.history.epochs, line, color=colours(norm(count)), linewidth=1.2)
     if not np.isfinite(values).any():
         axis.text(0.5, 0.5, "not applicable", transform=axis.transAxes, ha="center", color="0.4")
+        axis.set_xticks([])
+        axis.set_yticks([])
     elif name in ("attraction", "repulsion") and np.nanmax(values) > 0:
         axis.set_yscale("log")
     axis.set_xlabel("epoch")

@@ -11,7 +11,6 @@ import numpy as np
 
 from lt_kernels.train.analysis_plots_samples import quartiles
 from lt_kernels.train.analyze import Analysis, Matrix
-from lt_kernels.train.components import NAMES
 
 Rows = Iterator[Sequence[Any]]
 OF_CLASS = ("run", "class", "name", "training_samples")
@@ -127,8 +126,8 @@ def summary(analyses: Sequence[Analysis]) -> str:
     return as_csv(["run", *names], rows)
 
 
-def history(analyses: Sequence[Analysis]) -> str:
-    """A row an epoch and class."""
+def history(analyses: Sequence[Analysis], names: Sequence[str]) -> str:
+    """A row an epoch and class, classes by descending count."""
 
     def rows() -> Rows:
         for analysis in analyses:
@@ -136,7 +135,7 @@ def history(analyses: Sequence[Analysis]) -> str:
                 continue
             for place, epoch in enumerate(analysis.history.epochs):
                 for index in analysis.order:
-                    values = [analysis.history.values[name][place, index] for name in NAMES]
+                    values = [analysis.history.values[name][place, index] for name in names]
                     yield [analysis.name, epoch, index, *values]
 
-    return as_csv(["run", "epoch", "class", *NAMES], rows())
+    return as_csv(["run", "epoch", "class", *names], rows())

@@ -47,10 +47,11 @@ class Histogram:
 class Analysis:
     """All numbers of one run; [C] arrays are by class, `order` [C] lists the classes by descending count.
 
-    accuracy: percent. angles: degrees of every test sample ("weight", "mean"). offsets: "test features", "training
-    features", "centres". components: "attraction", "repulsion", or why there are none. logit_means: "positive",
-    "negative". separability: of the classes in `separated`. calibration: a row a bin, (least confidence, samples, mean
-    confidence, accuracy). summary: single numbers by name.
+    accuracy: percent. affinity: shares of a row, 1 being an even share. angles: degrees of every test sample
+    ("weight", "mean"). offsets: "test features", "training features", "centres". components: "attraction",
+    "repulsion", or why there are none. logit_means: "positive", "negative". separability: of the classes in
+    `separated`. calibration: a row a bin, (least confidence, samples, mean confidence, accuracy). summary: single
+    numbers by name.
     """
 
     name: str
@@ -101,7 +102,7 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
         false_positives=_array(metrics.false_positives(reading.prediction, target, classes)),
         cumulative=_array(metrics.cumulative_false_positives(reading.prediction, target, counts)),
         similarity=blocks(metrics.class_similarity(reading.weight[order])),
-        affinity=blocks(metrics.affinity_matrix(reading.weight[order])),
+        affinity=blocks(metrics.affinity_matrix(reading.weight[order]) * (classes - 1)),
         offsets=_offsets(reading),
         target=_array(target),
         angles=_angles(features, target, reading.weight),

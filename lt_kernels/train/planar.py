@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from lt_kernels.data import LongTailedData
@@ -116,7 +117,7 @@ def _plane(method: str, module: Classifier, data: LongTailedData) -> Plane:
 
 def picture(planes: Sequence[Plane]) -> bytes:
     """A panel a method: test features as points, class weights as arrows, and the class predicted anywhere, shaded."""
-    figure, axes = grid(len(planes), 4.4, 4.5, across=3)
+    figure, axes = grid(len(planes), 4.4, 4.1, across=3)
     colours = _colours(len(planes[0].counts))
     for axis, plane in zip(axes, planes, strict=True):
         _panel(axis, plane, colours)
@@ -150,9 +151,9 @@ def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
     axis.scatter(*plane.features.T, s=7, color=colours[plane.target], edgecolors="white", linewidths=0.25)
     arrows = plane.weight * 0.8 * reach / np.linalg.norm(plane.weight, axis=1).max().clip(1e-12)
     for index, (x, y) in enumerate(arrows):
-        style = {"arrowstyle": "-|>", "color": colours[index], "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0}
-        axis.annotate("", (x, y), (0, 0), arrowprops={**style, "linewidth": 3.2, "color": "black"})
-        axis.annotate("", (x, y), (0, 0), arrowprops=style)
+        style = {"arrowstyle": "-|>,head_length=0.5,head_width=0.25", "color": colours[index], "linewidth": 2}
+        edge = [withStroke(linewidth=3.6, foreground="black")]
+        axis.annotate("", (x, y), (0, 0), arrowprops={**style, "shrinkA": 0, "shrinkB": 0, "path_effects": edge})
     axis.set_xlim(-reach, reach)
     axis.set_ylim(-reach, reach)
     axis.set_aspect("equal")

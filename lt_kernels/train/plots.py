@@ -142,7 +142,7 @@ def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> b
         if classes <= POINTS
         else f"Accuracy of {classes} classes, in ranges of like counts, against their"
     )
-    axis.set_title(f"{what} number of training {counted} (mean over seeds)", fontsize=11)
+    axis.set_title(f"{what} number of training {counted}{remark}", fontsize=11)
     side_legend(figure, axis)
     return encoded(figure)
 
