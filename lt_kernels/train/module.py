@@ -130,15 +130,15 @@ class Classifier(LightningModule):
                 self.head.weight.copy_(nn.functional.normalize(self.head.weight))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD over every parameter, weight decay included, as the papers have it."""
+        """SGD over every parameter, weight decay included, as the papers have it; a learned temperature has none."""
         config = self.config
-        return torch.optim.SGD(
-            self.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-        )
+        named = list(self.named_parameters())
+        decayed = [parameter for name, parameter in named if not name.endswith("log_temperature")]
+        others = [parameter for name, parameter in named if name.endswith("log_temperature")]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Have the epoch's weight buffer before the weights are loaded: it is part of the state, or absent, by the

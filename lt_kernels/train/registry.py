@@ -9,6 +9,7 @@ from torch import nn
 from lt_kernels import losses
 from lt_kernels.train import parts
 from lt_kernels.train.methods import REPULSION_SUFFIX, LossFactory, Method, Options, Setting
+from lt_kernels.train.twoparts import TWO_PARTS
 
 
 def _plain(name: str) -> LossFactory:
@@ -162,7 +163,7 @@ AFTERWARDS: dict[str, Method] = {
     ),
 }
 
-BASE_METHODS: dict[str, Method] = {**PLAIN, **MARGINS, **SAMPLED, **AFTERWARDS}
+BASE_METHODS: dict[str, Method] = {**PLAIN, **MARGINS, **TWO_PARTS, **SAMPLED, **AFTERWARDS}
 
 # The methods that the repulsion's source combines it with.
 REPELLED = ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")

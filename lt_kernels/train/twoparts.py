@@ -1,0 +1,97 @@
+"""The methods whose loss has a second part: two views, a queue of keys, or several experts; each also with DBM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lt_kernels import losses
+from lt_kernels.functional import DBM
+from lt_kernels.heads import BalancedContrastiveHead, GMLHead, NCLHead
+from lt_kernels.train.methods import HeadFactory, LossFactory, Method, Options, Setting
+
+_DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
+_BCL = {"classification_weight": 2.0, "contrastive_weight": 0.6, "temperature": 0.1}
+_BCL_HEAD = {"hidden": 0, "out_features": 128}  # hidden 0: as wide as the features
+_GML = {"temperature": 0.1, "classification_weight": 1.0, "contrastive_weight": 1.0, "distillation_weight": 0.0}
+_GML_HEAD = {"out_features": 32, "queue": 4096, "per_class": 2}
+_NCL = {"hard_share": 0.3, "distillation": 0.6, "unselected": "zero"}
+_NCL_HEAD = {"experts": 3}
+
+
+def _head(kind: Any, **fixed: Any) -> HeadFactory:
+    return lambda setting, loss, options: kind(setting.in_features, setting.num_classes, loss, **fixed, **options)
+
+
+def _base(setting: Setting, options: Options) -> losses.Loss:
+    """Balanced softmax on DBM's margins if the options have them, or logit adjustment."""
+    margins = {key: options.pop(key) for key in _DBM if key in options}
+    if margins:
+        return losses.DBMLoss(setting.class_counts, base="bs", **margins)
+    return losses.LogitAdjustmentLoss(setting.class_counts)
+
+
+def _contrastive(setting: Setting, options: Options) -> nn.Module:
+    return losses.BalancedContrastiveLoss(_base(setting, options), **options)
+
+
+def _gml(setting: Setting, options: Options) -> nn.Module:
+    return losses.GMLLoss(_base(setting, options), setting.class_counts, **options)
+
+
+def _ncl(setting: Setting, options: Options) -> nn.Module:
+    share = options.pop("hard_share")
+    if not 0 < share <= 1:
+        raise ValueError(f"hard_share must be above 0 and at most 1, got {share!r}")
+    scale = options.pop("scale", None)
+    margins = {key: options.pop(key) for key in _DBM if key in options}
+    margin = DBM(setting.class_counts, **margins) if margins else None
+    hard = max(1, round(share * setting.num_classes))
+    return losses.NCLLoss(setting.class_counts, hard_categories=hard, margin=margin, scale=scale, **options)
+
+
+def _method(title: str, loss: LossFactory, source: str, head: HeadFactory, of_head: Options, **rest: Any) -> Method:
+    return Method(title, loss, rest.pop("defaults"), source, head, tuple(of_head), mixup=False, **rest)
+
+
+_BCL_PARTS: Options = {"defaults": {**_BCL, **_BCL_HEAD}, "views": 2}
+_GML_PARTS: Options = {"defaults": {**_GML, **_GML_HEAD, "teacher": ""}, "views": 2}
+_QUEUE, _EXPERTS = _head(GMLHead), _head(NCLHead)
+
+
+def _prototypes(setting: Setting, loss: Any, options: Options) -> nn.Module:
+    hidden = options.pop("hidden") or None
+    return BalancedContrastiveHead(setting.in_features, setting.num_classes, loss, hidden=hidden, **options)
+
+
+def _with_dbm(parts: Options, **changes: Any) -> Options:
+    return {**parts, "defaults": {**parts["defaults"], **_DBM, **changes}}
+
+
+TWO_PARTS: dict[str, Method] = {
+    "bcl": _method(
+        "balanced contrastive learning", _contrastive, "Zhu et al., 2022", _prototypes, _BCL_HEAD, **_BCL_PARTS
+    ),
+    "gml": _method("GML loss on a queue of keys", _gml, "Suh and Seo, 2023", _QUEUE, _GML_HEAD, **_GML_PARTS),
+    "ncl": _method(
+        "nested collaborative learning of experts",
+        _ncl,
+        "Li et al., 2022",
+        _EXPERTS,
+        _NCL_HEAD,
+        defaults={**_NCL, **_NCL_HEAD},
+    ),
+    "dbm-bcl": _method(
+        "DBM with balanced contrastive learning", _contrastive, "DBM", _prototypes, _BCL_HEAD, **_with_dbm(_BCL_PARTS)
+    ),
+    "dbm-gml": _method("DBM with the GML loss", _gml, "DBM", _QUEUE, _GML_HEAD, **_with_dbm(_GML_PARTS)),
+    "dbm-ncl": _method(
+        "DBM with nested collaborative learning",
+        _ncl,
+        "DBM",
+        _EXPERTS,
+        _NCL_HEAD,
+        **_with_dbm({"defaults": {**_NCL, **_NCL_HEAD}}, scale=16.0),
+    ),
+}
