@@ -1,7 +1,18 @@
 """Imbalance profiles, data sets, samplers and a loader that resumes at the exact batch."""
 
-from lt_kernels.data import digits, scenes, words
+from lt_kernels.data import cifar, digits, folders, images, scenes, words
 from lt_kernels.data.base import READERS, LongTailedData, load
 from lt_kernels.data.loader import ResumableLoader
 
-__all__ = ["READERS", "LongTailedData", "ResumableLoader", "digits", "load", "scenes", "words"]
+__all__ = [
+    "READERS",
+    "LongTailedData",
+    "ResumableLoader",
+    "cifar",
+    "digits",
+    "folders",
+    "images",
+    "load",
+    "scenes",
+    "words",
+]
