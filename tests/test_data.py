@@ -116,7 +116,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 def test_load_names_the_data_sets():
     assert {"digits-lt", "stdlib-words"} < set(READERS)
-    with pytest.raises(ValueError, match=r"name must be one of \[.*'digits-lt', .*'stdlib-words'\], got 'cifar'"):
+    with pytest.raises(ValueError, match=r"name must be one of \[.*'digits-lt', .*'stdlib-words'.*, got 'cifar'"):
         load("cifar")
 
 
