@@ -69,7 +69,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     if not bool(((right == 0) | (right == 1)).all()):
         raise ValueError(f"correct must hold 0 and 1, or be bool, got {float(right[(right != 0) & (right != 1)][0])}")
     edges = (torch.arange(bins + 1, dtype=torch.float64, device=confidence.device) / bins).to(confidence.dtype)
-    bin_of = torch.bucketize(confidence, edges)  # 0 for a confidence of 0
+    bin_of = torch.bucketize(confidence.contiguous(), edges)  # 0 for a confidence of 0
     gap = sums(right - confidence.double(), bin_of, bins + 1)[1:]
     return float(gap.abs().sum() / len(confidence)) if len(confidence) else math.nan
 

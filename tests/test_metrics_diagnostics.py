@@ -10,7 +10,7 @@ from helpers import classes_of, counts_of, normal
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
 
-from lt_kernels import diagnostics
+from lt_kernels import diagnostics, metrics
 from lt_kernels.metrics import (
     class_means,
     cumulative_false_positives,
@@ -186,6 +186,39 @@ def test_as_many_classes_as_species():
     one = int(target[77])
     assert_close(means[one], features[target == one].mean(0))
     assert_close(empirical_offsets(features, target, weight)[one], means[one] @ weight[one] / 2)
+
+
+CALLS = {
+    "balance_metrics": lambda x, w, p, t: metrics.balance_metrics(w),
+    "affinity_matrix": lambda x, w, p, t: metrics.affinity_matrix(w),
+    "class_similarity": lambda x, w, p, t: metrics.class_similarity(w),
+    "class_means": lambda x, w, p, t: class_means(x, t, 4),
+    "fisher_separability": lambda x, w, p, t: metrics.fisher_separability(x, t, 4),
+    "angular_distance": lambda x, w, p, t: metrics.angular_distance(x, t, w),
+    "empirical_offsets": lambda x, w, p, t: empirical_offsets(x, t, w),
+    "estimated_offsets": lambda x, w, p, t: metrics.estimated_offsets(2 * w, w),
+    "logit_statistics": lambda x, w, p, t: logit_statistics(p, t),
+    "gradient_components": lambda x, w, p, t: gradient_components(p, x, t),
+    "expected_calibration_error": lambda x, w, p, t: expected_calibration_error(p[:, 0], t == 0),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_only_in_float64_and_the_input_stays(name, dtype):
+    """From parameters, of any dtype, the same as from their float64 copies; nothing has a graph or was changed."""
+    kinds = normal(30, 3, seed=1), normal(4, 3, seed=2), normal(30, 4, seed=3).softmax(1)
+    given = [kind.to(dtype).requires_grad_() for kind in kinds]
+    before, target = [one.detach().clone() for one in given], classes_of(30, 4, 4).int()
+    wide = [one.double() for one in before]
+    found, exact = CALLS[name](*given, target), CALLS[name](*wide, target.long())
+    found, exact = (value if isinstance(value, dict) else {"value": value} for value in (found, exact))
+    for key, value in found.items():
+        result, wanted = (one if isinstance(one, Tensor) else tensor(one) for one in (value, exact[key]))
+        assert result.dtype == torch.float64
+        assert not result.requires_grad
+        assert_close(result, wanted, name=key)
+    assert all(torch.equal(one, copy) for one, copy in zip(given, before, strict=True))
 
 
 ROWS, HALF = torch.ones(6, 2), torch.full((6, 3), 1 / 3)
