@@ -79,9 +79,9 @@ def _remarks(analyses: Analyses) -> str:
     """What holds for the whole page, and which runs have no gradient components and why."""
     counts = analyses[0].counts
     text = (
-        f"{len(counts):,} classes with {counts.max():,} to {counts.min():,} training samples. many: more than 100; "
-        "medium: 20 to 100; few: below 20. Weights and features of a head of cosines count with length 1, and its "
-        "logits are cosines times the loss's scale."
+        f"{len(counts):,} classes with {counts.max():,} to {counts.min():,} training {analyses[0].counted}. many: more "
+        "than 100; medium: 20 to 100; few: below 20. Weights and features of a head of cosines count with length 1, "
+        "and its logits are cosines times the loss's scale."
     )
     without = [f"{a.name}: {a.components}" for a in analyses if isinstance(a.components, str)]
     if without:

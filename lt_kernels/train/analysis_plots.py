@@ -36,11 +36,11 @@ def styles_of(analyses: Analyses, marks: bool = True) -> dict[str, dict[str, Any
     return found if marks else {name: {**style, "marker": ""} for name, style in found.items()}
 
 
-def logarithmic(axis: Axes) -> None:
+def logarithmic(axis: Axes, analysis: Analysis) -> None:
     """The horizontal axis: the class count."""
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("training samples of the class (log scale)")
+    axis.set_xlabel(f"training {analysis.counted} of the class (log scale)")
 
 
 def shown_as(analyses: Analyses) -> str:
@@ -86,7 +86,7 @@ def _class_ticks(axis: Axes, analysis: Analysis, matrix: Matrix) -> None:
     names = [f"{counts[matrix.starts[place]]:,}" for place in places]
     axis.set_xticks(places, names, rotation=90, fontsize=7)
     axis.set_yticks(places, names, fontsize=7)
-    axis.set_xlabel("class, by its training samples", fontsize=8)
+    axis.set_xlabel(f"class, by its training {analysis.counted}", fontsize=8)
     for edge in boundaries(analysis):
         place = np.interp(edge, matrix.starts, np.arange(length + 1)) - 0.5
         axis.axhline(place, color="0.2", linewidth=0.6)
@@ -128,7 +128,7 @@ def offsets(analyses: Analyses) -> bytes:
         for analysis in analyses:
             if kind in analysis.offsets:
                 _curve(axis, analysis, analysis.offsets[kind], styles[analysis.name])
-        logarithmic(axis)
+        logarithmic(axis, analyses[0])
         axis.set_title(titles[kind], fontsize=10)
         axis.set_ylabel("offset $o_c = m_c w_c / 2$ [logit]")
     _same_scale(axes)
@@ -151,7 +151,9 @@ def _same_scale(axes: Sequence[Axes]) -> None:
 
 def accuracy(analyses: Analyses) -> bytes:
     """Accuracy of each class against its count."""
-    runs = {a.name: [{"class_counts": a.counts, "per_class": a.accuracy}] for a in analyses}
+    runs = {
+        a.name: [{"class_counts": a.counts, "per_class": a.accuracy, "units": {"counts": a.counted}}] for a in analyses
+    }
     return plots.accuracy_by_count(runs, "")
 
 
@@ -188,7 +190,7 @@ def components(analyses: Analyses) -> bytes:
     for axis, name in zip(axes, ("attraction", "repulsion"), strict=True):
         for analysis in known:
             _curve(axis, analysis, analysis.components[name], styles[analysis.name])  # type: ignore[index]
-        logarithmic(axis)
+        logarithmic(axis, analyses[0])
         axis.set_title(name, fontsize=10)
         axis.set_ylabel("length of the part of the gradient\n[features' unit, log scale]")
         if any(np.any(analysis.components[name] > 0) for analysis in known):  # type: ignore[index]
@@ -208,7 +210,7 @@ def logit_means(analyses: Analyses) -> bytes:
             label = "samples of the class" if sign == "positive" else "samples of other classes"
             _curve(axis, analysis, analysis.logit_means[sign], {"color": colour, "marker": marker}, label)
         axis.axhline(analysis.log_classes, color="0.3", linestyle="--", linewidth=1, label="log C")
-        logarithmic(axis)
+        logarithmic(axis, analyses[0])
         axis.xaxis.label.set_fontsize(8)
         axis.set_ylabel("mean logit of the class", fontsize=8)
         axis.set_title(analysis.name, fontsize=10)
@@ -235,7 +237,9 @@ def history(analyses: Analyses, names: Sequence[str]) -> bytes:
     for place, axis in enumerate(axes):
         _history_panel(axis, recorded[place // len(names)], names[place % len(names)], norm)
     colours = matplotlib.cm.ScalarMappable(norm, COLOURS)
-    bar = figure.colorbar(colours, ax=axes, label="training samples of the class (log scale)", shrink=0.8)
+    bar = figure.colorbar(
+        colours, ax=axes, label=f"training {recorded[0].counted} of the class (log scale)", shrink=0.8
+    )
     bar.ax.yaxis.set_major_formatter("{x:g}")
     title = "a line a class" if len(recorded[0].counts) <= plots.POINTS else "means over ranges of like counts"
     figure.suptitle(f"Over the epochs, on the training set ({title})", fontsize=11)

@@ -57,7 +57,8 @@ def angles(analyses: Analyses) -> bytes:
         axis.set_ylabel("angle [degrees]")
         axis.set_title(f"to the {'weight' if kind == 'weight' else 'mean test feature'} of their class", fontsize=10)
     each = len(analyses[0].counts) <= CLASSES
-    axes[1].set_xlabel("class, by its training samples" if each else "classes, by their training samples")
+    counted = analyses[0].counted
+    axes[1].set_xlabel(f"class, by its training {counted}" if each else f"classes, by their training {counted}")
     figure.suptitle("Angles of the test features: median, and bars from the lower to the upper quartile", fontsize=11)
     plots.side_legend(figure, axes[0])
     return plots.encoded(figure)
@@ -123,7 +124,7 @@ def separability(analyses: Analyses) -> bytes:
     figure, (axis,) = plots.canvas(10, 4.0)
     _bars(axis, analyses, [[a.summary[f"separability_{name}"] for name in names] for a in analyses])
     axis.set_xticks(np.arange(len(names)), [plots.GROUP_LABELS[name] for name in names])
-    axis.set_xlabel("classes, by their number of training samples")
+    axis.set_xlabel(f"classes, by their number of training {analyses[0].counted}")
     axis.set_ylabel("Fisher separability [ratio]")
     axis.set_title("How far the classes' test features are apart, against their spread", fontsize=11)
     plots.side_legend(figure, axis)

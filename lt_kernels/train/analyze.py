@@ -45,7 +45,8 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """All numbers of one run; [C] arrays are by class, `order` [C] lists the classes by descending count.
+    """All numbers of one run; [C] arrays are by class, `counts` are of what `counted` says, `order` [C] lists the
+    classes by descending count.
 
     accuracy: percent. affinity: shares of a row, 1 being an even share. angles: degrees of every test sample
     ("weight", "mean"). offsets: "test features", "training features", "centres". components: "attraction",
@@ -75,6 +76,7 @@ class Analysis:
     calibration: Array
     summary: dict[str, float]
     history: History | None = None
+    counted: str = "samples"
 
 
 def analyze_run(name: str, folder: Path) -> Analysis:
@@ -115,6 +117,7 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
         calibration=rows,
         summary=_summary(reading, accuracy, separability, separated),
         history=history,
+        counted=reading.counted,
     )
 
 

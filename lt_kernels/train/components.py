@@ -57,10 +57,9 @@ class ComponentLog(Callback):
 
     def __init__(self, folder: Path, data: LongTailedData) -> None:
         target, classes = data.train[1], data.num_classes
-        natural = readings.evenly(len(target), min(SAMPLES, LOGITS // classes))
-        each = readings.evenly_by_class(target, classes, max(SAMPLES, classes))
-        self.folder = folder
-        self.natural, self.each = readings.rows(data.train, natural), readings.rows(data.train, each)
+        self.folder, self.train = folder, data.train
+        self.natural = readings.evenly(len(target), readings.whole(target, min(SAMPLES, LOGITS // classes)))
+        self.each = readings.evenly_by_class(target, classes, max(SAMPLES, classes))
         self.epochs: list[int] = []
         self.values: list[Tensor] = []  # [4, C] an epoch
 
@@ -103,11 +102,11 @@ class ComponentLog(Callback):
         module.eval()
         head = readings.trained_head(module)
         weight = readings.as_used(head, head.weight)
-        found: Any = readings.gradient_parts(head, *readings.features_of(module, self.natural))
+        found: Any = readings.gradient_parts(head, *readings.features_of(module, self.train, self.natural))
         values = dict.fromkeys(NAMES, torch.full((len(weight),), torch.nan, dtype=torch.float64))
         if not isinstance(found, str):
             values.update(found)
-        features, target = readings.features_of(module, self.each)
+        features, target = readings.features_of(module, self.train, self.each)
         features = readings.as_used(head, features)
         values["offset"] = metrics.empirical_offsets(features, target.to(features.device), weight).cpu()
         centers = readings.centers_of(head)

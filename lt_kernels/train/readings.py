@@ -12,24 +12,26 @@ from torch import Tensor, nn
 
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
+from lt_kernels.data.base import IGNORED
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.lossmodule import Loss
 
 SAMPLES = 2**18  # of the training set, for the means of its classes
 LOGITS = 2**25  # numbers in one matrix of logits
-ROWS = 1024  # inputs at a time
+PIXELS = 2**20  # of the test set, where each is a sample
+ROWS = 256  # inputs at a time
 
-Pair = tuple[Tensor, Tensor]  # inputs or features [N, ...] and classes [N]
+Pair = tuple[Tensor, Tensor]  # features or logits [N, ...] and classes [N]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """A classifier and its data, on the CPU; for a head of cosines, class weights and features have length 1.
 
-    weight: [C, d]. centers: [C, d], where the loss has them. train, test: features [N, d] and classes [N]. prediction,
-    confidence: of the test set, [N]. logits: what the softmax takes, of some test samples drawn evenly, and their
-    classes. logit_means: of all test samples, by class. components: of the gradient over the training set, or why
-    there are none.
+    class_counts: [C], of what `counted` says. weight: [C, d]. centers: [C, d], where the loss has them. train, test:
+    features [N, d] and classes [N]. prediction, confidence: of the test set, [N]. logits: what the softmax takes, of
+    some test samples drawn evenly, and their classes. logit_means: of all test samples, by class. components: of the
+    gradient over the training set, or why there are none.
     """
 
     class_counts: Tensor
@@ -42,29 +44,32 @@ class Reading:
     logit_means: dict[str, Any]
     components: dict[str, Tensor] | str
     centers: Tensor | None = None
+    counted: str = "samples"
 
 
 def take_reading(module: Any, data: LongTailedData) -> Reading:
-    """Put the training set (or a share of every class, where it is large) and the test set through a classifier."""
+    """Put the training set (or a share of every class, where it is large) and the test set through a classifier; where
+    pixels have classes, each counts as a sample.
+    """
     was_training = module.training
     module.eval()
     with torch.inference_mode():
-        classes = data.num_classes
-        train = features_of(module, rows(data.train, evenly_by_class(data.train[1], classes, SAMPLES)))
-        test = features_of(module, data.test)
-        some = rows(test, evenly(len(test[1]), LOGITS // classes))
+        classes, head = data.num_classes, trained_head(module)
+        train = features_of(module, data.train, evenly_by_class(data.train[1], classes, SAMPLES))
+        test = features_of(module, data.test, evenly(len(data.test[1]), whole(data.test[1], PIXELS)))
+        natural = features_of(module, data.train, evenly(len(data.train[1]), whole(data.train[1], LOGITS // classes)))
+        some = evenly(len(test[1]), LOGITS // classes)
         prediction, confidence, means = _predictions(module, test, classes)
-        natural = features_of(module, rows(data.train, evenly(len(data.train[1]), LOGITS // classes)))
-        head = trained_head(module)
         centers = centers_of(head)
         reading = Reading(
-            class_counts=data.class_counts,
+            class_counts=data.class_counts if data.group_counts is None else data.group_counts,
+            counted=data.units[0 if data.group_counts is None else 1],
             weight=as_used(head, head.weight).cpu(),
             train=(as_used(head, train[0]).cpu(), train[1]),
             test=(as_used(head, test[0]).cpu(), test[1]),
             prediction=prediction,
             confidence=confidence,
-            logits=(scores(module, some[0]).cpu(), some[1]),
+            logits=(scores(module, test[0][some]).cpu(), test[1][some]),
             logit_means=means,
             components=gradient_parts(head, *natural),
             centers=None if centers is None else centers.cpu(),
@@ -73,9 +78,9 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
     return reading
 
 
-def rows(pair: Pair, chosen: Tensor) -> Pair:
-    """The chosen samples."""
-    return pair[0][chosen], pair[1][chosen]
+def whole(target: Tensor, most: int) -> int:
+    """How many inputs there may be for `most` samples: fewer, where each of an input's pixels is one."""
+    return max(1, most // target[0].numel()) if target.ndim > 1 else most
 
 
 def evenly(length: int, most: int) -> Tensor:
@@ -85,20 +90,27 @@ def evenly(length: int, most: int) -> Tensor:
 
 
 def evenly_by_class(target: Tensor, num_classes: int, most: int) -> Tensor:
-    """The places of all samples, or where they are more than `most`, of at most `most / C` of each class, evenly
-    spaced; ascending.
+    """The places of all inputs, or where they are more than `most`, of at most `most / C` of each class, evenly
+    spaced; ascending. Of inputs whose pixels have classes, as many as have `most` pixels.
     """
-    if len(target) <= most:
-        return torch.arange(len(target))
+    if target.ndim > 1 or len(target) <= most:
+        return evenly(len(target), whole(target, most))
     order, counts = target.argsort(stable=True), torch.bincount(target, minlength=num_classes)
     parts = [part[evenly(len(part), most // num_classes)] for part in order.split(counts.tolist()) if len(part)]
     return torch.cat(parts).sort().values
 
 
-def features_of(module: Any, pair: Pair) -> Pair:
-    """The network's features [N, d] of inputs, where the network is, and the classes."""
-    device = module.head.weight.device
-    return torch.cat([module.network(part.to(device)) for part in pair[0].split(ROWS)]), pair[1]
+def features_of(module: Any, pair: tuple[Any, Tensor], chosen: Tensor) -> Pair:
+    """The network's features [N, d] of chosen inputs, where the network is, and their classes; pixels without a class
+    are left out.
+    """
+    device, found = trained_head(module).weight.device, []
+    for part in chosen.split(ROWS):
+        features = module.features(pair[0].index_select(0, part).to(device))
+        found.append(features.flatten(0, -2))
+    target = pair[1][chosen].flatten()
+    known = target != IGNORED
+    return torch.cat(found)[known.to(device)], target[known]
 
 
 def as_used(head: nn.Module, vectors: Tensor) -> Tensor:
