@@ -54,13 +54,21 @@ def recipe(data: str) -> Path:
     )
 
 
-def named_methods(text: str, network: str) -> list[str]:
-    """The methods of a comma-separated list; "all" stands for every method that the network's inputs allow."""
+def named_methods(text: str, settings: Mapping[str, Any]) -> list[str]:
+    """The names of a comma-separated list; "all" stands for every method that the network's inputs allow, "variants"
+    for the recipe's variants.
+    """
     from lt_kernels.train.networks import NETWORKS
     from lt_kernels.train.registry import every_method
+    from lt_kernels.train.variants import variants_of
 
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return every_method(NETWORKS.get(network, "image")) if names == ["all"] else names
+    names: list[str] = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if name == "all":
+            names += every_method(NETWORKS.get(str(settings.get("network", "")), "image"))
+        else:
+            names += variants_of(settings) if name == "variants" else [name]
+    return names
 
 
 def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
@@ -71,7 +79,7 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     settings = apply_overrides(
         {**read_settings(arguments.config or recipe(arguments.data)), **changes}, arguments.changes
     )
-    methods = named_methods(arguments.methods, str(settings.get("network", "")))
+    methods = named_methods(arguments.methods, settings)
     workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))

@@ -15,20 +15,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.files import prepare_folder as prepare_run
 from lt_kernels.train.files import read_result
-from lt_kernels.train.methods import find_method, method_options
+from lt_kernels.train.variants import config_of
 
 MARK = "comparison.yaml"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a comparison."""
+    """One run of a comparison; `name` is the method's or the variant's."""
 
     config: TrainConfig
     folder: Path
+    name: str
 
 
 def available_cores() -> int:
@@ -53,10 +54,8 @@ def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder
     jobs = []
     for seed in range(seeds):
         for method in methods:
-            find_method(method)
-            config = make_config({"threads": threads, **settings, "method": method, "seed": seed})
-            method_options(method, config.method_options)
-            jobs.append(Job(config, folder / method / f"seed-{seed}"))
+            config = config_of({"threads": threads, **settings}, method, seed)
+            jobs.append(Job(config, folder / method / f"seed-{seed}", method))
     return jobs
 
 
@@ -116,13 +115,13 @@ def compare(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[
         task = bar.add_task("", total=len(jobs))
         for job, result in run_jobs(jobs, workers):
             found[job.folder] = result
-            line = f"{job.config.method}, seed {job.config.seed}: {result['accuracy']['all']:.1f} %"
+            line = f"{job.name}, seed {job.config.seed}: {result['accuracy']['all']:.1f} %"
             bar.update(task, advance=1, description=line)
             if not shown.is_terminal:
                 shown.print(f"run {len(found)}/{len(jobs)}: {line}", highlight=False)
     results: dict[str, list[dict[str, Any]]] = {}
     for job in jobs:
-        results.setdefault(job.config.method, []).append(found[job.folder])
+        results.setdefault(job.name, []).append(found[job.folder])
     return results
 
 
@@ -144,7 +143,7 @@ def write_report(
     from lt_kernels.train.report import render
 
     summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]
-    rows = {method: [read_rows(job.folder) for job in jobs if job.config.method == method] for method in results}
+    rows = {method: [read_rows(job.folder) for job in jobs if job.name == method] for method in results}
     about = facts(next(iter(results.values()))[0], summaries[0].seeds, workers)
     title = f"{jobs[0].config.data}: {len(results)} methods, {summaries[0].seeds} seed(s)"
     pages = {

@@ -214,15 +214,16 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError
 def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """A checked config from a mapping; a key that does not exist is an error that names it.
 
-    A recipe may hold two keys more: `methods`, the options that a method has with this data set unless
-    `method_options` says otherwise, and `published`, the figures to compare with, which change nothing.
+    A recipe may hold more keys: `methods`, the options that a method has with this data set unless `method_options`
+    says otherwise, `variants` for a comparison, and `published`, figures to compare with, which change nothing.
     """
     own = dict(settings)
-    _options("published", own.pop("published", None))
+    for key in ("published", "variants"):
+        _options(key, own.pop(key, None))
     methods = _options("methods", own.pop("methods", None))
     for key in own:
         if key not in FIELDS:
-            raise unknown_name("config key", key, [*FIELDS, "methods", "published"])
+            raise unknown_name("config key", key, [*FIELDS, "methods", "published", "variants"])
     of_method = _options(f"methods.{own.get('method')}", methods.get(str(own.get("method"))))
     own["method_options"] = {**of_method, **_options("method_options", own.get("method_options"))}
     return TrainConfig(**own)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lt_kernels.train import plots
-from lt_kernels.train.methods import find_method
 from lt_kernels.train.tables import Summary, best, cells, columns, headings
 
 STYLE = """
@@ -45,7 +44,7 @@ def html_figure(picture: bytes, title: str, caption: str) -> str:
 def _finding(summaries: Sequence[Summary]) -> str:
     """The best method, and by how much it differs from plain cross-entropy."""
     winner = next(summary for summary in summaries if summary.method == best(summaries, "all"))
-    title, accuracy = find_method(winner.method).title, winner.values["all"].text()
+    title, accuracy = winner.title, winner.values["all"].text()
     sentence = f"Highest mean class accuracy: {winner.method} ({title}), {accuracy} %."
     plain = next((summary for summary in summaries if summary.method == "ce"), None)
     if plain is None or winner is plain:
@@ -61,7 +60,8 @@ def _facts(about: Mapping[str, Any]) -> str:
     return (
         "{data}: {classes} classes with {class_counts} training {counted} each, {training_samples} training and "
         "{test_samples} test samples. Network {network}, {epochs} epochs. All methods have the same network, optimizer "
-        "and split, and for a seed the same initial network and order of samples; seeds change the last two. "
+        "and split, and for a seed the same initial network and, unless the method draws its own, order of samples; "
+        "seeds change the last two. "
         "Accuracies are those after the last epoch. Run on {device}, torch {torch}, {threads_a_run} thread(s) a run, "
         "{runs_at_a_time} run(s) at a time, commit {commit}."
     ).format_map(about)
@@ -108,7 +108,7 @@ def _reading(summaries: Sequence[Summary], grouped: str) -> str:
     )
     if "miou" in columns(summaries):
         text += " mIoU: mean over the classes of intersection over union; mAcc: mean pixel accuracy of the classes."
-    titles = "; ".join(f"{summary.method}: {find_method(summary.method).title}" for summary in summaries)
+    titles = "; ".join(f"{summary.method}: {summary.title}" for summary in summaries)
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
 
 

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from lt_kernels.train.scores import GROUPS
+from lt_kernels.train.variants import title_of
 
 HEADINGS: Mapping[str, str] = {
     "many": "many",
@@ -41,11 +42,12 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One method over its seeds: accuracies in percent by group, seconds per epoch."""
+    """One method over its seeds: accuracies in percent by group, seconds per epoch; `title` is what its name means."""
 
     method: str
     seeds: int
     values: Mapping[str, Spread]
+    title: str
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -58,7 +60,7 @@ def summarize_method(method: str, results: Sequence[Mapping[str, Any]]) -> Summa
     names = [name for name in GROUPS if all(name in result["accuracy"] for result in results)]
     values = {name: spread([result["accuracy"][name] for result in results]) for name in names}
     values[TIME] = spread([result[TIME] for result in results])
-    return Summary(method, len(results), values)
+    return Summary(method, len(results), values, title_of(method, results[0]["config"]))
 
 
 def best(summaries: Sequence[Summary], name: str) -> str:

@@ -1,0 +1,50 @@
+"""Variants: a method with some of its options changed, under a name of its own, as an ablation compares them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.methods import find_method, method_names, method_options
+
+
+def variants_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The recipe's variants by name: {method: NAME, and options of it}.
+
+    Errors: ConfigError for a name that no folder can have or that a method has, and for a variant without a method.
+    """
+    variants = settings.get("variants") or {}
+    if not isinstance(variants, Mapping):
+        raise ConfigError(f"variants must map names to {{method: NAME, options}}, got {variants!r}")
+    for name, variant in variants.items():
+        if not re.fullmatch(r"[\w.+=-]+", str(name)) or str(name) in method_names():
+            raise ConfigError(f"variants must have names of letters, digits and . + = - _, no method's, got {name!r}")
+        if not isinstance(variant, Mapping) or "method" not in variant:
+            raise ConfigError(f"variants.{name} must be {{method: NAME, and options of it}}, got {variant!r}")
+    return {str(name): dict(variant) for name, variant in variants.items()}
+
+
+def config_of(settings: Mapping[str, Any], name: str, seed: int) -> TrainConfig:
+    """The config of one run of a method or of a variant; all its options are checked."""
+    own, variant = dict(settings), variants_of(settings).get(name)
+    own.pop("variants", None)
+    if variant is not None:
+        method = str(variant.pop("method"))
+        own["method_options"] = variant
+    else:
+        method = name
+    find_method(method)
+    config = make_config({**own, "method": method, "seed": seed})
+    method_options(method, config.method_options)
+    return config
+
+
+def title_of(name: str, config: Mapping[str, Any]) -> str:
+    """The method's title, and for a variant its options, of a run's `config` as `result.json` holds it."""
+    title = find_method(config["method"]).title
+    if name == config["method"]:
+        return title
+    options = ", ".join(f"{key} {value}" for key, value in config["method_options"].items())
+    return f"{title}; {options}" if options else title
