@@ -1,4 +1,4 @@
-"""The loss of several experts that learn together (NCL). Public under `lt_kernels.losses`."""
+"""The loss of several experts that learn together (docs/math.md, section 13). Public under `lt_kernels.losses`."""
 
 from __future__ import annotations
 

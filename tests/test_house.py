@@ -29,8 +29,9 @@ PUBLIC = {
     "functional": "offset_cross_entropy linear_cross_entropy cosine_margin_cross_entropy logit_weight_repulsion "
     "lade_regularizer CosFace ArcFace SphereFace LDAM DBM MixedTarget",
     "losses": "CrossEntropyLoss BalancedSoftmaxLoss LogitAdjustmentLoss ARBLoss FocalLoss ClassBalancedLoss LDAMLoss "
-    "DBMLoss CosFaceLoss ArcFaceLoss SphereFaceLoss LADELoss EstimatedOffsetLoss LabelAwareSmoothingLoss",
-    "heads": "LinearHead CosineHead",
+    "DBMLoss CosFaceLoss ArcFaceLoss SphereFaceLoss LADELoss EstimatedOffsetLoss LabelAwareSmoothingLoss "
+    "BalancedContrastiveLoss GMLLoss NCLLoss",
+    "heads": "LinearHead CosineHead BalancedContrastiveHead GMLHead NCLHead",
     "regularizers": "LogitWeightRepulsion LADERegularizer UniformOffset CenterLoss",
     "schedules": "DeferredReweighting PolynomialDecay LinearWarmup",
     "priors": "log_prior class_balanced_weight ldam_margin dbm_margin label_aware_smoothing class_counts_of",
