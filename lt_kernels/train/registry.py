@@ -29,7 +29,7 @@ _LDAM = {"max_margin": 0.5, "scale": 30.0}
 _DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
 _OFFSET = {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5, "use": "subtract"}
 _SMOOTHING = {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"}
-_ARB, _KANG, _DBM_PAPER = "ARB-Loss", "Kang et al., 2020", "DBM"
+_ARB, _KANG, _DBM_PAPER = "ARB-Loss, 2022", "Kang et al., 2020", "DBM, 2025"
 
 
 def _batch_counts(setting: Setting, options: Options) -> nn.Module:
@@ -54,13 +54,13 @@ PLAIN: dict[str, Method] = {
         mixup=False,
     ),
     "estimated-offset": Method(
-        "estimated offset", _estimated_offset, _OFFSET, "estimated offset", bias=False, mixup=False
+        "estimated offset", _estimated_offset, _OFFSET, "estimated offset, 2023", bias=False, mixup=False
     ),
     "estimated-offset-no-uc": Method(
         "estimated offset without the uniform constraint",
         _estimated_offset,
         {**_OFFSET, "uniform_weight": 0.0},
-        "estimated offset",
+        "estimated offset, 2023",
         bias=False,
         mixup=False,
     ),
@@ -68,7 +68,7 @@ PLAIN: dict[str, Method] = {
         "uniform constraint on the estimated offset, which is not subtracted",
         _estimated_offset,
         {**_OFFSET, "use": "regularize"},
-        "estimated offset",
+        "estimated offset, 2023",
         bias=False,
         mixup=False,
     ),

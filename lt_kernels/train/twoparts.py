@@ -83,13 +83,18 @@ TWO_PARTS: dict[str, Method] = {
         defaults={**_NCL, **_NCL_HEAD},
     ),
     "dbm-bcl": _method(
-        "DBM with balanced contrastive learning", _contrastive, "DBM", _prototypes, _BCL_HEAD, **_with_dbm(_BCL_PARTS)
+        "DBM with balanced contrastive learning",
+        _contrastive,
+        "DBM, 2025",
+        _prototypes,
+        _BCL_HEAD,
+        **_with_dbm(_BCL_PARTS),
     ),
-    "dbm-gml": _method("DBM with the GML loss", _gml, "DBM", _QUEUE, _GML_HEAD, **_with_dbm(_GML_PARTS)),
+    "dbm-gml": _method("DBM with the GML loss", _gml, "DBM, 2025", _QUEUE, _GML_HEAD, **_with_dbm(_GML_PARTS)),
     "dbm-ncl": _method(
         "DBM with nested collaborative learning",
         _ncl,
-        "DBM",
+        "DBM, 2025",
         _EXPERTS,
         _NCL_HEAD,
         **_with_dbm({"defaults": {**_NCL, **_NCL_HEAD}}, scale=16.0),

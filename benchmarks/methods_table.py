@@ -1,0 +1,101 @@
+"""Writes the table of docs/methods.md: every method of the registry, its source, form, options, recipes and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import ROOT
+from benchmarks.table import markdown, section
+from lt_kernels.train.config import read_settings
+from lt_kernels.train.methods import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
+from lt_kernels.train.registry import BASE_METHODS
+
+DOCUMENT = ROOT / "docs" / "methods.md"
+HEADER = ("method", "what it is", "source", "form", "options and defaults", "recipes", "tests")
+_HEADS, _OFFSETS, _LOSSES = "test_published_heads", "test_published_offset", "test_published_losses"
+_MARGINS, _STAGES, _LADE = "test_published_margins", "test_stages", "test_columns"
+_DBM_FORM = r"$b = 0$ ($\log p$ for bs), $\phi = \cos(\theta + m_y (1 + \lambda h d))$, $s$"
+
+# The form in the three numbers of docs/math.md (offset b, margin phi, scale s, weight w, gamma; z is what is not said),
+# or what is added to it; and the test files, without their ending, that hold the method to its formula.
+FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "ce": (r"$b = 0$, $\phi = z$", (_LOSSES, _OFFSETS)),
+    "focal": (r"$b = 0$, $\gamma$", (_LOSSES,)),
+    "cb": (r"$w = (1 - \beta) / (1 - \beta^{n})$, normalised to sum $C$", (_LOSSES, "test_published_priors")),
+    "bs": (r"$b = \log p$", (_LOSSES, _OFFSETS)),
+    "la": (r"$b = \tau \log p$", (_LOSSES, _OFFSETS)),
+    "arb": (r"$b = \log p$: equal to bs", (_LOSSES, "test_published_selfcheck")),
+    "arb-batch": (r"$b = \log N_c$ of the batch, $-\infty$ where absent", (_LOSSES,)),
+    "lade": (r"$b = \log p$, plus $\alpha$ LADER", (_LADE, _LOSSES)),
+    "estimated-offset": (r"$b = -\frac12 \mu \cdot w$, plus centre loss and uniform constraint", (_HEADS,)),
+    "estimated-offset-no-uc": (r"the same without the constraint", (_HEADS,)),
+    "uniform-offset": (r"$b = 0$, plus centre loss and uniform constraint", (_HEADS,)),
+    "las": (r"smoothing $\varepsilon_y$, rising with $n_y$", (_LOSSES, "test_published_priors")),
+    "ldam": (r"$\phi = \cos\theta - m_y$, $m \propto n^{-1/4}$, $s$", (_LOSSES, _MARGINS)),
+    "ldam-drw": (r"ldam, then $w$ of cb", (_LOSSES, "test_train")),
+    "dbm-ce": (_DBM_FORM, (_LOSSES, _MARGINS)),
+    "dbm-bs": (_DBM_FORM, (_LOSSES, _MARGINS)),
+    "dbm-drw": (r"dbm-ce, then $w$ of cb", (_LOSSES, _MARGINS)),
+    "cosface": (r"$\phi = \cos\theta - m$, $s$", (_LOSSES, _MARGINS)),
+    "arcface": (r"$\phi = \cos(\theta + m)$, $s$", (_LOSSES, _MARGINS)),
+    "sphereface": (r"$\phi = \psi(\theta)$, $s \lvert x \rvert$", (_LOSSES, _MARGINS)),
+    "bcl": (r"la, plus a row log-sum-exp over views and prototypes", ("test_contrastive", "test_contrastive_head")),
+    "gml": (r"la, plus two row log-sum-exps over a queue", ("test_gml", "test_gml_head")),
+    "ncl": (r"bs for each expert, over all and over hard classes, plus divergences", ("test_experts",)),
+    "dbm-bcl": (r"bcl with dbm-bs in the place of la", ("test_contrastive", "test_second_parts")),
+    "dbm-gml": (r"gml with dbm-bs in the place of la", ("test_gml", "test_second_parts")),
+    "dbm-ncl": (r"ncl with dbm-bs for each expert", ("test_experts",)),
+    "ce-drw": (r"ce, then $w$ of cb", (_LOSSES, "test_train")),
+    "ce-balanced": (r"ce", ("test_loader",)),
+    "ce-sqrt": (r"ce", ("test_loader",)),
+    "ce-progressive": (r"ce", ("test_loader",)),
+    "ce-mixup": (r"ce of two targets", ("test_laws_mixed", _STAGES)),
+    "ce-cutmix": (r"ce of two targets", ("test_laws_mixed", _STAGES)),
+    "arb-mixup": (r"arb of two targets", ("test_laws_mixed", _STAGES)),
+    "arb-batch-mixup": (r"arb-batch of two targets", ("test_laws_mixed", _STAGES)),
+    "pc-softmax": (r"ce; read out as $z - \tau \log p$", ("test_posthoc", _STAGES)),
+    "tau-norm": (r"ce; read out as $x \cdot w / \lvert w \rvert^\tau$", ("test_posthoc", _STAGES)),
+    "wvn-rs": (
+        r"ce with $\lvert w \rvert = 1$; read out as $x \cdot w (n_\max / n)^\gamma$",
+        ("test_posthoc", _STAGES),
+    ),
+    "crt": (r"ce; then ce of a new classifier, class-balanced", (_STAGES,)),
+    "lws": (r"ce; then ce of $s_c z_c$, class-balanced, $s$ alone trained", ("test_posthoc", _STAGES)),
+    "mislas": (r"ce-mixup; then las of $s_c z_c$, class-balanced", ("test_posthoc", _STAGES)),
+}
+
+
+def table() -> str:
+    """The table as Markdown."""
+    recipes = {path.stem: _named(read_settings(path)) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+    return markdown(HEADER, (_line(name, method, recipes) for name, method in BASE_METHODS.items()))
+
+
+def _line(name: str, method: Method, recipes: Mapping[str, set[str]]) -> list[str]:
+    form, tests = FORMS[name]
+    options = {**method.defaults, **(DEFERRED_DEFAULTS if method.deferred else {})}
+    options = {**(STAGE_DEFAULTS if method.second else {}), **options}
+    where = ", ".join(recipe for recipe, named in recipes.items() if name in named)
+    shown = ", ".join(f"`{key}` {_text(value)}" for key, value in options.items())
+    return [f"`{name}`", method.title, method.source, form, shown or "-", where or "any", ", ".join(tests)]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else "none"
+
+
+def _named(settings: Mapping[str, Any]) -> set[str]:
+    """The methods that a recipe names: the one it trains, those with options or published figures of their own."""
+    return {settings.get("method", ""), *(settings.get("methods") or {}), *(settings.get("published") or {})}
+
+
+def main(document: Path = DOCUMENT) -> int:
+    """Write the marked section of the document."""
+    document.write_text(section(document.read_text(encoding="utf-8"), "methods", table()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

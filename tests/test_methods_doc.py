@@ -1,0 +1,30 @@
+"""docs/methods.md says what the registry holds: its table is the one that the script writes, and names tests that are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("yaml", reason="the extra [train] is not installed")
+
+from benchmarks import methods_table
+from lt_kernels.train.registry import BASE_METHODS
+
+TESTS = Path(__file__).resolve().parent
+
+
+def test_the_table_is_up_to_date(tmp_path: Path) -> None:
+    text = methods_table.DOCUMENT.read_text(encoding="utf-8")
+    copy = tmp_path / "methods.md"
+    copy.write_text(text.replace(methods_table.table(), "old"), encoding="utf-8")
+    assert "old" in copy.read_text(encoding="utf-8")
+    methods_table.main(copy)
+    assert copy.read_text(encoding="utf-8") == text
+
+
+def test_every_method_has_a_form_and_tests() -> None:
+    assert set(methods_table.FORMS) == set(BASE_METHODS)
+    named = {test for _, tests in methods_table.FORMS.values() for test in tests}
+    assert [test for test in sorted(named) if not (TESTS / f"{test}.py").exists()] == []
+    assert [name for name, method in BASE_METHODS.items() if not method.source] == []
