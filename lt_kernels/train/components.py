@@ -57,7 +57,7 @@ class ComponentLog(Callback):
 
     def __init__(self, folder: Path, data: LongTailedData) -> None:
         target, classes = data.train[1], data.num_classes
-        self.folder, self.train = folder, data.train
+        self.folder, self.train, self.classes = folder, data.train, classes
         self.natural = readings.evenly(len(target), readings.whole(target, min(SAMPLES, LOGITS // classes)))
         self.each = readings.evenly_by_class(target, classes, max(SAMPLES, classes))
         self.epochs: list[int] = []
@@ -101,7 +101,7 @@ class ComponentLog(Callback):
         was_training = module.training
         module.eval()
         head = readings.trained_head(module)
-        weight = readings.as_used(head, head.weight)
+        weight = readings.weights_of(head, self.classes)
         found: Any = readings.gradient_parts(head, *readings.features_of(module, self.train, self.natural))
         values = dict.fromkeys(NAMES, torch.full((len(weight),), torch.nan, dtype=torch.float64))
         if not isinstance(found, str):

@@ -25,7 +25,7 @@ from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods import Setting, build_method
 from lt_kernels.train.module import Classifier
-from lt_kernels.train.readings import as_used, trained_head
+from lt_kernels.train.readings import trained_head, weights_of
 from lt_kernels.train.run import deterministic, effective, fit, load_data
 
 CELLS = 400  # of the regions' grid, on a side
@@ -110,14 +110,14 @@ def _plane(method: str, module: Classifier, data: LongTailedData) -> Plane:
         features.numpy(),
         target.numpy(),
         module.classify(features).argmax(1).numpy(),
-        as_used(head, head.weight).numpy(),
+        weights_of(head, data.num_classes).numpy(),
         region,
     )
 
 
 def picture(planes: Sequence[Plane]) -> bytes:
     """A panel a method: test features as points, class weights as arrows, and the class predicted anywhere, shaded."""
-    figure, axes = grid(len(planes), 4.4, 4.1, across=3)
+    figure, axes = grid(len(planes), 4.4, 4.0, across=3)
     colours = _colours(len(planes[0].counts))
     for axis, plane in zip(axes, planes, strict=True):
         _panel(axis, plane, colours)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
@@ -64,7 +64,7 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
         reading = Reading(
             class_counts=data.class_counts if data.group_counts is None else data.group_counts,
             counted=data.units[0 if data.group_counts is None else 1],
-            weight=as_used(head, head.weight).cpu(),
+            weight=weights_of(head, classes).cpu(),
             train=(as_used(head, train[0]).cpu(), train[1]),
             test=(as_used(head, test[0]).cpu(), test[1]),
             prediction=prediction,
@@ -113,10 +113,20 @@ def features_of(module: Any, pair: tuple[Any, Tensor], chosen: Tensor) -> Pair:
     return torch.cat(found)[known.to(device)], target[known]
 
 
-def as_used(head: nn.Module, vectors: Tensor) -> Tensor:
-    """Features or class weights as the head uses them: of length 1 for cosines."""
-    vectors = vectors.detach().float()
-    return F.normalize(vectors, dim=-1) if isinstance(head, CosineHead) else vectors
+def has_cosines(head: Any) -> bool:
+    """Whether a head's outputs are cosines."""
+    return isinstance(head, CosineHead) or getattr(head, "classifier", "") == "cosine"
+
+
+def as_used(head: Any, vectors: Tensor) -> Tensor:
+    """Features or class weights as the head uses them: of length 1 for cosines. Of several experts, the first one's."""
+    vectors = vectors.detach().float()[..., : head.weight.shape[1]]
+    return F.normalize(vectors, dim=-1) if has_cosines(head) else vectors
+
+
+def weights_of(head: Any, classes: int) -> Tensor:
+    """The class weights [C, d] as the head uses them. Of several experts, the first one's."""
+    return as_used(head, head.weight[:classes])
 
 
 def centers_of(head: Any) -> Tensor | None:
@@ -127,9 +137,10 @@ def centers_of(head: Any) -> Tensor | None:
 
 def scale_of(head: Any) -> float:
     """What the head's output is multiplied by within the softmax."""
-    if not isinstance(head, CosineHead):
+    if not has_cosines(head):
         return 1.0
-    return float(head.loss.scale if head.loss.input_kind == "cosine" else head.scale)
+    loss = getattr(head.loss, "base", getattr(head.loss, "classification", head.loss))
+    return float(loss.scale if head.loss.input_kind == "cosine" else head.scale)
 
 
 def scores(module: Any, features: Tensor) -> Tensor:
