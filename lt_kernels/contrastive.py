@@ -28,6 +28,16 @@ def class_indices(target: Any, classes: int, rows: int, like: Tensor) -> Tensor:
     return target
 
 
+def _optional(name: str, value: Any, rows: int, size: int, like: Tensor) -> Tensor:
+    """Indices [M] in 0 to size - 1, or -1."""
+    value = checks.indices(name, value, (rows,), like)
+    if checks.readable(value):
+        least, most = (int(end) for end in value.aminmax())
+        if least < -1 or most >= size:
+            raise IndexError(f"{name} must be in -1 to {size - 1}, got {least} to {most}")
+    return value
+
+
 def matrix(name: str, value: Any, size: int | None = None) -> Tensor:
     """Rows [M, d]."""
     checks.floating(name, value)
@@ -131,9 +141,9 @@ def class_mean_cross_entropy(
     kind = accumulate_type(query.dtype)
     classes = log_prior.shape[0]
     target = class_indices(target, classes, query.shape[0], query)
-    key_class = checks.indices("key_class", key_class, key.shape[:1], query)
+    key_class = _optional("key_class", key_class, key.shape[0], classes, query)
     if own_key is not None:
-        own_key = checks.indices("own_key", own_key, query.shape[:1], query)
+        own_key = _optional("own_key", own_key, query.shape[0], key.shape[0], query)
     count = _count(key_class, classes, kind)
     offset = (log_prior.to(kind) - count.clamp_min(1).log())[key_class.clamp_min(0)]
     rest, own = keys.statistics(query.to(kind), key.to(kind), target, key_class, offset, own_key)

@@ -133,7 +133,8 @@ class GMLHead(_ClassifierHead):
     The first view is classified, the last one asks, and the first one's features, without gradient, are the keys that
     enter the queue; with one view these are the same. The queue holds features of earlier batches, and all of it is
     projected as the projection is now, which gets a gradient from the keys too (Suh and Seo, 2023). The loss sees the
-    batch's own keys; the queue itself changes after it, in training only. Each process has its own queue.
+    batch's own keys; the queue itself changes after it, in training only. Each process has its own queue
+    (`DistributedDataParallel` then wants broadcast_buffers=False).
 
     Args:
         in_features, num_classes: d and C.

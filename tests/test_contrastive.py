@@ -96,11 +96,13 @@ def test_literal() -> None:
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_one_class_and_identical_rows(classes: int) -> None:
-    """All keys of the one class are the same: log |P| / |P| - 0; with other prototypes there is more to beat."""
-    views = torch.ones(6, D, dtype=torch.float64)
-    prototypes = torch.ones(classes, D, dtype=torch.float64)
-    loss = balanced_contrastive(views, prototypes, torch.zeros(3, dtype=torch.int64), reduction="none")
-    assert_close(loss, torch.full((6,), math.log(classes), dtype=torch.float64))
+    """Where all keys are one point the loss is log C, and nothing pulls: one class has no other to be compared with."""
+    given = {"views": torch.ones(6, D).double(), "prototypes": torch.ones(classes, D).double()}
+    target = torch.zeros(3, dtype=torch.int64)
+    found = gradients(lambda views, prototypes: balanced_contrastive(views, prototypes, target), given)
+    assert_close(found["value"], torch.tensor(math.log(classes), dtype=torch.float64))
+    assert found["views"].abs().max() < 1e-14
+    assert found["prototypes"].abs().max() < 1e-14
 
 
 def test_order_of_the_batch_does_not_matter() -> None:

@@ -214,6 +214,8 @@ ERRORS = [
     ("query", lambda: class_mean_cross_entropy(X[0], KEYS, TARGET, KEY_CLASS, LOG)),
     ("target", lambda: class_mean_cross_entropy(X, KEYS, TARGET - 1, KEY_CLASS, LOG)),
     ("key_class", lambda: class_mean_cross_entropy(X, KEYS, TARGET, KEY_CLASS[1:], LOG)),
+    ("key_class", lambda: class_mean_cross_entropy(X, KEYS, TARGET, KEY_CLASS + 2, LOG)),
+    ("own_key", lambda: class_mean_cross_entropy(X, KEYS, TARGET, KEY_CLASS, LOG, OWN + 5)),
     ("own_key", lambda: class_mean_cross_entropy(X, KEYS, TARGET, KEY_CLASS, LOG, OWN[1:])),
     ("base", lambda: GML(losses.CrossEntropyLoss(reduction="none"), COUNTS)),
     ("class_counts", lambda: GML(BASE, [1, -1])),
