@@ -13,7 +13,7 @@ from lt_kernels.train.methods import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
 from lt_kernels.train.registry import BASE_METHODS
 
 DOCUMENT = ROOT / "docs" / "methods.md"
-HEADER = ("method", "what it is", "source", "form", "options and defaults", "recipes", "tests")
+HEADER = ("method", "what it is", "source", "form", "options and defaults", "recipes for", "tests")
 _HEADS, _OFFSETS, _LOSSES = "test_published_heads", "test_published_offset", "test_published_losses"
 _MARGINS, _STAGES, _LADE = "test_published_margins", "test_stages", "test_columns"
 _DBM_FORM = r"$b = 0$ ($\log p$ for bs), $\phi = \cos(\theta + m_y (1 + \lambda h d))$, $s$"
@@ -69,7 +69,10 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 def table() -> str:
     """The table as Markdown."""
-    recipes = {path.stem: _named(read_settings(path)) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+    recipes: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        settings = read_settings(path)
+        recipes.setdefault(str(settings["data"]), set()).update(_named(settings))
     return markdown(HEADER, (_line(name, method, recipes) for name, method in BASE_METHODS.items()))
 
 
@@ -77,7 +80,7 @@ def _line(name: str, method: Method, recipes: Mapping[str, set[str]]) -> list[st
     form, tests = FORMS[name]
     options = {**method.defaults, **(DEFERRED_DEFAULTS if method.deferred else {})}
     options = {**(STAGE_DEFAULTS if method.second else {}), **options}
-    where = ", ".join(recipe for recipe, named in recipes.items() if name in named)
+    where = ", ".join(data for data, named in recipes.items() if name in named)
     shown = ", ".join(f"`{key}` {_text(value)}" for key, value in options.items())
     return [f"`{name}`", method.title, method.source, form, shown or "-", where or "any", ", ".join(tests)]
 

@@ -22,6 +22,7 @@ from benchmarks import growth, results
 from benchmarks.growth import Line
 from benchmarks.providers import LIMITS
 from benchmarks.results import Row
+from benchmarks.table import APART
 
 # Okabe and Ito's colours, which people who confuse red with green tell apart; each has a marker of its own too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def draw(folder: Path, into: Path) -> list[Path]:
             drawn = [line for line in growth.lines(rows) if line.axis == "C" and line.metric == metric]
             if drawn:
                 made[into / f"{path.stem}-{word}.png"] = curves(drawn, metric, about(rows))
-    for path in sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-")):
+    for path in sorted(path for path in folder.glob("*.csv") if not path.name.startswith(APART)):
         rows = results.read(path)
         shares = limit_shares(rows)
         if shares:

@@ -1,8 +1,9 @@
-"""Writes the README's tables between their markers from measured files: no figure is typed by hand.
+"""Writes the tables of README and docs/results.md between their markers from measured files: none is typed by hand.
 
 <!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
 <!-- table: training --> the same file, as `python -m benchmarks.training` wrote it
-<!-- table: compare -->   benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> where there is one
+<!-- table: compare-<name> -->  benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> if it is there
+<!-- table: shift-<name> -->    the same of runs/<name>/shift
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from benchmarks import results
 from benchmarks.results import Row
 
 TIME = "s/epoch"
-README = results.ROOT / "README.md"
+APART = ("compare-", "shift-")  # files beside those of the benchmarks
+DOCUMENTS = (results.ROOT / "README.md", results.ROOT / "docs" / "results.md")
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it. Who was not measured on a
 # device has no column in its table.
 COMPETITORS = {
@@ -38,20 +40,23 @@ COMPETITORS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Collect the tables of runs/, then rewrite every marked section of the README."""
-    parser = argparse.ArgumentParser("python -m benchmarks.table", description="Write the README's tables.")
+    """Collect the tables of runs/, then rewrite every marked section of the documents."""
+    parser = argparse.ArgumentParser("python -m benchmarks.table", description="Write the tables of the documents.")
     parser.add_argument("--runs", type=Path, default=results.ROOT / "runs", help="where `compare` wrote its tables")
     chosen = parser.parse_args(argv)
     collect(chosen.runs, results.RESULTS)
-    text = README.read_text(encoding="utf-8")
-    README.write_text(rewritten(text, results.RESULTS), encoding="utf-8")
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(rewritten(text, results.RESULTS), encoding="utf-8")
     return 0
 
 
 def rewritten(text: str, folder: Path) -> str:
     """The text with each marked section made anew from the files in `folder`; a section without a file stays."""
-    for name, make in (("bench", bench_tables), ("training", training_tables), ("compare", compare_tables)):
+    for name, make in (("bench", bench_tables), ("training", training_tables)):
         text = section(text, name, make(folder))
+    for path in sorted([*folder.glob("compare-*.csv"), *folder.glob("shift-*.csv")]):
+        text = section(text, path.stem, compare_table(path))
     return text
 
 
@@ -78,7 +83,7 @@ def bench_tables(folder: Path) -> str:
 
 def _measured(folder: Path) -> Iterable[list[Row]]:
     """The rows of each device."""
-    return map(results.read, sorted(path for path in folder.glob("*.csv") if not path.name.startswith("compare-")))
+    return map(results.read, sorted(path for path in folder.glob("*.csv") if not path.name.startswith(APART)))
 
 
 def bench_table(rows: list[Row]) -> str:
@@ -151,17 +156,14 @@ def _case_words(operator: str, case: str, dtype: str, sizes: str) -> str:
 
 def collect(runs: Path, folder: Path) -> None:
     """Keep the tables of finished comparisons with the other results, because runs/ is nobody's to keep."""
-    for table in sorted(runs.glob("*/table.csv")):
+    found = [(table, f"compare-{table.parent.name}") for table in sorted(runs.glob("*/table.csv"))]
+    found += [(table, f"shift-{table.parents[1].name}") for table in sorted(runs.glob("*/shift/shift.csv"))]
+    for table, name in found:
         about = table.with_suffix(".json")
         if about.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(table, folder / f"compare-{table.parent.name}.csv")
-            shutil.copyfile(about, folder / f"compare-{table.parent.name}.json")
-
-
-def compare_tables(folder: Path) -> str:
-    """One table for each comparison, headed by what the JSON file beside it says of device and commit."""
-    return "\n\n".join(compare_table(path) for path in sorted(folder.glob("compare-*.csv")))
+            shutil.copyfile(table, folder / f"{name}.csv")
+            shutil.copyfile(about, folder / f"{name}.json")
 
 
 def compare_table(path: Path) -> str:
@@ -176,6 +178,8 @@ def compare_table(path: Path) -> str:
 
 def _bold(column: Sequence[str]) -> list[str]:
     """The cells of one column, such as 70.1 ± 0.4, those with the largest mean in bold."""
+    if not all(re.match(r"\d", cell) for cell in column):
+        return list(column)
     means = [float(cell.split()[0]) for cell in column]
     return [f"**{cell}**" if mean == max(means) else cell for cell, mean in zip(column, means)]
 

@@ -1,4 +1,4 @@
-"""docs/methods.md says what the registry holds: its table is the one that the script writes, and names tests that are."""
+"""docs/methods.md says what the registry holds: the table is the one that the script writes, and its tests exist."""
 
 from __future__ import annotations
 
