@@ -25,7 +25,7 @@ class UNet(nn.Module):
 
     Going down, max-pooling halves the image and the channels double, from `width` to 4 times `width`; going up,
     transposed convolutions double the image, and what was there at that resolution is laid beside (Ronneberger et al.,
-    2015; padded, so that the size stays, and with batch norm). Errors: ValueError naming the argument or the input's
+    2015; padded, so that the size stays, with batch norm, and without the last ReLU). Errors: ValueError naming the argument or the input's
     shape.
     """
 
@@ -38,6 +38,7 @@ class UNet(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList([nn.ConvTranspose2d(2 * part * width, part * width, 2, stride=2) for part in (2, 1)])
         self.join = nn.ModuleList([_double(2 * part * width, part * width) for part in (2, 1)])
+        self.join[-1] = self.join[-1][:-1]  # features of both signs: rectified ones die out, whole classes with them
         self.in_channels, self.out_features = in_channels, width
         for part in self.modules():
             if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d)):
