@@ -25,8 +25,8 @@ class UNet(nn.Module):
 
     Going down, max-pooling halves the image and the channels double, from `width` to 4 times `width`; going up,
     transposed convolutions double the image, and what was there at that resolution is laid beside (Ronneberger et al.,
-    2015; padded, so that the size stays, with batch norm, and without the last ReLU). Errors: ValueError naming the argument or the input's
-    shape.
+    2015; padded, so that the size stays, with batch norm, and without the last ReLU). Errors: ValueError naming the
+    argument or the input's shape.
     """
 
     def __init__(self, in_channels: int = 1, width: int = 16) -> None:
