@@ -73,9 +73,8 @@ class ComponentLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Write the file anew from the rows."""
-        self.file = (self.folder / FILE).open("w", newline="", encoding="utf-8")
-        self.table = csv.writer(self.file)
-        self.table.writerow(["epoch", "class", *NAMES])
+        with (self.folder / FILE).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(["epoch", "class", *NAMES])
         for epoch, values in zip(self.epochs, self.values, strict=True):
             self._write(epoch, values)
 
@@ -85,15 +84,11 @@ class ComponentLog(Callback):
         self.values.append(self.measure(pl_module))
         self._write(self.epochs[-1], self.values[-1])
 
-    def teardown(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
-        """Close the file."""
-        if hasattr(self, "file"):
-            self.file.close()
-
     def _write(self, epoch: int, values: Tensor) -> None:
-        for index, row in enumerate(values.T.tolist()):
-            self.table.writerow([epoch, index, *("" if cell != cell else cell for cell in row)])
-        self.file.flush()
+        with (self.folder / FILE).open("a", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            for index, row in enumerate(values.T.tolist()):
+                table.writerow([epoch, index, *("" if cell != cell else cell for cell in row)])
 
     @torch.no_grad()
     def measure(self, module: Classifier) -> Tensor:
