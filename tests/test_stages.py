@@ -195,3 +195,26 @@ def test_all_methods_fit_the_inputs() -> None:
         f"{name}-lwr" for name in ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")
     ]
     assert set(images) - set(words) == {"ce-mixup", "ce-cutmix", "arb-mixup", "arb-batch-mixup", "mislas"}
+
+
+def test_what_is_recorded_changes_no_bit_and_survives_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.train_run(config_of("ce"), tmp_path / "plain")
+    run.train_run(config_of("ce", record=True), tmp_path / "whole")
+    start = epochs.EpochSettings.on_train_batch_start
+
+    def stop(self: Any, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 25:
+            raise RuntimeError("cut short")
+        start(self, trainer, *rest)
+
+    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", stop)
+    with pytest.raises(RuntimeError, match="cut short"):
+        run.train_run(config_of("ce", record=True), tmp_path / "cut")
+    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", start)
+    run.train_run(config_of("ce", record=True), tmp_path / "cut", resume=True)
+    plain, whole, cut = (state(tmp_path / name) for name in ("plain", "whole", "cut"))
+    assert all(torch.equal(plain[name], whole[name]) and torch.equal(plain[name], cut[name]) for name in plain)
+    recorded = [(tmp_path / name / "components.csv").read_text() for name in ("whole", "cut")]
+    assert recorded[0] == recorded[1]
+    assert len(recorded[0].splitlines()) == 1 + 4 * 10
+    assert not (tmp_path / "plain" / "components.csv").exists()

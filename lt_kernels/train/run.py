@@ -21,6 +21,7 @@ from rich.console import Console
 from lt_kernels.data import LongTailedData, ResumableLoader, load
 from lt_kernels.data.samplers import Order, Staged, make_order
 from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
+from lt_kernels.train.components import ComponentLog
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.epochs import EpochSettings
 from lt_kernels.train.files import RESULT, prepare_folder, read_result, write_atomically
@@ -123,6 +124,7 @@ def _teacher(folder: str, data: LongTailedData) -> torch.nn.Module | None:
 def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, console: Console | None) -> None:
     """Train to the last epoch, from `last.ckpt` where there is one."""
     bar = [EpochBar(log, console)] if console is not None else []
+    recorder = [ComponentLog(folder, log.data)] if config.record else []
     saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps)
     loader = ResumableLoader(log.data.train, config.batch_size, order=order_of(module, log.data))
     last = folder / LAST
@@ -135,7 +137,7 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
             else "cpu",  # not auto: the losses' float64 tables rule out MPS
             devices=1,
             plugins=[AtomicCheckpointIO()],
-            callbacks=[EpochSettings(), log, *bar, saver],
+            callbacks=[EpochSettings(), log, *bar, *recorder, saver],
             limit_train_batches=config.epoch_steps or 1.0,
             limit_val_batches=0,
             logger=False,
