@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lt_kernels.train import plots
@@ -74,8 +75,11 @@ def render(
     settings: str,
     about: Mapping[str, Any],
     title: str,
+    analyses: Sequence[Path] = (),
 ) -> str:
-    """The report's HTML: the table, three pictures, the runs and the settings."""
+    """The report's HTML: the table, three pictures, the analyses in these folders (of those that there are), the runs
+    and the settings.
+    """
     names = columns(summaries)
     lines = [cells(summary, names) for summary in summaries]
     marked = {
@@ -92,6 +96,7 @@ def render(
         html_table(headings(names), lines, marked),
         _reading(summaries, str(about["grouped"])),
         *_pictures(summaries, results, rows, str(about["grouped"])),
+        *_analyses(analyses),
         "<h2>Every run</h2>" + _runs(results, names),
         f"<h2>Settings</h2><pre>{html.escape(settings)}</pre></body></html>",
     ]
@@ -141,6 +146,20 @@ def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.
             plots.training_curves(rows), "Training curves", "Mean over seeds, by epoch; cross-entropy is dashed." + same
         ),
     ]
+
+
+def _analyses(folders: Sequence[Path]) -> list[str]:
+    """The pictures that `lt-kernels analyze` wrote into folders, each folder's in a part of the page that opens."""
+    from lt_kernels.train.analysis_entries import ENTRIES
+
+    parts = []
+    for folder in folders:
+        found = [entry for entry in ENTRIES if (folder / f"{entry.stem}.png").exists()]
+        pictures = [html_figure((folder / f"{one.stem}.png").read_bytes(), one.title, one.caption) for one in found]
+        if pictures:
+            name = html.escape(str(folder.parent))
+            parts.append(f"<details><summary>{name}</summary>{''.join(pictures)}</details>")
+    return ["<h2>What the runs have learnt</h2>", *parts] if parts else []
 
 
 def _runs(results: plots.Results, names: Sequence[str]) -> str:
