@@ -41,37 +41,23 @@ class Keys(NamedTuple):
         """Which keys are of a row's class [n, K]."""
         return self.query_class[rows, None] == self.key_class
 
-    def numbers(self) -> Tensor:
-        """The indices of the keys [K]."""
-        return torch.arange(self.key.shape[0], device=self.key.device)
+    def seen(self) -> Tensor:
+        """The offsets [K], -inf for an empty place."""
+        return self.offset.masked_fill(self.key_class < 0, -torch.inf)
 
 
 def keys_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     """(rest [N], own [N]); -inf where there is no such key."""
-    p = Keys(*inputs)
-    size, empty, parts = p.key.shape[0], p.key_class < 0, []
+    p, parts = Keys(*inputs), []
+    size, offset = p.key.shape[0], p.seen()
     with as_they_are(p.query.device):
         for rows in p.slabs():
             logits, same = p.query[rows] @ p.key.T, p.same(rows)
             target = torch.where(p.left_out[rows] < 0, size, p.left_out[rows])[:, None]  # `size` is no key of ours
-            parts.append(
-                [
-                    torch.ops.lt_kernels.rows_forward.default(
-                        logits,
-                        target,
-                        1.0,
-                        None,
-                        None,
-                        p.offset.masked_fill(hidden, -torch.inf),
-                        None,
-                        None,
-                        0,
-                        size + 1,
-                        _NOBODY,
-                    )[0]
-                    for hidden in (same | empty, ~same)
-                ]
-            )
+            tables = (torch.where(same, -torch.inf, offset), torch.where(same, offset, -torch.inf))
+            shared = (None, None, 0, size + 1, _NOBODY)
+            kernel = torch.ops.lt_kernels.rows_forward.default
+            parts.append([kernel(logits, target, 1.0, None, None, table, *shared)[0] for table in tables])
     rest, own = (torch.cat(part) for part in zip(*parts, strict=True))
     return rest, own
 
@@ -82,14 +68,15 @@ def keys_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
     rest, own = (torch.where(value == -torch.inf, 0.0, value) for value in (rest, own))  # all its keys have share 0
     d_query = p.query.new_zeros(p.query.shape if wants[0] else (0,))
     d_key = p.key.new_zeros(p.key.shape if wants[1] else (0,))
+    offset = p.seen()
     with as_they_are(p.query.device):
         for rows in p.slabs():
             same = p.same(rows)
-            share = torch.addmm(p.offset, p.query[rows], p.key.T)
+            share = torch.addmm(offset, p.query[rows], p.key.T)
             share = share.sub_(torch.where(same, own[rows, None], rest[rows, None])).exp_()
             share = share.mul_(torch.where(same, d_own[rows, None], d_rest[rows, None]))
-            hidden = (p.key_class < 0) | (p.left_out[rows, None] == p.numbers())
-            share = share.masked_fill_(hidden, 0.0)
+            place, sees = p.left_out[rows, None].clamp_min(0), p.left_out[rows, None] < 0
+            share.scatter_(1, place, torch.where(sees, share.gather(1, place), 0.0))
             if wants[0]:
                 torch.mm(share, p.key, out=d_query[rows])
             if wants[1]:
