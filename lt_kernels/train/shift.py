@@ -22,7 +22,19 @@ Cosines = Literal["leave", "scale"]
 
 # Which class prior a model's logits hold, by what it was trained with: they estimate log p(x | c) + log of that prior.
 SOURCE = ("ce", "focal", "las", "ce-mixup", "ce-cutmix", "estimated-offset", "estimated-offset-no-uc", "uniform-offset")
-COMPENSATED = ("bs", "la", "arb", "arb-batch", "arb-mixup", "arb-batch-mixup", "lade", "pc-softmax")
+COMPENSATED = (
+    "bs",
+    "la",
+    "arb",
+    "arb-batch",
+    "arb-mixup",
+    "arb-batch-mixup",
+    "lade",
+    "pc-softmax",
+    "bcl",
+    "gml",
+    "ncl",
+)
 BALANCED = ("ce-balanced", "ce-progressive", "crt", "lws", "mislas")  # drawn so, at the end at least
 ROOT = ("ce-sqrt",)
 WEIGHTED = ("cb", "ce-drw")
@@ -80,9 +92,11 @@ def _of_kind(holds: str, class_counts: Tensor, module: Classifier, tau: float) -
 @dataclasses.dataclass(frozen=True)
 class ShiftResult:
     """Accuracies in percent of one run on each shifted test set, all its samples alike: of the logits as they are, and
-    after compensation for that set's prior (None where the logits hold no known prior).
+    after compensation for that set's prior (None where the logits hold no known prior). `name`: the method's, or in a
+    comparison that of a variant.
     """
 
+    name: str
     config: TrainConfig
     holds: Holds
     plain: list[float]
@@ -125,7 +139,9 @@ def evaluate_shifts(
     plain, moved = predict_shifted(module, inputs, held, [test.counts for test in tests], scale)
     as_trained = [_accuracy(plain, target, test) for test in tests]
     compensated = [_accuracy(prediction, target, test) for prediction, test in zip(moved, tests)]
-    return ShiftResult(config, logits_hold(config.method), as_trained, compensated or None), tests
+    compared = Path(folder).name == f"seed-{config.seed}"  # a comparison's folders are NAME/seed-SEED
+    name = Path(folder).resolve().parent.name if compared else config.method
+    return ShiftResult(name, config, logits_hold(config.method), as_trained, compensated or None), tests
 
 
 def _accuracy(prediction: Tensor, target: Tensor, test: ShiftedTest) -> float:

@@ -64,7 +64,7 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
         raise ConfigError("--methods must name what to compare, got none")
     folder = _source(arguments)
     settings = apply_overrides(settings_of(folder, arguments.data), arguments.changes)
-    methods = named_methods(arguments.methods, str(settings.get("network", "")))
+    methods = named_methods(arguments.methods, settings)
     cores = available_cores()
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")

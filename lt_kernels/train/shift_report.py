@@ -34,7 +34,7 @@ def shift_rows(results: Sequence[ShiftResult]) -> list[ShiftRow]:
     """Return two rows a method, or one where nothing can be compensated, in the methods' first order."""
     by_method: dict[str, list[ShiftResult]] = {}
     for result in results:
-        by_method.setdefault(result.config.method, []).append(result)
+        by_method.setdefault(result.name, []).append(result)
     rows = []
     for method, runs in by_method.items():
         rows.append(ShiftRow(method, runs[0].holds, False, _spreads([run.plain for run in runs])))
@@ -95,7 +95,7 @@ def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest])
     for result in results:
         for compensated, values in ((False, result.plain), (True, result.compensated)):
             for test, value in zip(tests, values or ()):
-                about = [result.config.method, result.config.seed, PRIOR[compensated]]
+                about = [result.name, result.config.seed, PRIOR[compensated]]
                 lines.append([*about, test.name, len(test.rows), value])
     return _csv(lines)
 
