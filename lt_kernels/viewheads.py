@@ -216,11 +216,10 @@ class NCLHead(_ClassifierHead):
     ) -> None:
         if not isinstance(loss, NCLLoss):
             raise TypeError(f"loss must be NCLLoss, got {type(loss).__name__}")
-        self_experts = checks.whole("experts", experts)
-        super().__init__(in_features, num_classes, loss, cosine, scale, self_experts)
+        super().__init__(in_features, num_classes, loss, cosine, scale, checks.whole("experts", experts))
         if loss.num_classes != num_classes:
             raise ValueError(f"loss must have {num_classes} class_counts, got {loss.num_classes}")
-        self.experts = self_experts
+        self.experts = experts
         self.reset_parameters()
 
     def each(self, features: Tensor) -> Tensor:
