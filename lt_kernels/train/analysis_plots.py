@@ -40,6 +40,8 @@ def logarithmic(axis: Axes, analysis: Analysis) -> None:
     """The horizontal axis: the class count."""
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
+    counts = analysis.counts[analysis.counts > 0]
+    axis.set_xlim(counts.min() / 1.3, counts.max() * 1.3)
     axis.set_xlabel(f"training {analysis.counted} of the class (log scale)")
 
 
@@ -195,11 +197,19 @@ def components(analyses: Analyses) -> bytes:
         axis.set_ylabel("length of the part of the gradient\n[features' unit, log scale]")
         if any(np.any(analysis.components[name] > 0) for analysis in known):  # type: ignore[index]
             axis.set_yscale("log")
+        if not known:
+            _not_applicable(axis)
     _same_scale(axes)
     title = "Gradient components of each class weight after training, over the training set"
     figure.suptitle(f"{title} ({shown_as(analyses)})", fontsize=11)
     plots.side_legend(figure, axes[0])
     return plots.encoded(figure)
+
+
+def _not_applicable(axis: Axes) -> None:
+    axis.text(0.5, 0.5, "not applicable", transform=axis.transAxes, ha="center", color="0.4")
+    axis.set_xticks([])
+    axis.set_yticks([])
 
 
 def logit_means(analyses: Analyses) -> bytes:
@@ -257,9 +267,7 @@ def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> 
         line = np.where(known, part, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
         axis.plot(analysis.history.epochs, line, color=colours(norm(count)), linewidth=1.2)
     if not np.isfinite(values).any():
-        axis.text(0.5, 0.5, "not applicable", transform=axis.transAxes, ha="center", color="0.4")
-        axis.set_xticks([])
-        axis.set_yticks([])
+        _not_applicable(axis)
     elif name in ("attraction", "repulsion") and np.nanmax(values) > 0:
         axis.set_yscale("log")
     axis.set_xlabel("epoch")

@@ -1,0 +1,171 @@
+"""The pictures of the analyses: few classes and many, one run and several, and what cannot be drawn."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
+
+import matplotlib
+from matplotlib import image
+
+from lt_kernels.train import analysis_plots, analysis_plots_samples, plots, report
+from lt_kernels.train.analysis_entries import ENTRIES
+from lt_kernels.train.analyze import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
+from lt_kernels.train.components import NAMES, History
+
+
+def made(name: str, classes: int, seed: int = 0, **changes: Any) -> Analysis:
+    """An analysis of random numbers, with counts from 300 down to 1 in no order."""
+    random = np.random.default_rng(seed)
+    counts = random.permutation(np.geomspace(300, 1, classes).astype(int))
+    order = np.argsort(-counts, kind="stable")
+    target = np.repeat(np.arange(classes), 3)
+    wrong = random.integers(0, 3, classes)
+    weight = torch.from_numpy(random.normal(size=(classes, 8)))
+    edges = np.linspace(-5, 5, 21)
+    settings: dict[str, Any] = {
+        "counts": counts,
+        "class_names": [str(index) for index in range(classes)],
+        "order": order,
+        "accuracy": random.uniform(0, 100, classes),
+        "false_positives": wrong,
+        "cumulative": np.cumsum(wrong[order]),
+        "similarity": blocks(weight @ weight.T / 8),
+        "affinity": blocks(weight @ weight.T),
+        "offsets": {"test features": random.normal(size=classes), "training features": random.normal(size=classes)},
+        "target": target,
+        "angles": {kind: random.uniform(10, 90, len(target)) for kind in ("weight", "mean")},
+        "components": {kind: random.uniform(1e-4, 1, classes) for kind in ("attraction", "repulsion")},
+        "logit_means": {sign: random.normal(size=classes) for sign in ("positive", "negative")},
+        "log_classes": math.log(classes),
+        "histogram": Histogram(
+            edges, {(group, sign): random.uniform(size=20) for group in GROUPS for sign in ("positive", "negative")}
+        ),
+        "separated": order,
+        "separability": random.uniform(1, 9, classes),
+        "calibration": np.column_stack([np.arange(15) / 15, np.ones(15), np.arange(15) / 15, np.ones(15) / 2]),
+        "summary": dict.fromkeys((*analysis_plots_samples.BALANCE, "calibration_error", "separability_all"), 0.5),
+        "history": History(np.arange(1, 4), {kind: random.uniform(0.1, 1, (3, classes)) for kind in NAMES}),
+    }
+    return Analysis(name, **{**settings, **changes})
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pixels, so that the pictures are drawn faster."""
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 60)
+
+
+def pixels(picture: bytes) -> np.ndarray:
+    assert picture.startswith(b"\x89PNG")
+    found = image.imread(io.BytesIO(picture))[:, :, :3]
+    assert 300 < found.shape[1] < 2500
+    colours = np.unique((255 * found[::2, ::2]).astype(int) @ [65536, 256, 1])
+    assert len(colours) > 20
+    return found
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=[entry.stem for entry in ENTRIES])
+def test_every_picture_of_two_runs_and_many_classes(entry: Any) -> None:
+    pixels(entry.draw([made("ce", 2000), made("bs", 2000, 1)]))
+
+
+@pytest.mark.parametrize("stem", ["similarity", "balance", "angles"])
+def test_pictures_of_one_run_and_ten_classes(stem: str) -> None:
+    entry = next(entry for entry in ENTRIES if entry.stem == stem)
+    pixels(entry.draw([made("bs", 10)]))
+
+
+def test_titles_captions_and_stems_are_there_once() -> None:
+    assert len({entry.stem for entry in ENTRIES}) == len({entry.title for entry in ENTRIES}) == len(ENTRIES)
+    assert all(entry.caption.endswith(".") for entry in ENTRIES)
+
+
+def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Any, *arguments: Any) -> Any:
+    """The figure itself, instead of its picture."""
+    monkeypatch.setattr(plots, "encoded", lambda figure: figure)
+    return draw(*arguments)
+
+
+def test_many_classes_are_averaged_in_blocks_and_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = made("bs", 2000), made("bs", 10)
+    assert large.similarity.values.shape == (BLOCKS, BLOCKS)
+    assert small.similarity.values.shape == (10, 10)
+    figure = figure_of(monkeypatch, analysis_plots.offsets, [large])
+    assert len(figure.axes[0].lines[0].get_xdata()) == plots.BINS
+    figure = figure_of(monkeypatch, analysis_plots.offsets, [small])
+    assert len(figure.axes[0].lines[0].get_xdata()) == 10
+    figure = figure_of(monkeypatch, analysis_plots.history, [large], ("attraction", "repulsion"))
+    assert [len(axis.lines) for axis in figure.axes[:2]] == [plots.BINS, plots.BINS]
+
+
+def test_one_colour_scale_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = Matrix(np.array([[np.nan, 0.1], [0.1, np.nan]]), np.array([0, 1, 2]))
+    strong = Matrix(np.array([[np.nan, -0.8], [-0.8, np.nan]]), np.array([0, 1, 2]))
+    runs = [made("ce", 2, similarity=weak), made("bs", 2, similarity=strong)]
+    figure = figure_of(monkeypatch, analysis_plots.similarity, runs)
+    assert [axis.images[0].get_clim() for axis in figure.axes[:2]] == [(-0.8, 0.8), (-0.8, 0.8)]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["300", "1"]
+
+
+def test_lines_between_the_groups_are_where_the_counts_say() -> None:
+    counts = np.array([5, 200, 30, 101, 19, 20])
+    analysis = made("ce", 6, counts=counts, order=np.argsort(-counts, kind="stable"))
+    assert analysis_plots.boundaries(analysis) == [2, 4]
+    assert analysis_plots.boundaries(made("ce", 2, counts=np.array([3, 2]))) == []
+
+
+def test_quartiles_are_of_classes_or_of_groups() -> None:
+    few = made("ce", 3, counts=np.array([2, 200, 50]), order=np.array([1, 2, 0]), target=np.array([0, 0, 0, 1, 2]))
+    few.angles["weight"][:] = 0
+    few.angles["weight"][:5] = [10, 20, 40, 70, 90]
+    few = made(
+        "ce", 3, counts=few.counts, order=few.order, target=few.target, angles={"weight": few.angles["weight"][:5]}
+    )
+    assert analysis_plots_samples.quartiles(few, "weight") == [
+        ("200", 1, [70, 70, 70]),
+        ("50", 1, [90, 90, 90]),
+        ("2", 3, [15, 20, 30]),
+    ]
+    labels = [label for label, _, _ in analysis_plots_samples.quartiles(made("ce", 100), "mean")]
+    assert [label.splitlines()[0] for label in labels] == ["many", "medium", "few"]
+
+
+def test_runs_without_components_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = made("ldam", 10, components="its loss has a margin", history=None)
+    figure = figure_of(monkeypatch, analysis_plots.components, [made("bs", 10), without])
+    assert [line.get_label() for line in figure.axes[0].lines] == ["bs"]
+    figure = figure_of(monkeypatch, analysis_plots.components, [without])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
+    gone = {name: np.full((3, 10), np.nan) for name in NAMES}
+    figure = figure_of(
+        monkeypatch, analysis_plots.history, [made("ldam", 10, history=History(np.arange(3), gone))], NAMES
+    )
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
+
+
+def test_values_that_are_not_there_are_no_error() -> None:
+    nothing = np.full(10, np.nan)
+    hole = made("ce", 10, offsets={"test features": nothing}, components="its loss is focal")
+    assert analysis_plots.offsets([hole]).startswith(b"\x89PNG")
+    assert analysis_plots.components([hole]).startswith(b"\x89PNG")
+
+
+def test_the_report_shows_the_analyses_that_there_are(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "analysis"
+    folder.mkdir(parents=True)
+    assert report._analyses([folder, tmp_path / "none"]) == []
+    (folder / "balance.png").write_bytes(analysis_plots_samples.balance([made("bs", 10)]))
+    title, part = report._analyses([folder, tmp_path / "none"])
+    assert "learnt" in title
+    assert part.count("data:image/png;base64,") == 1
+    assert str(tmp_path / "runs") in part
