@@ -1,0 +1,107 @@
+"""Features of two numbers: what is drawn is what the trained classifier predicts, the same every time."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
+
+from matplotlib import image
+
+from lt_kernels import cli
+from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.planar import PlanarNetwork, Plane, picture, train_planar, write_planes
+
+CONFIG = TrainConfig(method="bs", epochs=3, warmup_epochs=0, lr=0.05, batch_size=32, threads=1)
+
+
+@pytest.fixture(scope="module")
+def plane() -> Plane:
+    return train_planar(CONFIG)
+
+
+def test_features_have_any_sign() -> None:
+    torch.manual_seed(1)
+    features = PlanarNetwork(5)(torch.randn(64, 5))
+    assert features.shape == (64, 2)
+    assert bool((features < 0).any(0).all())
+    assert bool((features > 0).any(0).all())
+
+
+def test_a_plane_is_what_the_classifier_predicts(plane: Plane) -> None:
+    assert plane.features.shape == (500, 2)
+    assert plane.weight.shape == (10, 2)
+    assert plane.counts.tolist() == [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
+    assert np.array_equal(plane.region(plane.features), plane.prediction)
+    assert (plane.prediction == plane.target).mean() > 0.2
+    # far from the origin a bias counts for nothing: the class is that of the largest product
+    far = 1e6 * np.array([[np.cos(angle), np.sin(angle)] for angle in np.linspace(0, 6, 25)])
+    assert np.array_equal(plane.region(far), (far @ plane.weight.T).argmax(1))
+
+
+def test_the_same_seed_gives_the_same_plane_and_leaves_the_generators(plane: Plane) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = train_planar(CONFIG)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(again.features, plane.features)
+    assert np.array_equal(again.weight, plane.weight)
+    other = train_planar(CONFIG.replace(seed=1))
+    assert not np.array_equal(other.features, plane.features)
+
+
+@pytest.mark.parametrize("method", ["ldam-drw", "bs-lwr", "crt", "estimated-offset"])
+def test_any_method_with_one_network_may_be_drawn(method: str) -> None:
+    options: dict[str, Any] = {"lwr_threshold": 0.0} if method == "bs-lwr" else {}
+    found = train_planar(CONFIG.replace(method=method, method_options=options, epochs=2))
+    assert np.isfinite(found.features).all()
+    assert np.array_equal(found.region(found.features), found.prediction)
+    if method == "ldam-drw":
+        assert np.linalg.norm(found.weight, axis=1) == pytest.approx(np.ones(10))
+
+
+def test_the_files_hold_the_numbers(plane: Plane, tmp_path: Path) -> None:
+    write_planes([plane], tmp_path)
+    with (tmp_path / "planar_weights.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert np.array([[float(row["x"]), float(row["y"])] for row in rows]) == pytest.approx(plane.weight)
+    assert [row["training_samples"] for row in rows][:2] == ["124", "74"]
+    with (tmp_path / "planar_features.csv").open(newline="") as file:
+        points = list(csv.DictReader(file))
+    assert len(points) == 500
+    assert [int(row["predicted"]) for row in points] == plane.prediction.tolist()
+    pixels = image.imread(tmp_path / "planar.png")
+    assert len(np.unique((255 * pixels[::3, ::3, :3]).astype(int) @ [65536, 256, 1])) > 50
+
+
+def test_a_hundred_classes_have_a_picture() -> None:
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(100, 2))
+    target = np.repeat(np.arange(100), 2)
+    points = weight[target] * 3 + random.normal(size=(200, 2))
+    counts = np.geomspace(200, 1, 100).astype(int)
+    made = Plane("ce", counts, points, target, target, weight, lambda places: (places @ weight.T).argmax(1))
+    assert picture([made, made]).startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_drawn_is_named() -> None:
+    with pytest.raises(ConfigError, match="one network and one weight a class, got 'ncl'"):
+        train_planar(CONFIG.replace(method="ncl"))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["planar", "--data", "digits-lt", "--set", "epochs=2", "--set", "warmup_epochs=0", "--out", str(tmp_path)]
+    assert cli.main([*words, "--methods", "ce,bs"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"picture: {tmp_path / 'planar.png'}"
+    with (tmp_path / "planar_weights.csv").open(newline="") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"ce", "bs"}
+    assert cli.main([*words, "--methods", "ce,bss"]) == 2
+    assert "'bss'" in capsys.readouterr().err
