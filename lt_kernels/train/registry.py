@@ -170,7 +170,16 @@ REPELLED = ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")
 
 
 def every_method(input_kind: str) -> list[str]:
-    """All methods that can be trained on inputs of a kind ("image", "words"): mixing needs images."""
+    """All methods that can be trained on inputs of a kind ("image", "words", "scene"): mixing needs images, and where
+    pixels have classes, neither samples nor rows of a second term have one.
+    """
     mixing = {"mixup_alpha", "cutmix_alpha"}
     fitting = [name for name, line in BASE_METHODS.items() if input_kind == "image" or not mixing & set(line.defaults)]
+    if input_kind == "scene":
+        fitting = [name for name in fitting if _for_pixels(BASE_METHODS[name])]
     return [*fitting, *(f"{name}{REPULSION_SUFFIX}" for name in REPELLED)]
+
+
+def _for_pixels(line: Method) -> bool:
+    """Neither drawn by class nor trained twice, and a loss of one term: those of two know no mixing either."""
+    return "sampler" not in line.defaults and line.second is None and line.mixup
