@@ -240,7 +240,8 @@ HISTORY = {
 def history(analyses: Analyses, names: Sequence[str]) -> bytes:
     """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts."""
     recorded = [analysis for analysis in analyses if analysis.history is not None]
-    names = [name for name in names if any(np.isfinite(a.history.values[name]).any() for a in recorded)] or names[:1]
+    values = [analysis.history.values for analysis in analyses if analysis.history is not None]
+    names = [name for name in names if any(np.isfinite(one[name]).any() for one in values)] or names[:1]
     figure, axes = grid(len(recorded) * len(names), 5.2, 3.3, across=len(names) if len(names) > 1 else 3)
     counts = np.concatenate([analysis.counts[analysis.counts > 0] for analysis in recorded]).astype(float)
     norm = LogNorm(counts.min(), max(counts.max(), counts.min() + 1))
