@@ -73,6 +73,18 @@ def test_experts_are_networks_of_their_own_and_predict_their_mean() -> None:
     assert torch.allclose(module(inputs).detach().double(), expected, atol=1e-4)
 
 
+def test_repulsion_acts_within_each_expert() -> None:
+    config = make_config({**QUICK, "method": "ncl-lwr", "method_options": {**SMALL["ncl"], "lwr_threshold": -1.0}})
+    data = run.load_data(config)
+    module = run.build_module(config, data)
+    module.apply_epoch(0)
+    torch.manual_seed(0)
+    step = module.training_step((data.train[0][:8], data.train[1][:8]), 0)
+    rows = torch.nn.functional.normalize(module.head.weight.detach().double().view(2, 10, 16), dim=2)
+    expected = sum(float((similar.exp().sum(1).log() - similar.diag()).sum()) for similar in rows @ rows.mT)
+    assert float(step["loss"] - step["data_loss"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_learned_temperature_has_no_weight_decay() -> None:
     config = config_of("gml", weight_decay=0.1)
     module = run.build_module(config, run.load_data(config))

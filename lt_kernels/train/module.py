@@ -107,7 +107,8 @@ class Classifier(LightningModule):
         loss = self.active_head(self.features(inputs), target, **taught)
         total = loss
         if self.regularizer is not None and self.strength > 0:
-            total = loss + self.strength * self.regularizer(self.head.weight)
+            experts = self.head.weight.split(len(self.head.weight) // self.parts.experts)  # each has all classes
+            total = loss + self.strength * sum(map(self.regularizer, experts))
         return {"loss": total, "data_loss": loss.detach()}
 
     def _prepared(self, inputs: Tensor, target: Any) -> tuple[Tensor, Any]:
