@@ -23,6 +23,7 @@ from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss
 from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train import readings
 from lt_kernels.train.analysis_entries import ENTRIES
+from lt_kernels.train.analysis_page import find_runs, name_runs
 from lt_kernels.train.analyze import Analysis, analyze, blocks, calibration, groups_of, histogram
 from lt_kernels.train.readings import Reading, evenly, evenly_by_class
 
@@ -274,3 +275,27 @@ def test_no_run_and_a_run_twice_are_named(runs: Path, tmp_path: Path, capsys: py
     assert str(tmp_path / "nowhere") in capsys.readouterr().err
     assert cli.main(["analyze", str(runs / "ce"), str(runs / "ce")]) == 2
     assert "once each" in capsys.readouterr().err
+
+
+def finished(folder: Path, method: str, seed: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"method: {method}\nseed: {seed}\n")
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+def test_a_comparison_stands_for_its_runs_of_seed_zero(tmp_path: Path) -> None:
+    runs = [finished(tmp_path / method / f"seed-{seed}", method, seed) for seed in (0, 1) for method in ("bs", "ce")]
+    (tmp_path / "comparison.yaml").write_text("data: digits-lt\nmethods_compared: [bs, ce]\n")
+    assert find_runs([str(tmp_path)]) == runs[:2]
+    assert find_runs([str(runs[3])]) == [runs[3]]
+
+
+def test_runs_have_the_shortest_names_that_differ(tmp_path: Path) -> None:
+    plain, other = finished(tmp_path / "ce" / "seed-0", "ce", 0), finished(tmp_path / "ce" / "seed-1", "ce", 1)
+    variant = finished(tmp_path / "strong" / "seed-0", "ce", 0)
+    assert name_runs([plain, finished(tmp_path / "bs" / "seed-0", "bs", 0)]) == ["ce", "bs"]
+    assert name_runs([plain, variant]) == ["ce", "strong"]
+    assert name_runs([plain, other]) == ["ce, seed 0", "ce, seed 1"]
+    twice = [plain, other, variant]
+    assert name_runs(twice) == [str(folder) for folder in twice]

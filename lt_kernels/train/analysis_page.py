@@ -114,10 +114,11 @@ def find_runs(folders: Sequence[str]) -> list[Path]:
 
 
 def name_runs(folders: Sequence[Path]) -> list[str]:
-    """A short name for each run: its method, with its seed, or its folder, where that is not enough."""
+    """A short name for each run: its method, or the folder above that of its seed, with its seed, or its folder."""
     settings = [read_settings(folder / CONFIG) for folder in folders]
     for names in (
         [str(each["method"]) for each in settings],
+        [folder.resolve().parent.name for folder in folders],
         [f"{each['method']}, seed {each['seed']}" for each in settings],
     ):
         if len(set(names)) == len(names):
