@@ -23,15 +23,26 @@ from lt_kernels.train.analyze import BLOCKS, GROUPS, Analysis, Histogram, Matrix
 from lt_kernels.train.components import NAMES, History
 
 
+def samples(random: np.random.Generator, classes: int) -> dict[str, Any]:
+    """What is by sample: three of each class, densities, and bins of confidence."""
+    keys = [(group, sign) for group in GROUPS for sign in ("positive", "negative")]
+    target = np.repeat(np.arange(classes), 3)
+    return {
+        "target": target,
+        "angles": {kind: random.uniform(10, 90, len(target)) for kind in ("weight", "mean")},
+        "histogram": Histogram(np.linspace(-5, 5, 21), {key: random.uniform(size=20) for key in keys}),
+        "calibration": np.column_stack([np.arange(15) / 15, np.ones(15), np.arange(15) / 15, np.ones(15) / 2]),
+        "summary": dict.fromkeys((*analysis_plots_samples.BALANCE, "calibration_error", "separability_all"), 0.5),
+    }
+
+
 def made(name: str, classes: int, seed: int = 0, **changes: Any) -> Analysis:
     """An analysis of random numbers, with counts from 300 down to 1 in no order."""
     random = np.random.default_rng(seed)
     counts = random.permutation(np.geomspace(300, 1, classes).astype(int))
     order = np.argsort(-counts, kind="stable")
-    target = np.repeat(np.arange(classes), 3)
     wrong = random.integers(0, 3, classes)
     weight = torch.from_numpy(random.normal(size=(classes, 8)))
-    edges = np.linspace(-5, 5, 21)
     settings: dict[str, Any] = {
         "counts": counts,
         "class_names": [str(index) for index in range(classes)],
@@ -42,19 +53,13 @@ def made(name: str, classes: int, seed: int = 0, **changes: Any) -> Analysis:
         "similarity": blocks(weight @ weight.T / 8),
         "affinity": blocks(weight @ weight.T),
         "offsets": {"test features": random.normal(size=classes), "training features": random.normal(size=classes)},
-        "target": target,
-        "angles": {kind: random.uniform(10, 90, len(target)) for kind in ("weight", "mean")},
         "components": {kind: random.uniform(1e-4, 1, classes) for kind in ("attraction", "repulsion")},
         "logit_means": {sign: random.normal(size=classes) for sign in ("positive", "negative")},
         "log_classes": math.log(classes),
-        "histogram": Histogram(
-            edges, {(group, sign): random.uniform(size=20) for group in GROUPS for sign in ("positive", "negative")}
-        ),
         "separated": order,
         "separability": random.uniform(1, 9, classes),
-        "calibration": np.column_stack([np.arange(15) / 15, np.ones(15), np.arange(15) / 15, np.ones(15) / 2]),
-        "summary": dict.fromkeys((*analysis_plots_samples.BALANCE, "calibration_error", "separability_all"), 0.5),
         "history": History(np.arange(1, 4), {kind: random.uniform(0.1, 1, (3, classes)) for kind in NAMES}),
+        **samples(random, classes),
     }
     return Analysis(name, **{**settings, **changes})
 

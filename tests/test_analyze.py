@@ -18,14 +18,11 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels import cli
-from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss
 from lt_kernels.train import analysis_tables as tables
-from lt_kernels.train import readings
 from lt_kernels.train.analysis_entries import ENTRIES
 from lt_kernels.train.analysis_page import find_runs, name_runs
 from lt_kernels.train.analyze import Analysis, analyze, blocks, calibration, groups_of, histogram
-from lt_kernels.train.readings import Reading, evenly, evenly_by_class
+from lt_kernels.train.readings import Reading
 
 # Three classes in the plane: 0 is rare, 1 frequent, 2 in between. Each has two test samples.
 COUNTS = torch.tensor([2, 200, 50])
@@ -165,54 +162,6 @@ def test_groups_are_those_of_the_accuracies() -> None:
         "few": [False, False, False, True],
     }
     assert list(groups_of(np.array([3, 2]))) == ["few"]
-
-
-def test_samples_are_drawn_evenly() -> None:
-    assert evenly(3, 5).tolist() == [0, 1, 2]
-    assert evenly(10, 4).tolist() == [0, 2, 5, 7]
-    target = torch.tensor([1, 0, 0, 1, 0, 0, 2])
-    assert evenly_by_class(target, 3, 7).tolist() == list(range(7))
-    assert evenly_by_class(target, 3, 6).tolist() == [0, 1, 3, 4, 6]
-
-
-def test_gradient_components_are_the_gradient_of_the_loss() -> None:
-    torch.manual_seed(0)
-    counts = torch.tensor([30, 5, 1])
-    head = LinearHead(4, 3, BalancedSoftmaxLoss(counts))
-    features, target = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
-    found = readings.gradient_parts(head, features.float(), target)
-    assert not isinstance(found, str)
-    logits = features.double() @ head.weight.double().T + head.bias.double() + counts.double().log()
-    share = logits.softmax(1).detach()
-    own = torch.nn.functional.one_hot(target, 3).double()
-    attraction = ((own * (1 - share)).T @ features / 9).norm(dim=1)
-    repulsion = (((1 - own) * share).T @ features / 9).norm(dim=1)
-    assert found["attraction"].tolist() == pytest.approx(attraction.tolist(), rel=1e-5)
-    assert found["repulsion"].tolist() == pytest.approx(repulsion.tolist(), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("head", "reason"),
-    [
-        (CosineHead(4, 3, LDAMLoss([9, 3, 1])), "not linear"),
-        (LinearHead(4, 3, FocalLoss(2.0)), "focal"),
-        (LinearHead(4, 3, FocalLoss(0.0, torch.ones(3))), "weighs"),
-        (LinearHead(4, 3, ARBLoss(counts="batch")), "batch"),
-    ],
-)
-def test_a_loss_that_is_no_plain_softmax_has_no_components(head: Any, reason: str) -> None:
-    found = readings.gradient_parts(head, torch.randn(2, 4), torch.tensor([0, 1]))
-    assert isinstance(found, str)
-    assert reason in found
-
-
-def test_scores_of_a_head_of_cosines_are_scaled() -> None:
-    assert readings.scale_of(CosineHead(4, 3, LDAMLoss([9, 3, 1], scale=12.0))) == 12
-    assert readings.scale_of(CosineHead(4, 3, BalancedSoftmaxLoss([9, 3, 1]), scale=7.0)) == 7
-    assert readings.scale_of(LinearHead(4, 3, BalancedSoftmaxLoss([9, 3, 1]))) == 1
-    long = torch.tensor([[3.0, 4.0, 0.0, 0.0]])
-    head = CosineHead(4, 3, LDAMLoss([9, 3, 1]))
-    assert readings.as_used(head, long).tolist() == [[pytest.approx(0.6), pytest.approx(0.8), 0, 0]]
 
 
 WORDS = ["--set", "epochs=2", "--set", "warmup_epochs=0", "--quiet"]
