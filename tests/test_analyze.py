@@ -113,6 +113,8 @@ def test_blocks_are_means_without_the_diagonal() -> None:
     whole = blocks(matrix, 5)
     assert np.isnan(whole.values[0, 0])
     assert whole.values[4, 0] == 20
+    matrix[0, 1] = math.nan
+    assert blocks(matrix, 2).values[0, 0] == 5
 
 
 def test_calibration_closes_its_bins_on_the_right() -> None:

@@ -134,17 +134,21 @@ def groups_of(counts: Array) -> dict[str, Array]:
 
 
 def blocks(matrix: Tensor, most: int = BLOCKS) -> Matrix:
-    """The matrix itself without its diagonal, or where it is large, the means of blocks of rows and columns."""
+    """The matrix itself without its diagonal, or where it is large, the means of blocks of rows and columns; what is
+    NaN does not count.
+    """
     classes = len(matrix)
     starts = evenly(classes, most).numpy()
-    values = matrix.detach().cpu().numpy()
-    diagonal = np.add.reduceat(np.diagonal(values).astype(float), starts)
-    sums = np.add.reduceat(np.add.reduceat(values, starts, axis=1, dtype=float), starts, axis=0)
-    sizes = np.diff(np.append(starts, classes))
-    pairs = np.outer(sizes, sizes) - np.diag(sizes)
-    sums[np.diag_indices(len(starts))] -= diagonal
-    means = np.divide(sums, pairs, out=np.full(sums.shape, np.nan), where=pairs > 0)
-    return Matrix(means, np.append(starts, classes))
+    ends = np.append(starts, classes)
+    means = np.full((len(starts), len(starts)), np.nan)
+    for place, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+        part = matrix[first:last].detach().cpu().double().numpy()
+        known = np.isfinite(part)
+        known[np.arange(last - first), np.arange(first, last)] = False
+        pairs = np.add.reduceat(known.sum(0), starts)
+        sums = np.add.reduceat(np.where(known, part, 0).sum(0), starts)
+        np.divide(sums, pairs, out=means[place], where=pairs > 0)
+    return Matrix(means, ends)
 
 
 def _offsets(reading: Reading) -> dict[str, Array]:
