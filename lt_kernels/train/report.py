@@ -135,7 +135,7 @@ def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.
             "Accuracy per group",
             "A group that the data set does not have is left out.",
         ),
-        "<h2>Classes by their number of training samples</h2>",
+        "<h2>Classes by their count in training</h2>",
         html_figure(
             plots.accuracy_by_count(results),
             "Accuracy against class count",
