@@ -37,27 +37,13 @@ class Copy(Callback):
             shutil.copytree(self.source, self.target)
 
 
-def recorded(
-    monkeypatch: pytest.MonkeyPatch, config: TrainConfig, folder: Path, *others: Callback, resume: bool = False
-) -> None:
-    """A run with the callback before the one that saves."""
-
-    def trainer(callbacks: list[Any], **rest: Any) -> Trainer:
-        mine = ComponentLog(folder, run.load_data(config))
-        return Trainer(callbacks=[*callbacks[:-1], mine, *others, callbacks[-1]], **rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(run, "Trainer", trainer)
-        run.train_run(config, folder, resume)
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_run(folder)[2].state_dict()
 
 
-def test_the_training_is_the_same_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_is_the_same_with_it(tmp_path: Path) -> None:
     run.train_run(CONFIG, tmp_path / "without")
-    recorded(monkeypatch, CONFIG, tmp_path / "with")
+    run.train_run(CONFIG.replace(record=True), tmp_path / "with")
     plain, watched = weights(tmp_path / "without"), weights(tmp_path / "with")
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
     assert read_history(tmp_path / "without") is None
@@ -78,12 +64,16 @@ def test_the_training_is_the_same_with_it(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_resumed_run_has_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CONFIG.replace(method="estimated-offset", method_options={"center_weight": 0.01}, checkpoint_epochs=2)
+    options = {"center_weight": 0.01}
+    config = CONFIG.replace(method="estimated-offset", method_options=options, checkpoint_epochs=2, record=True)
     parts = tmp_path / "parts"
-    recorded(monkeypatch, config, tmp_path / "whole", Copy(3, tmp_path / "whole", parts))
+    with monkeypatch.context() as patched:
+        copy = Copy(3, tmp_path / "whole", parts)
+        patched.setattr(run, "Trainer", lambda callbacks, **rest: Trainer(callbacks=[*callbacks, copy], **rest))
+        run.train_run(config, tmp_path / "whole")
     half = (parts / FILE).read_text()
     assert len(half.splitlines()) == 1 + 3 * 10  # the third epoch is not in the checkpoint, which is of the second
-    recorded(monkeypatch, config, parts, resume=True)
+    run.train_run(config, parts, resume=True)
     whole = (tmp_path / "whole" / FILE).read_text()
     assert (parts / FILE).read_text() == whole
     assert whole.startswith(half)

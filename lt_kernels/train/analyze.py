@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def blocks(matrix: Tensor, most: int = BLOCKS) -> Matrix:
     starts = evenly(classes, most).numpy()
     ends = np.append(starts, classes)
     means = np.full((len(starts), len(starts)), np.nan)
-    for place, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+    for place, (first, last) in enumerate(itertools.pairwise(ends.tolist())):
         part = matrix[first:last].detach().cpu().double().numpy()
         known = np.isfinite(part)
         known[np.arange(last - first), np.arange(first, last)] = False
