@@ -18,6 +18,7 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels import cli
+from lt_kernels.train import analysis_page
 from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analysis_entries import ENTRIES
 from lt_kernels.train.analysis_page import find_runs, name_runs
@@ -174,7 +175,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     config = str(Path(__file__).resolve().parents[1] / "recipes" / "digits-lt.yaml")
     for method in ("ce", "ldam"):
-        words = ["train", "--config", config, *WORDS, "--set", f"method={method}", "--out", str(folder / method)]
+        record = f"record={str(method == 'ce').lower()}"
+        words = ["train", "--config", config, *WORDS, "--set", f"method={method}", "--set", record]
+        words += ["--out", str(folder / method)]
         assert cli.main(words) == 0
     return folder
 
@@ -184,7 +187,7 @@ def test_the_command_writes_every_picture_and_its_numbers(runs: Path, capsys: py
     out = runs / "analysis"
     assert capsys.readouterr().out.splitlines()[-1] == f"analysis: {out / 'analysis.html'}"
     page = (out / "analysis.html").read_text()
-    stems = [entry.stem for entry in ENTRIES if not entry.epochs]
+    stems = [entry.stem for entry in ENTRIES]
     for stem in stems:
         pixels = image.imread(out / f"{stem}.png")[:, :, :3]
         assert pixels.shape[0] > 300
@@ -193,7 +196,17 @@ def test_the_command_writes_every_picture_and_its_numbers(runs: Path, capsys: py
     assert page.count("data:image/png;base64,") == len(stems)
     assert "ldam: its logits are not linear in the features" in page
     assert list((out / "tensorboard").iterdir())
-    assert not (out / "gradients_by_epoch.png").exists()
+    epochs = rows_of((out / "gradients_by_epoch.csv").read_text())
+    assert [row["epoch"] for row in epochs] == ["1"] * 10 + ["2"] * 10
+
+
+def test_a_run_that_recorded_nothing_has_no_pictures_over_the_epochs(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [entry for entry in ENTRIES if entry.stem in ("balance", "offsets_by_epoch")]
+    monkeypatch.setattr(analysis_page, "ENTRIES", few)
+    assert cli.main(["analyze", str(runs / "ldam"), "--out", str(tmp_path / "out")]) == 0
+    assert {path.suffix: path.stem for path in (tmp_path / "out").glob("*.png")} == {".png": "balance"}
 
 
 def test_accuracies_are_those_of_the_run(runs: Path) -> None:
