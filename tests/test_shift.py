@@ -223,6 +223,13 @@ def test_a_run_read_back_predicts_what_it_did(runs: Path, tmp_path: Path) -> Non
         load_run(tmp_path)
 
 
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["shift", "--help"])
+    assert end.value.code == 0
+    assert "usage: lt-kernels shift" in capsys.readouterr().out
+
+
 BAD_WORDS = [
     (["shift"], r"either folders of runs or --data"),
     (["shift", "--data", "digits-lt"], r"--methods must name"),

@@ -110,13 +110,16 @@ def predict_shifted(
     """Return the predictions int64 [N] as trained, and for each target prior [C] those of softmax(scale z - log held +
     log prior) (Hong et al., 2021); none without `held`.
     """
+    shifts: list[Tensor] = []
+    if held is not None:  # compensated logits up to a constant, once and not for every row
+        shifts = [pc_softmax(torch.zeros(len(held), dtype=torch.float64), held, prior).log() for prior in priors]
     plain: list[Tensor] = []
-    moved: list[list[Tensor]] = [[] for _ in priors if held is not None]
+    moved: list[list[Tensor]] = [[] for _ in shifts]
     for part in inputs.split(1024):
         logits = scale * module(part).double()
         plain.append(logits.argmax(-1))
-        for kept, prior in zip(moved, priors):
-            kept.append(pc_softmax(logits, held, prior).argmax(-1))
+        for kept, shift in zip(moved, shifts):
+            kept.append((logits + shift).argmax(-1))
     return torch.cat(plain), [torch.cat(kept) for kept in moved]
 
 
