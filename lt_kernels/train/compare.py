@@ -145,6 +145,7 @@ def write_report(
     summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]
     rows = {method: [read_rows(job.folder) for job in jobs if job.name == method] for method in results}
     about = facts(next(iter(results.values()))[0], summaries[0].seeds, workers)
+    analyses = [folder / "analysis", *(job.folder / "analysis" for job in jobs)]
     title = f"{jobs[0].config.data}: {len(results)} methods, {summaries[0].seeds} seed(s)"
     pages = {
         "table.csv": tables.table_csv(summaries),
@@ -152,7 +153,7 @@ def write_report(
         "summary.csv": tables.summary_csv(summaries),
         "table.md": tables.markdown(summaries),
         "runs.csv": tables.runs_csv(results),
-        "report.html": render(summaries, results, rows, settings, about, title),
+        "report.html": render(summaries, results, rows, settings, about, title, analyses),
     }
     if all("per_class_iou" in run for runs in results.values() for run in runs):
         pages["classes.csv"] = tables.classes_csv(results)
