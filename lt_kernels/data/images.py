@@ -48,9 +48,9 @@ def decode(file: str | Path, resize: int, crop: int) -> Tensor:
 class ImageList:
     """Pictures in files as something that can be used like a uint8 tensor [N, 3, crop, crop] on the CPU.
 
-    What a loader and a prediction need: len, `shape`, `device`, `dtype`, `index_select(0, rows)` and `split(size)`.
-    Pictures are decoded by a pool of `threads` threads (0: one a core). Errors: ValueError naming the argument; when a
-    batch is read, naming the file.
+    What a loader and a prediction need: len, `shape`, `device`, `dtype`, `index_select(0, rows)` and `split(size)`;
+    and `prefetch(rows)` for a loader that knows its next batch. Pictures are decoded by a pool of `threads` threads (0:
+    one a core). Errors: ValueError naming the argument; when a batch is read, naming the file.
     """
 
     device = torch.device("cpu")
@@ -66,6 +66,7 @@ class ImageList:
             raise ValueError(f"crop must be at most resize = {resize}, got {crop}")
         self.threads = checks.whole("threads", threads, 0) or os.cpu_count() or 1
         self._pool: ThreadPoolExecutor | None = None
+        self._ahead: tuple[list[int], list[Future[Tensor]]] = ([], [])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,7 +93,17 @@ class ImageList:
         """The pictures of some rows, int64 [M]: uint8 [M, 3, crop, crop]; `dim` is 0."""
         if dim != 0:
             raise ValueError(f"dim must be 0, got {dim}")
-        return self._end(self._begin(index.tolist()))
+        rows, (known, started) = index.tolist(), self._ahead
+        if rows != known:
+            return self._end(self._begin(rows))
+        self._ahead = ([], [])
+        return self._end(started)
+
+    def prefetch(self, index: Tensor) -> None:
+        """Begin to decode some rows, int64 [M]: an `index_select` of the same rows then has less to wait for."""
+        for one in self._ahead[1]:
+            one.cancel()
+        self._ahead = (index.tolist(), self._begin(index.tolist()))
 
     def split(self, split_size: int) -> Iterator[Tensor]:
         """All pictures in order, at most `split_size` and at most 256 at a time; while one part is used, the next one
@@ -107,4 +118,4 @@ class ImageList:
             waiting = following
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None}  # a pool of threads is of its process
+        return {**self.__dict__, "_pool": None, "_ahead": ([], [])}  # a pool of threads is of its process
