@@ -22,7 +22,8 @@ from lt_kernels import cli, losses
 from lt_kernels.data import LongTailedData, load
 from lt_kernels.heads import LinearHead
 from lt_kernels.train import epochs
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.commands import named_methods, recipe
+from lt_kernels.train.config import ConfigError, TrainConfig, make_config, read_settings
 from lt_kernels.train.files import read_result, read_rows
 from lt_kernels.train.loading import load_run
 from lt_kernels.train.networks import build_network
@@ -259,6 +260,7 @@ BAD = [
     ({"method": "estimated-offset"}, r"method must have a loss that ignores pixels.*'estimated-offset'"),
     ({"mixup_alpha": 0.5}, r"mixup_alpha must be 0 for digit-scenes, got 0\.5"),
     ({"method": "ce-balanced"}, r"sampler must be instance for digit-scenes"),
+    ({"augment": "random-crop"}, r"augment must be none for digit-scenes"),
     ({"method": "crt"}, r"sampler must be instance for digit-scenes"),
     ({"network": "mlp", "network_options": {}}, r"network mlp.*'unet'"),
 ]
@@ -280,6 +282,8 @@ def test_every_method_for_pixels_can_be_trained_on_them() -> None:
         step = module.training_step((data.train[0][:2], data.train[1][:2]), 0)
         assert torch.isfinite(step["loss"]), method
         assert module(data.train[0][:2]).shape == (2, 24, 24, 11)
+    settings = read_settings(recipe("digit-scenes"))
+    assert named_methods("all", settings) == every_method("scene")
     assert {"ce", "bs", "arb", "arb-batch", "cb", "focal", "la"} <= set(every_method("scene"))
 
 

@@ -65,7 +65,8 @@ def named_methods(text: str, settings: Mapping[str, Any]) -> list[str]:
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name == "all":
-            names += every_method(NETWORKS.get(str(settings.get("network", "")), "image"))
+            kind, _ = NETWORKS.get(str(settings.get("network", "")), ("image", None))
+            names += every_method(kind)
         else:
             names += variants_of(settings) if name == "variants" else [name]
     return names

@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from lt_kernels.data import LongTailedData, ResumableLoader, load
+from lt_kernels.data.base import IGNORED
 from lt_kernels.data.samplers import Order, Staged, make_order
 from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
 from lt_kernels.train.components import ComponentLog
@@ -103,9 +104,13 @@ def _check_mixing(config: TrainConfig, data: LongTailedData) -> None:
 
 
 def _check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Module) -> None:
-    """Where pixels have classes, and some none, a loss must be one that leaves ignored targets out."""
+    """Where pixels have classes, and some none, inputs stay in place and the loss leaves ignored targets out."""
+    if data.input_kind != "scene":
+        return
+    if config.augment != "none":
+        raise ConfigError(f"augment must be none for {data.name}: it would leave the targets, got {config.augment!r}")
     loss = getattr(head, "loss", None)
-    if data.input_kind == "scene" and (loss is None or loss.needs_logits or loss.needs_features):
+    if loss is None or loss.needs_logits or loss.needs_features or loss.ignore_index != IGNORED:
         raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
 
 
