@@ -258,10 +258,11 @@ def test_cut_within_an_epoch_and_resumed_is_bit_identical(tmp_path: Path, monkey
 BAD = [
     ({"method": "lade"}, r"method must have a loss that ignores pixels for digit-scenes, got 'lade'"),
     ({"method": "estimated-offset"}, r"method must have a loss that ignores pixels.*'estimated-offset'"),
+    ({"method": "bcl"}, r"method must have a loss that ignores pixels.*'bcl'"),
     ({"mixup_alpha": 0.5}, r"mixup_alpha must be 0 for digit-scenes, got 0\.5"),
     ({"method": "ce-balanced"}, r"sampler must be instance for digit-scenes"),
     ({"augment": "random-crop"}, r"augment must be none for digit-scenes"),
-    ({"method": "crt"}, r"sampler must be instance for digit-scenes"),
+    ({"method": "crt"}, r"sampler must be instance for digit-scenes, .* got 'class'"),
     ({"network": "mlp", "network_options": {}}, r"network mlp.*'unet'"),
 ]
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from lt_kernels.data import LongTailedData, ResumableLoader, load
 from lt_kernels.data.base import IGNORED
 from lt_kernels.data.samplers import Order, Staged, make_order
+from lt_kernels.lossmodule import Loss
 from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
 from lt_kernels.train.components import ComponentLog
 from lt_kernels.train.config import ConfigError, TrainConfig
@@ -110,7 +111,8 @@ def _check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Modu
     if config.augment != "none":
         raise ConfigError(f"augment must be none for {data.name}: it would leave the targets, got {config.augment!r}")
     loss = getattr(head, "loss", None)
-    if loss is None or loss.needs_logits or loss.needs_features or loss.ignore_index != IGNORED:
+    rows_alike = isinstance(loss, Loss) and not loss.needs_logits and not loss.needs_features
+    if not rows_alike or loss.ignore_index != IGNORED:
         raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
 
 
@@ -157,9 +159,9 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
 def order_of(module: Classifier, data: LongTailedData) -> Order:
     """The order of the training samples: the sampler's, and a second stage's after it."""
     config, second, target = module.config, module.parts.second, data.train[1]
-    samplers = {config.sampler, second.sampler if second is not None else config.sampler}
-    if target.ndim > 1 and samplers != {"instance"}:
-        raise ConfigError(f"sampler must be instance for {data.name}, whose samples have no one class, got {samplers}")
+    for sampler in (config.sampler, second.sampler if second is not None else config.sampler):
+        if target.ndim > 1 and sampler != "instance":
+            raise ConfigError(f"sampler must be instance for {data.name}, a scene has no one class, got {sampler!r}")
     first = make_order(config.sampler, target, config.seed, config.epochs)
     if second is None:
         return first
