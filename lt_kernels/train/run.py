@@ -111,8 +111,8 @@ def _check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Modu
     if config.augment != "none":
         raise ConfigError(f"augment must be none for {data.name}: it would leave the targets, got {config.augment!r}")
     loss = getattr(head, "loss", None)
-    rows_alike = isinstance(loss, Loss) and not loss.needs_logits and not loss.needs_features
-    if not rows_alike or loss.ignore_index != IGNORED:
+    alike = isinstance(loss, Loss) and not (loss.needs_logits or loss.needs_features) and loss.ignore_index == IGNORED
+    if not alike:
         raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
 
 
