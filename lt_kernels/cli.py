@@ -92,7 +92,9 @@ def _add_compare(commands: Any) -> None:
         help="train several methods over several seeds",
         description="Train methods over seeds; print a table, write a report.",
     )
-    compare.add_argument("--data", required=True, metavar="NAME", help="a data set: digits-lt, stdlib-words")
+    compare.add_argument(
+        "--data", required=True, metavar="NAME", help="a data set, such as digits-lt, stdlib-words or digit-scenes"
+    )
     compare.add_argument(
         "--methods",
         required=True,

@@ -87,9 +87,9 @@ def _projection(in_features: int, hidden: int, out_features: int) -> nn.Sequenti
 class BalancedContrastiveHead(_ClassifierHead):
     """Classifier, projection and prototypes for BCL: head(features, target) -> loss, head(features) -> prediction.
 
-    Prediction is logits, or raw cosines, [N, C]. The first view is classified; all views are projected, and the class
-    weights [C, d] by an MLP of their own, whose gradient reaches them (Zhu et al., 2022). In training its batch norm is
-    over the C classes, which must be 2 or more.
+    Prediction is logits, or raw cosines, [N, C]. The first view is classified; the views that are contrasted are
+    projected, and the class weights [C, d] by an MLP of their own, whose gradient reaches them (Zhu et al., 2022). In
+    training its batch norm is over the C classes, which must be 2 or more.
 
     Args:
         in_features, num_classes: d and C.
@@ -97,6 +97,7 @@ class BalancedContrastiveHead(_ClassifierHead):
         cosine: the classifier, "cosine" (raw cosines, which margin losses need) or "linear" (with a bias).
         scale: what cosines are multiplied by for a base that takes logits.
         hidden, out_features: of both MLPs; hidden=None is in_features.
+        contrasted: "all" views, or the "later" ones, without the one that is classified (published, with three views).
     """
 
     def __init__(
@@ -109,13 +110,16 @@ class BalancedContrastiveHead(_ClassifierHead):
         scale: float = 30.0,
         hidden: int | None = None,
         out_features: int = 128,
+        contrasted: Literal["all", "later"] = "all",
     ) -> None:
         if not isinstance(loss, BalancedContrastiveLoss):
             raise TypeError(f"loss must be BalancedContrastiveLoss, got {type(loss).__name__}")
+        self_contrasted = checks.choice("contrasted", contrasted, ("all", "later"))
         super().__init__(in_features, num_classes, loss, cosine, scale)
         sizes = (in_features if hidden is None else checks.whole("hidden", hidden),)
         sizes = (*sizes, checks.whole("out_features", out_features))
         self.projection, self.prototypes = _projection(in_features, *sizes), _projection(in_features, *sizes)
+        self.contrasted: Literal["all", "later"] = self_contrasted
         self.reset_parameters()
 
     def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
@@ -123,8 +127,12 @@ class BalancedContrastiveHead(_ClassifierHead):
         if target is None:
             return self.predicted(features)
         self.check_views(features, target)
-        classification = self.classified(self.loss, features[: target.shape[0]], target)
-        return self.loss.total(classification, target, self.projection(features), self.prototypes(self.weight))
+        samples = target.shape[0]
+        if self.contrasted == "later" and features.shape[0] == samples:
+            raise ValueError(f"features must have two views or more of {samples} samples, got {samples} rows")
+        classification = self.classified(self.loss, features[:samples], target)
+        views = self.projection(features[samples if self.contrasted == "later" else 0 :])
+        return self.loss.total(classification, target, views, self.prototypes(self.weight))
 
 
 class GMLHead(_ClassifierHead):

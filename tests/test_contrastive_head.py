@@ -120,6 +120,26 @@ def test_head(views: int, name: str, classifier: Any) -> None:
     assert_close(shown, plain.detach())
 
 
+def test_the_classified_view_may_be_left_out() -> None:
+    base, formula = bases("logit adjustment")
+    loss = losses.BalancedContrastiveLoss(base)
+    head = heads.BalancedContrastiveHead(D, C, loss, hidden=6, out_features=3, contrasted="later").double()
+    features = normal(3 * N, D, seed=811).requires_grad_()
+    value = head(features, TARGET)
+    value.backward()
+    leaf = features.detach().clone().requires_grad_()
+    cosine = unit(leaf[:N]) @ unit(head.weight.detach()).T
+    views, prototypes = head.projection(leaf[N:]), head.prototypes(head.weight.detach())
+    expected = 2.0 * formula(cosine) + 0.6 * dense(views, prototypes, TARGET, 0.1).mean()
+    expected.backward()
+    assert_close(value, expected)
+    assert_close(features.grad, leaf.grad)
+    with pytest.raises(ValueError, match="features must have two views or more of 9 samples, got 9 rows"):
+        head(features[:N], TARGET)
+    with pytest.raises(ValueError, match="contrasted"):
+        heads.BalancedContrastiveHead(D, C, loss, contrasted="first")
+
+
 def test_loss_module() -> None:
     """Factors and temperature, called with the classifier's output."""
     base, _ = bases("logit adjustment")

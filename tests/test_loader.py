@@ -144,6 +144,23 @@ def test_class_balanced_order():
     assert torch.equal(torch.cat([inputs for inputs, _ in balanced]), order(0))
 
 
+def test_a_source_that_can_read_ahead_is_told_the_next_batch():
+    class Source(list):
+        device = torch.device("cpu")
+
+        def index_select(self, dimension, rows):
+            return torch.tensor([self[int(row)] for row in rows])
+
+        def prefetch(self, rows):
+            self.told.append(rows.tolist())
+
+    source = Source(range(5))
+    source.told = []
+    batches = [rows.tolist() for (rows,) in ResumableLoader((source,), 2, shuffle=False)]
+    assert batches == [[0, 1], [2, 3], [4]]
+    assert source.told == [[2, 3], [4], []]
+
+
 def test_square_root_order():
     target = torch.tensor([0] * 900 + [2] * 100 + [3] * 4)
     rows = torch.cat([make_order("sqrt", target, 1, 1)(epoch) for epoch in range(20)])

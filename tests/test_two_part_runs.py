@@ -87,6 +87,25 @@ def test_repulsion_acts_within_each_expert() -> None:
     assert float(step["loss"] - step["data_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_later_views_have_an_augmentation_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def remember(name: str, inputs: torch.Tensor) -> torch.Tensor:
+        asked.append(name)
+        return inputs + len(asked)
+
+    monkeypatch.setattr("lt_kernels.train.augment.augment", remember)
+    config = config_of("bcl", {**SMALL["bcl"], "views": 3}, augment_views="crop-flip")
+    module = run.build_module(config, run.load_data(config))
+    batch = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    inputs, target = module._prepared(*batch)
+    assert asked == ["shift", "crop-flip", "crop-flip"]
+    assert inputs[:, 0, 0, 0].tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 4
+    assert target is batch[1]
+    assert module.head.contrasted == "later"
+    assert module.training_step(batch, 0)["loss"].isfinite()
+
+
 def test_the_learned_temperature_has_no_weight_decay() -> None:
     config = config_of("gml", weight_decay=0.1)
     module = run.build_module(config, run.load_data(config))
@@ -125,6 +144,7 @@ def test_a_teacher_is_a_finished_run_and_no_part_of_the_state(tmp_path: Path) ->
         ("ncl", {"unselected": "kept"}, "unselected"),
         ("dbm-bcl", {"max_margin": -1.0}, "max_margin"),
         ("bcl", {"temperature": 0.0}, "temperature"),
+        ("bcl", {"views": 0}, "views"),
     ],
 )
 def test_a_bad_option_is_named(method: str, options: dict[str, Any], message: str) -> None:

@@ -57,7 +57,11 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for rows in self.sampler:
-            yield tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors)
+            batch = tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors)
+            for tensor in self.tensors:
+                if hasattr(tensor, "prefetch"):  # pictures are read while the batch before them is in use
+                    tensor.prefetch(self.sampler.coming())
+            yield batch
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; within the epoch of a state that was just loaded, stay where that state is."""

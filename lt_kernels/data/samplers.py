@@ -213,6 +213,13 @@ class ResumableSampler:
             self.position += 1  # before the yield: a checkpoint taken while the batch is in use counts it as used
             yield self.rank_order()[first : first + self.batch_size]
 
+    def coming(self) -> Tensor:
+        """The indices of the batch after the last one handed out, none at the end of an epoch."""
+        first = self.position * self.batch_size
+        return (
+            self.rank_order()[first : first + self.batch_size] if self.position < len(self) else self.rank_order()[:0]
+        )
+
     def _layout(self) -> dict[str, int]:
         return {"num_samples": self.num_samples, "batch_size": self.batch_size, "world_size": self.world_size}
 

@@ -24,7 +24,8 @@ class TrainConfig:
     Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
     linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `sampler` is a name of
-    `data.samplers.make_order`, `augment` one of `train.augment`; `record` keeps what the analyses draw over the epochs.
+    `data.samplers.make_order`, `augment` one of `train.augment`, `augment_views` the one of the views after the
+    first (where a method has several); `record` keeps what the analyses draw over the epochs.
     `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
     `threads` 0 leaves torch's own number of threads.
     """
@@ -51,6 +52,7 @@ class TrainConfig:
     cutmix_alpha: float = 0.0
     sampler: str = "instance"
     augment: str = "none"
+    augment_views: str = "same"
     record: bool = False
     precision: str = "32"
     seed: int = 0
@@ -179,6 +181,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cutmix_alpha": _number(0),
     "sampler": _choice(*SAMPLERS),
     "augment": _name,
+    "augment_views": _name,
     "record": _flag,
     "precision": _choice("32", "bf16"),
     "seed": _integer(0),

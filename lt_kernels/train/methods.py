@@ -184,7 +184,8 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         readout = method.readout(setting, of_readout) if method.readout else None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
-    return MethodParts(head, weight, regularizer, strength, second, readout, method.views, method.unit_rows, teacher)
+    views = of_head.get("views", method.views)
+    return MethodParts(head, weight, regularizer, strength, second, readout, views, method.unit_rows, teacher)
 
 
 def _head(method: Method, setting: Setting, loss: nn.Module, options: Options) -> nn.Module:

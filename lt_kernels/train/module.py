@@ -114,10 +114,12 @@ class Classifier(LightningModule):
     def _prepared(self, inputs: Tensor, target: Any) -> tuple[Tensor, Any]:
         """Augmented inputs, view after view, or mixed ones with the pair of targets."""
         config = self.config
-        if config.augment != "none" or self.parts.views > 1:
+        if config.augment != "none" or self.parts.views > 1 or inputs.dtype == torch.uint8:
             from lt_kernels.train.augment import augment
 
-            inputs = torch.cat([augment(config.augment, inputs) for _ in range(self.parts.views)])
+            later = config.augment if config.augment_views == "same" else config.augment_views
+            names = [config.augment, *[later] * (self.parts.views - 1)]
+            inputs = torch.cat([augment(name, inputs) for name in names])
         if self.in_second:
             return inputs, target
         if config.mixup_alpha > 0:

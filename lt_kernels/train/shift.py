@@ -41,6 +41,9 @@ WEIGHTED = ("cb", "ce-drw")
 # The other heads of cosines have margins that grow with rarity or norms that their cosines do not show.
 SCALED = {"ldam": "source", "ldam-drw": "weighted", "cosface": "source", "arcface": "source", "dbm-ce": "source"}
 SCALED |= {"dbm-bs": "uniform", "dbm-drw": "weighted"}
+SCALED |= {"dbm-bcl": "uniform", "dbm-gml": "uniform", "dbm-ncl": "uniform"}
+# Heads whose prediction is cosines and whose loss takes them times the head's scale, without margins.
+COSINE_LOGITS = ("bcl", "gml", "ncl")
 
 
 def logits_hold(method: str) -> Holds:
@@ -87,6 +90,16 @@ def _of_kind(holds: str, class_counts: Tensor, module: Classifier, tau: float) -
         return counts * weight.double().cpu()
     powers = {"source": 1.0, "weighted": 1.0, "root": 0.5}
     return counts ** powers[holds] if holds in powers else None
+
+
+def logit_scale(method: str, module: Classifier, cosines: Cosines) -> float:
+    """Return what a method's prediction is multiplied by for logits: 1 but for heads of cosines."""
+    if method.removesuffix(REPULSION_SUFFIX) in COSINE_LOGITS:
+        return float(module.head.scale)
+    if logits_hold(method) != "cosines" or cosines == "leave":
+        return 1.0
+    loss = module.head.loss
+    return float(getattr(loss, "base", getattr(loss, "classification", loss)).scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +149,8 @@ def evaluate_shifts(
     except ValueError as error:
         raise ConfigError(f"{data.name}: {error}") from error
     held = held_prior(config, data.class_counts, module, cosines)
-    scaled = logits_hold(config.method) == "cosines" and cosines == "scale"
-    scale = float(module.head.loss.scale) if scaled else 1.0
     inputs, target = data.test
+    scale = logit_scale(config.method, module, cosines)
     plain, moved = predict_shifted(module, inputs, held, [test.counts for test in tests], scale)
     as_trained = [_accuracy(plain, target, test) for test in tests]
     compensated = [_accuracy(prediction, target, test) for prediction, test in zip(moved, tests)]

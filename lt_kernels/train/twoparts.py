@@ -13,7 +13,8 @@ from lt_kernels.train.methods import HeadFactory, LossFactory, Method, Options, 
 
 _DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
 _BCL = {"classification_weight": 2.0, "contrastive_weight": 0.6, "temperature": 0.1}
-_BCL_HEAD = {"hidden": 0, "out_features": 128}  # hidden 0: as wide as the features
+# hidden 0: as wide as the features; with three views the first is classified and the others are contrasted
+_BCL_HEAD = {"hidden": 0, "out_features": 128, "views": 2}
 _GML = {"temperature": 0.1, "classification_weight": 1.0, "contrastive_weight": 1.0, "distillation_weight": 0.0}
 _GML_HEAD = {"out_features": 32, "queue": 4096, "per_class": 2}
 _NCL = {"hard_share": 0.3, "distillation": 0.6, "unselected": "zero"}
@@ -61,8 +62,14 @@ _QUEUE, _EXPERTS = _head(GMLHead), _head(NCLHead)
 
 
 def _prototypes(setting: Setting, loss: Any, options: Options) -> nn.Module:
-    hidden = options.pop("hidden") or None
-    return BalancedContrastiveHead(setting.in_features, setting.num_classes, loss, hidden=hidden, **options)
+    hidden, views = options["hidden"] or None, options["views"]
+    if views < 1:
+        raise ValueError(f"views must be at least 1, got {views}")
+    contrasted = "later" if views > 2 else "all"
+    width = options["out_features"]
+    return BalancedContrastiveHead(
+        setting.in_features, setting.num_classes, loss, hidden=hidden, out_features=width, contrasted=contrasted
+    )
 
 
 def _with_dbm(parts: Options, **changes: Any) -> Options:
