@@ -40,7 +40,10 @@ PLAIN: dict[str, Method] = {
     "ce": Method("cross-entropy", _CE, source="Bridle, 1990"),
     "focal": Method("focal loss", _plain("FocalLoss"), {"gamma": 2.0}, "Lin et al., 2017"),
     "cb": Method(
-        "class-balanced weights", _counted("ClassBalancedLoss"), {"beta": 0.9999, "gamma": 0.0}, "Cui et al., 2019"
+        "class-balanced weights",
+        _counted("ClassBalancedLoss"),
+        {"beta": 0.9999, "gamma": 0.0, "average": "weighted"},
+        "Cui et al., 2019",
     ),
     "bs": Method("balanced softmax", _BS, source="Ren et al., 2020"),
     "la": Method("logit adjustment", _counted("LogitAdjustmentLoss"), {"tau": 1.0}, "Menon et al., 2021"),
