@@ -4,6 +4,7 @@
 <!-- table: training --> the same file, as `python -m benchmarks.training` wrote it
 <!-- table: compare-<name> -->  benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> if it is there
 <!-- table: shift-<name> -->    the same of runs/<name>/shift
+<!-- table: pairs-<name> -->    each method beside the one that it builds on, of runs/<name>/pairs.csv
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks import results
 from benchmarks.results import Row
 
 TIME = "s/epoch"
-APART = ("compare-", "shift-")  # files beside those of the benchmarks
+APART = ("compare-", "shift-", "pairs-")  # files beside those of the benchmarks
 DOCUMENTS = (results.ROOT / "README.md", results.ROOT / "docs" / "results.md")
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it. Who was not measured on a
 # device has no column in its table.
@@ -57,6 +58,10 @@ def rewritten(text: str, folder: Path) -> str:
         text = section(text, name, make(folder))
     for path in sorted([*folder.glob("compare-*.csv"), *folder.glob("shift-*.csv")]):
         text = section(text, path.stem, compare_table(path))
+    for path in sorted(folder.glob("pairs-*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        text = section(text, path.stem, markdown(header, lines))
     return text
 
 
@@ -164,6 +169,8 @@ def collect(runs: Path, folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(table, folder / f"{name}.csv")
             shutil.copyfile(about, folder / f"{name}.json")
+    for table in sorted(runs.glob("*/pairs.csv")):
+        shutil.copyfile(table, folder / f"pairs-{table.parent.name}.csv")
 
 
 def compare_table(path: Path) -> str:

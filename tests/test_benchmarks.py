@@ -126,6 +126,8 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
     lines = ["method,all,s/epoch", "ce,70.1 ± 0.5,0.2", "bs,74.0 ± 0.3,0.1"]
     (run_folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
     (run_folder / "table.json").write_text(json.dumps({"data": "digits-lt", "commit": "abc1234"}), encoding="utf-8")
+    pairs = "method,beside,difference of all,seeds above\nbs,ce,+3.9 ± 0.2,3 of 3"
+    (run_folder / "pairs.csv").write_text(pairs, encoding="utf-8")
     (run_folder / "shift").mkdir()
     (run_folder / "shift" / "shift.csv").write_text(
         "method,prior,forward 2\nce,as trained,61.5 ± 0.5", encoding="utf-8"
@@ -133,12 +135,13 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
     (run_folder / "shift" / "shift.json").write_text(json.dumps({"data": "digits-lt"}), encoding="utf-8")
     table.collect(tmp_path / "runs", tmp_path)
     text = "above\n"
-    for name in ("bench", "compare-demo", "shift-demo"):
+    for name in ("bench", "compare-demo", "shift-demo", "pairs-demo"):
         text += f"<!-- table: {name} -->\nold\n<!-- end of table: {name} -->\nbelow\n"
     new = table.rewritten(text, tmp_path)
     assert "old" not in new
     assert new.startswith("above\n")
-    assert new.count("below") == 3
+    assert new.count("below") == 4
+    assert "| bs | ce | +3.9 ± 0.2 | 3 of 3 |" in new
     assert "| ce | as trained | **61.5 ± 0.5** |" in new
     assert "| 2 | 3.00x |" in new
     assert "Some CPU, 2 threads, torch 2.13.0, commit abc1234" in new

@@ -136,8 +136,8 @@ def prepare_folder(folder: Path, settings: str, resume: bool) -> None:
 def write_report(
     jobs: Sequence[Job], results: Mapping[str, list[dict[str, Any]]], folder: Path, settings: str, workers: int
 ) -> Any:
-    """Write table.csv, .md and .json, summary.csv, runs.csv and report.html; return the summaries."""
-    from lt_kernels.train import tables
+    """Write table.csv, .md and .json, summary.csv, runs.csv, pairs.csv and report.html; return the summaries."""
+    from lt_kernels.train import pairs, tables
     from lt_kernels.train.about import facts
     from lt_kernels.train.files import read_rows
     from lt_kernels.train.report import render
@@ -153,6 +153,7 @@ def write_report(
         "summary.csv": tables.summary_csv(summaries),
         "table.md": tables.markdown(summaries),
         "runs.csv": tables.runs_csv(results),
+        "pairs.csv": pairs.pairs_csv(pairs.paired(results)),
         "report.html": render(summaries, results, rows, settings, about, title, analyses),
     }
     if all("per_class_iou" in run for runs in results.values() for run in runs):

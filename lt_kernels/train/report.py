@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_kernels.train import plots
+from lt_kernels.train.pairs import HEADINGS, Pair, paired
 from lt_kernels.train.tables import Summary, best, cells, columns, headings
 
 STYLE = """
@@ -95,6 +96,7 @@ def render(
         "<h2>Accuracy on the balanced test set, in percent</h2>",
         html_table(headings(names), lines, marked),
         _reading(summaries, str(about["grouped"])),
+        *_pairs(paired(results)),
         *_pictures(summaries, results, rows, str(about["grouped"])),
         *_analyses(analyses),
         "<h2>Every run</h2>" + _runs(results, names),
@@ -115,6 +117,19 @@ def _reading(summaries: Sequence[Summary], grouped: str) -> str:
         text += " mIoU: mean over the classes of intersection over union; mAcc: mean pixel accuracy of the classes."
     titles = "; ".join(f"{summary.method}: {summary.title}" for summary in summaries)
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
+
+
+def _pairs(found: Sequence[Pair]) -> list[str]:
+    """What each method gains on the one that it builds on, seed by seed."""
+    if not found or found[0].seeds < 2:
+        return []
+    text = (
+        "Mean ± sample standard deviation of the difference in mean class accuracy, in points; for a seed both start from "
+        "the same network. A difference that is small beside its deviation, or that has not one sign over the seeds, may be "
+        "chance."
+    )
+    head = "<h2>Each method beside the one that it builds on, seed by seed</h2>"
+    return [head, html_table(HEADINGS, [pair.cells() for pair in found], {}), f"<p>{text}</p>"]
 
 
 def coinciding(results: plots.Results) -> str:

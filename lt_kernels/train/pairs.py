@@ -1,0 +1,81 @@
+"""Each method beside the one that it builds on, seed by seed: the same network and order of samples, so paired."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lt_kernels.train.methods import REPULSION_SUFFIX
+from lt_kernels.train.tables import Spread, spread
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]
+HEADINGS = ("method", "beside", "difference of all", "seeds above")
+# What a method adds something to, where that is not plain cross-entropy.
+BUILT_ON: Mapping[str, str] = {
+    "dbm-bs": "bs",
+    "dbm-drw": "ce-drw",
+    "dbm-bcl": "bcl",
+    "dbm-gml": "gml",
+    "dbm-ncl": "ncl",
+    "ldam-drw": "ldam",
+    "lade": "bs",
+    "bcl": "bs",
+    "gml": "bs",
+    "ncl": "bs",
+    "arb": "bs",
+    "arb-batch": "arb",
+    "arb-mixup": "arb",
+    "arb-batch-mixup": "arb-batch",
+    "mislas": "ce-mixup",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The mean class accuracy of `method` less that of `beside`, in points over the seeds."""
+
+    method: str
+    beside: str
+    difference: Spread
+    above: int
+    seeds: int
+
+    def cells(self) -> list[str]:
+        """One row as text."""
+        sign = "+" if self.difference.mean >= 0 else ""
+        return [self.method, self.beside, sign + self.difference.text(), f"{self.above} of {self.seeds}"]
+
+
+def beside(name: str, results: Results) -> str | None:
+    """The method of the comparison that `name` is set against: what it builds on, else cross-entropy, else none."""
+    method = str(results[name][0]["config"]["method"])
+    if name != method:  # a variant
+        candidates = [method]
+    elif method.endswith(REPULSION_SUFFIX):
+        candidates = [method.removesuffix(REPULSION_SUFFIX)]
+    else:
+        candidates = [BUILT_ON[method]] if method in BUILT_ON else []
+    return next((other for other in [*candidates, "ce"] if other in results and other != name), None)
+
+
+def paired(results: Results) -> list[Pair]:
+    """Every method that has something to stand beside; runs are matched by their seeds."""
+    found = []
+    for name, runs in results.items():
+        other = beside(name, results)
+        if other is None:
+            continue
+        base = {run["config"]["seed"]: run["accuracy"]["all"] for run in results[other]}
+        gains = [run["accuracy"]["all"] - base[run["config"]["seed"]] for run in runs]
+        found.append(Pair(name, other, spread(gains), sum(gain > 0 for gain in gains), len(gains)))
+    return found
+
+
+def pairs_csv(pairs: Sequence[Pair]) -> str:
+    """The table as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([HEADINGS, *(pair.cells() for pair in pairs)])
+    return buffer.getvalue()
