@@ -124,9 +124,9 @@ def _pairs(found: Sequence[Pair]) -> list[str]:
     if not found or found[0].seeds < 2:
         return []
     text = (
-        "Mean ± sample standard deviation of the difference in mean class accuracy, in points; for a seed both start from "
-        "the same network. A difference that is small beside its deviation, or that has not one sign over the seeds, may be "
-        "chance."
+        "Mean ± sample standard deviation of the difference in mean class accuracy, in points; for a seed both start "
+        "from the same network. A difference that is small beside its deviation, or that has not one sign over the "
+        "seeds, may be chance."
     )
     head = "<h2>Each method beside the one that it builds on, seed by seed</h2>"
     return [head, html_table(HEADINGS, [pair.cells() for pair in found], {}), f"<p>{text}</p>"]
