@@ -111,6 +111,8 @@ class LearnableWeightScaling(nn.Module):
         if not isinstance(head, LinearHead) or head.group is not None:
             raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
         self.scaled: Literal["logits", "weight"] = checks.choice("scaled", scaled, ("logits", "weight"))
+        if loss is not None and (not isinstance(loss, Loss) or loss.input_kind != "logits"):
+            raise TypeError(f"loss must be one of lt_kernels.losses for logits, or None, got {type(loss).__name__}")
         self.head, self.loss = head, head.loss if loss is None else loss
         self.scale = nn.Parameter(torch.ones_like(head.weight[:, 0]))
 
@@ -129,6 +131,8 @@ class LearnableWeightScaling(nn.Module):
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss of features [..., d], or without a target the logits [..., C]."""
         if target is None:
-            return nn.functional.linear(features, self.weight, self.bias)
+            weight = self.weight
+            logits, offset = nn.functional.linear(features, weight, self.bias), self.loss.predicted_offset(weight)
+            return logits if offset is None else logits + offset.to(logits.dtype)
         features, target = self.head.flat(features, target)
         return self.loss.from_features(features, self.weight, target, self.bias)

@@ -15,6 +15,7 @@ pytest.importorskip("PIL", reason="pillow, which matplotlib brings along, is not
 from PIL import Image
 from test_images import write_cifar
 
+from lt_kernels.data import load
 from lt_kernels.data.cifar import ARCHIVES
 from lt_kernels.data.images import ImageList
 from lt_kernels.train.config import ConfigError, make_config
@@ -94,3 +95,12 @@ def test_rows_may_be_asked_for_before_they_are_needed(folder: Path) -> None:
     pictures.prefetch(torch.tensor([2]))
     with pytest.raises(ValueError, match=r"0/2\.png' is missing"):
         pictures.index_select(0, torch.tensor([2]))
+
+
+def test_a_list_of_another_encoding_and_a_crop_too_large_are_named(folder: Path) -> None:
+    options = {"root": folder, "num_classes": 3, "resize": 8}
+    with pytest.raises(ValueError, match="train_crop must be at most resize = 8, got 9"):
+        load("places-lt", **options, train_crop=9, crop=8)
+    (folder / "latin.txt").write_bytes("caf\xe9.png 0".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt' must be UTF-8"):
+        load("places-lt", **{**options, "train_list": "latin.txt"}, train_crop=8, crop=8)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels import cli
+from lt_kernels.data import load
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.planar import PlanarNetwork, Plane, picture, train_planar, write_planes
 
@@ -92,9 +95,26 @@ def test_a_hundred_classes_have_a_picture() -> None:
     assert picture([made, made]).startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_drawn_is_named() -> None:
+def test_pictures_of_bytes_are_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load("digits-lt", imbalance=10)
+    mean, deviation = data.facts["pixel_mean"], data.facts["pixel_deviation"]
+
+    def as_bytes(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return ((pair[0] * deviation + mean) * 255).round().to(torch.uint8), pair[1]
+
+    parts = {"train": as_bytes(data.train), "test": as_bytes(data.test)}
+    bytes_ = dataclasses.replace(data, **parts, pixel_mean=(mean,), pixel_deviation=(deviation,))
+    monkeypatch.setattr("lt_kernels.train.planar.load_data", lambda config: bytes_)
+    assert train_planar(CONFIG).features.shape == (500, 2)
+
+
+def test_what_cannot_be_drawn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="one network and one weight a class, got 'ncl'"):
         train_planar(CONFIG.replace(method="ncl"))
+    apart = SimpleNamespace(train=([1, 2], None), name="listed", input_kind="image")
+    monkeypatch.setattr("lt_kernels.train.planar.load_data", lambda config: apart)
+    with pytest.raises(ConfigError, match="--data must name a set that is held in memory, got listed"):
+        train_planar(CONFIG)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

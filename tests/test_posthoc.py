@@ -138,6 +138,14 @@ def test_learned_scales_before_the_logits(scaled, bias):
     assert_close(module.scale.grad, leaf.grad)
 
 
+def test_scales_keep_an_estimated_offset_in_prediction():
+    loss = losses.EstimatedOffsetLoss(3, 4)
+    head = LinearHead(4, 3, loss, bias=False).double()
+    loss.center_loss.centers.copy_(normal(3, 4, seed=11))
+    features = normal(6, 4, seed=12)
+    assert_close(LearnableWeightScaling(head)(features), head(features))
+
+
 def test_scales_with_another_loss():
     head = LinearHead(4, 3, losses.CrossEntropyLoss()).double()
     features, target = normal(6, 4, seed=10), torch.tensor([0, 2, 1, 1, 0, 2])
@@ -151,6 +159,8 @@ def test_scales_with_another_loss():
     [
         (lambda: LearnableWeightScaling(torch.nn.Linear(4, 3)), "head"),
         (lambda: LearnableWeightScaling(LinearHead(4, 3, losses.CrossEntropyLoss()), scaled="all"), "scaled"),
+        (lambda: LearnableWeightScaling(LinearHead(4, 3, losses.CrossEntropyLoss()), losses.CosFaceLoss()), "loss"),
+        (lambda: LearnableWeightScaling(LinearHead(4, 3, losses.CrossEntropyLoss()), "ce"), "loss"),
         (lambda: rescale_by_count(torch.ones(3, 2), [1, 2]), "linear_weight"),
         (lambda: rescale_by_count(torch.ones(3, 2), [1, 0, 2]), "class_counts"),
         (lambda: rescale_by_count(torch.ones(3, 2), COUNTS, gamma=-0.1), "gamma"),

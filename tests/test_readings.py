@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 
 from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss
+from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss, SphereFaceLoss
 from lt_kernels.train import readings
 from lt_kernels.train.readings import evenly, evenly_by_class, whole
 
@@ -94,6 +95,15 @@ def test_a_loss_that_is_no_plain_softmax_has_no_components(head: Any, reason: st
     found = readings.gradient_parts(head, torch.randn(2, 4), torch.tensor([0, 1]))
     assert isinstance(found, str)
     assert reason in found
+
+
+def test_scores_of_sphereface_have_the_length_of_the_features() -> None:
+    head = CosineHead(2, 2, SphereFaceLoss(scale=2.0))
+    module = SimpleNamespace(head=head, active_head=head, classify=head)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 5.0]]))
+    features = torch.tensor([[3.0, 4.0]])
+    assert readings.scores(module, features).tolist() == [pytest.approx([6.0, 8.0])]
 
 
 def test_scores_of_a_head_of_cosines_are_scaled() -> None:

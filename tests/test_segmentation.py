@@ -261,7 +261,7 @@ BAD = [
     ({"method": "bcl"}, r"method must have a loss that ignores pixels.*'bcl'"),
     ({"mixup_alpha": 0.5}, r"mixup_alpha must be 0 for digit-scenes, got 0\.5"),
     ({"method": "ce-balanced"}, r"sampler must be instance for digit-scenes"),
-    ({"augment": "random-crop"}, r"augment must be none for digit-scenes"),
+    ({"augment": "crop-flip"}, r"augment must be none for digit-scenes"),
     ({"method": "crt"}, r"sampler must be instance for digit-scenes, .* got 'class'"),
     ({"network": "mlp", "network_options": {}}, r"network mlp.*'unet'"),
 ]

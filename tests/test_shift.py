@@ -20,14 +20,14 @@ from matplotlib import image
 from lt_kernels import cli
 from lt_kernels.data import load
 from lt_kernels.data.shift import by_frequency, shifted_counts, shifted_tests
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.files import read_result
 from lt_kernels.train.loading import load_run
 from lt_kernels.train.methods import method_names
 from lt_kernels.train.module import predict
 from lt_kernels.train.run import build_module, load_data
 from lt_kernels.train.scores import score
-from lt_kernels.train.shift import SCALED, held_prior, logit_scale, logits_hold, predict_shifted
+from lt_kernels.train.shift import SCALED, held_prior, logits_hold, predict_shifted
 
 DIGITS = [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
 METHODS = ["ce", "la", "ldam"]
@@ -105,18 +105,6 @@ def test_what_logits_hold_is_said_of_every_method() -> None:
     assert {name for name in method_names() if logits_hold(name) == "cosines"} == set(SCALED)
     with pytest.raises(ConfigError, match="did you mean 'bs'"):
         logits_hold("bss")
-
-
-@pytest.mark.parametrize(
-    ("method", "left", "scaled"),
-    [("ce", 1, 1), ("ldam", 1, 20), ("bcl", 30, 30), ("ncl", 16, 16), ("dbm-bcl", 1, 20), ("dbm-ncl", 1, 20)],
-)
-def test_cosines_become_logits_by_their_scale(method: str, left: float, scaled: float) -> None:
-    options = {"scale": 20.0} if scaled == 20 else {}
-    config = make_config({"method": method, "method_options": options, "network_options": {"hidden": [8]}})
-    module = build_module(config, load_data(config))
-    assert logit_scale(method, module, "leave") == left
-    assert logit_scale(method, module, "scale") == scaled
 
 
 def test_the_prior_in_the_logits() -> None:

@@ -119,7 +119,17 @@ def test_the_second_stage_has_its_own_order() -> None:
     assert torch.equal(shares[0], data.class_counts)
     assert shares[1].max() < 60  # of about 30, where the head class has 124
     staged = Staged(Shuffled(9, 1), Shuffled(9, 2), start=3)
-    assert [torch.equal(staged(epoch), Shuffled(9, seed)(epoch)) for epoch, seed in ((2, 1), (3, 2))] == [True, True]
+    assert torch.equal(staged(2), Shuffled(9, 1)(2))
+    assert torch.equal(staged(3), Shuffled(9, 2)(0))
+
+
+def test_a_progressive_second_stage_starts_with_every_sample_alike() -> None:
+    config = config_of("crt", epochs=40, method_options={"second_share": 0.1, "second_sampler": "progressive"})
+    data = run.load_data(config)
+    order = run.order_of(run.build_module(config, data), data)
+    first, last = (data.train[1][order(epoch)].bincount(minlength=10) for epoch in (40, 43))
+    assert first[0] > 100  # of 124 and 30
+    assert last[0] < 60
 
 
 def test_a_method_brings_its_sampler_and_its_mixing() -> None:
@@ -137,7 +147,12 @@ def test_a_method_brings_its_sampler_and_its_mixing() -> None:
         ({"method": "wvn-rs", "method_options": {"gamma": -1.0}}, "gamma"),
         ({"method": "ce-cutmix", "mixup_alpha": 0.5}, "cutmix_alpha must be 0 where mixup_alpha is 0.5"),
         ({"method": "lade", "cutmix_alpha": 0.5}, "cutmix_alpha must be 0 for the method lade"),
-        ({"method": "crt", "method_options": {"second_sampler": "tail"}}, "sampler .*'tail'"),
+        ({"method": "crt", "method_options": {"second_sampler": "tail"}}, r"method_options\.second_sampler .*'tail'"),
+        ({"method": "crt", "method_options": {"second_share": ".inf"}}, "second_share"),
+        ({"method": "crt", "method_options": {"second_rate": float("inf")}}, "second_rate must be finite"),
+        ({"method": "ce-lwr", "method_options": {"lwr_strength": -1.0}}, "lwr_strength"),
+        ({"augment": "shfit"}, "augment must be one of .*did you mean 'shift'"),
+        ({"augment_views": "word-dropout"}, "augment_views 'word-dropout' does not fit the inputs of digits-lt"),
     ],
 )
 def test_a_bad_option_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -132,12 +132,19 @@ def test_a_teacher_is_a_finished_run_and_no_part_of_the_state(tmp_path: Path) ->
     config, data, module = load_run(tmp_path / "taught")
     assert config.method_options["teacher"] == str(tmp_path / "teacher")
     assert module(data.test[0][:3]).shape == (3, 10)
+    run.train_run(make_config({**QUICK, "method": "ce"}), tmp_path / "logits")
+    wrong = config_of("gml", {**options, "teacher": str(tmp_path / "logits")})
+    with pytest.raises(ConfigError, match=r"teacher must name a run whose method predicts cosines.*method ce"):
+        run.build_module(wrong, data)
 
 
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("gml", {"teacher": "nowhere"}, "nowhere"),
+        ("gml", {"teacher": "nowhere", "distillation_weight": 1.0}, "nowhere"),
+        ("gml", {"teacher": "nowhere"}, "teacher must name a run where distillation_weight is above 0.* with 0"),
+        ("gml", {"distillation_weight": 1.0}, "teacher must name a run .*got '' with 1"),
+        ("ncl", {"experts": float("inf")}, "experts"),
         ("gml", {"queue": 4}, "queue"),
         ("ncl", {"hard_share": 0.0}, "hard_share"),
         ("ncl", {"experts": 0}, "experts"),

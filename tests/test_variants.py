@@ -45,7 +45,10 @@ def test_names_may_stand_for_several() -> None:
     [
         (["far"], "variants must map"),
         ({"a b": {"method": "ce"}}, "variants must have names .*'a b'"),
-        ({"bs": {"method": "ce"}}, "no method's, got 'bs'"),
+        ({"bs": {"method": "ce"}}, "no method's .*got 'bs'"),
+        ({"bs-lwr": {"method": "ce"}}, "got 'bs-lwr'"),
+        ({"all": {"method": "ce"}}, "got 'all'"),
+        ({"..": {"method": "ce"}}, r"got '\.\.'"),
         ({"far": {"tau": 1}}, r"variants\.far must be"),
         ({"far": "ce"}, r"variants\.far must be .*'ce'"),
     ],

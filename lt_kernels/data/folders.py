@@ -60,6 +60,8 @@ def read_list(file: Path) -> Listed:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"the list {str(file)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the list {str(file)!r} must be UTF-8: {error}") from error
     return _from_json(file, text) if file.suffix == ".json" else _from_lines(file, text)
 
 
@@ -129,6 +131,9 @@ def read_folder(
     source = SOURCES[name]
     if imbalance is not None:
         raise ValueError(f"imbalance must be None for {name}, whose counts are the lists' own, got {imbalance}")
+    for key, value in (("train_crop", train_crop), ("crop", crop)):
+        if checks.whole(key, value) > resize:
+            raise ValueError(f"{key} must be at most resize = {resize}, got {value}")
     classes = checks.whole("num_classes", source.classes if num_classes is None else num_classes)
     names = (train_list or source.train_list, test_list or source.test_list)
     folder, *files = _places(source, root, lists, names)

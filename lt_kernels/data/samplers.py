@@ -104,14 +104,14 @@ def _draw(target: Tensor, counts: Tensor, share: Tensor, generator: torch.Genera
 
 @dataclass(frozen=True, eq=False)
 class Staged:
-    """The order `first` before the epoch `start`, the order `second` from it on."""
+    """The order `first` before the epoch `start`; from it on the order `second`, whose epochs count from there."""
 
     first: Order
     second: Order
     start: int
 
     def __call__(self, epoch: int) -> Tensor:
-        return self.second(epoch) if epoch >= self.start else self.first(epoch)
+        return self.second(epoch - self.start) if epoch >= self.start else self.first(epoch)
 
 
 SAMPLERS = ("instance", "class", "sqrt", "progressive")

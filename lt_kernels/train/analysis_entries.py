@@ -110,8 +110,8 @@ ENTRIES = (
     Entry(
         "logit_means",
         "Mean logits by class",
-        "With all other logits at 0, a class needs a logit of log C for a probability of one half (estimated offset, "
-        "2023).",
+        "With all other logits at 0, a class needs a logit of about log C for a probability of one half (estimated "
+        "offset, 2023).",
         classes.logit_means,
         lambda runs: tables.by_class(runs, lambda a: {**a.logit_means, "log_classes": 0 * a.counts + a.log_classes}),
     ),

@@ -15,8 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analysis_entries import ENTRIES, Analyses
 from lt_kernels.train.analyze import analyze_run
-from lt_kernels.train.config import ConfigError, read_settings
+from lt_kernels.train.config import ConfigError, read_config, read_settings
 from lt_kernels.train.files import CONFIG, RESULT
+from lt_kernels.train.methods import total_epochs
 from lt_kernels.train.report import STYLE, html_figure, html_table
 
 PAGE = "analysis.html"
@@ -67,11 +68,15 @@ COLUMNS = {
 }
 
 
+def _number(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name == "errors" else f"{value:.3g}"
+
+
 def _summary(analyses: Analyses) -> str:
     names = [
         name for name in COLUMNS if any(a.summary.get(name, float("nan")) == a.summary.get(name) for a in analyses)
     ]
-    lines = [[a.name, *(f"{a.summary[name]:.3g}" for name in names)] for a in analyses]
+    lines = [[a.name, *(_number(name, a.summary[name]) for name in names)] for a in analyses]
     return html_table(["run", *(COLUMNS[name] for name in names)], lines, {})
 
 
@@ -142,5 +147,6 @@ def analyze_folders(folders: Sequence[str], out: str | None) -> Path:
             )
     common = Path(os.path.commonpath([folder.resolve() for folder in runs]))
     target = Path(out) if out else (runs[0] if len(runs) == 1 else common) / "analysis"
-    data = read_settings(runs[0] / CONFIG)
-    return write_analysis(analyses, target, f"{data['data']}: {', '.join(names)}", int(data["epochs"]))
+    config = read_config(runs[0] / CONFIG)
+    epochs = total_epochs(config.method, config.epochs, config.method_options)
+    return write_analysis(analyses, target, f"{config.data}: {', '.join(names)}", epochs)

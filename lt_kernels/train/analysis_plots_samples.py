@@ -19,6 +19,7 @@ BALANCE = {
     "balance_angle": "$B_A^2$, of the cosines",
     "balance_norm": "$B_L^2$, of the lengths",
 }
+BALANCE_UNITS = {"balance_dot": " [weights' unit⁴]", "balance_angle": "", "balance_norm": " [weights' unit²]"}
 
 
 def quartiles(analysis: Analysis, kind: str) -> list[tuple[str, int, list[float]]]:
@@ -151,7 +152,7 @@ def balance(analyses: Analyses) -> bytes:
         axis.set_xlim(left=0)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("variance [weights' unit]" if key != "balance_angle" else "variance")
+        axis.set_xlabel(f"variance{BALANCE_UNITS[key]}")
     figure.suptitle("Balance of the class weights: 0 where all pairs, and all lengths, are alike", fontsize=11)
     return plots.encoded(figure)
 

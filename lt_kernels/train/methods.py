@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lt_kernels import checks
+from lt_kernels.data.samplers import SAMPLERS
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
@@ -160,7 +163,7 @@ def _of_kind(key: str, value: Any, default: Any) -> Any:
                 return type(default)(value)
         elif isinstance(default, float) and isinstance(value, str):
             return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise ConfigError(f"{key} must be {kind}, got {value!r}")
 
@@ -176,6 +179,10 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
     deferred, repulsion = _take(chosen, DEFERRED_DEFAULTS), _take(chosen, REPULSION_DEFAULTS)
     stage, of_head = _take(chosen, STAGE_DEFAULTS), _take(chosen, method.head_options)
     of_readout, teacher = _take(chosen, method.readout_options), chosen.pop("teacher", "")
+    if bool(teacher) != (chosen.get("distillation_weight", 0) > 0):
+        allowed = "a run where distillation_weight is above 0, and only there"
+        shown = f"{teacher!r} with {chosen['distillation_weight']:g}"
+        raise ConfigError(f"method_options.teacher must name {allowed}, got {shown}")
     try:
         head = _head(method, setting, method.loss(setting, chosen), of_head)
         weight = _deferred(setting, **deferred) if deferred else None
@@ -205,8 +212,11 @@ def _second(
     second_rate: float,
     second_sampler: str,
 ) -> SecondStage:
-    if not (second_share > 0 and second_rate > 0):
-        raise ConfigError(f"second_share and second_rate must be above 0, got {second_share!r} and {second_rate!r}")
+    if not (0 < second_share < math.inf and 0 < second_rate < math.inf):
+        shown = f"{second_share!r} and {second_rate!r}"
+        raise ConfigError(f"second_share and second_rate must be finite and above 0, got {shown}")
+    if second_sampler not in SAMPLERS:
+        raise unknown_name("method_options.second_sampler", second_sampler, SAMPLERS)
     module, parameters = make(setting, head, options)
     return SecondStage(module, parameters, max(1, round(second_share * setting.epochs)), second_rate, second_sampler)
 
@@ -226,6 +236,7 @@ def _repulsion(
     lwr_neighbours: Literal["all", "list"],
     lwr_skin: float,
 ) -> tuple[nn.Module, Callable[[int], float]]:
+    checks.number("lwr_strength", lwr_strength, 0.0)
     decay = PolynomialDecay(setting.epochs, power=lwr_power)
     term = LogitWeightRepulsion(lwr_threshold, lwr_project, neighbours=lwr_neighbours, skin=lwr_skin)
     return term, lambda epoch: lwr_strength * decay(epoch)

@@ -152,7 +152,7 @@ class Classifier(LightningModule):
 
 @torch.no_grad()
 def _logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
-    return teacher(inputs)
+    return teacher.to(inputs.device)(inputs)  # the trainer moves what is trained alone
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods import Setting, build_method
 from lt_kernels.train.module import Classifier
+from lt_kernels.train.networks import Pixels
 from lt_kernels.train.readings import trained_head, weights_of
 from lt_kernels.train.run import deterministic, effective, fit, load_data
 
@@ -70,6 +71,8 @@ def train_planar(config: TrainConfig) -> Plane:
     data = load_data(config)
     if data.input_kind != "image":
         raise ConfigError(f"--data must have images for inputs, got {data.name!r} with {data.input_kind}")
+    if not isinstance(data.train[0], torch.Tensor):
+        raise ConfigError(f"--data must name a set that is held in memory, got {data.name}")
     before, threads = random_states(), torch.get_num_threads()
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -88,7 +91,9 @@ def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
     torch.manual_seed(config.seed)
-    network = PlanarNetwork(data.train[0][0].numel())
+    network: nn.Module = PlanarNetwork(data.train[0][0].numel())
+    if data.pixel_mean:
+        network = Pixels(network, data.pixel_mean, data.pixel_deviation)
     parts = build_method(config.method, Setting(data.class_counts, 2, config.epochs), config.method_options)
     if parts.experts > 1 or getattr(parts.head, "weight", torch.empty(0)).shape != (data.num_classes, 2):
         raise ConfigError(f"--methods must name methods with one network and one weight a class, got {config.method!r}")
@@ -98,7 +103,7 @@ def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
 @torch.no_grad()
 def _plane(method: str, module: Classifier, data: LongTailedData) -> Plane:
     head: Any = trained_head(module)
-    features, target = module.network(data.test[0]), data.test[1]
+    features, target = torch.cat([module.network(part) for part in data.test[0].split(1024)]), data.test[1]
 
     def region(points: np.ndarray) -> np.ndarray:
         with torch.no_grad():

@@ -15,6 +15,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.lossmodule import Loss
+from lt_kernels.values import SphereFace
 
 SAMPLES = 2**18  # of the training set, for the means of its classes
 LOGITS = 2**25  # numbers in one matrix of logits
@@ -145,7 +146,11 @@ def scale_of(head: Any) -> float:
 
 def scores(module: Any, features: Tensor) -> Tensor:
     """What the softmax takes, without the loss's margin and offset, [N, C]: its largest entry is the prediction."""
-    return module.classify(features).float() * scale_of(trained_head(module))
+    head = trained_head(module)
+    found = module.classify(features).float() * scale_of(head)
+    if isinstance(getattr(head.loss, "margin", None), SphereFace):  # the features' length is part of its logits
+        found = found * features.float().norm(dim=-1, keepdim=True)
+    return found
 
 
 def trained_head(module: Any) -> Any:

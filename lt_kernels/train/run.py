@@ -19,16 +19,15 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 
 from lt_kernels.data import LongTailedData, ResumableLoader, load
-from lt_kernels.data.base import IGNORED
 from lt_kernels.data.samplers import Order, Staged, make_order
-from lt_kernels.lossmodule import Loss
+from lt_kernels.train import fitting
 from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
 from lt_kernels.train.components import ComponentLog
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.epochs import EpochSettings
 from lt_kernels.train.files import RESULT, prepare_folder, read_result, write_atomically
 from lt_kernels.train.logs import EpochLog
-from lt_kernels.train.methods import Setting, build_method, find_method, run_options, total_epochs
+from lt_kernels.train.methods import Setting, build_method, run_options, total_epochs
 from lt_kernels.train.module import Classifier, Experts, predict
 from lt_kernels.train.networks import build_network
 from lt_kernels.train.progress import EpochBar
@@ -74,7 +73,8 @@ def load_data(config: TrainConfig) -> LongTailedData:
 def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
     """Network and head, drawn from the config's seed: methods compared under one seed start from one network."""
     config = effective(config)
-    _check_mixing(config, data)
+    fitting.check_mixing(config, data)
+    fitting.check_augmentations(config, data)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
     torch.manual_seed(config.seed)
@@ -86,46 +86,13 @@ def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
     parts = build_method(config.method, setting, config.method_options)
     others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
     network = Experts([network, *others]) if others else network
-    _check_pixels(config, data, parts.head)
-    return Classifier(config, network, parts, _teacher(parts.teacher, data))
+    fitting.check_pixels(config, data, parts.head)
+    return Classifier(config, network, parts, fitting.teacher_of(parts.teacher, data))
 
 
 def effective(config: TrainConfig) -> TrainConfig:
     """The config with what its method brings along: a sampler, MixUp or CutMix."""
     return config.replace(**run_options(config.method, config.method_options))
-
-
-def _check_mixing(config: TrainConfig, data: LongTailedData) -> None:
-    method = find_method(config.method)
-    for key in ("mixup_alpha", "cutmix_alpha"):
-        value = getattr(config, key)
-        if value > 0 and (data.input_kind != "image" or not method.mixup or method.views > 1):
-            why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
-            raise ConfigError(f"{key} must be {why}, got {value}")
-
-
-def _check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Module) -> None:
-    """Where pixels have classes, and some none, inputs stay in place and the loss leaves ignored targets out."""
-    if data.input_kind != "scene":
-        return
-    if config.augment != "none":
-        raise ConfigError(f"augment must be none for {data.name}: it would leave the targets, got {config.augment!r}")
-    loss = getattr(head, "loss", None)
-    alike = isinstance(loss, Loss) and not (loss.needs_logits or loss.needs_features) and loss.ignore_index == IGNORED
-    if not alike:
-        raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
-
-
-def _teacher(folder: str, data: LongTailedData) -> torch.nn.Module | None:
-    """The model of a finished run on the same classes, frozen; none where no folder is named."""
-    if not folder:
-        return None
-    from lt_kernels.train.loading import load_run
-
-    _, taught, module = load_run(Path(folder))
-    if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
-        raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
-    return module.eval().requires_grad_(False)
 
 
 def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, console: Console | None) -> None:

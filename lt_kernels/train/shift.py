@@ -14,8 +14,9 @@ from lt_kernels.data.shift import ShiftedTest, shifted_tests
 from lt_kernels.posthoc import pc_softmax
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.loading import load_run
-from lt_kernels.train.methods import REPULSION_SUFFIX, find_method, method_options
+from lt_kernels.train.methods import REPULSION_SUFFIX, find_method, method_options, run_options
 from lt_kernels.train.module import Classifier
+from lt_kernels.train.run import effective
 
 Holds = Literal["source", "uniform", "root", "weighted", "cosines", "nothing"]
 Cosines = Literal["leave", "scale"]
@@ -68,17 +69,26 @@ def logits_hold(method: str) -> Holds:
     return "nothing"
 
 
+def holds(config: TrainConfig) -> Holds:
+    """Return what the logits of a run hold: that of its method, or "nothing" where its samples were drawn otherwise."""
+    own, chosen = run_options(config.method, {}), method_options(config.method, config.method_options)
+    usual = method_options(config.method, {})
+    drawn = effective(config).sampler == own.get("sampler", "instance")
+    drawn = drawn and chosen.get("second_sampler") == usual.get("second_sampler")
+    return logits_hold(config.method) if drawn else "nothing"
+
+
 def held_prior(config: TrainConfig, class_counts: Tensor, module: Classifier, cosines: Cosines) -> Tensor | None:
     """Return the prior [C] that the run's logits hold, in any unit, or None where they hold none that is known.
 
     A logit adjustment at tau leaves p^(1 - tau). cosines: "scale" takes a margin loss's cosines times its scale for
     logits, as if its margins were the same for every class; "leave" does not.
     """
-    holds = logits_hold(config.method)
-    if holds == "cosines" and cosines == "scale":
+    kind = holds(config)
+    if kind == "cosines" and cosines == "scale":
         return _of_kind(SCALED[config.method.removesuffix(REPULSION_SUFFIX)], class_counts, module, 1.0)
     tau = method_options(config.method, config.method_options).get("tau", 1.0)
-    return _of_kind(holds, class_counts, module, float(tau))
+    return _of_kind(kind, class_counts, module, float(tau))
 
 
 def _of_kind(holds: str, class_counts: Tensor, module: Classifier, tau: float) -> Tensor | None:
@@ -156,7 +166,7 @@ def evaluate_shifts(
     compensated = [_accuracy(prediction, target, test) for prediction, test in zip(moved, tests)]
     compared = Path(folder).name == f"seed-{config.seed}"  # a comparison's folders are NAME/seed-SEED
     name = Path(folder).resolve().parent.name if compared else config.method
-    return ShiftResult(name, config, logits_hold(config.method), as_trained, compensated or None), tests
+    return ShiftResult(name, config, holds(config), as_trained, compensated or None), tests
 
 
 def _accuracy(prediction: Tensor, target: Tensor, test: ShiftedTest) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
-from lt_kernels.train.methods import find_method, method_names, method_options
+from lt_kernels.train.methods import REPULSION_SUFFIX, find_method, method_names, method_options
 
 
 def variants_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -19,8 +19,10 @@ def variants_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if not isinstance(variants, Mapping):
         raise ConfigError(f"variants must map names to {{method: NAME, options}}, got {variants!r}")
     for name, variant in variants.items():
-        if not re.fullmatch(r"[\w.+=-]+", str(name)) or str(name) in method_names():
-            raise ConfigError(f"variants must have names of letters, digits and . + = - _, no method's, got {name!r}")
+        taken = {*method_names(), "all", "variants"}
+        if not re.fullmatch(r"\w[\w.+=-]*", str(name)) or str(name).removesuffix(REPULSION_SUFFIX) in taken:
+            allowed = "names of letters, digits and . + = - _, no method's nor all or variants"
+            raise ConfigError(f"variants must have {allowed}, got {name!r}")
         if not isinstance(variant, Mapping) or "method" not in variant:
             raise ConfigError(f"variants.{name} must be {{method: NAME, and options of it}}, got {variant!r}")
     return {str(name): dict(variant) for name, variant in variants.items()}

@@ -1,0 +1,69 @@
+"""What must fit before a run begins: mixing, augmentations, pixels and a teacher. Errors name the setting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lt_kernels.data import LongTailedData
+from lt_kernels.data.base import IGNORED
+from lt_kernels.heads import CosineHead
+from lt_kernels.lossmodule import Loss
+from lt_kernels.train.augment import AUGMENTATIONS, augment
+from lt_kernels.train.config import ConfigError, TrainConfig, unknown_name
+from lt_kernels.train.methods import find_method
+
+
+def check_mixing(config: TrainConfig, data: LongTailedData) -> None:
+    """MixUp and CutMix are for images, and for methods that have a form for two targets."""
+    method = find_method(config.method)
+    for key in ("mixup_alpha", "cutmix_alpha"):
+        value = getattr(config, key)
+        if value > 0 and (data.input_kind != "image" or not method.mixup or method.views > 1):
+            why = f"0 for {data.name}" if data.input_kind != "image" else f"0 for the method {config.method}"
+            raise ConfigError(f"{key} must be {why}, got {value}")
+
+
+def check_augmentations(config: TrainConfig, data: LongTailedData) -> None:
+    """Try both on one sample: a name that does not fit must not wait for the first batch. Nothing is drawn for it."""
+    sample, before = data.train[0][:1] if isinstance(data.train[0], torch.Tensor) else None, torch.get_rng_state()
+    for key in ("augment", "augment_views"):
+        name = getattr(config, key)
+        if name == "same" and key == "augment_views":
+            continue
+        if name not in AUGMENTATIONS:
+            raise unknown_name(key, name, AUGMENTATIONS)
+        try:
+            if sample is not None and len(sample):
+                augment(name, sample)
+        except ValueError as error:
+            raise ConfigError(f"{key} {name!r} does not fit the inputs of {data.name}: {error}") from error
+    torch.set_rng_state(before)
+
+
+def check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Module) -> None:
+    """Where pixels have classes, and some none, inputs stay in place and the loss leaves ignored targets out."""
+    if data.input_kind != "scene":
+        return
+    if config.augment != "none":
+        raise ConfigError(f"augment must be none for {data.name}: it would leave the targets, got {config.augment!r}")
+    loss = getattr(head, "loss", None)
+    alike = isinstance(loss, Loss) and not (loss.needs_logits or loss.needs_features) and loss.ignore_index == IGNORED
+    if not alike:
+        raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
+
+
+def teacher_of(folder: str, data: LongTailedData) -> torch.nn.Module | None:
+    """The model of a finished run on the same classes, frozen; none where no folder is named."""
+    if not folder:
+        return None
+    from lt_kernels.train.loading import load_run
+
+    config, taught, module = load_run(Path(folder))
+    if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
+        raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
+    if not isinstance(module.head, CosineHead) and getattr(module.head, "classifier", "linear") != "cosine":
+        allowed = "a run whose method predicts cosines, such as gml"
+        raise ConfigError(f"method_options.teacher must name {allowed}, got {folder!r} of the method {config.method}")
+    return module.eval().requires_grad_(False)
