@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.train import plots
+from lt_kernels.train import plots, plots_many
 from lt_kernels.train.pairs import HEADINGS, Pair, paired
 from lt_kernels.train.tables import Summary, best, cells, columns, headings
 
@@ -142,23 +142,22 @@ def coinciding(results: plots.Results) -> str:
 
 
 def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows, grouped: str) -> list[str]:
-    same = coinciding(results)
+    same, many = coinciding(results), len(summaries) > plots_many.MANY
+    drawn = plots_many.leading(rows, results) if many else rows
+    groups = plots_many.group_points(summaries, grouped) if many else plots.group_bars(summaries, grouped)
+    classes = plots_many.class_table(results) if many else plots.accuracy_by_count(results)
+    who = f" The {plots_many.LEADING} methods with the highest mean, and cross-entropy." if many else ""
+    dashed = "" if many else "; cross-entropy is dashed"
     return [
         "<h2>Groups of classes</h2>",
-        html_figure(
-            plots.group_bars(summaries, grouped),
-            "Accuracy per group",
-            "A group that the data set does not have is left out.",
-        ),
+        html_figure(groups, "Accuracy per group", "A group that the data set does not have is left out."),
         "<h2>Classes by their count in training</h2>",
-        html_figure(
-            plots.accuracy_by_count(results),
-            "Accuracy against class count",
-            "Mean over seeds; cross-entropy is dashed." + same,
-        ),
+        html_figure(classes, "Accuracy against class count", f"Mean over seeds{dashed}.{same}"),
         "<h2>Training</h2>",
         html_figure(
-            plots.training_curves(rows), "Training curves", "Mean over seeds, by epoch; cross-entropy is dashed." + same
+            plots.training_curves(drawn),
+            "Training curves",
+            f"Mean over seeds, by epoch; cross-entropy is dashed.{who}{'' if many else same}",
         ),
     ]
 
