@@ -21,6 +21,7 @@ from benchmarks import results
 from benchmarks.results import Row
 
 TIME = "s/epoch"
+WORDS = ("counted", "grouped")  # what a report calls its samples: no facts
 APART = ("compare-", "shift-", "pairs-")  # files beside those of the benchmarks
 DOCUMENTS = (results.ROOT / "README.md", results.ROOT / "docs" / "results.md")
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it. Who was not measured on a
@@ -179,7 +180,8 @@ def compare_table(path: Path) -> str:
     with path.open(newline="", encoding="utf-8") as file:
         header, *lines = csv.reader(file)
     columns = [column if name in (header[0], TIME) else _bold(column) for name, column in zip(header, zip(*lines))]
-    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items() if _is_plain(value))
+    told = {name: value for name, value in about.items() if _is_plain(value) and name not in WORDS}
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
     return f"{facts}. Accuracy in percent, mean ± standard deviation.\n\n{markdown(header, zip(*columns))}"
 
 
