@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same, classes_of, counts_of, gradients, normal
+from published_views import balanced_contrastive as dense
 from tolerances import TOLERANCE, assert_close, error
 from torch import Tensor
 
@@ -19,27 +20,6 @@ pytestmark = pytest.mark.usefixtures("kernels")
 N, C, D = 9, 5, 4
 COUNTS = counts_of(C, 801)
 TARGET = torch.tensor([0, 0, 0, 1, 1, 2, 0, 1, 3])  # class 2 and 3 have one sample, class 4 only its prototype
-
-
-def unit(rows: Tensor) -> Tensor:
-    """Rows of norm 1."""
-    return rows / rows.norm(dim=1, keepdim=True)
-
-
-def dense(views: Tensor, prototypes: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Zhu et al. (2022), an anchor and a key at a time; [V N]."""
-    view, keys = unit(views), torch.cat((unit(views), unit(prototypes)))
-    label = target.tolist() * (len(views) // len(target))
-    of_key = label + list(range(len(prototypes)))
-    rows = []
-    for i, own in enumerate(label):
-        logit = keys @ view[i] / temperature
-        others = [k for k in range(len(keys)) if k != i]
-        divisor = [of_key.count(of_key[k]) - (of_key[k] == own) for k in others]
-        denominator = (logit[others] - torch.tensor(divisor).to(logit).log()).logsumexp(0)
-        positive = [k for k in others if of_key[k] == own]
-        rows.append(-(logit[positive] - denominator).sum() / len(positive))
-    return torch.stack(rows)
 
 
 def leaves(views: int, dtype: torch.dtype = torch.float64, spread: float = 1.0) -> dict[str, Tensor]:

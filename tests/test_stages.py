@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
+from cuts import cut
 from tolerances import assert_close
 
 from lt_kernels.data.samplers import Shuffled, Staged
@@ -76,26 +77,14 @@ def test_the_second_stage_moves_its_parameters_alone(
 
 @pytest.mark.parametrize("step", [18, 40, 43, 57])
 @pytest.mark.parametrize("method", ["crt", "mislas"])
-def test_a_run_cut_short_in_either_stage_goes_on_to_the_same_bits(
-    method: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_cut_short_in_either_stage_goes_on_to_the_same_bits(method: str, step: int, tmp_path: Path) -> None:
     config = config_of(method, method_options=HALF)
     run.train_run(config, tmp_path / "whole")
-    start = epochs.EpochSettings.on_train_batch_start
-
-    def stop(self: Any, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == step:
-            raise RuntimeError("cut short")
-        start(self, trainer, *rest)
-
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", stop)
-    with pytest.raises(RuntimeError, match="cut short"):
-        run.train_run(config, tmp_path / "cut")
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", start)
+    cut(step, lambda: run.train_run(config, tmp_path / "cut"))
     run.train_run(config, tmp_path / "cut", resume=True)
-    whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    whole, resumed = state(tmp_path / "whole"), state(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     module = load_run(tmp_path / "cut")[2]
     assert module.in_second
     assert all(torch.equal(value, whole[name]) for name, value in module.state_dict().items())
@@ -212,23 +201,13 @@ def test_all_methods_fit_the_inputs() -> None:
     assert set(images) - set(words) == {"ce-mixup", "ce-cutmix", "arb-mixup", "arb-batch-mixup", "mislas"}
 
 
-def test_what_is_recorded_changes_no_bit_and_survives_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_recorded_changes_no_bit_and_survives_a_cut(tmp_path: Path) -> None:
     run.train_run(config_of("ce"), tmp_path / "plain")
     run.train_run(config_of("ce", record=True), tmp_path / "whole")
-    start = epochs.EpochSettings.on_train_batch_start
-
-    def stop(self: Any, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == 25:
-            raise RuntimeError("cut short")
-        start(self, trainer, *rest)
-
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", stop)
-    with pytest.raises(RuntimeError, match="cut short"):
-        run.train_run(config_of("ce", record=True), tmp_path / "cut")
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", start)
+    cut(25, lambda: run.train_run(config_of("ce", record=True), tmp_path / "cut"))
     run.train_run(config_of("ce", record=True), tmp_path / "cut", resume=True)
-    plain, whole, cut = (state(tmp_path / name) for name in ("plain", "whole", "cut"))
-    assert all(torch.equal(plain[name], whole[name]) and torch.equal(plain[name], cut[name]) for name in plain)
+    plain, whole, resumed = (state(tmp_path / name) for name in ("plain", "whole", "cut"))
+    assert all(torch.equal(plain[name], whole[name]) and torch.equal(plain[name], resumed[name]) for name in plain)
     recorded = [(tmp_path / name / "components.csv").read_text() for name in ("whole", "cut")]
     assert recorded[0] == recorded[1]
     assert len(recorded[0].splitlines()) == 1 + 4 * 10

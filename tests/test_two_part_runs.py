@@ -11,7 +11,9 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
-from lt_kernels.train import epochs, run
+from cuts import cut
+
+from lt_kernels.train import run
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
 from lt_kernels.train.loading import load_run
 
@@ -40,22 +42,13 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["gml", "dbm-bcl", "dbm-ncl"])
 def test_a_run_cut_short_goes_on_to_the_same_bits(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, start = config_of(method), epochs.EpochSettings.on_train_batch_start
+    config = config_of(method)
     run.train_run(config, tmp_path / "whole")
-
-    def stop(self: Any, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == 7:
-            raise RuntimeError("cut short")
-        start(self, trainer, *rest)
-
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", stop)
-    with pytest.raises(RuntimeError, match="cut short"):
-        run.train_run(config, tmp_path / "cut")
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_batch_start", start)
+    cut(7, lambda: run.train_run(config, tmp_path / "cut"))
     run.train_run(config, tmp_path / "cut", resume=True)
-    whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    whole, resumed = state(tmp_path / "whole"), state(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_experts_are_networks_of_their_own_and_predict_their_mean() -> None:

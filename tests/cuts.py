@@ -1,0 +1,25 @@
+"""A run that ends at a step, for the tests of resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def cut(step: int, run: Callable[[], Any]) -> None:
+    """Do `run` until its training reaches the step, as if something failed there."""
+    from lt_kernels.train.epochs import EpochSettings
+
+    start = EpochSettings.on_train_batch_start
+
+    def stop(self: Any, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == step:
+            raise RuntimeError("cut short")
+        start(self, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(EpochSettings, "on_train_batch_start", stop)
+        with pytest.raises(RuntimeError, match="cut short"):
+            run()
