@@ -90,7 +90,7 @@ class Step:
 
 def steps(method: str, data_name: str = DATA) -> dict[str, Step]:
     """Ours and the eager form of a method, with the settings of the data's recipe."""
-    config = read_config(recipe(data_name)).replace(method=method)
+    config = read_config(recipe(data_name)).replace(method=method, augment="none")  # both see the same samples
     data = load_data(config)
     ours = build_module(config, data)
     theirs = copy.deepcopy(ours)
