@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,8 +64,11 @@ class ClassBalanced:
             raise ValueError(f"power must be in 0..1, got {self.power}")
 
     def __call__(self, epoch: int) -> Tensor:
-        counts = torch.bincount(self.target)
-        return _draw(self.target, counts, counts.double() ** self.power, epoch_generator(self.seed, epoch))
+        return self._classes.draw(self._classes.counts.double() ** self.power, epoch_generator(self.seed, epoch))
+
+    @functools.cached_property
+    def _classes(self) -> _Classes:
+        return _Classes(self.target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +89,29 @@ class ProgressivelyBalanced:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
 
     def __call__(self, epoch: int) -> Tensor:
-        counts = torch.bincount(self.target)
-        share = min(1.0, epoch / max(1, self.epochs - 1))
+        counts, share = self._classes.counts, min(1.0, epoch / max(1, self.epochs - 1))
         mixed = (1 - share) * counts / counts.sum() + share * (counts > 0).double() / (counts > 0).sum()
-        return _draw(self.target, counts, mixed, epoch_generator(self.seed, epoch))
+        return self._classes.draw(mixed, epoch_generator(self.seed, epoch))
+
+    @functools.cached_property
+    def _classes(self) -> _Classes:
+        return _Classes(self.target)
 
 
-def _draw(target: Tensor, counts: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
-    """len(target) samples: a class in proportion to `share` [C], then one of its `counts` [C] samples."""
-    share = torch.where(counts > 0, share, 0.0)
-    bounds = share.cumsum(0)
-    uniform = torch.rand(target.shape, generator=generator, dtype=torch.float64)
-    drawn = torch.searchsorted(bounds, uniform * bounds[-1], right=True)
-    drawn = drawn.clamp(max=int(counts.nonzero().max()))  # the product may round up to the last bound
-    within = torch.rand(target.shape, generator=generator, dtype=torch.float64) * counts[drawn]
-    return torch.argsort(target, stable=True)[(counts.cumsum(0) - counts)[drawn] + within.long()]
+class _Classes:
+    """The samples of each class in `target` (int64 [N]), sorted once and not at every epoch."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.rows, self.counts = torch.argsort(target, stable=True), torch.bincount(target)
+
+    def draw(self, share: Tensor, generator: torch.Generator) -> Tensor:
+        """As many samples as there are: a class in proportion to `share` [C], then one of its samples."""
+        bounds = torch.where(self.counts > 0, share, 0.0).cumsum(0)
+        uniform = torch.rand(self.rows.shape, generator=generator, dtype=torch.float64)
+        drawn = torch.searchsorted(bounds, uniform * bounds[-1], right=True)
+        drawn = drawn.clamp(max=int(self.counts.nonzero().max()))  # the product may round up to the last bound
+        within = torch.rand(self.rows.shape, generator=generator, dtype=torch.float64) * self.counts[drawn]
+        return self.rows[(self.counts.cumsum(0) - self.counts)[drawn] + within.long()]
 
 
 @dataclass(frozen=True, eq=False)
