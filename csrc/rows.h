@@ -38,53 +38,76 @@ template <class T, class A> struct LogitRow {
 
 template <class A> constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
-// A block of columns of a row: u without the targets, the largest u, and the largest z of classes that are there.
+// What a pass over a block of columns finds, of classes that are no target: the sum of exp(u - shift), the largest u, and
+// where the arguments ask for them the largest z of a class that is there and the sum of share * u.
+template <class A> struct Found {
+  A sum, top, rival, mean;
+};
+
+enum Pass { kTop, kSum, kKeep };  // the largest u alone; all of Found; that, and exp(u - shift) is kept
+
+// The passes over blocks of one row.
 template <class T, class A> struct Block {
   static constexpr int W = Vec<A>::width;
-  alignas(64) A u[kBlock];
-  vec<A> top_u, top_z;
   const LogitRow<T, A>& line;
+  const A* share;
   A* own;  // takes the targets' z
 
-  Block(const LogitRow<T, A>& line, A* own) : line(line), own(own) {}
+  Block(const LogitRow<T, A>& line, A* own) : line(line), share(line.args.share.template at<A>(line.row)), own(own) {}
 
-  // Fill u with the columns [first, first + count); the lanes behind the end become -inf.
-  void read(int64_t first, int count) {
-    line.args.rival_out ? choose<true>(first, count) : choose<false>(first, count);
-  }
-  template <bool kRival> void choose(int64_t first, int count) {
+  // The columns [first, first + count).
+  template <Pass kPass> Found<A> pass(int64_t first, int count, A shift, A* kept) const {
     bool scaled = line.args.row_scale || line.columns || line.scale != A(1);
-    if (line.offset) scaled ? fill<kRival, true, true>(first, count) : fill<kRival, false, true>(first, count);
-    else scaled ? fill<kRival, true, false>(first, count) : fill<kRival, false, false>(first, count);
+    if (kPass != kTop && (line.args.rival_out || share)) return walk<kPass, true, true, true>(first, count, shift, kept);
+    if (line.offset) return scaled ? walk<kPass, true, true, false>(first, count, shift, kept)
+                                   : walk<kPass, false, true, false>(first, count, shift, kept);
+    return scaled ? walk<kPass, true, false, false>(first, count, shift, kept)
+                  : walk<kPass, false, false, false>(first, count, shift, kept);
   }
 
-  // What the loop reads stays in registers: a store to u may, for all a compiler knows, change any member.
-  template <bool kRival, bool kScaled, bool kOffset> void fill(int64_t first, int count) {
+  // What the loop reads stays in registers: a store to `kept` may, for all a compiler knows, change any member.
+  template <Pass kPass, bool kScaled, bool kOffset, bool kMore>
+  Found<A> walk(int64_t first, int count, A shift, A* kept) const {
     const T* logits = line.logits + first;
-    const A *columns = line.columns ? line.columns + first : nullptr, *offset = kOffset ? line.offset + first : nullptr;
-    const A row_scale = line.row_scale, scale = line.scale;
-    const int64_t one = vector_of(0) - first, two = vector_of(1) - first;
-    vec<A> best_u = splat(kNothing<A>), best_z = best_u;
-    auto step = [&](int k, int size) {
+    const A *columns = line.columns ? line.columns + first : nullptr, *offset = line.offset ? line.offset + first : nullptr;
+    const A *shares = share ? share + first : nullptr, row_scale = line.row_scale, scale = line.scale;
+    const vec<A> nothing = splat(kNothing<A>);
+    vec<A> total{}, mean{}, top = nothing, rival = nothing;
+    auto step = [&](int k, int size, bool special) __attribute__((always_inline)) {
       __builtin_prefetch(logits + k + kBlock);
       vec<A> z = LogitRow<T, A>::part(logits + k, size);
       if (kScaled) z = z * row_scale;
       if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);
-      if (k == one || k == two || size < W) z = without_targets(z, first + k, size);
-      vec<A> value = kScaled ? z * scale : z;
-      if (kOffset) {
+      if (special) z = without_targets(z, first + k, size, own);
+      vec<A> u = kScaled ? z * scale : z;
+      if (kOffset && (!kMore || offset)) {
         vec<A> b = LogitRow<T, A>::part(offset + k, size);
-        value = value + b;
-        if (kRival) z = b == splat(kNothing<A>) ? b : z;  // a class that is not there is no rival
+        u = u + b;
+        if (kMore) z = b == nothing ? b : z;  // a class that is not there is no rival
       }
-      store(u + k, value);
-      best_u = max(best_u, value);
-      if (kRival) best_z = max(best_z, z);
+      top = max(top, u);
+      if (kPass == kTop) return;
+      vec<A> value = exp(u - shift);
+      total = total + value;
+      if (kPass == kKeep && size == W) store(kept + k, value);
+      else if (kPass == kKeep) store_part<A>(kept + k, value, size);
+      if (!kMore) return;
+      rival = max(rival, z);
+      if (!shares) return;
+      vec<A> part = LogitRow<T, A>::part(shares + k, size);
+      if (special) part = of_others(part, first + k);
+      mean = mean + (part != 0 ? part * u : vec<A>{});
     };
-    int k = 0;
-    for (; k + W <= count; k += W) step(k, W);
-    if (k < count) step(k, count - k);
-    top_u = best_u, top_z = best_z;
+    // Vectors with a target, and what is left at the end, take the way aside.
+    const int whole = count / W * W;
+    const int64_t one = vector_of(0) - first, two = vector_of(1) - first;
+    for (int k = 0; k < count; k += W) {
+      int stop = one >= k && one < whole ? int(one) : whole;
+      if (two >= k && two < stop) stop = int(two);
+      for (; k < stop; k += W) step(k, W, false);
+      if (k < count) step(k, count - k < W ? count - k : W, true);
+    }
+    return {sum<A>(total), LT_ISA::top<A>(top), LT_ISA::top<A>(rival), sum<A>(mean)};
   }
 
   // Where the vector with a slot's target starts.
@@ -93,92 +116,70 @@ template <class T, class A> struct Block {
     return column < 0 ? -1 : column % kBlock / W * W + column / kBlock * kBlock;
   }
 
-  vec<A> without_targets(vec<A> z, int64_t j, int count) const {
-    A values[W];
+  // z with -inf in the places of targets, whose z are taken, and behind the end.
+  vec<A> without_targets(vec<A> z, int64_t j, int count, A* taken) const {
+    alignas(64) A values[W];
     store(values, z);
-    const auto number = lanes<A>();
-    const vec<A> nothing = splat(kNothing<A>);
-    for (int64_t k = 0; k < line.args.slots; ++k) {
-      int64_t lane = line.args.column(line.row, k) - j;
-      if (lane < 0 || lane >= count) continue;
-      own[k] = values[lane];
-      z = number == int(lane) ? nothing : z;
-    }
-    return count < W ? (number < count ? z : nothing) : z;
-  }
-
-  // The targets' share of the mean belongs to the loss.
-  void zero_targets(int64_t first, int count) {
     for (int64_t k = 0; k < line.args.slots; ++k)
-      if (int64_t place = line.args.column(line.row, k) - first; place >= 0 && place < count) u[place] = 0;
+      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < count) taken[k] = values[lane];
+    const auto number = lanes<A>();
+    z = here(j, z, splat(kNothing<A>));
+    return count < W ? (number < count ? z : splat(kNothing<A>)) : z;
+  }
+  // The targets' share of the mean belongs to the loss.
+  vec<A> of_others(vec<A> part, int64_t j) const { return here(j, part, vec<A>{}); }
+
+  vec<A> here(int64_t j, vec<A> value, vec<A> instead) const {
+    const auto number = lanes<A>();
+    for (int64_t k = 0; k < line.args.slots; ++k)
+      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < W) value = number == int(lane) ? instead : value;
+    return value;
   }
 };
 
-// The sum of exp(u - shift), which are also kept if `kept` is given; u has whole vectors, behind the end of the row too.
-template <class A> inline A sum_exp(const A* u, int count, A shift, A* kept) {
-  constexpr int W = Vec<A>::width;
-  vec<A> even{}, odd{};
-  auto step = [&](int k, int size) {
-    vec<A> value = exp(load(u + k) - shift);
-    if (kept && size == W) store(kept + k, value);
-    else if (kept) store_part<A>(kept + k, value, size);
-    return value;
-  };
-  int k = 0;
-  for (; k + 2 * W <= count; k += 2 * W) {
-    even = even + step(k, W);
-    odd = odd + step(k + W, W);
-  }
-  if (k + W <= count) even = even + step(k, W), k += W;
-  if (k < count) odd = odd + step(k, count - k);
-  return sum<A>(even + odd);
-}
+// How far above the shift a u may be: exp(u - shift) has a rounding error of that many units more, and cannot overflow.
+template <class A> constexpr A kSlack = 2;
 
-// log-sum-exp of what came so far: top + log(total).
+// log-sum-exp of what came so far: top + log(total), with a top of at most the slack below the largest.
 template <class A> struct Online {
   A top = kNothing<A>, total = 0;
 
-  void add(const A* u, int count, A best, A* kept = nullptr) {
-    if (best > top) {
-      total = top == kNothing<A> ? total : total * std::exp(top - best);
-      top = best;
-    }
-    A shift = top == kNothing<A> ? A(0) : top;
-    total += kept ? sum_exp(u, count, shift, kept) : sum_exp<A>(u, count, shift, nullptr);
+  void raise(A best) {
+    if (!(best > top)) return;
+    total = top == kNothing<A> ? total : total * std::exp(top - best);
+    top = best;
   }
-  A value() const { return total == 0 ? kNothing<A> : (top == kNothing<A> ? A(0) : top) + std::log(total); }
-};
+  A shift() const { return top == kNothing<A> ? A(0) : top; }
 
-template <class A> inline A weighted(const A* share, const A* u, int count) {
-  constexpr int W = Vec<A>::width;
-  vec<A> total{};
-  for (int k = 0; k < count; k += W) {
-    vec<A> part = k + W <= count ? load(share + k) : load_part<A>(share + k, count - k), x = load(u + k);
-    total = total + (part != 0 ? part * x : vec<A>{});
+  // A block by one pass, if its largest u is not much above what came before; else by one more.
+  template <Pass kPass, class T> Found<A> add(const Block<T, A>& block, int64_t first, int count, A* kept) {
+    if (top == kNothing<A>) raise(block.template pass<kTop>(first, count, A(0), nullptr).top);
+    Found<A> found = block.template pass<kPass>(first, count, shift(), kept);
+    if (found.top > top + kSlack<A>) {
+      raise(found.top);
+      found = block.template pass<kPass>(first, count, shift(), kept);
+    }
+    total += found.sum;
+    return found;
   }
-  return sum<A>(total);
-}
+  A value() const { return total == 0 ? kNothing<A> : shift() + std::log(total); }
+};
 
 template <class A> inline A at(const void* numbers, int64_t i) { return static_cast<const A*>(numbers)[i]; }
 
-template <class T, class A, bool kKeep> void forward_row(const Rows& args, int64_t i) {
+template <class T, class A, Pass kPass> void forward_row(const Rows& args, int64_t i) {
   A* own = static_cast<A*>(args.own_out) + i * args.slots;
   for (int64_t k = 0; k < args.slots; ++k) own[k] = kNothing<A>;
   Online<A> online;
   A rival = kNothing<A>, mean = 0;
   LogitRow<T, A> line(args, i);
   Block<T, A> block(line, own);
-  const A* share = args.share.at<A>(i);
   for (int64_t first = 0; first < args.c && !args.skipped(i); first += kBlock) {
     int count = int(args.c - first < kBlock ? args.c - first : kBlock);
-    block.read(first, count);
-    online.add(block.u, count, LT_ISA::top<A>(block.top_u), kKeep ? static_cast<A*>(args.kept) + first : nullptr);
-    if (kKeep) static_cast<A*>(args.shifts)[first / kBlock] = online.top;
-    A best = args.rival_out ? LT_ISA::top<A>(block.top_z) : kNothing<A>;
-    rival = best > rival ? best : rival;
-    if (!share) continue;
-    block.zero_targets(first, count);
-    mean += weighted(share + first, block.u, count);
+    Found<A> found = online.template add<kPass>(block, first, count, kPass == kKeep ? static_cast<A*>(args.kept) + first : nullptr);
+    if (kPass == kKeep) static_cast<A*>(args.shifts)[first / kBlock] = online.shift();
+    rival = found.rival > rival ? found.rival : rival;
+    mean += found.mean;
   }
   static_cast<A*>(args.rest_out)[i] = online.value();
   if (args.rival_out) static_cast<A*>(args.rival_out)[i] = rival;
@@ -292,10 +293,10 @@ template <class T, class A> void offset_columns(const Rows& args, int64_t begin,
 }
 
 template <class T> void rows_forward(const Rows& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, false>(args, i);
+  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, kSum>(args, i);
 }
 template <class T> void rows_keep(const Rows& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, true>(args, i);
+  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, kKeep>(args, i);
 }
 template <class T> void rows_finish(const Rows& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) finish_row<T, typename Arithmetic<T>::type>(args, i);

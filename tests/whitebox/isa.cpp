@@ -20,20 +20,16 @@ template <class A> void exp_all(const A* from, A* to, int64_t count) {
 template <class A> A sum_of(const A* vector) { return sum<A>(load(vector)); }
 template <class A> A top_of(const A* vector) { return top<A>(load(vector)); }
 
-// log-sum-exp by blocks of these sizes, padded as Block pads them.
+// log-sum-exp by blocks of these sizes.
 template <class A> A merge(const A* u, const int64_t* sizes, int64_t blocks) {
-  constexpr int W = Vec<A>::width;
+  Rows args{};
+  args.logits = u, args.scale = 1;
+  for (int64_t b = 0; b < blocks; ++b) args.c += sizes[b];
+  const LogitRow<A, A> line(args, 0);
+  const Block<A, A> block(line, nullptr);
   Online<A> online;
-  alignas(64) A block[kBlock];
-  for (int64_t b = 0; b < blocks; u += sizes[b++]) {
-    int count = int(sizes[b]), padded = (count + W - 1) / W * W;
-    A best = kNothing<A>;
-    for (int k = 0; k < padded; ++k) {
-      block[k] = k < count ? u[k] : kNothing<A>;
-      best = block[k] > best ? block[k] : best;
-    }
-    online.add(block, count, best);
-  }
+  for (int64_t b = 0, first = 0; b < blocks; first += sizes[b++])
+    online.template add<kSum>(block, first, int(sizes[b]), nullptr);
   return online.value();
 }
 
