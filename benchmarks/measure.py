@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,7 +118,9 @@ def quiet() -> Iterator[None]:
 def interleaved(
     providers: Sequence[Provider], device: str, seconds: float, refused: Callable[[str, Exception], None] | None = None
 ) -> dict[str, Samples]:
-    """Samples of every provider, about `seconds` of work each: one sample of each in turn, in an order that rotates.
+    """Samples of every provider, about `seconds` of work each: one sample of each in turn, in an order drawn anew.
+
+    Where calls are short the one just before warms the caches, so nobody may always follow the same one.
 
     A competitor that fails (most often: runs out of memory) is handed to `refused`, if that is given, and left out.
     """
@@ -146,10 +149,11 @@ def interleaved(
 
 def _in_turns(sample: Callable[[str], None], spent: dict[str, float], seconds: float) -> None:
     """Call `sample` with each name in turn until each has had its seconds; it adds to `spent`."""
+    order = random.Random(0)
     with quiet():
         turn, active = 0, [name for name in spent if spent[name] < PATIENCE]
         while active:
-            for name in active[turn % len(active) :] + active[: turn % len(active)]:
+            for name in order.sample(active, len(active)):
                 sample(name)
             turn += 1
             active = [name for name in active if turn < MOST and not _enough(turn, spent[name], seconds)]

@@ -56,6 +56,8 @@ struct Margins {
   double gamma, smoothing;
   const void *weight = nullptr, *class_margin = nullptr, *class_smoothing = nullptr;  // [C], or one value for all
 
+  bool needs_rival() const { return kind == kAngular && instance != 0; }  // for the hardness of a row
+
   template <class A> static A per_class(const void* table, double value, int64_t target) {
     return table ? static_cast<const A*>(table)[target] : A(value);
   }

@@ -1,6 +1,8 @@
 // The extension module: importing it registers the kernels; it tells which instruction set was chosen.
 #include <Python.h>
 
+#include "few.h"
+#include "plain.h"
 #include "table.h"
 
 namespace lt {
@@ -34,8 +36,18 @@ namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyLong_FromLong(lt::instruction_set()); }
 
+using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+PyMethodDef fast(const char* name, Fast function, const char* about) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, about};
+}
+
 PyMethodDef methods[] = {
-    {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"}, {nullptr, nullptr, 0, nullptr}};
+    {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
+    fast("plain_loss", plain_loss, "the loss and gradient of rows of logits at an address; False if a target has no logit"),
+    fast("few_cross_entropy", few_cross_entropy, "the loss of few plain logits, or None"),
+    fast("few_linear_cross_entropy", few_linear_cross_entropy, "that of few logits of plain features, or None"),
+    {"allow_few", allow_few, METH_O, "whether these may do without the kernels"},
+    {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace

@@ -1,18 +1,15 @@
 // Row statistics: the operators of lt_kernels/ops/rows.py on a CPU.
 #include <tuple>
-#include <vector>
 
-#include "margins.h"
+#include "losses.h"
 #include "tensors.h"
 
 namespace lt {
 namespace {
 
 void check_targets(const int64_t* target, int64_t count, int64_t classes, int64_t ignore_index) {
-  for (int64_t i = 0; i < count; ++i) {
-    bool fits = (target[i] >= 0 && target[i] < classes) || target[i] == ignore_index;
-    STD_TORCH_CHECK(fits, "target holds ", target[i], "; allowed are 0 to ", classes - 1, " and ignore_index=", ignore_index);
-  }
+  const int64_t* wrong = first_misfit(target, count, classes, ignore_index);
+  STD_TORCH_CHECK(!wrong, "target holds ", *wrong, "; allowed are 0 to ", classes - 1, " and ignore_index=", ignore_index);
 }
 
 struct Inputs : Held {
@@ -92,95 +89,21 @@ std::tuple<Tensor, Tensor> rows_backward(
 }
 
 void check_offsets(const Rows& args, bool is_double) {
-  if (!args.offset.data) return;
-  for (int64_t i = 0; i < args.n; ++i) {
-    int64_t y = args.column(i, 0);
-    double b = y < 0 ? 0 : is_double ? args.offset.at<double>(i)[y] : args.offset.at<float>(i)[y];
-    check_present(b, y);
-  }
+  int64_t absent = is_double ? absent_target<double>(args) : absent_target<float>(args);
+  if (absent >= 0) check_present(-std::numeric_limits<double>::infinity(), absent);
 }
-
-enum Reduction { kNone, kWeightedMean, kSum, kMean };  // kMean divides by the number of rows that count
-
-// The losses of rows for one target each; saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
-template <class A> struct Losses {
-  Rows args;
-  Margins margins;
-  const A* total;
-  Tensor loss, saved, rival;
-  A *losses, *numbers;
-  double divisor = 1;
-
-  Losses(Inputs& in, const Margins& margins, const void* totals, int64_t reduction)
-      : margins(margins), total(static_cast<const A*>(totals)), loss(empty({in.args.n}, in.sums)),
-        saved(empty({5, in.args.n}, in.sums)), rival(empty({margins.kind == kAngular ? in.args.n : 0}, in.sums)),
-        losses(static_cast<A*>(loss.mutable_data_ptr())), numbers(static_cast<A*>(saved.mutable_data_ptr())) {
-    int64_t n = in.args.n;
-    const bool hardness = margins.kind == kAngular && margins.instance != 0;  // all that the rival is asked for
-    in.args.rest_out = numbers, in.args.own_out = numbers + 2 * n;
-    in.args.rival_out = hardness ? rival.mutable_data_ptr() : nullptr;
-    in.args.mean_out = in.args.share.data ? numbers + 4 * n : nullptr;
-    in.args.rest = numbers, in.args.d_rest = numbers + n, in.args.d_own = numbers + 2 * n;
-    in.args.d_mean = in.args.mean_out;
-    args = in.args;
-    if (reduction == kWeightedMean || reduction == kMean) divide(reduction);
-  }
-
-  void divide(int64_t reduction) {
-    divisor = 0;
-    for (int64_t i = 0; i < args.n; ++i)
-      if (int64_t y = args.column(i, 0); y >= 0)
-        divisor += reduction == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
-  }
-  // A slope of 0 stays 0 where nothing counts and the divisor is 0.
-  A share_of(A slope) const { return slope == 0 ? A(0) : A(slope / divisor); }
-
-  // From the statistics of row i, which its places in `saved` hold, to its loss and slopes.
-  void row(int64_t i) const {
-    int64_t n = args.n, y = args.column(i, 0);
-    const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
-    A own_offset = offset && y >= 0 ? offset[y] : A(0);
-    A most = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
-    Numbers<A> in{numbers[i], numbers[2 * n + i], most, own_offset, A(1)};
-    if (share) in.mean = numbers[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
-    Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
-    losses[i] = out.loss, numbers[n + i] = share_of(out.d_rest), numbers[2 * n + i] = share_of(out.d_own);
-    numbers[3 * n + i] = share_of(out.d_offset), numbers[4 * n + i] = share_of(out.d_mean);
-  }
-
-  // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
-  void run(Type type) const {
-    const Kernels& table = kernels();
-    int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(args.c, 1));
-    torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
-      Rows mine = args;
-      const bool in_place = sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2);
-      std::vector<A> kept(mine.d_logits && !in_place ? args.c : 0), shifts(mine.d_logits ? args.c / kBlock + 1 : 0);
-      mine.kept = kept.data(), mine.shifts = shifts.data();
-      for (int64_t i = begin; i < end; ++i) {
-        if (in_place) mine.kept = static_cast<A*>(mine.d_logits) + i * args.c;
-        (mine.d_logits ? table.rows_keep : table.rows_forward)[type](mine, i, i + 1);
-        row(i);
-        if (mine.d_logits) table.rows_finish[type](mine, i, i + 1);
-      }
-    });
-  }
-
-  Tensor reduced(int64_t reduction, ScalarType sums) const {
-    if (reduction == kNone) return loss;
-    double sum = 0;
-    for (int64_t i = 0; i < args.n; ++i) sum += losses[i];
-    Tensor result = empty({}, sums);
-    *static_cast<A*>(result.mutable_data_ptr()) = A(reduction == kSum ? sum : sum / divisor);
-    return result;
-  }
-};
 
 template <class A>
 std::tuple<Tensor, Tensor> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction) {
-  Losses<A> losses(in, margins, totals, reduction);
+  const int64_t n = in.args.n;
+  Tensor loss = empty({n}, in.sums), saved = empty({5, n}, in.sums), rival = empty({margins.needs_rival() ? n : 0}, in.sums);
+  auto numbers = [](const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); };
+  const Losses<A> losses(in.args, margins, static_cast<const A*>(totals), reduction, numbers(loss), numbers(saved), numbers(rival));
   losses.run(in.type);
-  return {losses.reduced(reduction, in.sums), losses.saved};
+  if (reduction == kNone) return {loss, saved};
+  Tensor result = empty({}, in.sums);
+  *numbers(result) = losses.reduced(reduction);
+  return {result, saved};
 }
 
 std::tuple<Tensor, Tensor> evaluate(

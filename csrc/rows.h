@@ -9,6 +9,8 @@
 namespace lt {
 namespace LT_ISA {
 
+template <class A> constexpr A kNothing = -std::numeric_limits<A>::infinity();
+
 // One row's z = logits * row scale * column scale and u = scale * z + offset.
 template <class T, class A> struct LogitRow {
   const Rows& args;
@@ -34,9 +36,9 @@ template <class T, class A> struct LogitRow {
     vec<A> x = z(j, count) * scale;
     return offset ? x + part(offset + j, count) : x;
   }
+  // z of one column; -inf where a slot has none.
+  A own(int64_t column) const { return column < 0 || args.skipped(row) ? kNothing<A> : z(column, 1)[0]; }
 };
-
-template <class A> constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
 // What a pass over a block of columns finds, of classes that are no target: the sum of exp(u - shift), the largest u, and
 // where the arguments ask for them the largest z of a class that is there and the sum of share * u.
@@ -51,9 +53,8 @@ template <class T, class A> struct Block {
   static constexpr int W = Vec<A>::width;
   const LogitRow<T, A>& line;
   const A* share;
-  A* own;  // takes the targets' z
 
-  Block(const LogitRow<T, A>& line, A* own) : line(line), share(line.args.share.template at<A>(line.row)), own(own) {}
+  explicit Block(const LogitRow<T, A>& line) : line(line), share(line.args.share.template at<A>(line.row)) {}
 
   // The columns [first, first + count).
   template <Pass kPass> Found<A> pass(int64_t first, int count, A shift, A* kept) const {
@@ -72,13 +73,14 @@ template <class T, class A> struct Block {
     const A *columns = line.columns ? line.columns + first : nullptr, *offset = line.offset ? line.offset + first : nullptr;
     const A *shares = share ? share + first : nullptr, row_scale = line.row_scale, scale = line.scale;
     const vec<A> nothing = splat(kNothing<A>);
+    const int64_t one = place(0, first, count), two = place(1, first, count);
     vec<A> total{}, mean{}, top = nothing, rival = nothing;
     auto step = [&](int k, int size, bool special) __attribute__((always_inline)) {
       __builtin_prefetch(logits + k + kBlock);
       vec<A> z = LogitRow<T, A>::part(logits + k, size);
       if (kScaled) z = z * row_scale;
       if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);
-      if (special) z = without_targets(z, first + k, size, own);
+      if (special) z = lanes<A>() < size ? without(without(z, one - k, nothing), two - k, nothing) : nothing;
       vec<A> u = kScaled ? z * scale : z;
       if (kOffset && (!kMore || offset)) {
         vec<A> b = LogitRow<T, A>::part(offset + k, size);
@@ -94,47 +96,30 @@ template <class T, class A> struct Block {
       if (!kMore) return;
       rival = max(rival, z);
       if (!shares) return;
-      vec<A> part = LogitRow<T, A>::part(shares + k, size);
-      if (special) part = of_others(part, first + k);
+      vec<A> part = LogitRow<T, A>::part(shares + k, size);  // the targets' share of the mean belongs to the loss
+      if (special) part = without(without(part, one - k, vec<A>{}), two - k, vec<A>{});
       mean = mean + (part != 0 ? part * u : vec<A>{});
     };
     // Vectors with a target, and what is left at the end, take the way aside.
-    const int whole = count / W * W;
-    const int64_t one = vector_of(0) - first, two = vector_of(1) - first;
+    const int whole = count / W * W, near = int(one < two ? one : two) / W * W, far = int(one < two ? two : one) / W * W;
     for (int k = 0; k < count; k += W) {
-      int stop = one >= k && one < whole ? int(one) : whole;
-      if (two >= k && two < stop) stop = int(two);
+      const int stop = k <= near && near < whole ? near : k <= far && far < whole ? far : whole;
       for (; k < stop; k += W) step(k, W, false);
       if (k < count) step(k, count - k < W ? count - k : W, true);
     }
-    return {sum<A>(total), LT_ISA::top<A>(top), LT_ISA::top<A>(rival), sum<A>(mean)};
+    Found<A> found{};
+    found.top = LT_ISA::top<A>(top);
+    if (kPass != kTop) found.sum = sum<A>(total);
+    if (kMore) found.rival = LT_ISA::top<A>(rival), found.mean = sum<A>(mean);
+    return found;
   }
 
-  // Where the vector with a slot's target starts.
-  int64_t vector_of(int64_t slot) const {
-    int64_t column = slot < line.args.slots ? line.args.column(line.row, slot) : -1;
-    return column < 0 ? -1 : column % kBlock / W * W + column / kBlock * kBlock;
+  // The target of a slot, counted from the block's first column; as far as `count` where it is not in the block.
+  int64_t place(int64_t slot, int64_t first, int count) const {
+    int64_t column = slot < line.args.slots ? line.args.column(line.row, slot) - first : -1;
+    return column < 0 || column > count ? count : column;
   }
-
-  // z with -inf in the places of targets, whose z are taken, and behind the end.
-  vec<A> without_targets(vec<A> z, int64_t j, int count, A* taken) const {
-    alignas(64) A values[W];
-    store(values, z);
-    for (int64_t k = 0; k < line.args.slots; ++k)
-      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < count) taken[k] = values[lane];
-    const auto number = lanes<A>();
-    z = here(j, z, splat(kNothing<A>));
-    return count < W ? (number < count ? z : splat(kNothing<A>)) : z;
-  }
-  // The targets' share of the mean belongs to the loss.
-  vec<A> of_others(vec<A> part, int64_t j) const { return here(j, part, vec<A>{}); }
-
-  vec<A> here(int64_t j, vec<A> value, vec<A> instead) const {
-    const auto number = lanes<A>();
-    for (int64_t k = 0; k < line.args.slots; ++k)
-      if (int64_t lane = line.args.column(line.row, k) - j; lane >= 0 && lane < W) value = number == int(lane) ? instead : value;
-    return value;
-  }
+  static vec<A> without(vec<A> value, int64_t lane, vec<A> instead) { return lanes<A>() == int(lane) ? instead : value; }
 };
 
 // How far above the shift a u may be: exp(u - shift) has a rounding error of that many units more, and cannot overflow.
@@ -167,23 +152,42 @@ template <class A> struct Online {
 
 template <class A> inline A at(const void* numbers, int64_t i) { return static_cast<const A*>(numbers)[i]; }
 
-template <class T, class A, Pass kPass> void forward_row(const Rows& args, int64_t i) {
+// A row whose first block's top is known; its exponentials and shifts are kept if asked for.
+template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& block, A top, A* kept, A* shifts) {
+  const Rows& args = block.line.args;
+  const int64_t i = block.line.row, classes = args.skipped(i) ? 0 : args.c;
   A* own = static_cast<A*>(args.own_out) + i * args.slots;
-  for (int64_t k = 0; k < args.slots; ++k) own[k] = kNothing<A>;
+  for (int64_t k = 0; k < args.slots; ++k) own[k] = block.line.own(args.column(i, k));
   Online<A> online;
+  online.raise(top);
   A rival = kNothing<A>, mean = 0;
-  LogitRow<T, A> line(args, i);
-  Block<T, A> block(line, own);
-  for (int64_t first = 0; first < args.c && !args.skipped(i); first += kBlock) {
-    int count = int(args.c - first < kBlock ? args.c - first : kBlock);
-    Found<A> found = online.template add<kPass>(block, first, count, kPass == kKeep ? static_cast<A*>(args.kept) + first : nullptr);
-    if (kPass == kKeep) static_cast<A*>(args.shifts)[first / kBlock] = online.shift();
+  for (int64_t first = 0; first < classes; first += kBlock) {
+    int count = int(classes - first < kBlock ? classes - first : kBlock);
+    Found<A> found = online.template add<kPass>(block, first, count, kPass == kKeep ? kept + first : nullptr);
+    if (kPass == kKeep) shifts[first / kBlock] = online.shift();
     rival = found.rival > rival ? found.rival : rival;
     mean += found.mean;
   }
   static_cast<A*>(args.rest_out)[i] = online.value();
   if (args.rival_out) static_cast<A*>(args.rival_out)[i] = rival;
   if (args.mean_out) static_cast<A*>(args.mean_out)[i] = mean;
+}
+
+// The rows [begin, end), some at a time: first the tops of their first blocks, then the rest.
+template <class T, class A, Pass kPass> void forward_rows(const Rows& args, int64_t begin, int64_t end) {
+  A tops[kGroup], *kept = static_cast<A*>(args.kept), *shifts = static_cast<A*>(args.shifts);
+  for (int64_t from = begin; from < end; from += kGroup) {
+    const int rows = int(end - from < kGroup ? end - from : kGroup), count = int(args.c < kBlock ? args.c : kBlock);
+    for (int k = 0; k < rows; ++k) {
+      const LogitRow<T, A> line(args, from + k);
+      tops[k] = Block<T, A>(line).template pass<kTop>(0, count, A(0), nullptr).top;
+    }
+    for (int k = 0; k < rows; ++k) {
+      const LogitRow<T, A> line(args, from + k);
+      const int64_t place = from + k - begin;
+      forward_row<kPass>(Block<T, A>(line), tops[k], kept + place * args.c, shifts + place * args.blocks());
+    }
+  }
 }
 
 // What a row's backward needs: slopes times the incoming gradient.
@@ -241,16 +245,16 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
 }
 
 // The gradient of a row whose exp(u - shift) were kept by the forward just before, perhaps in the gradient's own place.
-template <class T, class A> void finish_row(const Rows& args, int64_t i) {
+template <class T, class A> void finish_row(const Rows& args, int64_t i, const A* kept, const A* shifts) {
   constexpr int W = Vec<A>::width;
   T* out = static_cast<T*>(args.d_logits) + i * args.c;
   if (args.skipped(i)) return void(std::memset(static_cast<void*>(out), 0, args.c * sizeof(T)));
   const Slopes<A> slopes(args, i);
-  const A *kept = static_cast<const A*>(args.kept), *share = args.d_mean ? args.share.at<A>(i) : nullptr;
+  const A* share = args.d_mean ? args.share.at<A>(i) : nullptr;
   const A scale = A(args.scale), mean = slopes.d_mean * scale;
   for (int64_t first = 0; first < args.c; first += kBlock) {
     const int count = int(args.c - first < kBlock ? args.c - first : kBlock);
-    const A factor = std::exp(static_cast<const A*>(args.shifts)[first / kBlock] - slopes.rest) * slopes.d_rest * scale;
+    const A factor = std::exp(shifts[first / kBlock] - slopes.rest) * slopes.d_rest * scale;
     auto step = [&](int64_t j, int size) {
       vec<A> d = LogitRow<A, A>::part(kept + j, size) * factor;
       if (share) d = d + LogitRow<A, A>::part(share + j, size) * mean;
@@ -293,13 +297,16 @@ template <class T, class A> void offset_columns(const Rows& args, int64_t begin,
 }
 
 template <class T> void rows_forward(const Rows& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, kSum>(args, i);
+  forward_rows<T, typename Arithmetic<T>::type, kSum>(args, begin, end);
 }
 template <class T> void rows_keep(const Rows& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) forward_row<T, typename Arithmetic<T>::type, kKeep>(args, i);
+  forward_rows<T, typename Arithmetic<T>::type, kKeep>(args, begin, end);
 }
 template <class T> void rows_finish(const Rows& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) finish_row<T, typename Arithmetic<T>::type>(args, i);
+  using A = typename Arithmetic<T>::type;
+  for (int64_t i = begin; i < end; ++i)
+    finish_row<T, A>(args, i, static_cast<const A*>(args.kept) + (i - begin) * args.c,
+                     static_cast<const A*>(args.shifts) + (i - begin) * args.blocks());
 }
 template <class T> void rows_backward(const Rows& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) backward_row<T, typename Arithmetic<T>::type>(args, i);

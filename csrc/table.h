@@ -5,6 +5,9 @@
 
 namespace lt {
 
+constexpr int kBlock = 1024;  // columns of a row at a time
+constexpr int kGroup = 8;     // short rows at a time: what one of them waits for, the others have done
+
 enum Type { kFloat, kDouble, kBFloat16, kHalf };
 
 // A table of per-class numbers: one row for all rows of the logits, one each, or one looked up by `index`.
@@ -40,8 +43,10 @@ struct Rows {
   const void* grad = nullptr;  // a factor for all slopes: [n], or one number, or none
   bool one_grad = false;
   void *d_logits = nullptr, *d_offset = nullptr;  // [n, c]; [offset.rows, c]
-  // Both in one go: exp(u - shift) of one row [c], and the shift of each block of it.
+  // Both in one go, for the rows of one call: exp(u - shift) [rows, c], and the shift of each block [rows, blocks].
   void *kept = nullptr, *shifts = nullptr;
+
+  int64_t blocks() const { return (c + kBlock - 1) / kBlock; }
 
   bool skipped(int64_t i) const {
     for (int64_t k = 0; k < slots; ++k)
@@ -89,7 +94,6 @@ struct Tile {
   void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
 };
 
-constexpr int kBlock = 1024;  // columns of a row at a time: z and u of a block stay in the first cache
 constexpr int kStrip = 32;  // columns of the gradient at a time: their sums stay in registers
 
 // A neighbour of a row, and the coefficient of its weight.

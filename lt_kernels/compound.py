@@ -9,7 +9,7 @@ from torch import Tensor
 from lt_kernels import checks, functional, priors
 from lt_kernels.functional import MixedTarget
 from lt_kernels.lossmodule import Loss
-from lt_kernels.regularizers import CenterLoss, UniformOffset
+from lt_kernels.regularizers import CenterLoss, negative_entropy
 
 
 class LADELoss(Loss):
@@ -84,7 +84,6 @@ class EstimatedOffsetLoss(Loss):
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)
         self.center_loss = CenterLoss(num_classes, in_features, centers=centers, rate=center_rate)
-        self.uniform_offset = UniformOffset()
 
     def forward(
         self, input: Tensor, target: Tensor, *, features: Tensor | None = None, linear_weight: Tensor | None = None
@@ -124,7 +123,7 @@ class EstimatedOffsetLoss(Loss):
     def total(self, loss: Tensor, table: Tensor, features: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy with the two other terms; `table` is -o."""
         loss = loss + _times(self.center_weight, self.center_loss(features, target))
-        return loss + _times(self.uniform_weight, self.uniform_offset(-table))
+        return loss + _times(self.uniform_weight, negative_entropy(table))
 
 
 def _times(factor: float, term: Tensor) -> Tensor:

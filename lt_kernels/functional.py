@@ -126,8 +126,8 @@ def linear_cross_entropy(
     """
     ignore_index = -100 if ignore_index is None else ignore_index
     if group is None:
-        plain = (weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
-        quick = small.linear_cross_entropy(input, linear_weight, linear_bias, target, *plain)
+        plain = (focal_gamma, label_smoothing, ignore_index, reduction)
+        quick = small.linear_cross_entropy(input, linear_weight, linear_bias, target, weight, offset, *plain)
         if quick is not None:
             return quick
     settings: dict[str, Any] = {

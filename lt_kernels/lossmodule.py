@@ -55,6 +55,7 @@ class Loss(nn.Module):
         self.label_smoothing = (
             0.0 if per_class is not None else checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
         )
+        self._casts: dict[str, tuple[Tensor, int, Tensor]] = {}
         for name, table in zip(_TABLES, (weight, offset, margin and margin.per_class, per_class), strict=True):
             self.register_buffer(name, None if table is None else _table(name, table))
 
@@ -92,12 +93,25 @@ class Loss(nn.Module):
     def _quick(self, input: Tensor, target: Any, table: Tensor | None) -> Tensor | None:
         """The loss of few logits where it is plain; buffers are read past the slow look-up of a module."""
         tables = self._buffers
+        if torch.compiler.is_dynamo_compiling():
+            return None
         if self.margin is not None or self.scale != 1.0 or tables["class_smoothing"] is not None:
             return None
         if self.average != "weighted" and tables["weight"] is not None:
             return None
         plain = (self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction)
-        return small.cross_entropy(input, target, tables["weight"], table, *plain)
+        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
+        weight, offset = self._cast("weight", tables["weight"], kind), self._cast("offset", table, kind)
+        return small.cross_entropy(input, target, weight, offset, *plain)
+
+    def _cast(self, name: str, table: Tensor | None, kind: torch.dtype) -> Tensor | None:
+        """A table in the dtype of the arithmetic; kept until it is replaced or written to."""
+        if table is None or table.dtype is kind or table.requires_grad:
+            return table
+        kept = self._casts.get(name)
+        if kept is None or kept[0] is not table or kept[1] != table._version or kept[2].dtype is not kind:
+            kept = self._casts[name] = (table, table._version, table.to(kind))
+        return kept[2]
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
         """What `ops.loss.evaluate` takes."""

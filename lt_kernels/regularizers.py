@@ -111,8 +111,13 @@ class UniformOffset(nn.Module):
         checks.floating("offset", offset)
         if offset.ndim != 1 or offset.numel() == 0:
             raise ValueError(f"offset must be 1-D with a number for each class, got shape {list(offset.shape)}")
-        log_share = torch.log_softmax(-offset, 0)
-        return (log_share.exp() * log_share).sum()
+        return negative_entropy(-offset)
+
+
+def negative_entropy(logits: Tensor) -> Tensor:
+    """sum_k q_k log q_k with q = softmax(logits), of logits [C]."""
+    log_share = torch.log_softmax(logits, 0)
+    return (log_share.exp() * log_share).sum()
 
 
 class CenterLoss(nn.Module):
@@ -140,29 +145,32 @@ class CenterLoss(nn.Module):
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The mean squared distance of features [N, d] with class indices [N]; differences, so nothing cancels."""
         checks.floating("features", features)
-        size = self.centers.shape[1]
+        centers = self.centers
+        size = centers.shape[1]
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
         target = checks.indices("target", target, features.shape[:1], features)
-        distance = features.to(self.centers.dtype) - self._centers_of(target)
+        distance = features.to(centers.dtype) - _rows_of(centers, target)
         if self.training and self.mode == "wen":
-            self._move(distance.detach(), target)
+            self.centers = _moved(centers, distance.detach(), target, self.rate)
         return distance.square().sum(1).mean()
 
-    def _centers_of(self, target: Tensor) -> Tensor:
-        """The centre of each row's class; a look-up, unlike indexing, takes no negative numbers."""
-        try:
-            return F.embedding(target, self.centers)
-        except (IndexError, RuntimeError) as error:
-            if target.device.type != "cpu" or not target.numel():
-                raise
-            least, most = (int(end) for end in target.aminmax())
-            allowed = f"target must be in 0 to {self.centers.shape[0] - 1}, got {least} to {most}"
-            raise IndexError(allowed) from error
 
-    def _move(self, distance: Tensor, target: Tensor) -> None:
-        """Wen's update; into a new tensor, since the old one may be needed by the backward pass."""
-        total, count = torch.zeros_like(self.centers), torch.zeros_like(self.centers[:, 0])
-        add_rows(total, target, distance)
-        add_rows(count, target, torch.ones_like(distance[:, 0]))
-        self.centers = self.centers + self.rate * total / (1 + count)[:, None]
+def _rows_of(centers: Tensor, target: Tensor) -> Tensor:
+    """The centre of each row's class; a look-up, unlike indexing, takes no negative numbers."""
+    try:
+        return F.embedding(target, centers)
+    except (IndexError, RuntimeError) as error:
+        if target.device.type != "cpu" or not target.numel():
+            raise
+        least, most = (int(end) for end in target.aminmax())
+        allowed = f"target must be in 0 to {centers.shape[0] - 1}, got {least} to {most}"
+        raise IndexError(allowed) from error
+
+
+def _moved(centers: Tensor, distance: Tensor, target: Tensor, rate: float) -> Tensor:
+    """Wen's update; a new tensor, since the old one may be needed by the backward pass."""
+    total, count = torch.zeros_like(centers), centers.new_ones(centers.shape[0])  # 1 + N_j
+    add_rows(total, target, distance)
+    add_rows(count, target, distance.new_ones(distance.shape[0]))
+    return torch.addcdiv(centers, total, count[:, None], value=rate)

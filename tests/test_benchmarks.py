@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -80,10 +81,15 @@ def test_repulsion_problem_has_similar_classes() -> None:
 
 def test_samples_are_taken_in_turns() -> None:
     order: list[str] = []
-    serving = [Provider(name, lambda name=name: order.append(name), lambda _: []) for name in ("a", "b")]
-    samples = measure.interleaved(serving, "cpu", seconds=0.0)
-    assert order == ["a", "b", *"ab", *"ba", *"ab"]
-    assert [len(taken.both) for taken in samples.values()] == [3, 3]
+    serving = [Provider(name, lambda name=name: order.append(name), lambda _: []) for name in "abc"]
+    samples = measure.interleaved(serving, "cpu", seconds=1e-3)
+    turns = [order[start : start + 3] for start in range(3, len(order), 3)]
+    assert order[:3] == ["a", "b", "c"]  # the warm-up
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+    assert {len(taken.both) for taken in samples.values()} == {len(turns)}
+    assert len(turns) >= measure.FEWEST
+    after = Counter((turn[0], turn[1]) for turn in turns)
+    assert len(after) == 6  # everybody comes after everybody
 
 
 def test_memory_is_the_peak_of_a_fresh_process() -> None:

@@ -93,6 +93,17 @@ def _load() -> tuple[Any, str]:
 _extension, _reason = _load()
 
 
+def _none(*_: Any) -> None:
+    """What a function of the extension gives without it."""
+
+
+# Past the dispatcher (csrc/plain.h, csrc/few.h).
+plain_loss = getattr(_extension, "plain_loss", _none)
+few_cross_entropy = getattr(_extension, "few_cross_entropy", _none)
+few_linear_cross_entropy = getattr(_extension, "few_linear_cross_entropy", _none)
+_allow_few = getattr(_extension, "allow_few", _none)
+
+
 def extension_status() -> tuple[bool, str, str]:
     """(is the C++ extension loaded, the instruction set it chose, why it is not loaded)."""
     return _extension is not None, "" if _extension is None else instruction_set(), _reason
@@ -201,12 +212,14 @@ def use_kernels(which: Literal["reference", "compiled", "triton"]) -> Iterator[N
     if which == "triton" and not (_has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED):
         raise RuntimeError("which='triton': triton is not installed, or TRITON_INTERPRET=1 is not set")
     before, _forced[0] = _forced[0], which
+    _allow_few(False)
     override = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (destroyed below)
     _override(override, which)
     try:
         yield
     finally:
         _forced[0] = before
+        _allow_few(not before)
         override._destroy()
 
 

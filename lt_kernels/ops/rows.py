@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, forced, takes, watched
+from lt_kernels.ops.library import apply, define, forced, plain_loss, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -23,6 +23,8 @@ _LOSS = (
     "float smoothing, int ignore_index, int reduction"
 )
 _LOSS_INPUTS = 18
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as the extension numbers them
+_DENSE = torch.contiguous_format
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
@@ -143,19 +145,75 @@ class DirectRowLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
-        if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
+        made = handed_out(ctx, grad)
+        if made is None:
             return None, *RowLoss.slopes(ctx, grad, *ctx.needs_input_grad[1:])
-        one = grad.ndim == 0 and grad.item() == 1
-        if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
-            return None, *RowLoss.slopes(ctx, grad, *ctx.needs_input_grad[1:])
-        ctx.gradient = made if kept else None
-        factor = grad[:, None] if grad.ndim else grad
-        if kept:
-            made = made.clone() if one else made * factor
-        elif not one:
-            made.mul_(factor)
         return None, made, *(None,) * (_LOSS_INPUTS - 1)
+
+
+class PlainLoss(torch.autograd.Function):
+    """`DirectRowLoss` of plain logits on a CPU, past the dispatcher, whose call costs more than few logits do.
+
+    logits [N, C], target [N], weight and offset [C], `offset` without a gradient: as the extension reads them. A
+    target that has no logit is a ValueError.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        offset: Tensor | None,
+        gamma: float,
+        ignore_index: int,
+        reduction: int,
+    ) -> Tensor:
+        (count, classes), dtype = logits.shape, logits.dtype
+        kind = torch.float64 if dtype is torch.float64 else torch.float32
+        loss = torch.empty((count,) if reduction == reference.NONE else (), dtype=kind, device="cpu")
+        made = torch.empty_like(logits, memory_format=_DENSE) if ctx.needs_input_grad[0] else None
+        if not plain_loss(
+            *(_TYPES[dtype], logits.data_ptr(), count, classes, logits.stride(0), target.data_ptr()),
+            *(0 if offset is None else offset.data_ptr(), 0 if weight is None else weight.data_ptr()),
+            *(gamma, ignore_index, reduction, loss.data_ptr(), 0 if made is None else made.data_ptr()),
+        ):
+            raise ValueError("target")
+        if made is not None:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(logits, target, weight, offset)
+            ctx.gradient, ctx.settings = made, (gamma, ignore_index, reduction)
+        return loss if kind is dtype else loss.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        made = handed_out(ctx, grad)
+        return made if made is not None or grad is None else PlainLoss.anew(ctx, grad), *(None,) * 6
+
+    @staticmethod
+    def anew(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient by the operators, for what `handed_out` does not do."""
+        logits, target, weight, offset = ctx.saved_tensors
+        gamma, ignore_index, reduction = ctx.settings
+        terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
+        _, saved = loss_op(logits.detach(), target, *terms, reduction)
+        fixed = (terms.offset, None, None, 1.0, ignore_index, False)
+        return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
+
+
+def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
+    """The gradient that was made with the loss, times the incoming one; None where that has to be done anew."""
+    made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
+    if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
+        return None
+    one = grad.ndim == 0 and grad.item() == 1
+    if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
+        return None
+    ctx.gradient = made if kept else None
+    factor = grad[:, None] if grad.ndim else grad
+    if kept:
+        return made.clone() if one else made * factor
+    return made if one else made.mul_(factor)
 
 
 @takes(9)

@@ -15,12 +15,11 @@ from torch import Tensor
 from lt_kernels.ops import library, rows
 from lt_kernels.ops.budget import current_budget
 from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
-from lt_kernels.reference.terms import Terms
 
 SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.md)
 CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
-_NEVER = -(2**62)  # no class, and nobody's ignore_index
+_compiling = torch.compiler.is_dynamo_compiling
 
 
 def few(input: Tensor, classes: int, product: bool) -> bool:
@@ -66,17 +65,37 @@ def cross_entropy(
     logits: Any, target: Any, weight: Any, offset: Any, gamma: Any, smoothing: Any, ignore_index: Any, reduction: Any
 ) -> Tensor | None:
     """The loss of plain logits [N, C] by the shortest way; None for anything unusual or wrong, which others name."""
-    if not isinstance(logits, Tensor) or logits.dtype not in _TYPES or logits.ndim != 2:
+    if _compiling():
+        return None
+    few = library.few_cross_entropy(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction, SMALL)
+    if few is not None:
+        return few
+    if type(logits) is not Tensor or logits.dtype not in _TYPES or logits.ndim != 2:
         return None
     if not _plain(logits, logits.shape[1], target, gamma, smoothing, ignore_index, reduction):
         return None
-    return _loss(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction)
+    return _loss(logits, target, weight, offset, gamma, ignore_index, reduction)
 
 
 def linear_cross_entropy(
-    input: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, offset: Any, *settings: Any
+    input: Any,
+    linear_weight: Any,
+    linear_bias: Any,
+    target: Any,
+    weight: Any,
+    offset: Any,
+    gamma: Any,
+    smoothing: Any,
+    ignore_index: Any,
+    reduction: Any,
 ) -> Tensor | None:
     """`cross_entropy` of all logits of features [N, d], where a budget has room for them; None as there."""
+    if _compiling():
+        return None
+    settings, most = (gamma, smoothing, ignore_index, reduction), (SMALL, current_budget())
+    few = library.few_linear_cross_entropy(input, linear_weight, linear_bias, target, weight, offset, *settings, *most)
+    if few is not None:
+        return few
     if type(input) is not Tensor or input.dtype not in _TYPES or not isinstance(linear_weight, Tensor):
         return None
     if input.ndim != 2 or linear_weight.ndim != 2 or linear_weight.dtype is not input.dtype:
@@ -90,7 +109,7 @@ def linear_cross_entropy(
         logits = F.linear(input, linear_weight, linear_bias)
     except (RuntimeError, TypeError, AttributeError):
         return None
-    return _loss(logits, target, weight, offset, *settings)
+    return _loss(logits, target, weight, offset, gamma, ignore_index, reduction)
 
 
 def _plain(
@@ -107,7 +126,7 @@ def _plain(
         and type(gamma) is float
         and 0 <= gamma < math.inf
         and type(smoothing) is float
-        and (smoothing == 0 or (0 < smoothing <= 1 and gamma == 0 and count * classes <= SMALL))
+        and smoothing == 0
         and type(ignore_index) is int
         and type(reduction) is str
         and reduction in CODES
@@ -116,47 +135,29 @@ def _plain(
 
 
 def _loss(
-    logits: Tensor,
-    target: Tensor,
-    weight: Any,
-    offset: Any,
-    gamma: float,
-    smoothing: float,
-    ignore_index: int,
-    reduction: str,
+    logits: Tensor, target: Tensor, weight: Any, offset: Any, gamma: float, ignore_index: int, reduction: str
 ) -> Tensor | None:
-    """By torch where there are few logits, else by the fused operator; None where either finds something wrong."""
-    count, kind = logits.shape[0] * logits.shape[1], accumulate_type(logits.dtype)
-    torchs = count <= SMALL and gamma == 0 and ignore_index < 0 and logits.dtype is kind
+    """By the fused rows; None where something is wrong, or where the offset is learned."""
+    classes, kind = logits.shape[1], accumulate_type(logits.dtype)
     try:
-        weight = None if weight is None else _table(weight, logits.shape[1], kind)
-        offset = None if offset is None else _table(offset, logits.shape[1], kind)
-        if torchs:
-            return _torch(logits, target, weight, offset, smoothing, reduction)
-        if smoothing or not library.built() or (offset is not None and offset.requires_grad):
+        weight = None if weight is None else _table(weight, classes, kind)
+        offset = None if offset is None else _table(offset, classes, kind)
+        if offset is not None and offset.requires_grad:
             return None
-        offset = None if offset is None else offset[None]
-        terms = Terms(offset, weight=weight, gamma=gamma, ignore_index=ignore_index)
-        return rows.DirectRowLoss.apply(logits.dtype, logits, target, *terms, CODES[reduction])
+        return rows.PlainLoss.apply(
+            _rows(logits), target.contiguous(), weight, offset, gamma, ignore_index, CODES[reduction]
+        )
     except (IndexError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
-
-
-def _torch(logits: Tensor, target: Tensor, weight: Any, offset: Any, smoothing: float, reduction: str) -> Tensor | None:
-    """`F.cross_entropy(logits + offset, ...)` of rows that all count.
-
-    Any negative target is out of range here: what is ignored is left to the operators, since torch makes the gradient
-    of such a row NaN where its logits are infinite. So is a loss that is not finite: the target's offset may be -inf.
-    """
-    u = logits if offset is None else logits + offset
-    loss = F.cross_entropy(u, target, weight, ignore_index=_NEVER, reduction=reduction, label_smoothing=smoothing)
-    if offset is None or math.isfinite((loss.sum() if loss.ndim else loss).item()):
-        return loss
-    return None
 
 
 def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """A vector [C] in the dtype of the arithmetic."""
     if table.shape != (classes,) or not table.is_cpu or not table.is_floating_point():
         raise ValueError(table.shape)
-    return table if table.dtype is dtype else table.to(dtype)
+    return table.to(dtype).contiguous()
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Rows that are dense, as the extension reads them; they may lie apart."""
+    return logits if logits.stride(1) == 1 else logits.contiguous()

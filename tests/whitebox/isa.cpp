@@ -26,7 +26,7 @@ template <class A> A merge(const A* u, const int64_t* sizes, int64_t blocks) {
   args.logits = u, args.scale = 1;
   for (int64_t b = 0; b < blocks; ++b) args.c += sizes[b];
   const LogitRow<A, A> line(args, 0);
-  const Block<A, A> block(line, nullptr);
+  const Block<A, A> block(line);
   Online<A> online;
   for (int64_t b = 0, first = 0; b < blocks; first += sizes[b++])
     online.template add<kSum>(block, first, int(sizes[b]), nullptr);

@@ -1,0 +1,8 @@
+// Few logits: Python functions of the extension that return a loss, or None where the call is not a plain one.
+#pragma once
+
+#include <Python.h>
+
+PyObject* few_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count);
+PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count);
+PyObject* allow_few(PyObject*, PyObject* value);

@@ -1,0 +1,99 @@
+// From the statistics of rows to their losses, slopes and gradient, on memory of the caller's.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "margins.h"
+#include "table.h"
+
+namespace lt {
+
+enum Reduction { kNone, kWeightedMean, kSum, kMean };  // kMean divides by the number of rows that count
+
+// The first target that is neither a class nor ignored, or none.
+inline const int64_t* first_misfit(const int64_t* target, int64_t count, int64_t classes, int64_t ignore_index) {
+  for (int64_t i = 0; i < count; ++i)
+    if ((target[i] < 0 || target[i] >= classes) && target[i] != ignore_index) return target + i;
+  return nullptr;
+}
+
+// The first target whose offset is -inf, or -1.
+template <class A> int64_t absent_target(const Rows& args) {
+  for (int64_t i = 0; args.offset.data && i < args.n; ++i)
+    if (int64_t y = args.column(i, 0); y >= 0 && args.offset.at<A>(i)[y] == -std::numeric_limits<A>::infinity()) return y;
+  return -1;
+}
+
+// The losses [n] of rows for one target each; saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
+template <class A> struct Losses {
+  Rows args;
+  Margins margins;
+  const A* total;
+  A *losses, *numbers;
+  double divisor = 1;
+
+  Losses(const Rows& rows, const Margins& margins, const A* total, int64_t reduction, A* losses, A* saved, A* rival)
+      : args(rows), margins(margins), total(total), losses(losses), numbers(saved) {
+    const int64_t n = args.n;
+    args.rest_out = numbers, args.own_out = numbers + 2 * n;
+    args.rival_out = margins.needs_rival() ? rival : nullptr;
+    args.mean_out = args.share.data ? numbers + 4 * n : nullptr;
+    args.rest = numbers, args.d_rest = numbers + n, args.d_own = numbers + 2 * n;
+    args.d_mean = args.mean_out;
+    if (reduction == kWeightedMean || reduction == kMean) divide(reduction);
+  }
+
+  void divide(int64_t reduction) {
+    divisor = 0;
+    for (int64_t i = 0; i < args.n; ++i)
+      if (int64_t y = args.column(i, 0); y >= 0)
+        divisor += reduction == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
+  }
+  // A slope of 0 stays 0 where nothing counts and the divisor is 0.
+  A share_of(A slope) const { return slope == 0 ? A(0) : A(slope / divisor); }
+
+  // From the statistics of row i, which its places in `saved` hold, to its loss and slopes.
+  void row(int64_t i) const {
+    int64_t n = args.n, y = args.column(i, 0);
+    const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
+    A own_offset = offset && y >= 0 ? offset[y] : A(0);
+    A most = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
+    Numbers<A> in{numbers[i], numbers[2 * n + i], most, own_offset, A(1)};
+    if (share) in.mean = numbers[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
+    Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
+    losses[i] = out.loss, numbers[n + i] = share_of(out.d_rest), numbers[2 * n + i] = share_of(out.d_own);
+    numbers[3 * n + i] = share_of(out.d_offset), numbers[4 * n + i] = share_of(out.d_mean);
+  }
+
+  // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
+  void run(Type type) const {
+    const Kernels& table = kernels();
+    int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(args.c, 1));
+    torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
+      Rows mine = args;
+      const bool in_place = sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2);
+      const int64_t group = args.c <= kBlock ? kGroup : 1, room = mine.d_logits ? group : 0;
+      std::vector<A> kept(in_place ? 0 : room * args.c), shifts(room * mine.blocks());
+      mine.kept = kept.data(), mine.shifts = shifts.data();
+      for (int64_t i = begin, last; i < end; i = last) {
+        last = std::min(i + group, end);
+        if (in_place) mine.kept = static_cast<A*>(mine.d_logits) + i * args.c;
+        (mine.d_logits ? table.rows_keep : table.rows_forward)[type](mine, i, last);
+        for (int64_t k = i; k < last; ++k) row(k);
+        if (mine.d_logits) table.rows_finish[type](mine, i, last);
+      }
+    });
+  }
+
+  // The sum of the losses, or their mean.
+  A reduced(int64_t reduction) const {
+    double sum = 0;
+    for (int64_t i = 0; i < args.n; ++i) sum += losses[i];
+    return A(reduction == kSum ? sum : sum / divisor);
+  }
+};
+
+}  // namespace lt
