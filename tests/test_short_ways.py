@@ -109,7 +109,6 @@ UNUSUAL = {
     "reduction None": lambda z, y: few(z, y, reduction=None),
     "weight of another length": lambda z, y: few(z, y, torch.ones(C + 1)),
     "weight of another dtype": lambda z, y: few(z, y, torch.ones(C, dtype=torch.float64)),
-    "weight a list": lambda z, y: few(z, y, [1.0] * C),
     "offset to be broadcast": lambda z, y: few(z, y, None, torch.ones(1)),
     "offset per row": lambda z, y: few(z, y, None, torch.ones(N, C)),
     "offset of another dtype": lambda z, y: few(z, y, None, torch.ones(C, dtype=torch.float64)),
