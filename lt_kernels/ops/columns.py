@@ -40,7 +40,7 @@ backward_op = define(
 
 @takes(7)
 class Lade(torch.autograd.Function):
-    """sum_c counted_c (m_c + lam m_c^2) - sum_i share_i z_iy with m_c = logsumexp_i (z_ic + row_offset_i) + shift_c.
+    """sum_c counted_c (m_c + lam m_c^2) + sum_i share_i z_iy with m_c = logsumexp_i (z_ic + row_offset_i) + shift_c.
 
     One node for the whole sum: its slopes for the column log-sum-exps and the targets' logits are known in the forward.
     """
@@ -59,9 +59,9 @@ class Lade(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         lse, own = forward_op(logits, target, row_offset)
         mean = lse + shift
-        squared = lam * mean
-        value = (counted * (mean + squared * mean)).sum() - (share * own).sum()
-        return value, lse, counted * (1 + 2 * squared)
+        scaled = lam * mean
+        value = (counted * torch.addcmul(mean, scaled, mean)).sum() + (share * own).sum()
+        return value, lse, torch.addcmul(counted, counted, scaled, value=2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -74,7 +74,7 @@ class Lade(torch.autograd.Function):
         if grad is None:
             return (None,) * 7
         logits, target, row_offset, share, lse, slope = ctx.saved_tensors
-        slopes = (grad * slope, -grad * share)
+        slopes = (grad * slope, grad * share)
         return first_order(backward_op, logits, target, row_offset, lse, *slopes), *(None,) * 6
 
 
@@ -85,11 +85,11 @@ def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: 
     """
     rows, width = logits.shape
     kind, by_class = accumulate_type(logits.dtype), importance == "class"
-    log_ratio = math.log(1 / width + 1e-9) - torch.log(prior + 1e-9)
+    log_prior, uniform, mean = torch.log(prior + 1e-9), math.log(1 / width + 1e-9), math.log(rows)
     inside = target.clamp(0, width - 1)  # the operator raises for the others
     count = torch.zeros_like(prior).index_add(0, inside, prior.new_ones(rows))
-    share = (prior / (count + 1e-8)).to(kind)[inside]
+    share = (prior / (-1e-8 - count)).to(kind)[inside]
     counted = (prior if classes == "all" else prior * (count > 0)).to(kind)
-    shift = ((log_ratio if by_class else torch.zeros_like(prior)) - math.log(rows)).to(kind)
-    row_offset = None if by_class else log_ratio[inside].to(kind)
+    shift = (uniform - mean - log_prior if by_class else torch.full_like(prior, -mean)).to(kind)
+    row_offset = None if by_class else (uniform - log_prior)[inside].to(kind)
     return apply(Lade, logits, target, row_offset, shift, counted, share, lam)[0]
