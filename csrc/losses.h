@@ -75,7 +75,7 @@ template <class A> struct Losses {
     torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
       Rows mine = args;
       const bool in_place = sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2);
-      const int64_t group = args.c <= kBlock ? kGroup : 1, room = mine.d_logits ? group : 0;
+      const int64_t group = args.group(), room = mine.d_logits ? group : 0;
       std::vector<A> kept(in_place ? 0 : room * args.c), shifts(room * mine.blocks());
       mine.kept = kept.data(), mine.shifts = shifts.data();
       for (int64_t i = begin, last; i < end; i = last) {

@@ -76,7 +76,7 @@ template <class T, class A> struct Block {
     const int64_t one = place(0, first, count), two = place(1, first, count);
     vec<A> total{}, mean{}, top = nothing, rival = nothing;
     auto step = [&](int k, int size, bool special) __attribute__((always_inline)) {
-      __builtin_prefetch(logits + k + kBlock);
+      if (kPass != kTop) __builtin_prefetch(logits + k + kBlock);
       vec<A> z = LogitRow<T, A>::part(logits + k, size);
       if (kScaled) z = z * row_scale;
       if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);
@@ -176,8 +176,9 @@ template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& bloc
 // The rows [begin, end), some at a time: first the tops of their first blocks, then the rest.
 template <class T, class A, Pass kPass> void forward_rows(const Rows& args, int64_t begin, int64_t end) {
   A tops[kGroup], *kept = static_cast<A*>(args.kept), *shifts = static_cast<A*>(args.shifts);
-  for (int64_t from = begin; from < end; from += kGroup) {
-    const int rows = int(end - from < kGroup ? end - from : kGroup), count = int(args.c < kBlock ? args.c : kBlock);
+  const int group = args.group();
+  for (int64_t from = begin; from < end; from += group) {
+    const int rows = int(end - from < group ? end - from : group), count = int(args.c < kBlock ? args.c : kBlock);
     for (int k = 0; k < rows; ++k) {
       const LogitRow<T, A> line(args, from + k);
       tops[k] = Block<T, A>(line).template pass<kTop>(0, count, A(0), nullptr).top;

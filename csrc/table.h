@@ -6,7 +6,7 @@
 namespace lt {
 
 constexpr int kBlock = 1024;  // columns of a row at a time
-constexpr int kGroup = 8;     // short rows at a time: what one of them waits for, the others have done
+constexpr int kGroup = 8;     // short rows at a time, at most: while one of them waits, the others go on
 
 enum Type { kFloat, kDouble, kBFloat16, kHalf };
 
@@ -47,6 +47,11 @@ struct Rows {
   void *kept = nullptr, *shifts = nullptr;
 
   int64_t blocks() const { return (c + kBlock - 1) / kBlock; }
+  // Rows at a time, as many as stay in the first cache.
+  int group() const {
+    const int64_t fit = 2 * kBlock / (c > 0 ? c : 1);
+    return fit < 1 ? 1 : fit > kGroup ? kGroup : int(fit);
+  }
 
   bool skipped(int64_t i) const {
     for (int64_t k = 0; k < slots; ++k)
