@@ -75,9 +75,7 @@ def _ours(problem: Problem) -> Function:
         return _named_loss(problem)
     return {
         "cross_entropy": lambda logits, target: functional.offset_cross_entropy(logits, target),
-        "offset_cross_entropy": lambda logits, target, offset: functional.offset_cross_entropy(
-            logits, target, offset=offset
-        ),
+        "offset_cross_entropy": functional.offset_cross_entropy,
         "linear_cross_entropy": lambda input, linear_weight, target: functional.linear_cross_entropy(
             input, linear_weight, target
         ),

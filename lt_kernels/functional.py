@@ -11,6 +11,7 @@ from torch import Tensor
 from lt_kernels import checks
 from lt_kernels.ops import columns, gram, small
 from lt_kernels.ops.loss import Logits, evaluate, features
+from lt_kernels.ops.prepare import as_rows
 from lt_kernels.reference.linear import BOTH, PLAIN
 from lt_kernels.values import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
 
@@ -87,13 +88,6 @@ def offset_cross_entropy(
     )
 
 
-def as_rows(logits: Tensor) -> Tensor:
-    """[C], [N, C] or [N, C, d1, ...] as rows of C."""
-    if logits.ndim < 3:
-        return logits if logits.ndim == 2 else logits[None]
-    return logits.movedim(1, -1).reshape(-1, logits.shape[1])
-
-
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -126,17 +120,22 @@ def linear_cross_entropy(
     """
     ignore_index = -100 if ignore_index is None else ignore_index
     if group is None:
-        plain = (focal_gamma, label_smoothing, ignore_index, reduction)
-        quick = small.linear_cross_entropy(input, linear_weight, linear_bias, target, weight, offset, *plain)
+        quick = small.linear_cross_entropy(  # positions cost least
+            input,
+            linear_weight,
+            linear_bias,
+            target,
+            weight,
+            offset,
+            focal_gamma,
+            label_smoothing,
+            ignore_index,
+            reduction,
+        )
         if quick is not None:
             return quick
-    settings: dict[str, Any] = {
-        "weight": weight,
-        "offset": offset,
-        "focal_gamma": focal_gamma,
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-    }
+    settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
+    settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import checks, functional
-from lt_kernels.ops import small
+from lt_kernels import checks
+from lt_kernels.ops import prepare, small
 from lt_kernels.ops.loss import Logits, evaluate
 from lt_kernels.ops.loss import features as make_source
 from lt_kernels.reference.linear import BOTH, PLAIN
@@ -88,7 +88,7 @@ class Loss(nn.Module):
         table = self.table(target, classes) if table is None else table
         if norms is None and (found := self._quick(input, target, table)) is not None:
             return found
-        return evaluate(Logits(functional.as_rows(input), norms), shape, target, **self.settings(table))
+        return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
 
     def _quick(self, input: Tensor, target: Any, table: Tensor | None) -> Tensor | None:
         """The loss of few logits where it is plain; buffers are read past the slow look-up of a module."""

@@ -13,6 +13,13 @@ from lt_kernels.reference.terms import Terms
 from lt_kernels.values import Margin
 
 
+def as_rows(logits: Tensor) -> Tensor:
+    """[C], [N, C] or [N, C, d1, ...] as rows of C."""
+    if logits.ndim < 3:
+        return logits if logits.ndim == 2 else logits[None]
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1])
+
+
 def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int) -> tuple[Tensor, bool]:
     """The offset as [1, C], [N, C] or [C, C], and whether its rows are the targets' classes."""
     checks.floating("offset", offset)

@@ -20,6 +20,7 @@ SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.
 CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 _compiling = torch.compiler.is_dynamo_compiling
+_few, _few_linear = library.few_cross_entropy, library.few_linear_cross_entropy
 
 
 def few(input: Tensor, classes: int, product: bool) -> bool:
@@ -67,7 +68,7 @@ def cross_entropy(
     """The loss of plain logits [N, C] by the shortest way; None for anything unusual or wrong, which others name."""
     if _compiling():
         return None
-    few = library.few_cross_entropy(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction, SMALL)
+    few = _few(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction, SMALL)
     if few is not None:
         return few
     if type(logits) is not Tensor or logits.dtype not in _TYPES or logits.ndim != 2:
@@ -92,8 +93,20 @@ def linear_cross_entropy(
     """`cross_entropy` of all logits of features [N, d], where a budget has room for them; None as there."""
     if _compiling():
         return None
-    settings, most = (gamma, smoothing, ignore_index, reduction), (SMALL, current_budget())
-    few = library.few_linear_cross_entropy(input, linear_weight, linear_bias, target, weight, offset, *settings, *most)
+    few = _few_linear(
+        input,
+        linear_weight,
+        linear_bias,
+        target,
+        weight,
+        offset,
+        gamma,
+        smoothing,
+        ignore_index,
+        reduction,
+        SMALL,
+        current_budget(),
+    )
     if few is not None:
         return few
     if type(input) is not Tensor or input.dtype not in _TYPES or not isinstance(linear_weight, Tensor):
@@ -103,7 +116,9 @@ def linear_cross_entropy(
     classes = linear_weight.shape[0]
     if not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
         return None
-    if input.shape[0] * classes > _room(input) or not _plain(input, classes, target, *settings):
+    if input.shape[0] * classes > _room(input) or not _plain(
+        input, classes, target, gamma, smoothing, ignore_index, reduction
+    ):
         return None
     try:
         logits = F.linear(input, linear_weight, linear_bias)
