@@ -79,36 +79,18 @@ def cross_entropy(
 
 
 def linear_cross_entropy(
-    input: Any,
-    linear_weight: Any,
-    linear_bias: Any,
-    target: Any,
-    weight: Any,
-    offset: Any,
-    gamma: Any,
-    smoothing: Any,
-    ignore_index: Any,
-    reduction: Any,
+    input: Any, linear_weight: Any, linear_bias: Any, target: Any, *settings: Any
 ) -> Tensor | None:
-    """`cross_entropy` of all logits of features [N, d], where a budget has room for them; None as there."""
+    """`cross_entropy` of all logits of features [N, d], where a budget has room for them; None as there.
+
+    The settings are those of `cross_entropy`, from `weight` on.
+    """
     if _compiling():
         return None
-    few = _few_linear(
-        input,
-        linear_weight,
-        linear_bias,
-        target,
-        weight,
-        offset,
-        gamma,
-        smoothing,
-        ignore_index,
-        reduction,
-        SMALL,
-        current_budget(),
-    )
+    few = _few_linear(input, linear_weight, linear_bias, target, *settings, SMALL, current_budget())
     if few is not None:
         return few
+    weight, offset, gamma, smoothing, ignore_index, reduction = settings
     if type(input) is not Tensor or input.dtype not in _TYPES or not isinstance(linear_weight, Tensor):
         return None
     if input.ndim != 2 or linear_weight.ndim != 2 or linear_weight.dtype is not input.dtype:
@@ -116,9 +98,8 @@ def linear_cross_entropy(
     classes = linear_weight.shape[0]
     if not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
         return None
-    if input.shape[0] * classes > _room(input) or not _plain(
-        input, classes, target, gamma, smoothing, ignore_index, reduction
-    ):
+    plain = (target, gamma, smoothing, ignore_index, reduction)
+    if input.shape[0] * classes > _room(input) or not _plain(input, classes, *plain):
         return None
     try:
         logits = F.linear(input, linear_weight, linear_bias)
