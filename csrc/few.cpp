@@ -21,7 +21,9 @@ struct Ref {
   explicit operator bool() const { return it; }
 };
 
+// None, whatever went wrong; but an interrupt goes on.
 PyObject* nothing() {
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;
   PyErr_Clear();
   Py_RETURN_NONE;
 }
@@ -51,9 +53,11 @@ struct Known {
   }
 };
 
+// Guarded by the interpreter's lock alone: an import may let go of it, and a static's own guard would then lock up.
 const Known* known() {
-  static const Known once;
-  return once.whole ? &once : nullptr;
+  static const Known* kept = nullptr;
+  if (!kept) kept = new Known;
+  return kept->whole ? kept : nullptr;
 }
 
 // Of a tensor that is no subclass: the dtype, and up to two sizes; of anything else neither.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks
-from lt_kernels.ops import prepare, small
+from lt_kernels.ops import library, prepare, small
 from lt_kernels.ops.loss import Logits, evaluate
 from lt_kernels.ops.loss import features as make_source
 from lt_kernels.reference.linear import BOTH, PLAIN
@@ -108,9 +108,13 @@ class Loss(nn.Module):
         """A table in the dtype of the arithmetic; kept until it is replaced or written to."""
         if table is None or table.dtype is kind or table.requires_grad:
             return table
+        if table.is_inference():  # counts no versions
+            return table.to(kind)
         kept = self._casts.get(name)
         if kept is None or kept[0] is not table or kept[1] != table._version or kept[2].dtype is not kind:
-            kept = self._casts[name] = (table, table._version, table.to(kind))
+            kept = (table, table._version, table.to(kind))
+            if not library.transient():
+                self._casts[name] = kept
         return kept[2]
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:

@@ -162,6 +162,11 @@ def watched() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def transient() -> bool:
+    """Whether a tensor made now may not outlive the context it is made in: torch.func, a mode, inference."""
+    return watched() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def apply(function: Any, *inputs: Any) -> Any:
     """`function.apply(*inputs)`; directly where nobody needs the general form."""
     return function.apply(*inputs) if watched() else function.direct.apply(*inputs)

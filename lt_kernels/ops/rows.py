@@ -173,15 +173,18 @@ class PlainLoss(torch.autograd.Function):
         kind = torch.float64 if dtype is torch.float64 else torch.float32
         loss = torch.empty((count,) if reduction == reference.NONE else (), dtype=kind, device="cpu")
         made = torch.empty_like(logits, memory_format=_DENSE) if ctx.needs_input_grad[0] else None
+        # Needed again where an incoming gradient other than 1 is not to round bfloat16 twice.
+        saved = torch.empty((5, count), dtype=kind, device="cpu") if made is not None and kind is not dtype else None
         if not plain_loss(
             *(_TYPES[dtype], logits.data_ptr(), count, classes, logits.stride(0), target.data_ptr()),
             *(0 if offset is None else offset.data_ptr(), 0 if weight is None else weight.data_ptr()),
-            *(gamma, ignore_index, reduction, loss.data_ptr(), 0 if made is None else made.data_ptr()),
+            *(gamma, ignore_index, reduction, loss.data_ptr(), 0 if saved is None else saved.data_ptr()),
+            0 if made is None else made.data_ptr(),
         ):
             raise ValueError("target")
         if made is not None:
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(logits, target, weight, offset)
+            ctx.save_for_backward(logits, target, weight, offset, saved)
             ctx.gradient, ctx.settings = made, (gamma, ignore_index, reduction)
         return loss if kind is dtype else loss.to(dtype)
 
@@ -193,10 +196,11 @@ class PlainLoss(torch.autograd.Function):
     @staticmethod
     def anew(ctx: Any, grad: Tensor) -> Tensor:
         """The gradient by the operators, for what `handed_out` does not do."""
-        logits, target, weight, offset = ctx.saved_tensors
+        logits, target, weight, offset, saved = ctx.saved_tensors
         gamma, ignore_index, reduction = ctx.settings
         terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
-        _, saved = loss_op(logits.detach(), target, *terms, reduction)
+        if saved is None:
+            _, saved = loss_op(logits.detach(), target, *terms, reduction)
         fixed = (terms.offset, None, None, 1.0, ignore_index, False)
         return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
 
