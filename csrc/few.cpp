@@ -1,4 +1,4 @@
-// Plain cross-entropy of few logits by torch's own function, reached with fewer steps than Python takes. Whatever is
+// Plain cross-entropy of few logits by torch's own functions, reached with fewer steps than Python takes. Whatever is
 // unusual or wrong is None: others name it.
 #include "few.h"
 

@@ -1,4 +1,4 @@
-// The losses of plain rows, called from Python with addresses: past the dispatcher, whose call costs more than few rows.
+// The losses of plain rows, called from Python with addresses, past the dispatcher.
 #pragma once
 
 #include <Python.h>

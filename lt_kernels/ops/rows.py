@@ -152,7 +152,7 @@ class DirectRowLoss(torch.autograd.Function):
 
 
 class PlainLoss(torch.autograd.Function):
-    """`DirectRowLoss` of plain logits on a CPU, past the dispatcher, whose call costs more than few logits do.
+    """`DirectRowLoss` of plain logits on a CPU, past the dispatcher and with fewer inputs to look at.
 
     logits [N, C], target [N], weight and offset [C], `offset` without a gradient: as the extension reads them. A
     target that has no logit is a ValueError.
