@@ -4,6 +4,7 @@
 #include "columns.h"
 #include "gram.h"
 #include "rows.h"
+#include "short.h"
 
 namespace lt {
 namespace LT_ISA {
@@ -12,7 +13,7 @@ namespace LT_ISA {
 
 constexpr Kernels kernel_table() {
   return {LT_EACH_TYPE(rows_forward), LT_EACH_TYPE(rows_backward), LT_EACH_TYPE(rows_offset),
-          LT_EACH_TYPE(rows_keep), LT_EACH_TYPE(rows_finish),
+          LT_EACH_TYPE(rows_keep), LT_EACH_TYPE(rows_finish), LT_EACH_TYPE(rows_plain),
           LT_EACH_TYPE(columns_forward), LT_EACH_TYPE(columns_own), LT_EACH_TYPE(columns_backward),
           {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>},
           gram_screen, LT_EACH_TYPE(gram_verify), {gram_list<float>, gram_list<double>},

@@ -68,11 +68,18 @@ template <class A> struct Losses {
     numbers[3 * n + i] = share_of(out.d_offset), numbers[4 * n + i] = share_of(out.d_mean);
   }
 
+  // Whether short rows of a plain loss want their gradient.
+  bool plain() const {
+    return args.d_logits && args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
+           args.scale == 1 && margins.scale == 1;
+  }
+
   // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
   void run(Type type) const {
     const Kernels& table = kernels();
     int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(args.c, 1));
     torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
+      if (plain()) return table.rows_plain[type](args, {margins.weight, divisor, losses, numbers}, begin, end);
       Rows mine = args;
       const bool in_place = sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2);
       const int64_t group = args.group(), room = mine.d_logits ? group : 0;

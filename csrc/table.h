@@ -65,6 +65,13 @@ struct Rows {
   }
 };
 
+// What plain losses need besides their rows: weight [c] or none; losses [n]; numbers [5, n], as `Losses` saves them.
+struct Plain {
+  const void* weight;
+  double divisor;
+  void *losses, *numbers;
+};
+
 // Log-sum-exp down the batch.
 struct ColumnSums {
   const void* logits;  // [n, c], rows `stride` apart
@@ -124,10 +131,12 @@ using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
 using PairsKernel = void (*)(const Neighbours&, int64_t begin, int64_t end);
 
 using RowsKernel = void (*)(const Rows&, int64_t begin, int64_t end);
+using PlainKernel = void (*)(const Rows&, const Plain&, int64_t begin, int64_t end);
 
 struct Kernels {
   RowsKernel rows_forward[4], rows_backward[4], rows_offset[4];  // by Type; rows_offset walks columns
   RowsKernel rows_keep[4], rows_finish[4];
+  PlainKernel rows_plain[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
   TileKernel gram_screen, gram_verify[4], gram_list[2];

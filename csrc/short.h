@@ -1,0 +1,143 @@
+// Plain losses and their gradients for rows of at most one block, a vector of rows at a time: docs/math.md, sections 1
+// to 3. What a long row pays once, its logarithm and exponentials, would be most of a short one's time.
+#pragma once
+
+#include "rows.h"
+
+namespace lt {
+namespace LT_ISA {
+
+// 2 atanh(s) of |s| <= 1 / 3, by its series.
+template <class A> inline vec<A> twice_atanh(vec<A> s) {
+  constexpr int terms = sizeof(A) == 4 ? 8 : 17;
+  vec<A> square = s * s, p = splat(A(1) / (2 * terms + 1));
+  for (int k = terms - 1; k > 0; --k) p = p * square + A(1) / (2 * k + 1);
+  return (s + s) * square * p + (s + s);
+}
+
+// log(x) of x >= 1; what is infinite or NaN stays.
+template <class A> inline vec<A> log_of_more(vec<A> x) {
+  using ints = typename Vec<A>::ints;
+  const ints half_root = bits<ints>(splat(A(0.70710678118654752440)));
+  const ints n = (bits<ints>(x) - half_root) >> Exp<A>::shift;
+  const vec<A> m = bits<vec<A>>(bits<ints>(x) - (n << Exp<A>::shift)), count = __builtin_convertvector(n, vec<A>);
+  const vec<A> value = count * Exp<A>::ln2_high + (count * Exp<A>::ln2_low + twice_atanh<A>((m - 1) / (m + 1)));
+  return x <= std::numeric_limits<A>::max() ? value : x;
+}
+
+// log(1 + x) of 0 <= x <= 1.
+template <class A> inline vec<A> log_of_one_and(vec<A> x) { return twice_atanh<A>(x / (x + 2)); }
+
+// A row of at most a block, as if its target had a logit of -inf.
+template <class T, class A, bool kOffset> struct ShortRow {
+  static constexpr int W = Vec<A>::width;
+  const T* logits;
+  const A* offset;
+  int whole, left, near, lane;  // columns in whole vectors, and those after them; the target's vector, its lane in that
+  vec<A> tail;
+
+  ShortRow(const Rows& args, int64_t row, int target)
+      : logits(static_cast<const T*>(args.logits) + row * args.stride), offset(args.offset.at<A>(row)),
+        whole(int(args.c) / W * W), left(int(args.c) - whole), near(target / W * W), lane(target - near) {
+    const vec<A> nothing = splat(kNothing<A>);
+    tail = left ? LogitRow<T, A>::part(logits + whole, left) : nothing;
+    if (kOffset && left) tail = tail + LogitRow<A, A>::part(offset + whole, left);
+    tail = lanes<A>() < left ? tail : nothing;
+    if (near == whole) tail = without(tail);
+  }
+  vec<A> without(vec<A> u) const { return lanes<A>() == lane ? splat(kNothing<A>) : u; }
+  vec<A> u(int k) const {
+    vec<A> value = load(logits + k);
+    if (kOffset) value = value + load(offset + k);
+    return __builtin_expect(k == near, false) ? without(value) : value;
+  }
+  A top() const {
+    vec<A> one = tail, two = tail;
+    int k = 0;
+    for (; k + 2 * W <= whole; k += 2 * W) one = max(one, u(k)), two = max(two, u(k + W));
+    return LT_ISA::top<A>(max(k < whole ? max(one, u(k)) : one, two));
+  }
+  // The sum of exp(u - shift); each is kept.
+  A sum(A shift, A* kept) const {
+    vec<A> total = exp(tail - shift);
+    if (left) store_part<A>(kept + whole, total, left);
+    for (int k = 0; k < whole; k += W) {
+      const vec<A> value = exp(u(k) - shift);
+      store(kept + k, value);
+      total = total + value;
+    }
+    return LT_ISA::sum<A>(total);
+  }
+};
+
+// The numbers of a vector of rows. They go straight to their lanes, and to memory when all are there: a vector read from
+// memory that was just written in parts waits for everything written before, and a store here and there for its line.
+template <class A> struct Together {
+  static constexpr int W = Vec<A>::width;
+  vec<A> top{}, sum{}, own{}, amount{}, d_rest{};
+  alignas(64) A factor[W], d_own[W];
+
+  static void set(vec<A>& all, int lane, A value) { all = lanes<A>() == lane ? splat(value) : all; }
+
+  // The slopes, and the factor of the kept exponentials; no logarithm is waited for.
+  void slopes(A divisor) {
+    const vec<A> e = exp(own - top), part = amount / (sum + e);  // part * sum: amount * (1 - p_y)
+    d_rest = sum == 0 ? sum : part * sum;
+    d_rest = d_rest == 0 ? d_rest : d_rest / divisor;
+    store(factor, sum == 0 ? sum : part / divisor), store(d_own, -d_rest);
+  }
+  void save(const Plain& plain, int64_t n, int64_t from, int rows) const {
+    const vec<A> rest = sum == 0 ? splat(kNothing<A>) : top + log_of_more<A>(sum), v = rest - own;
+    const vec<A> loss = amount * ((v > 0 ? v : vec<A>{}) + log_of_one_and<A>(exp(v > 0 ? -v : v)));
+    store_part<A>(static_cast<A*>(plain.losses) + from, loss, rows);
+    const vec<A> saved[] = {rest, d_rest, -d_rest, -d_rest, vec<A>{}};
+    for (int k = 0; plain.numbers && k < 5; ++k) store_part<A>(static_cast<A*>(plain.numbers) + k * n + from, saved[k], rows);
+  }
+};
+
+// The rows [from, from + rows), at most a vector of them, some at a time: as many as stay in the first cache.
+template <class T, class A, bool kOffset>
+void short_rows(const Rows& args, const Plain& plain, int64_t from, int rows, A* spare) {
+  constexpr int W = Vec<A>::width;
+  const int classes = int(args.c), group = 2 * kBlock / classes;
+  T* out = static_cast<T*>(args.d_logits) + from * classes;
+  Together<A> all;
+  for (int first = 0; first < rows; first += group) {
+    const int last = rows - first < group ? rows : first + group;
+    A* kept = spare ? spare : reinterpret_cast<A*>(out);
+    for (int k = first; k < last; ++k, kept += classes) {
+      const int64_t target = args.column(from + k, 0);
+      if (target < 0) continue;
+      const ShortRow<T, A, kOffset> row(args, from + k, int(target));
+      const A top = row.top(), shift = top == kNothing<A> ? A(0) : top, own = load_part<A>(row.logits + target, 1)[0];
+      all.set(all.top, k, shift), all.set(all.sum, k, row.sum(shift, kept));
+      all.set(all.own, k, own + (kOffset ? row.offset[target] : A(0)));
+      all.set(all.amount, k, plain.weight ? static_cast<const A*>(plain.weight)[target] : A(1));
+    }
+    all.slopes(A(plain.divisor));
+    kept = spare ? spare : reinterpret_cast<A*>(out);
+    for (int k = first; k < last; ++k, kept += classes, out += classes) {
+      const int64_t target = args.column(from + k, 0);
+      const A factor = all.factor[k];
+      int j = 0;
+      for (; target >= 0 && j + W <= classes; j += W) store(out + j, load(kept + j) * factor);
+      if (target < 0) std::memset(static_cast<void*>(out), 0, classes * sizeof(T));
+      else if (j < classes) store_part<A>(out + j, load_part<A>(kept + j, classes - j) * factor, classes - j);
+      if (target >= 0) store_part<A>(out + target, splat(all.d_own[k]), 1);
+    }
+  }
+  all.save(plain, args.n, from, rows);
+}
+
+template <class T> void rows_plain(const Rows& args, const Plain& plain, int64_t begin, int64_t end) {
+  using A = typename Arithmetic<T>::type;
+  constexpr bool in_place = sizeof(T) == sizeof(A);
+  A spare[in_place ? 1 : 2 * kBlock];
+  for (int64_t from = begin; from < end; from += Vec<A>::width) {
+    const int rows = int(end - from < Vec<A>::width ? end - from : Vec<A>::width);
+    (args.offset.data ? short_rows<T, A, true> : short_rows<T, A, false>)(args, plain, from, rows, in_place ? nullptr : spare);
+  }
+}
+
+}  // namespace LT_ISA
+}  // namespace lt
