@@ -1,84 +1,24 @@
-// Plain cross-entropy of few logits by torch's own functions, reached with fewer steps than Python takes. Whatever is
-// unusual or wrong is None: others name it.
+// Plain cross-entropy by the kernels, and what they do not serve, of few logits, by torch's own functions: both with fewer
+// steps than Python takes. Whatever is unusual or wrong is None: others name it.
 #include "few.h"
 
 #include <cmath>
-#include <cstdint>
+
+#include "python.h"
+
+using namespace lt;
 
 namespace {
 
-// An owned reference, or none.
-struct Ref {
-  PyObject* it;
-  Ref(PyObject* it = nullptr) : it(it) {}
-  Ref(Ref&& other) : it(other.it) { other.it = nullptr; }
-  ~Ref() { Py_XDECREF(it); }
-  PyObject* release() {
-    PyObject* given = it;
-    it = nullptr;
-    return given;
-  }
-  explicit operator bool() const { return it; }
-};
-
-// None, whatever went wrong; but an interrupt goes on.
-PyObject* nothing() {
-  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;
-  PyErr_Clear();
-  Py_RETURN_NONE;
+// Whether the kernels can read a tensor on the spot.
+bool here(const Known& torch, PyObject* value) {
+  if (Ref(PyObject_GetAttr(value, torch.is_cpu)).it != Py_True) return false;
+  return Ref(PyObject_CallMethodObjArgs(value, torch.is_contiguous, nullptr)).it == Py_True;
 }
-
-// What is looked up once: torch's functions and types, the names of attributes, and constants.
-struct Known {
-  PyObject *tensor, *parameter, *float32, *float64, *int64, *add, *loss, *softmax, *smooth, *linear, *autocast, *cpu;
-  PyObject *dtype, *is_cpu, *shape, *data_ptr, *one, *reduction[3], *never;
-  bool whole = false;
-
-  Known() {
-    Ref torch(PyImport_ImportModule("torch")), functions(PyImport_ImportModule("torch._C._nn"));
-    Ref parameters(PyImport_ImportModule("torch.nn.parameter"));
-    if (!torch || !functions || !parameters) return;
-    auto of = [](const Ref& owner, const char* name) { return PyObject_GetAttrString(owner.it, name); };
-    tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
-    float32 = of(torch, "float32"), float64 = of(torch, "float64"), int64 = of(torch, "int64");
-    add = of(torch, "add"), softmax = of(torch, "log_softmax");
-    loss = of(functions, "nll_loss"), linear = of(functions, "linear");
-    smooth = of(functions, "cross_entropy_loss");
-    auto text = [](const char* word) { return PyUnicode_InternFromString(word); };
-    cpu = text("cpu"), dtype = text("dtype"), is_cpu = text("is_cpu"), shape = text("shape"), data_ptr = text("data_ptr");
-    one = PyLong_FromLong(1);
-    for (int code = 0; code < 3; ++code) reduction[code] = PyLong_FromLong(code);
-    never = PyLong_FromLongLong(-(1ll << 62));  // no class, and nobody's ignore_index
-    whole = !PyErr_Occurred();
-  }
-};
-
-// Guarded by the interpreter's lock alone: an import may let go of it, and a static's own guard would then lock up.
-const Known* known() {
-  static const Known* kept = nullptr;
-  if (!kept) kept = new Known;
-  return kept->whole ? kept : nullptr;
+bool off(PyObject* function, PyObject* argument) {
+  PyObject* answer = Ref(PyObject_CallFunctionObjArgs(function, argument, nullptr)).it;
+  return answer == Py_False || answer == Py_None;
 }
-
-// Of a tensor that is no subclass: the dtype, and up to two sizes; of anything else neither.
-struct View {
-  PyObject* dtype = nullptr;  // borrowed: dtypes live as long as torch
-  Py_ssize_t dims = -1;
-  int64_t sizes[2] = {0, 0};
-
-  View(const Known& torch, PyObject* value) {
-    dtype = dtype_of(torch, value);
-    Ref shape(dtype ? PyObject_GetAttr(value, torch.shape) : nullptr);
-    if (!shape) return;
-    dims = PyTuple_Size(shape.it);
-    for (Py_ssize_t d = 0; d < dims && d < 2; ++d) sizes[d] = PyLong_AsLongLong(PyTuple_GetItem(shape.it, d));
-  }
-  static PyObject* dtype_of(const Known& torch, PyObject* value) {
-    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
-    return type == torch.tensor || type == torch.parameter ? Ref(PyObject_GetAttr(value, torch.dtype)).it : nullptr;
-  }
-  bool vector(int64_t size, PyObject* of) const { return dims == 1 && sizes[0] == size && dtype == of; }
-};
 
 // target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction
 struct Settings {
@@ -102,6 +42,22 @@ struct Settings {
     if (View::dtype_of(torch, target) != torch.int64) return false;
     if (weight != Py_None && View::dtype_of(torch, weight) != dtype) return false;
     return offset == Py_None || View(torch, offset).vector(classes, dtype);
+  }
+  // Whether the kernels serve rows of these logits.
+  bool quick(const Known& torch, int64_t rows, int64_t classes, PyObject* dtype) const {
+    if (PyFloat_AsDouble(smoothing) != 0) return false;
+    auto fixed = [&](PyObject* table) {
+      if (table == Py_None) return true;
+      const bool learned = Ref(PyObject_GetAttr(table, torch.requires_grad)).it != Py_False;
+      return !learned && View(torch, table).vector(classes, dtype) && here(torch, table);
+    };
+    return View(torch, target).vector(rows, torch.int64) && here(torch, target) && fixed(weight) && fixed(offset) &&
+           off(torch.transformed, nullptr) && off(torch.autocast, torch.cpu);
+  }
+  PyObject* by_kernels(const Known& torch, PyObject* logits, PyObject* apply) const {
+    PyObject* mean = torch.reduction[reduction];
+    Ref loss(PyObject_CallFunctionObjArgs(apply, logits, target, weight, offset, values[3], values[5], mean, nullptr));
+    return loss ? loss.release() : nothing();
   }
   // Without smoothing by the two functions that torch's cross-entropy is made of.
   PyObject* of_whole(const Known& torch, PyObject* logits) const {
@@ -143,32 +99,39 @@ PyObject* allow_few(PyObject*, PyObject* value) {
   Py_RETURN_NONE;
 }
 
-// (logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction, most logits)
+// (logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction, most logits for torch's
+// functions, the kernels' way)
 PyObject* few_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const Known* torch = allowed ? known() : nullptr;
-  if (!torch || count != 9) return nothing();
-  const View rows(*torch, values[0]);
-  if (!few(rows.sizes[0], rows.sizes[1], PyLong_AsLongLong(values[8])) || !plain(*torch, rows, values[0])) return nothing();
+  if (!torch || count != 10) return nothing();
+  const View view(*torch, values[0]);
+  const int64_t rows = view.sizes[0], classes = view.sizes[1];
+  if (rows <= 0 || classes <= 0 || !plain(*torch, view, values[0])) return nothing();
   const Settings settings(values + 1);
-  if (!settings.fit(*torch, rows.sizes[1], rows.dtype)) return nothing();
-  return settings.evaluate(*torch, values[0], rows.sizes[0], rows.dtype == torch->float64);
+  if (!settings.fit(*torch, classes, view.dtype)) return nothing();
+  if (settings.quick(*torch, rows, classes, view.dtype) && here(*torch, values[0]))
+    return settings.by_kernels(*torch, values[0], values[9]);
+  if (!few(rows, classes, PyLong_AsLongLong(values[8]))) return nothing();
+  return settings.evaluate(*torch, values[0], rows, view.dtype == torch->float64);
 }
 
 // (input, linear_weight, linear_bias, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction, most,
-// bytes of the memory budget)
+// bytes of the memory budget, the kernels' way)
 PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const Known* torch = allowed ? known() : nullptr;
-  if (!torch || count != 12) return nothing();
-  const View rows(*torch, values[0]), table(*torch, values[1]);
-  const int64_t classes = table.sizes[0];
-  const int64_t most = PyLong_AsLongLong(values[10]), room = PyLong_AsLongLong(values[11]) / 16;  // with their gradient
-  if (table.dims != 2 || table.dtype != rows.dtype || !few(rows.sizes[0], classes, most < room ? most : room)) return nothing();
-  if (!plain(*torch, rows, values[0])) return nothing();
-  if (values[2] != Py_None && !View(*torch, values[2]).vector(classes, rows.dtype)) return nothing();
+  if (!torch || count != 13) return nothing();
+  const View view(*torch, values[0]), table(*torch, values[1]);
+  const int64_t rows = view.sizes[0], classes = table.sizes[0], budget = PyLong_AsLongLong(values[11]);
+  if (table.dims != 2 || table.dtype != view.dtype) return nothing();
+  if (!few(rows, classes, budget / (view.dtype == torch->float64 ? 16 : 8))) return nothing();  // with their gradient
+  if (!plain(*torch, view, values[0])) return nothing();
+  if (values[2] != Py_None && !View(*torch, values[2]).vector(classes, view.dtype)) return nothing();
   const Settings settings(values + 3);
-  if (!settings.fit(*torch, classes, rows.dtype)) return nothing();
-  Ref cast(PyObject_CallFunctionObjArgs(torch->autocast, torch->cpu, nullptr));
-  if (cast.it != Py_False) return nothing();
+  if (!settings.fit(*torch, classes, view.dtype) || !off(torch->autocast, torch->cpu)) return nothing();
+  const bool quick = settings.quick(*torch, rows, classes, view.dtype);
+  if (!quick && !few(rows, classes, PyLong_AsLongLong(values[10]))) return nothing();
   Ref logits(PyObject_CallFunctionObjArgs(torch->linear, values[0], values[1], values[2], nullptr));
-  return logits ? settings.evaluate(*torch, logits.it, rows.sizes[0], rows.dtype == torch->float64) : nothing();
+  if (!logits) return nothing();
+  if (quick) return settings.by_kernels(*torch, logits.it, values[12]);
+  return settings.evaluate(*torch, logits.it, rows, view.dtype == torch->float64);
 }

@@ -68,9 +68,9 @@ template <class A> struct Losses {
     numbers[3 * n + i] = share_of(out.d_offset), numbers[4 * n + i] = share_of(out.d_mean);
   }
 
-  // Whether short rows of a plain loss want their gradient.
+  // Whether these are short rows of a plain loss.
   bool plain() const {
-    return args.d_logits && args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
+    return args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
            args.scale == 1 && margins.scale == 1;
   }
 

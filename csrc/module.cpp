@@ -43,9 +43,10 @@ PyMethodDef fast(const char* name, Fast function, const char* about) {
 
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
-    fast("plain_loss", plain_loss, "the loss and gradient of rows of logits at an address; False if a target has no logit"),
-    fast("few_cross_entropy", few_cross_entropy, "the loss of few plain logits, or None"),
-    fast("few_linear_cross_entropy", few_linear_cross_entropy, "that of few logits of plain features, or None"),
+    fast("plain_forward", plain_forward, "the forward of the autograd function PlainLoss"),
+    fast("plain_backward", plain_backward, "its backward"),
+    fast("few_cross_entropy", few_cross_entropy, "the loss of plain logits, or None"),
+    fast("few_linear_cross_entropy", few_linear_cross_entropy, "that of plain features, or None"),
     {"allow_few", allow_few, METH_O, "whether these may do without the kernels"},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -1,6 +1,7 @@
-// The losses of plain rows, called from Python with addresses, past the dispatcher.
+// The losses of plain rows, past the dispatcher.
 #pragma once
 
 #include <Python.h>
 
-PyObject* plain_loss(PyObject*, PyObject* const* values, Py_ssize_t count);
+PyObject* plain_forward(PyObject*, PyObject* const* values, Py_ssize_t count);
+PyObject* plain_backward(PyObject*, PyObject* const* values, Py_ssize_t count);

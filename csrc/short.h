@@ -95,47 +95,48 @@ template <class A> struct Together {
   }
 };
 
+// A row's gradient from its kept exponentials.
+template <class T, class A> void short_gradient(T* out, const A* kept, int classes, int64_t target, A factor, A d_own) {
+  constexpr int W = Vec<A>::width;
+  if (target < 0) return void(std::memset(static_cast<void*>(out), 0, classes * sizeof(T)));
+  int j = 0;
+  for (; j + W <= classes; j += W) store(out + j, load(kept + j) * factor);
+  if (j < classes) store_part<A>(out + j, load_part<A>(kept + j, classes - j) * factor, classes - j);
+  store_part<A>(out + target, splat(d_own), 1);
+}
+
 // The rows [from, from + rows), at most a vector of them, some at a time: as many as stay in the first cache.
 template <class T, class A, bool kOffset>
 void short_rows(const Rows& args, const Plain& plain, int64_t from, int rows, A* spare) {
-  constexpr int W = Vec<A>::width;
   const int classes = int(args.c), group = 2 * kBlock / classes;
-  T* out = static_cast<T*>(args.d_logits) + from * classes;
+  const bool in_place = args.d_logits && sizeof(T) == sizeof(A);
+  T* out = static_cast<T*>(args.d_logits) + (args.d_logits ? from * classes : 0);
   Together<A> all;
   for (int first = 0; first < rows; first += group) {
     const int last = rows - first < group ? rows : first + group;
-    A* kept = spare ? spare : reinterpret_cast<A*>(out);
-    for (int k = first; k < last; ++k, kept += classes) {
+    A* kept = in_place ? reinterpret_cast<A*>(out) : spare;
+    for (int k = first; k < last; ++k) {
       const int64_t target = args.column(from + k, 0);
       if (target < 0) continue;
       const ShortRow<T, A, kOffset> row(args, from + k, int(target));
       const A top = row.top(), shift = top == kNothing<A> ? A(0) : top, own = load_part<A>(row.logits + target, 1)[0];
-      all.set(all.top, k, shift), all.set(all.sum, k, row.sum(shift, kept));
+      all.set(all.top, k, shift), all.set(all.sum, k, row.sum(shift, kept + (k - first) * classes));
       all.set(all.own, k, own + (kOffset ? row.offset[target] : A(0)));
       all.set(all.amount, k, plain.weight ? static_cast<const A*>(plain.weight)[target] : A(1));
     }
     all.slopes(A(plain.divisor));
-    kept = spare ? spare : reinterpret_cast<A*>(out);
-    for (int k = first; k < last; ++k, kept += classes, out += classes) {
-      const int64_t target = args.column(from + k, 0);
-      const A factor = all.factor[k];
-      int j = 0;
-      for (; target >= 0 && j + W <= classes; j += W) store(out + j, load(kept + j) * factor);
-      if (target < 0) std::memset(static_cast<void*>(out), 0, classes * sizeof(T));
-      else if (j < classes) store_part<A>(out + j, load_part<A>(kept + j, classes - j) * factor, classes - j);
-      if (target >= 0) store_part<A>(out + target, splat(all.d_own[k]), 1);
-    }
+    for (int k = first; args.d_logits && k < last; ++k, kept += classes, out += classes)
+      short_gradient(out, kept, classes, args.column(from + k, 0), all.factor[k], all.d_own[k]);
   }
   all.save(plain, args.n, from, rows);
 }
 
 template <class T> void rows_plain(const Rows& args, const Plain& plain, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
-  constexpr bool in_place = sizeof(T) == sizeof(A);
-  A spare[in_place ? 1 : 2 * kBlock];
+  A spare[2 * kBlock];
   for (int64_t from = begin; from < end; from += Vec<A>::width) {
     const int rows = int(end - from < Vec<A>::width ? end - from : Vec<A>::width);
-    (args.offset.data ? short_rows<T, A, true> : short_rows<T, A, false>)(args, plain, from, rows, in_place ? nullptr : spare);
+    (args.offset.data ? short_rows<T, A, true> : short_rows<T, A, false>)(args, plain, from, rows, spare);
   }
 }
 

@@ -160,10 +160,8 @@ def test_probability_targets_of_every_width(classes: int) -> None:
     assert_same(functional.offset_cross_entropy, published.soft_cross_entropy, leaves)
 
 
-def test_small_offset_gradient_of_a_saturated_row(kernels: str) -> None:
+def test_small_offset_gradient_of_a_saturated_row() -> None:
     """A row that is already right keeps a relative precision of its tiny gradient."""
-    if kernels == "as shipped":
-        pytest.skip("so few logits take torch's own cross-entropy, which rounds such a row to 0")
     logits = torch.tensor([[60.0, 0.0, -5.0], [0.0, 80.0, 1.0]], dtype=torch.float64, requires_grad=True)
     functional.offset_cross_entropy(logits, torch.tensor([0, 1]), reduction="sum").backward()
     tiny = torch.tensor([[-60.0, -60.0, -65.0], [-80.0, -80.0, -79.0]], dtype=torch.float64).exp()

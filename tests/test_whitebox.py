@@ -9,6 +9,7 @@ from whitebox import build
 
 CHUNK = 2**18  # numbers whose truth stays in the cache
 NAN, INF = 0x7FC00000, float("inf")
+EXP, LOG, LOG_ONE = range(3)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,7 @@ def test_exp_of_every_float(box, first, last, wanted):
     for start in range(first, last, CHUNK):
         truth = np.exp(floats(start, min(CHUNK, last - start)).astype(np.float64))
         for isa, found in worst.items():
-            mine = box.exp_worst(isa, start, 1, truth)
+            mine = box.worst(isa, EXP, start, 1, truth)
             worst[isa] = found if mine[0] <= found[0] else mine  # NaN counts as larger
     assert all(error <= 1.02 for error, _ in worst.values()), {isa: (e, hex(b)) for isa, (e, b) in worst.items()}
 
@@ -83,7 +84,7 @@ def test_exp_of_float_by_numpy_alone(box):
     for isa, value in found.items():
         error = np.abs(value - truth) / np.spacing(truth.astype(np.float32)).astype(np.float64)
         assert error.max() <= 1.02, isa
-        measured = max(box.exp_worst(isa, int(one.view(np.uint32)), 1, t[None])[0] for one, t in zip(x, truth))
+        measured = max(box.worst(isa, EXP, int(one.view(np.uint32)), 1, t[None])[0] for one, t in zip(x, truth))
         assert measured == pytest.approx(error.max(), rel=1e-3)
         assert np.abs(value.view(np.int32) - found["generic"].view(np.int32)).max() <= 1
 
@@ -106,6 +107,56 @@ def test_exp_of_double(box):
         ends = np.array([0.0, -0.0, -np.inf, np.inf, np.nan, -708.05, -1e300, 709.79, 1e300, 5e-324, -np.nan])
         wanted = np.array([1.0, 1.0, 0.0, np.inf, np.nan, 0.0, 0.0, np.inf, np.inf, 1.0, np.nan])
         np.testing.assert_array_equal(box.exp(isa, ends), wanted)
+
+
+def swept(box, function, truth_of, first, last, stride):
+    """The largest error, in units of the last place, of every stride-th float from `first` to `last`, on each set."""
+    worst = dict.fromkeys(box.instruction_sets(), (0.0, 0))
+    for start in range(first, last, CHUNK * stride):
+        truth = truth_of(floats(start, min(CHUNK, -(-(last - start) // stride)), stride).astype(np.float64))
+        for isa, found in worst.items():
+            worst[isa] = max(found, box.worst(isa, function, start, stride, truth))
+    return worst
+
+
+@pytest.mark.parametrize(
+    ("function", "truth", "first", "last", "stride"),
+    [
+        pytest.param(LOG, np.log, bits_of(1.0), bits_of(2.0), 1, id="log to 2"),
+        pytest.param(LOG, np.log, bits_of(2.0), bits_of(1024.0), 7, id="log to a block's width"),
+        pytest.param(LOG, np.log, bits_of(1024.0), 0x7F800000, 101, id="log of more"),
+        pytest.param(LOG_ONE, np.log1p, 0x00800000, bits_of(2.0**-13), 101, id="log(1 + x) of little"),
+        pytest.param(LOG_ONE, np.log1p, bits_of(2.0**-13), bits_of(1.0) + 1, 7, id="log(1 + x)"),
+    ],
+)
+def test_logarithms_of_floats(box, function, truth, first, last, stride):
+    """Within two units in the last place; a stride is odd, so that it meets every place of a vector."""
+    worst = swept(box, function, truth, first, last, stride)
+    assert all(error <= 2 for error, _ in worst.values()), {isa: (e, hex(b)) for isa, (e, b) in worst.items()}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_ends_of_the_logarithms(box, kind):
+    ends = np.array([1.0, np.inf, np.nan, np.finfo(kind).max], kind)
+    for isa in box.instruction_sets():
+        found = box.log(isa, ends)
+        np.testing.assert_array_equal(found[:3], np.array([0.0, np.inf, np.nan], kind))
+        assert found[3] == pytest.approx(np.log(np.finfo(kind).max), rel=2 * float(np.finfo(kind).eps))
+        np.testing.assert_array_equal(box.log_one(isa, np.array([0.0, np.nan], kind)), np.array([0.0, np.nan], kind))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).precision < 18, reason="numpy has no wider number than float64 here")
+def test_logarithms_of_doubles(box):
+    rng = np.random.default_rng(0)
+    more = np.concatenate([1 + rng.uniform(0, 1, 2**18), np.exp(rng.uniform(0, 700, 2**18)), 1 + 2.0 ** -np.arange(52)])
+    less = np.concatenate([rng.uniform(0, 1, 2**18), np.exp(-rng.uniform(0, 700, 2**18)), [1.0]])
+    for isa in box.instruction_sets():
+        for found, truth in (
+            (box.log(isa, more), np.log(more.astype(np.longdouble))),
+            (box.log_one(isa, less), np.log1p(less.astype(np.longdouble))),
+        ):
+            error = np.abs(found - truth) / np.spacing(truth.astype(np.float64))
+            assert error.max() <= 2, (isa, float(error.max()))
 
 
 HALVES = [(0, torch.bfloat16), (1, torch.float16)]

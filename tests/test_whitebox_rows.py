@@ -227,3 +227,64 @@ def test_rows_of_any_width(box, dtype, rich):
             assert_close(d_logits, exact_logits, name=name + "d_logits")
             if rich:
                 assert_close(d_offset, exact_offset, name=name + "d_offset")
+
+
+def plain_scene(classes, dtype, seed, tables):
+    """Rows of plain logits, some ignored, one certain of its target and one of another class; with absent classes."""
+    rng = np.random.default_rng(seed)
+    rows, kind = 19, np.float64 if dtype == torch.float64 else np.float32
+    target = rng.choice([0, classes - 1, classes // 2, min(15, classes - 1), -100], (rows, 1)).astype(np.int64)
+    logits = 3 * rng.normal(size=(rows, classes))
+    for row, lift in ((0, 50.0), (1, -50.0)):
+        target[row] = classes // 3
+        logits[row, target[row]] = lift
+    scene = {"type": TYPES.index(dtype), "start": 0, "scale": 1.0, "divisor": 7.0, "target": target}
+    scene["logits"] = torch.from_numpy(logits).to(dtype)
+    if tables:
+        away = rng.uniform(size=(1, classes)) < 0.2
+        away[0, np.clip(target, 0, classes - 1)] = False
+        scene["offset"] = np.where(away, -np.inf, rng.normal(size=(1, classes))).astype(kind)
+        scene["weight"] = rng.uniform(0, 2, classes).astype(kind)
+    return scene, kind
+
+
+def exact_plain(scene):
+    """Losses and the gradient of their sum over the divisor, in float64; exact where a target is certain."""
+    z = scene["logits"].double().requires_grad_()
+    classes = z.shape[1]
+    target = torch.from_numpy(scene["target"])[:, 0]
+    u = z + torch.from_numpy(scene.get("offset", np.zeros((1, classes)))).double()
+    weight = torch.from_numpy(scene.get("weight", np.ones(classes))).double()
+    chosen = target.clamp(min=0)[:, None]
+    rest = u.scatter(1, chosen, -torch.inf)
+    alone = (rest.detach() == -torch.inf).all(1)
+    v = rest.masked_fill(alone[:, None], 0.0).logsumexp(1) - u.gather(1, chosen)[:, 0]
+    loss = weight[chosen[:, 0]] * torch.nn.functional.softplus(v, threshold=1e9)
+    loss = loss.masked_fill(alone | (target < 0), 0.0)
+    (gradient,) = torch.autograd.grad(loss.sum() / scene["divisor"], z)
+    return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("tables", [False, True], ids=["plain", "tables"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_short_plain_rows(box, dtype, tables):
+    """Ends of vectors, groups and the block, targets there; losses and gradients each to its own size."""
+    tight = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}[dtype]
+    for seed, classes in enumerate([*range(1, 36), 63, 64, 65, 100, 127, 128, 341, 512, 1000, 1023, 1024]):
+        scene, kind = plain_scene(classes, dtype, seed, tables)
+        logits, (exact, exact_gradient) = scene["logits"], exact_plain(scene)
+        view = {2: torch.int16}.get(logits.element_size(), logits.dtype)
+        for isa in box.instruction_sets():
+            for wanted in (True, False):
+                losses, numbers = np.full(len(logits), np.nan, kind), np.full((5, len(logits)), np.nan, kind)
+                gradient = torch.full_like(logits, torch.nan)
+                out = {"losses": losses, "numbers": numbers}
+                out |= {"d_logits": gradient.view(view).numpy()} if wanted else {}
+                box.run_plain(isa, {**scene, "logits": logits.view(view).numpy(), **out})
+                name = f"{isa}, {classes} classes"
+                np.testing.assert_allclose(losses, exact, rtol=2e-5 if kind is np.float32 else 1e-12, err_msg=name)
+                assert np.isfinite(numbers[1:]).all(), name
+                if wanted:
+                    close = torch.isclose(gradient.double(), exact_gradient, rtol=tight, atol=1e-7 * tight)
+                    close |= (dtype == torch.float16) & (exact_gradient.abs() < 1e-4)  # steps of 2^-24
+                    assert close.all(), (name, gradient[~close], exact_gradient[~close])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, forced, plain_loss, takes, watched
+from lt_kernels.ops.library import apply, define, forced, plain_backward, plain_forward, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -23,8 +24,7 @@ _LOSS = (
     "float smoothing, int ignore_index, int reduction"
 )
 _LOSS_INPUTS = 18
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as the extension numbers them
-_DENSE = torch.contiguous_format
+_REDUCTIONS = {reference.NONE: "none", reference.WEIGHTED_MEAN: "mean", reference.SUM: "sum"}
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
@@ -152,57 +152,51 @@ class DirectRowLoss(torch.autograd.Function):
 
 
 class PlainLoss(torch.autograd.Function):
-    """`DirectRowLoss` of plain logits on a CPU, past the dispatcher and with fewer inputs to look at.
+    """`DirectRowLoss` of plain logits on a CPU, past the dispatcher, in steps of C, and with second derivatives.
 
     logits [N, C], target [N], weight and offset [C], `offset` without a gradient: as the extension reads them. A
     target that has no logit is a ValueError.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        offset: Tensor | None,
-        gamma: float,
-        ignore_index: int,
-        reduction: int,
-    ) -> Tensor:
-        (count, classes), dtype = logits.shape, logits.dtype
-        kind = torch.float64 if dtype is torch.float64 else torch.float32
-        loss = torch.empty((count,) if reduction == reference.NONE else (), dtype=kind, device="cpu")
-        made = torch.empty_like(logits, memory_format=_DENSE) if ctx.needs_input_grad[0] else None
-        # Needed again where an incoming gradient other than 1 is not to round bfloat16 twice.
-        saved = torch.empty((5, count), dtype=kind, device="cpu") if made is not None and kind is not dtype else None
-        if not plain_loss(
-            *(_TYPES[dtype], logits.data_ptr(), count, classes, logits.stride(0), target.data_ptr()),
-            *(0 if offset is None else offset.data_ptr(), 0 if weight is None else weight.data_ptr()),
-            *(gamma, ignore_index, reduction, loss.data_ptr(), 0 if saved is None else saved.data_ptr()),
-            0 if made is None else made.data_ptr(),
-        ):
-            raise ValueError("target")
-        if made is not None:
-            ctx.set_materialize_grads(False)
-            ctx.save_for_backward(logits, target, weight, offset, saved)
-            ctx.gradient, ctx.settings = made, (gamma, ignore_index, reduction)
-        return loss if kind is dtype else loss.to(dtype)
+    forward = staticmethod(plain_forward)
+
+    backward = staticmethod(plain_backward)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The backward but for an incoming gradient of 1 at the end of a graph."""
         made = handed_out(ctx, grad)
-        return made if made is not None or grad is None else PlainLoss.anew(ctx, grad), *(None,) * 6
+        return PlainLoss.anew(ctx, grad) if made is None else made, *(None,) * 6
 
     @staticmethod
     def anew(ctx: Any, grad: Tensor) -> Tensor:
-        """The gradient by the operators, for what `handed_out` does not do."""
+        """The gradient for what `handed_out` does not do: by the operators, or by torch where it is differentiated."""
         logits, target, weight, offset, saved = ctx.saved_tensors
         gamma, ignore_index, reduction = ctx.settings
+        if torch.is_grad_enabled() and gamma == 0:
+            return _dense_gradient(logits, target, weight, offset, ignore_index, reduction, grad)
         terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
         if saved is None:
             _, saved = loss_op(logits.detach(), target, *terms, reduction)
         fixed = (terms.offset, None, None, 1.0, ignore_index, False)
         return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
+
+
+def _dense_gradient(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    offset: Tensor | None,
+    ignore_index: int,
+    reduction: int,
+    grad: Tensor,
+) -> Tensor:
+    """The gradient of a plain loss in steps that torch can differentiate once more."""
+    u = logits.to(reference.accumulate_type(logits.dtype))
+    u = u if offset is None else u + offset
+    loss = F.cross_entropy(u, target, weight, ignore_index=ignore_index, reduction=_REDUCTIONS[reduction])
+    (gradient,) = torch.autograd.grad(loss.to(grad.dtype), logits, grad, create_graph=True)
+    return gradient
 
 
 def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:

@@ -21,6 +21,8 @@ CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 _compiling = torch.compiler.is_dynamo_compiling
 _few, _few_linear = library.few_cross_entropy, library.few_linear_cross_entropy
+# `PlainLoss.apply` but for what only torch.func needs.
+_kernels = super(torch.autograd.Function, rows.PlainLoss).apply
 
 
 def few(input: Tensor, classes: int, product: bool) -> bool:
@@ -68,7 +70,7 @@ def cross_entropy(
     """The loss of plain logits [N, C] by the shortest way; None for anything unusual or wrong, which others name."""
     if _compiling():
         return None
-    few = _few(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction, SMALL)
+    few = _few(logits, target, weight, offset, gamma, smoothing, ignore_index, reduction, SMALL, _kernels)
     if few is not None:
         return few
     if type(logits) is not Tensor or logits.dtype not in _TYPES or logits.ndim != 2:
@@ -87,7 +89,7 @@ def linear_cross_entropy(
     """
     if _compiling():
         return None
-    few = _few_linear(input, linear_weight, linear_bias, target, *settings, SMALL, current_budget())
+    few = _few_linear(input, linear_weight, linear_bias, target, *settings, SMALL, current_budget(), _kernels)
     if few is not None:
         return few
     weight, offset, gamma, smoothing, ignore_index, reduction = settings

@@ -3,6 +3,7 @@
 
 #include "gram.h"
 #include "rows.h"
+#include "short.h"
 
 #define LT_TEXT(x) #x
 #define LT_NAME(x) LT_TEXT(x)
@@ -10,13 +11,14 @@
 namespace lt {
 namespace LT_ISA {
 
-template <class A> void exp_all(const A* from, A* to, int64_t count) {
+template <class A, vec<A> F(vec<A>)> void all(const A* from, A* to, int64_t count) {
   constexpr int W = Vec<A>::width;
   for (int64_t k = 0; k < count; k += W) {
     int part = int(count - k < W ? count - k : W);
-    store_part<A>(to + k, exp(load_part<A>(from + k, part)), part);
+    store_part<A>(to + k, F(load_part<A>(from + k, part)), part);
   }
 }
+template <class A> vec<A> exp_once(vec<A> x) { return exp(x); }
 template <class A> A sum_of(const A* vector) { return sum<A>(load(vector)); }
 template <class A> A top_of(const A* vector) { return top<A>(load(vector)); }
 
@@ -43,25 +45,25 @@ struct Floats {
   vfloat at(int64_t k) const { return bits<vfloat>(lanes + int32_t(first + uint32_t(k) * stride)); }
 };
 
-inline Worst exp_worst(uint32_t first, uint32_t stride, int64_t count, const double* truth) {
+template <vfloat F(vfloat)> Worst worst(uint32_t first, uint32_t stride, int64_t count, const double* truth) {
   constexpr int W = Vec<float>::width;
-  Worst worst{0, first};
+  Worst most_of_all{0, first};
   const Floats floats(first, stride);
   for (int64_t k = 0; k < count; k += W) {
     alignas(64) float found[W];
-    store(found, exp(floats.at(k)));
+    store(found, F(floats.at(k)));
     double most = 0;
     for (int lane = 0; lane < W && k + lane < count; ++lane) {
       double unit = bits<double>(bits<uint64_t>(truth[k + lane]) & 0x7ff0000000000000u) * 1.1920928955078125e-7;
       double error = std::fabs(found[lane] - truth[k + lane]) / unit;
       most = error <= most ? most : error;  // NaN counts as larger
     }
-    if (most <= worst.error) continue;
-    worst.error = most;
-    worst.bits = first + uint32_t(k) * stride;
-    if (!(most == most)) return worst;
+    if (most <= most_of_all.error) continue;
+    most_of_all.error = most;
+    most_of_all.bits = first + uint32_t(k) * stride;
+    if (!(most == most)) return most_of_all;
   }
-  return worst;
+  return most_of_all;
 }
 
 // How many of the exponentials are not what they should all be, sign included.
@@ -100,15 +102,16 @@ inline void bounds(const float* error, int64_t count, int64_t d, float* to) {
 }
 
 template <class A> constexpr Numbers1<A> numbers_of() {
-  return {exp_all<A>, sum_of<A>, top_of<A>, merge<A>, Vec<A>::width};
+  return {all<A, exp_once<A>>, all<A, log_of_more<A>>, all<A, log_of_one_and<A>>, sum_of<A>, top_of<A>, merge<A>, Vec<A>::width};
 }
 
 #define LT_EACH(kernel) {kernel<float>, kernel<double>, kernel<bf16>, kernel<fp16>}
 
 extern const Probe probe = {
-    LT_NAME(LT_ISA), numbers_of<float>(), numbers_of<double>(), exp_worst, exp_others,
+    LT_NAME(LT_ISA), numbers_of<float>(), numbers_of<double>(),
+    {worst<exp_once<float>>, worst<log_of_more<float>>, worst<log_of_one_and<float>>}, exp_others,
     {load_all<bf16>, load_all<fp16>}, {store_all<bf16>, store_all<fp16>},
-    LT_EACH(rows_forward), LT_EACH(rows_backward), LT_EACH(rows_offset),
+    LT_EACH(rows_forward), LT_EACH(rows_backward), LT_EACH(rows_offset), LT_EACH(rows_plain),
     {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>}, gram_screen, LT_EACH(gram_verify), bounds};
 
 }  // namespace LT_ISA

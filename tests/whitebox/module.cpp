@@ -40,11 +40,14 @@ template <> const Numbers1<float>& numbers(const Probe& probe) { return probe.si
 template <> const Numbers1<double>& numbers(const Probe& probe) { return probe.twice; }
 
 template <class A> void bind_numbers(py::module_& m) {
-  m.def("exp", [](const std::string& isa, py::array_t<A, py::array::c_style> x) {
-    py::array_t<A> out(x.size());
-    numbers<A>(probe(isa)).exp(x.data(), out.mutable_data(), x.size());
-    return out;
-  }, py::arg("isa"), py::arg("x").noconvert());
+  auto define = [&](const char* name, auto function) {
+    m.def(name, [function](const std::string& isa, py::array_t<A, py::array::c_style> x) {
+      py::array_t<A> out(x.size());
+      (numbers<A>(probe(isa)).*function)(x.data(), out.mutable_data(), x.size());
+      return out;
+    }, py::arg("isa"), py::arg("x").noconvert());
+  };
+  define("exp", &Numbers1<A>::exp), define("log", &Numbers1<A>::log), define("log_one", &Numbers1<A>::log_one);
   m.def("sum_and_top", [](const std::string& isa, py::array_t<A, py::array::c_style> x) {
     const Numbers1<A>& of = numbers<A>(probe(isa));
     if (x.size() != of.width) throw std::invalid_argument("x must be one vector");
@@ -121,6 +124,14 @@ void run_rows(const std::string& isa, py::dict values) {
   if (args.d_offset) with.rows_offset[call.type](args, 0, args.c);
 }
 
+// The short rows' losses and numbers; with d_logits their gradient too.
+void run_plain(const std::string& isa, py::dict values) {
+  RowsCall call(values);
+  call.args.d_logits = call.out("d_logits");
+  Plain plain{call.data("weight"), values["divisor"].cast<double>(), call.out("losses"), call.out("numbers")};
+  probe(isa).rows_plain[call.type](call.args, plain, 0, call.args.n);
+}
+
 // The rounded rows [c, d], their steps, the lengths of what rounding took away, and 1 / |w|.
 py::tuple units(const std::string& isa, py::array weight, int type) {
   py::ssize_t c = weight.shape(0), d = weight.shape(1);
@@ -176,8 +187,8 @@ PYBIND11_MODULE(lt_whitebox, m) {
   m.def("width", [](const std::string& isa) { return probe(isa).single.width; });
   bind_numbers<float>(m);
   bind_numbers<double>(m);
-  m.def("exp_worst", [](const std::string& isa, uint32_t first, uint32_t stride, Array<double> truth) {
-    Worst worst = probe(isa).exp_worst(first, stride, truth.size(), truth.data());
+  m.def("worst", [](const std::string& isa, int function, uint32_t first, uint32_t stride, Array<double> truth) {
+    Worst worst = probe(isa).worst[function](first, stride, truth.size(), truth.data());
     return std::make_pair(worst.error, worst.bits);
   });
   m.def("exp_others", [](const std::string& isa, uint32_t first, uint32_t stride, int64_t count, float wanted) {
@@ -194,6 +205,7 @@ PYBIND11_MODULE(lt_whitebox, m) {
     return out;
   });
   m.def("run_rows", &run_rows);
+  m.def("run_plain", &run_plain);
   m.def("units", &units);
   m.def("bounds", &bounds);
   m.def("screen", &screen);

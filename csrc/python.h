@@ -1,0 +1,97 @@
+// What the extension's Python functions see of Python and of torch.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <utility>
+
+namespace lt {
+
+// An owned reference, or none.
+struct Ref {
+  PyObject* it;
+  Ref(PyObject* it = nullptr) : it(it) {}
+  Ref(Ref&& other) : it(other.it) { other.it = nullptr; }
+  Ref& operator=(Ref&& other) {
+    std::swap(it, other.it);
+    return *this;
+  }
+  ~Ref() { Py_XDECREF(it); }
+  PyObject* release() {
+    PyObject* given = it;
+    it = nullptr;
+    return given;
+  }
+  explicit operator bool() const { return it; }
+};
+
+// None, whatever went wrong; but an interrupt goes on.
+inline PyObject* nothing() {
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;
+  PyErr_Clear();
+  Py_RETURN_NONE;
+}
+
+// What is looked up once: torch's functions and types, the names of attributes, and constants.
+struct Known {
+  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *softmax, *smooth, *linear;
+  PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
+  PyObject *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
+  PyObject *one, *reduction[3], *never;
+  bool whole = false;
+
+  Known() {
+    Ref torch(PyImport_ImportModule("torch")), functions(PyImport_ImportModule("torch._C._nn"));
+    Ref parameters(PyImport_ImportModule("torch.nn.parameter")), transforms(PyImport_ImportModule("torch._C._functorch"));
+    Ref autograd(PyImport_ImportModule("torch._C._autograd"));
+    if (!torch || !functions || !parameters || !transforms || !autograd) return;
+    auto of = [](const Ref& owner, const char* name) { return PyObject_GetAttrString(owner.it, name); };
+    tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
+    float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
+    int64 = of(torch, "int64"), add = of(torch, "add"), softmax = of(torch, "log_softmax");
+    contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like"), transformed = of(transforms, "peek_interpreter_stack");
+    grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
+    loss = of(functions, "nll_loss"), linear = of(functions, "linear");
+    smooth = of(functions, "cross_entropy_loss");
+    auto text = [](const char* word) { return PyUnicode_InternFromString(word); };
+    cpu = text("cpu"), dtype = text("dtype"), is_cpu = text("is_cpu"), shape = text("shape"), data_ptr = text("data_ptr");
+    is_contiguous = text("is_contiguous"), requires_grad = text("requires_grad"), item = text("item");
+    new_empty = text("new_empty"), to = text("to"), needs = text("needs_input_grad"), save = text("save_for_backward");
+    gradient = text("gradient"), settings = text("settings");
+    one = PyLong_FromLong(1);
+    for (int code = 0; code < 3; ++code) reduction[code] = PyLong_FromLong(code);
+    never = PyLong_FromLongLong(-(1ll << 62));  // no class, and nobody's ignore_index
+    whole = !PyErr_Occurred();
+  }
+};
+
+// Guarded by the interpreter's lock alone: an import may let go of it, and a static's own guard would then lock up.
+inline const Known* known() {
+  static const Known* kept = nullptr;
+  if (!kept) kept = new Known;
+  return kept->whole ? kept : nullptr;
+}
+
+// Of a tensor that is no subclass: the dtype, and up to two sizes; of anything else neither.
+struct View {
+  PyObject* dtype = nullptr;  // borrowed: dtypes live as long as torch
+  Py_ssize_t dims = -1;
+  int64_t sizes[2] = {0, 0};
+
+  View() = default;
+  View(const Known& torch, PyObject* value) {
+    dtype = dtype_of(torch, value);
+    Ref shape(dtype ? PyObject_GetAttr(value, torch.shape) : nullptr);
+    if (!shape) return;
+    dims = PyTuple_Size(shape.it);
+    for (Py_ssize_t d = 0; d < dims && d < 2; ++d) sizes[d] = PyLong_AsLongLong(PyTuple_GetItem(shape.it, d));
+  }
+  static PyObject* dtype_of(const Known& torch, PyObject* value) {
+    PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
+    return type == torch.tensor || type == torch.parameter ? Ref(PyObject_GetAttr(value, torch.dtype)).it : nullptr;
+  }
+  bool vector(int64_t size, PyObject* of) const { return dims == 1 && sizes[0] == size && dtype == of; }
+};
+
+}  // namespace lt
