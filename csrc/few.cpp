@@ -54,9 +54,10 @@ struct Settings {
     return View(torch, target).vector(rows, torch.int64) && here(torch, target) && fixed(weight) && fixed(offset) &&
            off(torch.transformed, nullptr) && off(torch.autocast, torch.cpu);
   }
-  PyObject* by_kernels(const Known& torch, PyObject* logits, PyObject* apply) const {
+  // By an autograd function of the logits or, in `first`, of what they are the product of.
+  template <class... Rest> PyObject* by_kernels(const Known& torch, PyObject* apply, Rest... first) const {
     PyObject* mean = torch.reduction[reduction];
-    Ref loss(PyObject_CallFunctionObjArgs(apply, logits, target, weight, offset, values[3], values[5], mean, nullptr));
+    Ref loss(PyObject_CallFunctionObjArgs(apply, first..., target, weight, offset, values[3], values[5], mean, nullptr));
     return loss ? loss.release() : nothing();
   }
   // Without smoothing by the two functions that torch's cross-entropy is made of.
@@ -110,7 +111,7 @@ PyObject* few_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count
   const Settings settings(values + 1);
   if (!settings.fit(*torch, classes, view.dtype)) return nothing();
   if (settings.quick(*torch, rows, classes, view.dtype) && here(*torch, values[0]))
-    return settings.by_kernels(*torch, values[0], values[9]);
+    return settings.by_kernels(*torch, values[9], values[0]);
   if (!few(rows, classes, PyLong_AsLongLong(values[8]))) return nothing();
   return settings.evaluate(*torch, values[0], rows, view.dtype == torch->float64);
 }
@@ -129,9 +130,8 @@ PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
   const Settings settings(values + 3);
   if (!settings.fit(*torch, classes, view.dtype) || !off(torch->autocast, torch->cpu)) return nothing();
   const bool quick = settings.quick(*torch, rows, classes, view.dtype);
-  if (!quick && !few(rows, classes, PyLong_AsLongLong(values[10]))) return nothing();
+  if (quick) return settings.by_kernels(*torch, values[12], values[0], values[1], values[2]);
+  if (!few(rows, classes, PyLong_AsLongLong(values[10]))) return nothing();
   Ref logits(PyObject_CallFunctionObjArgs(torch->linear, values[0], values[1], values[2], nullptr));
-  if (!logits) return nothing();
-  if (quick) return settings.by_kernels(*torch, logits.it, values[12]);
-  return settings.evaluate(*torch, logits.it, rows, view.dtype == torch->float64);
+  return logits ? settings.evaluate(*torch, logits.it, rows, view.dtype == torch->float64) : nothing();
 }

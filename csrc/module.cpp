@@ -45,6 +45,8 @@ PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
     fast("plain_forward", plain_forward, "the forward of the autograd function PlainLoss"),
     fast("plain_backward", plain_backward, "its backward"),
+    fast("linear_forward", linear_forward, "the forward of the autograd function LinearLoss"),
+    fast("linear_backward", linear_backward, "its backward"),
     fast("few_cross_entropy", few_cross_entropy, "the loss of plain logits, or None"),
     fast("few_linear_cross_entropy", few_linear_cross_entropy, "that of plain features, or None"),
     {"allow_few", allow_few, METH_O, "whether these may do without the kernels"},

@@ -5,3 +5,5 @@
 
 PyObject* plain_forward(PyObject*, PyObject* const* values, Py_ssize_t count);
 PyObject* plain_backward(PyObject*, PyObject* const* values, Py_ssize_t count);
+PyObject* linear_forward(PyObject*, PyObject* const* values, Py_ssize_t count);
+PyObject* linear_backward(PyObject*, PyObject* const* values, Py_ssize_t count);

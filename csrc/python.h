@@ -37,7 +37,7 @@ inline PyObject* nothing() {
 struct Known {
   PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *softmax, *smooth, *linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
-  PyObject *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
+  PyObject *product, *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
   PyObject *one, *reduction[3], *never;
   bool whole = false;
 
@@ -50,7 +50,7 @@ struct Known {
     tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
     float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
     int64 = of(torch, "int64"), add = of(torch, "add"), softmax = of(torch, "log_softmax");
-    contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like"), transformed = of(transforms, "peek_interpreter_stack");
+    product = of(torch, "mm"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like"), transformed = of(transforms, "peek_interpreter_stack");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
     loss = of(functions, "nll_loss"), linear = of(functions, "linear");
     smooth = of(functions, "cross_entropy_loss");

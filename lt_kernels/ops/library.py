@@ -100,6 +100,8 @@ def _none(*_: Any) -> None:
 # Past the dispatcher (csrc/plain.h, csrc/few.h).
 plain_forward = getattr(_extension, "plain_forward", _none)
 plain_backward = getattr(_extension, "plain_backward", _none)
+linear_forward = getattr(_extension, "linear_forward", _none)
+linear_backward = getattr(_extension, "linear_backward", _none)
 few_cross_entropy = getattr(_extension, "few_cross_entropy", _none)
 few_linear_cross_entropy = getattr(_extension, "few_linear_cross_entropy", _none)
 _allow_few = getattr(_extension, "allow_few", _none)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, forced, plain_backward, plain_forward, takes, watched
+from lt_kernels.ops.library import apply, define, forced, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -24,7 +23,6 @@ _LOSS = (
     "float smoothing, int ignore_index, int reduction"
 )
 _LOSS_INPUTS = 18
-_REDUCTIONS = {reference.NONE: "none", reference.WEIGHTED_MEAN: "mean", reference.SUM: "sum"}
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
@@ -149,54 +147,6 @@ class DirectRowLoss(torch.autograd.Function):
         if made is None:
             return None, *RowLoss.slopes(ctx, grad, *ctx.needs_input_grad[1:])
         return None, made, *(None,) * (_LOSS_INPUTS - 1)
-
-
-class PlainLoss(torch.autograd.Function):
-    """`DirectRowLoss` of plain logits on a CPU, past the dispatcher, in steps of C, and with second derivatives.
-
-    logits [N, C], target [N], weight and offset [C], `offset` without a gradient: as the extension reads them. A
-    target that has no logit is a ValueError.
-    """
-
-    forward = staticmethod(plain_forward)
-
-    backward = staticmethod(plain_backward)
-
-    @staticmethod
-    def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The backward but for an incoming gradient of 1 at the end of a graph."""
-        made = handed_out(ctx, grad)
-        return PlainLoss.anew(ctx, grad) if made is None else made, *(None,) * 6
-
-    @staticmethod
-    def anew(ctx: Any, grad: Tensor) -> Tensor:
-        """The gradient for what `handed_out` does not do: by the operators, or by torch where it is differentiated."""
-        logits, target, weight, offset, saved = ctx.saved_tensors
-        gamma, ignore_index, reduction = ctx.settings
-        if torch.is_grad_enabled() and gamma == 0:
-            return _dense_gradient(logits, target, weight, offset, ignore_index, reduction, grad)
-        terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
-        if saved is None:
-            _, saved = loss_op(logits.detach(), target, *terms, reduction)
-        fixed = (terms.offset, None, None, 1.0, ignore_index, False)
-        return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
-
-
-def _dense_gradient(
-    logits: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    offset: Tensor | None,
-    ignore_index: int,
-    reduction: int,
-    grad: Tensor,
-) -> Tensor:
-    """The gradient of a plain loss in steps that torch can differentiate once more."""
-    u = logits.to(reference.accumulate_type(logits.dtype))
-    u = u if offset is None else u + offset
-    loss = F.cross_entropy(u, target, weight, ignore_index=ignore_index, reduction=_REDUCTIONS[reduction])
-    (gradient,) = torch.autograd.grad(loss.to(grad.dtype), logits, grad, create_graph=True)
-    return gradient
 
 
 def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.ops import library, rows
+from lt_kernels.ops import library
 from lt_kernels.ops.budget import current_budget
+from lt_kernels.ops.plain import LinearLoss, PlainLoss
 from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
 
 SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.md)
@@ -21,8 +22,9 @@ CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 _compiling = torch.compiler.is_dynamo_compiling
 _few, _few_linear = library.few_cross_entropy, library.few_linear_cross_entropy
-# `PlainLoss.apply` but for what only torch.func needs.
-_kernels = super(torch.autograd.Function, rows.PlainLoss).apply
+# Their `apply` but for what only torch.func needs.
+_kernels = super(torch.autograd.Function, PlainLoss).apply
+_linear_kernels = super(torch.autograd.Function, LinearLoss).apply
 
 
 def few(input: Tensor, classes: int, product: bool) -> bool:
@@ -89,7 +91,7 @@ def linear_cross_entropy(
     """
     if _compiling():
         return None
-    few = _few_linear(input, linear_weight, linear_bias, target, *settings, SMALL, current_budget(), _kernels)
+    few = _few_linear(input, linear_weight, linear_bias, target, *settings, SMALL, current_budget(), _linear_kernels)
     if few is not None:
         return few
     weight, offset, gamma, smoothing, ignore_index, reduction = settings
@@ -142,9 +144,7 @@ def _loss(
         offset = None if offset is None else _table(offset, classes, kind)
         if offset is not None and offset.requires_grad:
             return None
-        return rows.PlainLoss.apply(
-            _rows(logits), target.contiguous(), weight, offset, gamma, ignore_index, CODES[reduction]
-        )
+        return _kernels(_rows(logits), target.contiguous(), weight, offset, gamma, ignore_index, CODES[reduction])
     except (IndexError, RuntimeError, ValueError, TypeError, AttributeError):
         return None
 

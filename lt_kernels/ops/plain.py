@@ -1,0 +1,90 @@
+"""Plain losses on a CPU past the dispatcher: autograd functions in steps of C (csrc/plain.cpp)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lt_kernels.ops.library import linear_backward, linear_forward, plain_backward, plain_forward
+from lt_kernels.ops.rows import handed_out, loss_backward_op, loss_op
+from lt_kernels.ops.second import first_order
+from lt_kernels.reference import rows as reference
+from lt_kernels.reference.terms import Terms
+
+_REDUCTIONS = {reference.NONE: "none", reference.WEIGHTED_MEAN: "mean", reference.SUM: "sum"}
+
+
+class PlainLoss(torch.autograd.Function):
+    """`rows.DirectRowLoss` of plain logits, with second derivatives where there is no focal factor.
+
+    logits [N, C], target [N], weight and offset [C] or None, focal gamma, ignore_index, the code of the reduction;
+    tables without gradients, in the dtype of the arithmetic. A target that has no logit is a ValueError.
+    """
+
+    forward = staticmethod(plain_forward)
+    backward = staticmethod(plain_backward)
+
+    @staticmethod
+    def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The backward but for an incoming gradient of 1 at the end of a graph."""
+        made = handed_out(ctx, grad)
+        return PlainLoss.anew(ctx, grad) if made is None else made, *(None,) * 6
+
+    @staticmethod
+    def anew(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient for what `handed_out` does not do: by the operators, or by torch where it is differentiated."""
+        logits, target, weight, offset, saved = ctx.saved_tensors
+        gamma, ignore_index, reduction = ctx.settings
+        if torch.is_grad_enabled() and gamma == 0:
+            return _differentiable((logits,), logits, target, weight, offset, ctx.settings, grad)[0]
+        terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
+        if saved is None:
+            _, saved = loss_op(logits.detach(), target, *terms, reduction)
+        fixed = (terms.offset, None, None, 1.0, ignore_index, False)
+        return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
+
+
+class LinearLoss(torch.autograd.Function):
+    """`PlainLoss` of F.linear(input, linear_weight, linear_bias), whose logits do not outlive the forward.
+
+    input [N, d], linear_weight [C, d], linear_bias [C] or None, float32 or float64, then as `PlainLoss` from the target
+    on, without a focal factor. One node of the graph: its backward is two products and a sum.
+    """
+
+    forward = staticmethod(linear_forward)
+    backward = staticmethod(linear_backward)
+
+    @staticmethod
+    def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The backward but for an incoming scalar that is not differentiated."""
+        input, weight, bias, target, class_weight, offset = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs, strict=True) if need)
+            logits = F.linear(input, weight, bias)
+            found = iter(_differentiable(leaves, logits, target, class_weight, offset, ctx.settings, grad))
+            return *(next(found) if need else None for need in needs), *(None,) * 6
+        slope = ctx.gradient * (grad[:, None] if grad.ndim else grad)
+        d_input = slope.mm(weight) if needs[0] else None
+        d_weight = slope.t().mm(input) if needs[1] else None
+        return d_input, d_weight, slope.sum(0) if needs[2] else None, *(None,) * 6
+
+
+def _differentiable(
+    leaves: tuple[Tensor, ...],
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    offset: Tensor | None,
+    settings: tuple[float, int, int],
+    grad: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of a plain loss in steps that torch can differentiate once more."""
+    _, ignore_index, reduction = settings
+    u = logits.to(reference.accumulate_type(logits.dtype))
+    u = u if offset is None else u + offset
+    loss = F.cross_entropy(u, target, weight, ignore_index=ignore_index, reduction=_REDUCTIONS[reduction])
+    return torch.autograd.grad(loss.to(grad.dtype), leaves, grad, create_graph=True)

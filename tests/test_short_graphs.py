@@ -1,0 +1,109 @@
+"""The graphs of the short ways (tests/test_short_ways.py): gradients of every kind, kept graphs, second derivatives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import classes_of, normal
+from tolerances import assert_close
+from torch import Tensor
+
+from lt_kernels.functional import linear_cross_entropy, offset_cross_entropy
+from lt_kernels.ops import library
+
+pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
+N, C, D = 6, 5, 4
+REDUCTIONS = ["none", "mean", "sum"]
+
+
+def inputs(dtype=torch.float64):
+    """Features, class weights, a bias, and targets of which one is ignored."""
+    x, w, b = (normal(*size, seed=len(size) + size[0], dtype=dtype) for size in ((N, D), (C, D), (C,)))
+    target = classes_of(N, C, seed=2)
+    target[1] = -100
+    return [x.requires_grad_(), w.requires_grad_(), b.requires_grad_()], target
+
+
+def tables(dtype=torch.float64):
+    return {"weight": normal(C, seed=3, dtype=dtype).abs(), "offset": normal(C, seed=4, dtype=dtype)}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_second_derivatives_are_those_of_the_dense_formula(smoothing, reduction):
+    (logits, *_), target = [normal(N, C, seed=1).requires_grad_()], inputs()[1]
+    if smoothing:  # an ignored row goes to the operators then
+        target = target.clamp(min=0)
+    settings = {"label_smoothing": smoothing, "reduction": reduction, **tables()}
+    torch.autograd.gradgradcheck(lambda z: offset_cross_entropy(z, target, **settings), logits)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (0, 2)])
+def test_second_derivatives_of_a_product(reduction, frozen):
+    leaves, target = inputs()
+    for place in frozen:
+        leaves[place].requires_grad_(False)
+
+    def loss(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, **tables())
+
+    assert loss(*leaves).sum().grad_fn is not None
+    torch.autograd.gradgradcheck(loss, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("factor", [1.0, -0.3])
+def test_a_product_gives_every_gradient_wherever_it_stands_in_a_graph(dtype, reduction, factor):
+    """Alone or with something behind it, once and again in a kept graph; the made gradient is not used up by that."""
+    leaves, target = inputs(dtype)
+    x, w, b = (leaf.detach().double().requires_grad_() for leaf in leaves)
+    wide = {name: table.double() for name, table in tables(dtype).items()}
+    u = F.linear(x, w, b) + wide["offset"]
+    exact = factor * F.cross_entropy(u, target, wide["weight"], reduction=reduction)
+    exact_gradients = torch.autograd.grad(exact.sum(), (x, w, b))
+    mine = factor * linear_cross_entropy(
+        leaves[0], leaves[1], target, linear_bias=leaves[2], reduction=reduction, **tables(dtype)
+    )
+    assert_close(mine, exact.detach())
+    for keep in (True, True, False):
+        found = torch.autograd.grad(mine.sum(), leaves, retain_graph=keep)
+        for one, other in zip(found, exact_gradients, strict=True):
+            assert_close(one, other)
+            one.zero_()  # somebody's own tensor
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(mine.sum(), leaves)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2)])
+def test_frozen_inputs_get_no_gradient(wanted):
+    leaves, target = inputs(torch.float32)
+    loss = linear_cross_entropy(leaves[0], leaves[1], target, linear_bias=leaves[2])
+    every = torch.autograd.grad(loss, leaves)
+    some = [leaf.detach().requires_grad_(place in wanted) for place, leaf in enumerate(leaves)]
+    linear_cross_entropy(some[0], some[1], target, linear_bias=some[2]).backward()
+    for place, (leaf, gradient) in enumerate(zip(some, every, strict=True)):
+        assert (leaf.grad is not None) == (place in wanted)
+        assert leaf.grad is None or torch.equal(leaf.grad, gradient)
+
+
+def test_changed_weights_are_noticed():
+    leaves, target = inputs(torch.float32)
+    loss = linear_cross_entropy(leaves[0], leaves[1], target, linear_bias=leaves[2])
+    with torch.no_grad():
+        leaves[1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_the_logits_of_a_product_do_not_stay():
+    """Between the passes there is one array of the size of the logits: their gradient."""
+    x, w = torch.randn(512, 8), torch.randn(700, 8, requires_grad=True)
+    target, size = torch.zeros(512, dtype=torch.int64), 512 * 700 * 4
+    with torch.profiler.profile(profile_memory=True) as seen:
+        loss = linear_cross_entropy(x, w, target)
+    changes = [event.self_cpu_memory_usage for event in seen.events()]
+    assert size <= sum(changes) < 1.5 * size, (size, sum(changes))
+    loss.backward()
