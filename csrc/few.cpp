@@ -20,6 +20,10 @@ bool off(PyObject* function, PyObject* argument) {
   return answer == Py_False || answer == Py_None;
 }
 
+bool learned(const Known& torch, PyObject* table) {
+  return table != Py_None && Ref(PyObject_GetAttr(table, torch.requires_grad)).it != Py_False;
+}
+
 // target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction
 struct Settings {
   PyObject *const *values, *target, *weight, *offset, *smoothing;
@@ -47,41 +51,35 @@ struct Settings {
   bool quick(const Known& torch, int64_t rows, int64_t classes, PyObject* dtype) const {
     if (PyFloat_AsDouble(smoothing) != 0) return false;
     auto fixed = [&](PyObject* table) {
-      if (table == Py_None) return true;
-      const bool learned = Ref(PyObject_GetAttr(table, torch.requires_grad)).it != Py_False;
-      return !learned && View(torch, table).vector(classes, dtype) && here(torch, table);
+      return table == Py_None || (!learned(torch, table) && View(torch, table).vector(classes, dtype) && here(torch, table));
     };
-    return View(torch, target).vector(rows, torch.int64) && here(torch, target) && fixed(weight) && fixed(offset) &&
-           off(torch.transformed, nullptr) && off(torch.autocast, torch.cpu);
+    return View(torch, target).vector(rows, torch.int64) && here(torch, target) && fixed(weight) &&
+           (fixed(offset) || learned(torch, offset)) && off(torch.transformed, nullptr) && off(torch.autocast, torch.cpu);
   }
-  // By an autograd function of the logits or, in `first`, of what they are the product of.
-  template <class... Rest> PyObject* by_kernels(const Known& torch, PyObject* apply, Rest... first) const {
-    PyObject* mean = torch.reduction[reduction];
-    Ref loss(PyObject_CallFunctionObjArgs(apply, first..., target, weight, offset, values[3], values[5], mean, nullptr));
-    return loss ? loss.release() : nothing();
+  // By an autograd function of the logits or, in `first`, of what they are the product of; `shifted`: with the offset.
+  template <class... Rest> PyObject* by_kernels(const Known& torch, PyObject* apply, bool shifted, Rest... first) const {
+    PyObject *mean = torch.reduction[reduction], *table = shifted ? Py_None : offset;
+    Ref loss(PyObject_CallFunctionObjArgs(apply, first..., target, weight, table, values[3], values[5], mean, nullptr));
+    return loss && (!shifted || finite(torch, loss.it)) ? loss.release() : nothing();
   }
-  // Without smoothing by the two functions that torch's cross-entropy is made of.
-  PyObject* of_whole(const Known& torch, PyObject* logits) const {
-    PyObject* mean = torch.reduction[reduction];
-    if (PyFloat_AsDouble(smoothing) > 0)
-      return PyObject_CallFunctionObjArgs(torch.smooth, logits, target, weight, mean, torch.never, smoothing, nullptr);
-    Ref log(PyObject_CallFunctionObjArgs(torch.softmax, logits, torch.one, nullptr));
-    return log ? PyObject_CallFunctionObjArgs(torch.loss, log.it, target, weight, mean, torch.never, nullptr) : nullptr;
-  }
-  // The loss, if it is finite: a target's offset may be -inf.
-  PyObject* evaluate(const Known& torch, PyObject* logits, int64_t rows, bool is_double) const {
+  PyObject* by_torch(const Known& torch, PyObject* logits) const {
     Ref sum(offset == Py_None ? nullptr : PyObject_CallFunctionObjArgs(torch.add, logits, offset, nullptr));
     if (offset != Py_None && !sum) return nothing();
-    Ref loss(of_whole(torch, sum ? sum.it : logits));
-    if (!loss) return nothing();
-    if (offset == Py_None) return loss.release();
-    Ref address(PyObject_CallMethodObjArgs(loss.it, torch.data_ptr, nullptr));
+    PyObject *mean = torch.reduction[reduction], *u = sum ? sum.it : logits;
+    Ref loss(PyObject_CallFunctionObjArgs(torch.loss, u, target, weight, mean, torch.never, smoothing, nullptr));
+    return loss && (!sum || finite(torch, loss.it)) ? loss.release() : nothing();
+  }
+  // Whether a loss of logits with their offset is: a target's offset may be -inf, which the operators say.
+  bool finite(const Known& torch, PyObject* loss) const {
+    const View view(torch, loss);
+    Ref address(PyObject_CallMethodObjArgs(loss, torch.data_ptr, nullptr));
     const void* numbers = address ? PyLong_AsVoidPtr(address.it) : nullptr;
-    if (!numbers) return nothing();
-    bool finite = true;
-    for (int64_t i = 0; i < (reduction ? 1 : rows); ++i)
-      finite &= std::isfinite(is_double ? static_cast<const double*>(numbers)[i] : static_cast<const float*>(numbers)[i]);
-    return finite ? loss.release() : nothing();
+    bool all = numbers;
+    for (int64_t i = 0; all && i < (reduction ? 1 : view.sizes[0]); ++i) {
+      const bool wide = view.dtype == torch.float64;
+      all = std::isfinite(wide ? static_cast<const double*>(numbers)[i] : static_cast<const float*>(numbers)[i]);
+    }
+    return all;
   }
 };
 
@@ -110,10 +108,13 @@ PyObject* few_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count
   if (rows <= 0 || classes <= 0 || !plain(*torch, view, values[0])) return nothing();
   const Settings settings(values + 1);
   if (!settings.fit(*torch, classes, view.dtype)) return nothing();
-  if (settings.quick(*torch, rows, classes, view.dtype) && here(*torch, values[0]))
-    return settings.by_kernels(*torch, values[9], values[0]);
-  if (!few(rows, classes, PyLong_AsLongLong(values[8]))) return nothing();
-  return settings.evaluate(*torch, values[0], rows, view.dtype == torch->float64);
+  const bool is_few = few(rows, classes, PyLong_AsLongLong(values[8])), shifted = learned(*torch, settings.offset);
+  if (settings.quick(*torch, rows, classes, view.dtype) && here(*torch, values[0]) && (is_few || !shifted)) {
+    if (!shifted) return settings.by_kernels(*torch, values[9], false, values[0]);
+    Ref sum(PyObject_CallFunctionObjArgs(torch->add, values[0], settings.offset, nullptr));
+    return sum ? settings.by_kernels(*torch, values[9], true, sum.it) : nothing();
+  }
+  return is_few ? settings.by_torch(*torch, values[0]) : nothing();
 }
 
 // (input, linear_weight, linear_bias, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction, most,
@@ -129,9 +130,13 @@ PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
   if (values[2] != Py_None && !View(*torch, values[2]).vector(classes, view.dtype)) return nothing();
   const Settings settings(values + 3);
   if (!settings.fit(*torch, classes, view.dtype) || !off(torch->autocast, torch->cpu)) return nothing();
-  const bool quick = settings.quick(*torch, rows, classes, view.dtype);
-  if (quick) return settings.by_kernels(*torch, values[12], values[0], values[1], values[2]);
+  if (settings.quick(*torch, rows, classes, view.dtype)) {  // an offset that is learned is one bias more
+    const bool shifted = learned(*torch, settings.offset), both = shifted && values[2] != Py_None;
+    Ref sum(both ? PyObject_CallFunctionObjArgs(torch->add, values[2], settings.offset, nullptr) : nullptr);
+    PyObject* bias = both ? sum.it : shifted ? settings.offset : values[2];
+    return bias ? settings.by_kernels(*torch, values[12], shifted, values[0], values[1], bias) : nothing();
+  }
   if (!few(rows, classes, PyLong_AsLongLong(values[10]))) return nothing();
   Ref logits(PyObject_CallFunctionObjArgs(torch->linear, values[0], values[1], values[2], nullptr));
-  return logits ? settings.evaluate(*torch, logits.it, rows, view.dtype == torch->float64) : nothing();
+  return logits ? settings.by_torch(*torch, logits.it) : nothing();
 }

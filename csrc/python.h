@@ -35,10 +35,10 @@ inline PyObject* nothing() {
 
 // What is looked up once: torch's functions and types, the names of attributes, and constants.
 struct Known {
-  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *softmax, *smooth, *linear;
+  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
   PyObject *product, *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
-  PyObject *one, *reduction[3], *never;
+  PyObject *reduction[3], *never;
   bool whole = false;
 
   Known() {
@@ -49,17 +49,15 @@ struct Known {
     auto of = [](const Ref& owner, const char* name) { return PyObject_GetAttrString(owner.it, name); };
     tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
     float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
-    int64 = of(torch, "int64"), add = of(torch, "add"), softmax = of(torch, "log_softmax");
+    int64 = of(torch, "int64"), add = of(torch, "add");
     product = of(torch, "mm"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like"), transformed = of(transforms, "peek_interpreter_stack");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
-    loss = of(functions, "nll_loss"), linear = of(functions, "linear");
-    smooth = of(functions, "cross_entropy_loss");
+    loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");
     auto text = [](const char* word) { return PyUnicode_InternFromString(word); };
     cpu = text("cpu"), dtype = text("dtype"), is_cpu = text("is_cpu"), shape = text("shape"), data_ptr = text("data_ptr");
     is_contiguous = text("is_contiguous"), requires_grad = text("requires_grad"), item = text("item");
     new_empty = text("new_empty"), to = text("to"), needs = text("needs_input_grad"), save = text("save_for_backward");
     gradient = text("gradient"), settings = text("settings");
-    one = PyLong_FromLong(1);
     for (int code = 0; code < 3; ++code) reduction[code] = PyLong_FromLong(code);
     never = PyLong_FromLongLong(-(1ll << 62));  // no class, and nobody's ignore_index
     whole = !PyErr_Occurred();

@@ -115,10 +115,10 @@ class EstimatedOffsetLoss(Loss):
 
     def offsets(self, linear_weight: Tensor) -> Tensor:
         """-o [C], to be added to the logits."""
-        if linear_weight.shape != self.center_loss.centers.shape:
-            wanted = list(self.center_loss.centers.shape)
-            raise ValueError(f"linear_weight must have shape {wanted}, got {list(linear_weight.shape)}")
-        return -0.5 * (self.center_loss.centers * linear_weight).sum(1)
+        centers = self.center_loss.centers
+        if linear_weight.shape != centers.shape:
+            raise ValueError(f"linear_weight must have shape {list(centers.shape)}, got {list(linear_weight.shape)}")
+        return (-0.5 * centers * linear_weight).sum(1)
 
     def total(self, loss: Tensor, table: Tensor, features: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy with the two other terms; `table` is -o."""

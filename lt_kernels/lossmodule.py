@@ -18,6 +18,7 @@ from lt_kernels.values import Margin, MixedTarget
 
 Reduction = Literal["none", "mean", "sum"]
 _TABLES = ("weight", "offset", "class_margin", "class_smoothing")
+_compiling = torch.compiler.is_dynamo_compiling
 
 
 class Loss(nn.Module):
@@ -81,32 +82,37 @@ class Loss(nn.Module):
         self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
-        shape = tuple(checks.floating("input", input).shape)
+        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
         classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
         if classes == 0:
+            checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes) if table is None else table
-        if norms is None and (found := self._quick(input, target, table)) is not None:
+        plain = None if norms is not None else self._plain(input, table)
+        if plain is not None and (found := small.cross_entropy(input, target, *plain)) is not None:
             return found
+        checks.floating("input", input)
         return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
 
-    def _quick(self, input: Tensor, target: Any, table: Tensor | None) -> Tensor | None:
-        """The loss of few logits where it is plain; buffers are read past the slow look-up of a module."""
-        tables = self._buffers
-        if torch.compiler.is_dynamo_compiling():
-            return None
-        if self.margin is not None or self.scale != 1.0 or tables["class_smoothing"] is not None:
-            return None
-        if self.average != "weighted" and tables["weight"] is not None:
-            return None
-        plain = (self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction)
-        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
-        weight, offset = self._cast("weight", tables["weight"], kind), self._cast("offset", table, kind)
-        return small.cross_entropy(input, target, weight, offset, *plain)
+    def _plain(self, input: Tensor, table: Tensor | None) -> tuple[Any, ...] | None:
+        """What the short way takes, from `weight` on; None where the loss is no plain one, or a compiler looks on.
 
-    def _cast(self, name: str, table: Tensor | None, kind: torch.dtype) -> Tensor | None:
+        Buffers are read past the slow look-up of a module.
+        """
+        tables = self._buffers
+        weight = tables["weight"]
+        if _compiling() or self.margin is not None or self.scale != 1.0 or tables["class_smoothing"] is not None:
+            return None
+        if weight is not None and self.average != "weighted":
+            return None
+        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
+        weight = None if weight is None else self._cast("weight", weight, kind)
+        offset = None if table is None else self._cast("offset", table, kind)
+        return weight, offset, self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction
+
+    def _cast(self, name: str, table: Tensor, kind: torch.dtype) -> Tensor:
         """A table in the dtype of the arithmetic; kept until it is replaced or written to."""
-        if table is None or table.dtype is kind or table.requires_grad:
+        if table.dtype is kind or table.requires_grad:
             return table
         if table.is_inference():  # counts no versions
             return table.to(kind)
@@ -146,17 +152,19 @@ class Loss(nn.Module):
         table: Tensor | None = None,
     ) -> Tensor:
         """The loss straight from features [N, d] and class weights [C, d]; `cosine` normalises both."""
-        checks.features(features, linear_weight, linear_bias)
         scale = self.scale if self.input_kind == "cosine" else scale
         if self.needs_logits:
+            checks.features(features, linear_weight, linear_bias)
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
+        short = group is None and not cosine and scale is None and isinstance(features, Tensor)
+        if short and isinstance(linear_weight, Tensor) and linear_weight.ndim == 2:
+            table = self.table(target, linear_weight.shape[0]) if table is None else table
+            plain, rows = self._plain(features, table), (features, linear_weight, linear_bias, target)
+            if plain is not None and (found := small.linear_cross_entropy(*rows, *plain)) is not None:
+                return found
+        checks.features(features, linear_weight, linear_bias)
         source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
         table = self.table(target, source.classes) if table is None else table
-        found = None
-        if isinstance(source, Logits) and not cosine and scale is None:
-            found = self._quick(source.values, target, table)
-        if found is not None:
-            return found
         return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
 
     def logits(

@@ -150,10 +150,11 @@ class CenterLoss(nn.Module):
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
         target = checks.indices("target", target, features.shape[:1], features)
-        distance = features.to(centers.dtype) - _rows_of(centers, target)
-        if self.training and self.mode == "wen":
-            self.centers = _moved(centers, distance.detach(), target, self.rate)
-        return distance.square().sum(1).mean()
+        features = features if features.dtype is centers.dtype else features.to(centers.dtype)
+        distance = features - _rows_of(centers, target)
+        if self.training and self.mode == "wen":  # past the slow look-up of a module
+            self._buffers["centers"] = _moved(centers, distance.detach(), target, self.rate)
+        return distance.square().sum() / len(target)
 
 
 def _rows_of(centers: Tensor, target: Tensor) -> Tensor:

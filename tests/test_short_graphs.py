@@ -89,6 +89,43 @@ def test_frozen_inputs_get_no_gradient(wanted):
         assert leaf.grad is None or torch.equal(leaf.grad, gradient)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_learned_offset_is_one_bias_more(reduction, bias):
+    (x, w, b), target = inputs(torch.float32)
+    offset = tables(torch.float32)["offset"].requires_grad_()
+    target.clamp_(min=0)
+    leaves = [x, w, offset, *([b] if bias else [])]
+    logits = F.linear(x, w, b if bias else None).detach().requires_grad_()
+    for loss, wanted in (
+        (
+            linear_cross_entropy(x, w, target, linear_bias=b if bias else None, offset=offset, reduction=reduction),
+            leaves,
+        ),
+        (offset_cross_entropy(logits, target, offset=offset, reduction=reduction), [logits, offset]),
+    ):
+        wide = [leaf.detach().double().requires_grad_() for leaf in wanted]
+        u = wide[0] + wide[1] if len(wide) == 2 else F.linear(wide[0], wide[1], wide[3] if bias else None) + wide[2]
+        exact = F.cross_entropy(u, target, reduction=reduction)
+        assert loss.grad_fn.name() in ("LinearLossBackward", "PlainLossBackward")
+        assert_close(loss, exact.detach())
+        found = torch.autograd.grad(loss.sum(), wanted)
+        for one, other in zip(found, torch.autograd.grad(exact.sum(), wide), strict=True):
+            assert_close(one, other)
+
+
+def test_a_learned_offset_of_an_absent_target_is_named():
+    (x, w, b), target = inputs(torch.float32)
+    offset = torch.where(torch.arange(C) == target[0], -torch.inf, 0.0).requires_grad_()
+    for call in (
+        lambda: linear_cross_entropy(x, w, target, linear_bias=b, offset=offset),
+        lambda: linear_cross_entropy(x, w, target, offset=offset),
+        lambda: offset_cross_entropy(x @ w.T, target, offset=offset),
+    ):
+        with pytest.raises(ValueError, match="offset is -inf for class"):
+            call()
+
+
 def test_changed_weights_are_noticed():
     leaves, target = inputs(torch.float32)
     loss = linear_cross_entropy(leaves[0], leaves[1], target, linear_bias=leaves[2])

@@ -102,6 +102,8 @@ def linear_cross_entropy(
     classes = linear_weight.shape[0]
     if not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
         return None
+    if getattr(offset, "requires_grad", False):
+        return None
     plain = (target, gamma, smoothing, ignore_index, reduction)
     if input.shape[0] * classes > _room(input) or not _plain(input, classes, *plain):
         return None
