@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "plain.h"
 #include "python.h"
 
 using namespace lt;
@@ -59,8 +60,16 @@ struct Settings {
   // By an autograd function of the logits or, in `first`, of what they are the product of; `shifted`: with the offset.
   template <class... Rest> PyObject* by_kernels(const Known& torch, PyObject* apply, bool shifted, Rest... first) const {
     PyObject *mean = torch.reduction[reduction], *table = shifted ? Py_None : offset;
-    Ref loss(PyObject_CallFunctionObjArgs(apply, first..., target, weight, table, values[3], values[5], mean, nullptr));
+    PyObject* const rest[] = {target, weight, table, values[3], values[5], mean};
+    const bool graph = Ref(PyObject_CallNoArgs(torch.grad_mode)).it != Py_False;
+    Ref loss(graph ? PyObject_CallFunctionObjArgs(apply, first..., target, weight, table, values[3], values[5], mean, nullptr)
+                   : value(torch, rest, first...));
     return loss && (!shifted || finite(torch, loss.it)) ? loss.release() : nothing();
+  }
+  PyObject* value(const Known&, PyObject* const* rest, PyObject* logits) const { return plain_value(logits, rest); }
+  PyObject* value(const Known& torch, PyObject* const* rest, PyObject* input, PyObject* weights, PyObject* bias) const {
+    Ref logits(PyObject_CallFunctionObjArgs(torch.linear, input, weights, bias, nullptr));
+    return logits ? plain_value(logits.it, rest) : nullptr;
   }
   PyObject* by_torch(const Known& torch, PyObject* logits) const {
     Ref sum(offset == Py_None ? nullptr : PyObject_CallFunctionObjArgs(torch.add, logits, offset, nullptr));

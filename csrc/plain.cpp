@@ -160,7 +160,10 @@ PyObject* otherwise(PyObject* context, PyObject* grad) {
 
 }  // namespace
 
-// The forward of lt_kernels.ops.rows.PlainLoss: (context, logits, target, weight, offset, gamma, ignore_index, reduction)
+// Where no gradient is wanted, a loss needs no graph. rest: target, weight, offset, gamma, ignore_index, reduction
+PyObject* lt::plain_value(PyObject* logits, PyObject* const* rest) { return evaluate(*known(), logits, rest, false).loss.release(); }
+
+// The forward of lt_kernels.ops.plain.PlainLoss: (context, logits, target, weight, offset, gamma, ignore_index, reduction)
 PyObject* plain_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const Known* torch = ready("plain_forward", count, 8);
   const int wanted = torch ? needed(*torch, in[0], 1) : -1;

@@ -3,6 +3,10 @@
 
 #include <Python.h>
 
+namespace lt {
+PyObject* plain_value(PyObject* logits, PyObject* const* rest);
+}
+
 PyObject* plain_forward(PyObject*, PyObject* const* values, Py_ssize_t count);
 PyObject* plain_backward(PyObject*, PyObject* const* values, Py_ssize_t count);
 PyObject* linear_forward(PyObject*, PyObject* const* values, Py_ssize_t count);

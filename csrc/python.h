@@ -50,7 +50,8 @@ struct Known {
     tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
     float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
     int64 = of(torch, "int64"), add = of(torch, "add");
-    product = of(torch, "mm"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like"), transformed = of(transforms, "peek_interpreter_stack");
+    product = of(torch, "mm"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
+    transformed = of(transforms, "peek_interpreter_stack");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
     loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");
     auto text = [](const char* word) { return PyUnicode_InternFromString(word); };

@@ -144,3 +144,19 @@ def test_the_logits_of_a_product_do_not_stay():
     changes = [event.self_cpu_memory_usage for event in seen.events()]
     assert size <= sum(changes) < 1.5 * size, (size, sum(changes))
     loss.backward()
+
+
+def test_where_no_gradient_is_wanted_none_is_made():
+    leaves, target = inputs(torch.float32)
+    graphs = linear_cross_entropy(leaves[0], leaves[1], target), offset_cross_entropy(leaves[0] @ leaves[1].T, target)
+    with torch.no_grad():
+        values = (
+            linear_cross_entropy(leaves[0], leaves[1], target),
+            offset_cross_entropy(leaves[0] @ leaves[1].T, target),
+        )
+    assert [value.grad_fn for value in values] == [None, None]
+    assert all(torch.equal(one, other) for one, other in zip(graphs, values, strict=True))
+    x, w, size = torch.randn(512, 8), torch.randn(700, 8, requires_grad=True), 512 * 700 * 4
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as seen:
+        linear_cross_entropy(x, w, torch.zeros(512, dtype=torch.int64))
+    assert sum(event.self_cpu_memory_usage >= size for event in seen.events()) == 1  # the logits

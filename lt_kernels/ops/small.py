@@ -1,6 +1,6 @@
 """Plain calls on a CPU by the shortest way: between two products of matrices each step of Python counts.
 
-Few logits go to torch's own cross-entropy, whose graph is built in C++ and beats any operator from Python.
+The extension takes what is plainest as it is (csrc/few.cpp); what needs a second look gets it here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lt_kernels.ops.budget import current_budget
 from lt_kernels.ops.plain import LinearLoss, PlainLoss
 from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
 
-SMALL = 2**15  # logits; from about here on the fused kernels win (docs/kernels.md)
+SMALL = 2**15  # logits; from here on the operators win, where the short ways do not go (docs/kernels.md)
 CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 _compiling = torch.compiler.is_dynamo_compiling
 _few, _few_linear = library.few_cross_entropy, library.few_linear_cross_entropy
-# Their `apply` but for what only torch.func needs.
+# Their `apply`, without the look at torch.func, which had one already.
 _kernels = super(torch.autograd.Function, PlainLoss).apply
 _linear_kernels = super(torch.autograd.Function, LinearLoss).apply
 
