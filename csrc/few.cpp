@@ -138,14 +138,14 @@ PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
   if (!plain(*torch, view, values[0])) return nothing();
   if (values[2] != Py_None && !View(*torch, values[2]).vector(classes, view.dtype)) return nothing();
   const Settings settings(values + 3);
-  if (!settings.fit(*torch, classes, view.dtype) || !off(torch->autocast, torch->cpu)) return nothing();
+  if (!settings.fit(*torch, classes, view.dtype)) return nothing();
   if (settings.quick(*torch, rows, classes, view.dtype)) {  // an offset that is learned is one bias more
     const bool shifted = learned(*torch, settings.offset), both = shifted && values[2] != Py_None;
     Ref sum(both ? PyObject_CallFunctionObjArgs(torch->add, values[2], settings.offset, nullptr) : nullptr);
     PyObject* bias = both ? sum.it : shifted ? settings.offset : values[2];
     return bias ? settings.by_kernels(*torch, values[12], shifted, values[0], values[1], bias) : nothing();
   }
-  if (!few(rows, classes, PyLong_AsLongLong(values[10]))) return nothing();
+  if (!few(rows, classes, PyLong_AsLongLong(values[10])) || !off(torch->autocast, torch->cpu)) return nothing();
   Ref logits(PyObject_CallFunctionObjArgs(torch->linear, values[0], values[1], values[2], nullptr));
   return logits ? settings.by_torch(*torch, logits.it) : nothing();
 }

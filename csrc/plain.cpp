@@ -86,9 +86,9 @@ struct Evaluated {
   explicit operator bool() const { return bool(loss); }
 };
 
-// values: target, weight, offset, gamma, ignore_index, reduction. Nothing, and an error, if that fails.
-Evaluated evaluate(const Known& torch, PyObject* logits, PyObject* const* values, bool wanted) {
-  const View view(torch, logits);
+// values: target, weight, offset, gamma, ignore_index, reduction; `view` of the logits, `dense` if that is known. Nothing,
+// and an error, if that fails.
+Evaluated evaluate(const Known& torch, PyObject* logits, const View& view, PyObject* const* values, bool wanted, bool dense) {
   PyObject* kind = view.dtype == torch.float64 ? torch.float64 : torch.float32;
   Call call;
   Rows& args = call.args;
@@ -98,16 +98,16 @@ Evaluated evaluate(const Known& torch, PyObject* logits, PyObject* const* values
     PyErr_Format(PyExc_TypeError, "logits must be a tensor [N, C] of float32, float64 or bfloat16");
     return {};
   }
-  Ref dense(PyObject_CallMethodObjArgs(logits, torch.is_contiguous, nullptr));
+  dense = dense || Ref(PyObject_CallMethodObjArgs(logits, torch.is_contiguous, nullptr)).it == Py_True;
   auto none_like = [&](PyObject* sizes) { return numbers(torch, logits, view.dtype, kind, Ref(sizes).it); };
   Evaluated out{none_like(call.reduction == kNone ? Py_BuildValue("(L)", (long long)args.n) : PyTuple_New(0))};
-  if (!dense || !out.loss) return {};
-  if (wanted) out.gradient = dense_like(torch, logits, dense.it == Py_True);
+  if (!out.loss) return {};
+  if (wanted) out.gradient = dense_like(torch, logits, dense);
   // Needed again where an incoming gradient other than 1 is not to round bfloat16 twice.
   if (out.gradient && kind != view.dtype) out.saved = none_like(Py_BuildValue("(iL)", 5, (long long)args.n));
   if (PyErr_Occurred()) return {};
   args.logits = address(torch, logits), args.stride = args.c;
-  if (dense.it != Py_True) args.stride = PyLong_AsLongLong(Ref(PyObject_CallMethod(logits, "stride", "i", 0)).it);
+  if (!dense) args.stride = PyLong_AsLongLong(Ref(PyObject_CallMethod(logits, "stride", "i", 0)).it);
   args.target = static_cast<const int64_t*>(address(torch, values[0])), args.slots = 1;
   args.ignore_index = PyLong_AsLongLong(values[4]), args.scale = 1;
   args.offset.data = address(torch, values[2]), args.offset.rows = 1, args.d_logits = address(torch, out.gradient.it);
@@ -161,14 +161,16 @@ PyObject* otherwise(PyObject* context, PyObject* grad) {
 }  // namespace
 
 // Where no gradient is wanted, a loss needs no graph. rest: target, weight, offset, gamma, ignore_index, reduction
-PyObject* lt::plain_value(PyObject* logits, PyObject* const* rest) { return evaluate(*known(), logits, rest, false).loss.release(); }
+PyObject* lt::plain_value(PyObject* logits, PyObject* const* rest) {
+  return evaluate(*known(), logits, View(*known(), logits), rest, false, false).loss.release();
+}
 
 // The forward of lt_kernels.ops.plain.PlainLoss: (context, logits, target, weight, offset, gamma, ignore_index, reduction)
 PyObject* plain_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const Known* torch = ready("plain_forward", count, 8);
   const int wanted = torch ? needed(*torch, in[0], 1) : -1;
   if (wanted < 0) return nullptr;
-  Evaluated made = evaluate(*torch, in[1], in + 2, wanted);
+  Evaluated made = evaluate(*torch, in[1], View(*torch, in[1]), in + 2, wanted, false);
   if (!made || !wanted) return made.loss.release();
   Ref tensors(PyTuple_Pack(5, in[1], in[2], in[3], in[4], made.saved ? made.saved.it : Py_None));
   return keep(*torch, in[0], tensors.it, made, in + 5) ? made.loss.release() : nullptr;
@@ -192,7 +194,7 @@ PyObject* linear_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const int wanted = torch ? needed(*torch, in[0], 3) : -1;
   Ref logits(wanted < 0 ? nullptr : PyObject_CallFunctionObjArgs(torch->linear, in[1], in[2], in[3], nullptr));
   if (!logits) return nullptr;
-  Evaluated made = evaluate(*torch, logits.it, in + 4, wanted);
+  Evaluated made = evaluate(*torch, logits.it, View(*torch, logits.it), in + 4, wanted, true);
   if (!made || !wanted) return made.loss.release();
   Ref tensors(PyTuple_Pack(6, in[1], in[2], in[3], in[4], in[5], in[6]));
   return keep(*torch, in[0], tensors.it, made, in + 7) ? made.loss.release() : nullptr;
