@@ -77,7 +77,7 @@ template <class A> struct Losses {
   // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
   void run(Type type) const {
     const Kernels& table = kernels();
-    int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(args.c, 1));
+    int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(args.c, 1));
     torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
       if (plain()) return table.rows_plain[type](args, {margins.weight, divisor, losses, numbers}, begin, end);
       Rows mine = args;
