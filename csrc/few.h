@@ -1,4 +1,4 @@
-// Few logits: Python functions of the extension that return a loss, or None where the call is not a plain one.
+// Plain losses: Python functions of the extension that return one, or None where the call is not a plain one (few.cpp).
 #pragma once
 
 #include <Python.h>
