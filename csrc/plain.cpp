@@ -206,7 +206,8 @@ PyObject* linear_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   bool one = false, stays = true;
   Ref slope = torch ? handed_out(*torch, in[0], in[1], &one, &stays) : Ref();
   if (!slope) return torch ? otherwise(in[0], in[1]) : nullptr;
-  Ref tensors(PyObject_GetAttrString(in[0], "saved_tensors")), needs(PyObject_GetAttr(in[0], torch->needs));
+  Ref tensors(PyObject_GetAttrString(in[0], "saved_tensors"));
+  Ref needs(tensors ? PyObject_GetAttr(in[0], torch->needs) : nullptr);  // not with an error in the air
   if (!tensors || !needs || (!stays && PyObject_SetAttr(in[0], torch->gradient, Py_None))) return nullptr;
   if (!one) slope = PyNumber_Multiply(slope.it, in[1]);
   Ref found[3];
