@@ -35,6 +35,14 @@ const Kernels& kernels() {
 namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyLong_FromLong(lt::instruction_set()); }
+PyObject* intel(PyObject*, PyObject*) {
+#if defined(LT_GENERIC_ONLY)
+  Py_RETURN_FALSE;
+#else
+  __builtin_cpu_init();
+  return PyBool_FromLong(__builtin_cpu_is("intel"));
+#endif
+}
 
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyMethodDef fast(const char* name, Fast function, const char* about) {
@@ -43,6 +51,7 @@ PyMethodDef fast(const char* name, Fast function, const char* about) {
 
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
+    {"intel", intel, METH_NOARGS, "whether the processor is Intel's"},
     fast("plain_forward", plain_forward, "the forward of the autograd function PlainLoss"),
     fast("plain_backward", plain_backward, "its backward"),
     fast("linear_forward", linear_forward, "the forward of the autograd function LinearLoss"),

@@ -192,7 +192,7 @@ PyObject* plain_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
 PyObject* linear_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const Known* torch = ready("linear_forward", count, 10);
   const int wanted = torch ? needed(*torch, in[0], 3) : -1;
-  Ref logits(wanted < 0 ? nullptr : PyObject_CallFunctionObjArgs(torch->linear, in[1], in[2], in[3], nullptr));
+  Ref logits(wanted < 0 ? nullptr : PyObject_CallFunctionObjArgs(torch->large_linear, in[1], in[2], in[3], nullptr));
   if (!logits) return nullptr;
   Evaluated made = evaluate(*torch, logits.it, View(*torch, logits.it), in + 4, wanted, true);
   if (!made || !wanted) return made.loss.release();

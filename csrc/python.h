@@ -35,7 +35,7 @@ inline PyObject* nothing() {
 
 // What is looked up once: torch's functions and types, the names of attributes, and constants.
 struct Known {
-  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
+  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear, *large_linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
   PyObject *product, *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
   PyObject *reduction[3], *never;
@@ -44,13 +44,13 @@ struct Known {
   Known() {
     Ref torch(PyImport_ImportModule("torch")), functions(PyImport_ImportModule("torch._C._nn"));
     Ref parameters(PyImport_ImportModule("torch.nn.parameter")), transforms(PyImport_ImportModule("torch._C._functorch"));
-    Ref autograd(PyImport_ImportModule("torch._C._autograd"));
-    if (!torch || !functions || !parameters || !transforms || !autograd) return;
+    Ref autograd(PyImport_ImportModule("torch._C._autograd")), products(PyImport_ImportModule("lt_kernels.ops.products"));
+    if (!torch || !functions || !parameters || !transforms || !autograd || !products) return;
     auto of = [](const Ref& owner, const char* name) { return PyObject_GetAttrString(owner.it, name); };
     tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
     float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
     int64 = of(torch, "int64"), add = of(torch, "add");
-    product = of(torch, "mm"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
+    product = of(products, "product"), large_linear = of(products, "linear"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
     transformed = of(transforms, "peek_interpreter_stack");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
     loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");

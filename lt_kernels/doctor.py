@@ -16,6 +16,7 @@ import torch
 import lt_kernels
 from lt_kernels import ops
 from lt_kernels.ops.budget import current_budget
+from lt_kernels.ops.products import choice
 from lt_kernels.ops.tiles import screening
 
 
@@ -70,6 +71,7 @@ def _facts() -> list[str]:
     extension = f"loaded, serving with {instruction_set}" if loaded else f"not loaded: {reason}"
     threads = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
     screened, why = screening(torch.empty(1, 64), 0.4)
+    faster, because = choice()
     rows = [
         ("lt_kernels", f"{lt_kernels.__version__} in {Path(__file__).parent}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -79,6 +81,7 @@ def _facts() -> list[str]:
         ("GPU", _gpu()),
         ("C++ extension", extension),
         ("repulsion", f"tiles {'screened in int8' if screened else 'not screened'} on the CPU: {why}"),
+        ("products", f"large float32 ones on the CPU by {'oneDNN' if faster else 'torch.mm'}: {because}"),
         ("memory budget", f"{current_budget() / 2**20:.0f} MiB of logits in linear and cosine operators"),
     ]
     return [f"{name:<14} {value}" for name, value in rows]

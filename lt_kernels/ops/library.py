@@ -122,6 +122,11 @@ def instruction_set() -> str:
     return "none" if _extension is None else ("generic", "avx2", "avx512")[_extension.instruction_set()]
 
 
+def intel() -> bool:
+    """Whether the processor is Intel's, as far as the C++ extension can tell."""
+    return _extension is not None and bool(_extension.intel())
+
+
 _said: list[str] = []
 
 
@@ -184,7 +189,7 @@ def kernels_status() -> list[tuple[str, str, str, str]]:
     rows = []
     for room in ROOMS:
         names = [name for name, (owner, _) in _references.items() if owner == room]
-        compiled = any(_has(name, "CPU") for name in names) or (room == "linear" and _extension is not None)
+        compiled = any(_has(name, "CPU") for name in names)
         serving = f"C++ ({instruction_set()})" if compiled else "reference"
         rows.append((room, "cpu", serving, "" if compiled else _reason))
         rows.append((room, "cuda", *_cuda_status(names)))

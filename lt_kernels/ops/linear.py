@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops import budget
-from lt_kernels.ops.library import define, takes
+from lt_kernels.ops import budget, slabs
+from lt_kernels.ops.library import NAMESPACE, define, extension_status, takes
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
@@ -60,6 +60,11 @@ backward_op = define(
     reference.linear_backward,
     _backward_fake,
 )
+
+if extension_status()[0]:
+    _kernels = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (lives as long as the process)
+    _kernels.impl("linear_forward", slabs.linear_forward, "CPU")
+    _kernels.impl("linear_backward", slabs.linear_backward, "CPU")
 
 
 @takes(15)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import checks, distributed
-from lt_kernels.ops import library, linear, margins, prepare, rows, small
+from lt_kernels.ops import library, linear, margins, prepare, products, rows, small
 from lt_kernels.reference.linear import COLUMNS, PLAIN
 from lt_kernels.reference.rows import MEAN, accumulate_type, divisor_of
 from lt_kernels.reference.terms import SPHERE, Terms
@@ -93,7 +93,7 @@ def small_logits(input: Tensor, weight: Tensor, bias: Tensor | None, normalize: 
     if margin is not None and margin.kind == SPHERE:
         values = F.linear(input, small.unit(weight), None)
         return Logits(values, torch.linalg.vector_norm(input, dim=1).to(accumulate_type(values.dtype)))
-    return Logits(F.linear(input, weight, bias) if normalize == PLAIN else small.cosines(input, weight))
+    return Logits(products.with_graph(input, weight, bias) if normalize == PLAIN else small.cosines(input, weight))
 
 
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:

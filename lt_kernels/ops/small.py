@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.ops import library
+from lt_kernels.ops import library, products
 from lt_kernels.ops.budget import current_budget
 from lt_kernels.ops.plain import LinearLoss, PlainLoss
 from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
@@ -108,7 +108,7 @@ def linear_cross_entropy(
     if input.shape[0] * classes > _room(input) or not _plain(input, classes, *plain):
         return None
     try:
-        logits = F.linear(input, linear_weight, linear_bias)
+        logits = products.with_graph(input, linear_weight, linear_bias)
     except (RuntimeError, TypeError, AttributeError):
         return None
     return _loss(logits, target, weight, offset, gamma, ignore_index, reduction)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels.ops import products
 from lt_kernels.ops.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
@@ -114,7 +115,7 @@ def _upper_tiles(classes: int) -> Iterator[tuple[int, int]]:
 
 
 def _product(weight: Tensor, rows: slice, columns: slice, kind: torch.dtype) -> Tensor:
-    return weight[rows].to(kind) @ weight[columns].to(kind).T
+    return products.linear(weight[rows].to(kind), weight[columns].to(kind))
 
 
 class Forward:

@@ -105,7 +105,12 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
     return by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), inverse_norm)  # type: ignore[arg-type]
 
 
-def by_slabs(p: Problem, keep: bool, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+def by_slabs(
+    p: Problem,
+    keep: bool,
+    norm: Callable[[Tensor], Tensor],
+    product: Callable[[Problem, slice, slice], Tensor] = _product,
+) -> tuple[Tensor, ...]:
     """What linear_forward returns, by one library product and one call of the row kernels a slab."""
     rows_forward = torch.ops.lt_kernels.rows_forward.default
     kept = p.input.new_empty(0, dtype=product_type(p.input))
@@ -115,7 +120,7 @@ def by_slabs(p: Problem, keep: bool, norm: Callable[[Tensor], Tensor]) -> tuple[
         column_scale = norm(p.weight) if p.normalize >= COLUMNS else None
         for classes in p.class_slabs():
             for rows in p.row_slabs():
-                logits = _product(p, rows, classes)
+                logits = product(p, rows, classes)
                 part = rows_forward(
                     logits,
                     p.target[rows],
@@ -162,10 +167,14 @@ class Backward:
         """Zeros in the dtype of the sums."""
         return self.problem.input.new_zeros(sizes, dtype=self.sums)
 
+    def logits(self, rows: slice, classes: slice) -> Tensor:
+        """Those of a block, made again."""
+        return _product(self.problem, rows, classes)
+
     def slab(self, rows: slice, classes: slice) -> Tensor:
         """The gradient of the block's raw product; adds the offset's gradient on the way."""
         p = self.problem
-        logits = self.kept[rows, classes] if self.kept.numel() else _product(p, rows, classes)
+        logits = self.kept[rows, classes] if self.kept.numel() else self.logits(rows, classes)
         slopes = (None if slope is None else slope[rows] for slope in self.slopes)
         d_logits, d_table = torch.ops.lt_kernels.rows_backward.default(
             logits,

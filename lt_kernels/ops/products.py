@@ -1,0 +1,103 @@
+"""Large float32 products on a CPU, by the faster of the two libraries that torch brings.
+
+torch multiplies float32 matrices by MKL, which on processors other than Intel's runs its AVX2 code; oneDNN runs AVX-512
+wherever it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lt_kernels.ops import library
+
+WORK = 2**24  # multiplications; with fewer, or with fewer rows, oneDNN's call costs more than it saves
+ROWS = 8
+
+
+def choice() -> tuple[bool, str]:
+    """(whether oneDNN makes the large float32 products, why or why not)."""
+    if library.instruction_set() != "avx512":
+        return False, "without AVX-512, or without the C++ extension that looks for it, torch's own serve"
+    if library.intel():
+        return False, "torch's MKL is at its best on an Intel processor"
+    if not torch.backends.mkl.is_available():
+        return False, "torch does not multiply by MKL"
+    if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
+        return False, "oneDNN is not there or switched off"
+    if not _probed():
+        return False, "this torch does not offer oneDNN's"
+    return True, "torch's MKL runs AVX2 code on this processor"
+
+
+@functools.cache
+def _probed() -> bool:
+    """Whether torch's way to oneDNN, which it has for its compiler, is there and multiplies."""
+    rows, columns = torch.arange(6.0).reshape(2, 3), torch.arange(12.0).reshape(4, 3)
+    with torch.no_grad():
+        try:
+            return bool(torch.equal(_by_onednn(rows, columns, None), rows @ columns.T))
+        except (AttributeError, RuntimeError):
+            return False
+
+
+def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
+
+
+def _large(left: Tensor, right: Tensor, width: int) -> bool:
+    rows, depth = left.shape
+    return (
+        rows >= ROWS
+        and rows * depth * width >= WORK
+        and left.dtype == torch.float32
+        and right.dtype == torch.float32
+        and left.is_cpu
+        and choice()[0]
+    )
+
+
+def linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
+    """input @ linear_weight.T (+ linear_bias), without a graph."""
+    if _large(input, linear_weight, linear_weight.shape[0]):
+        return _by_onednn(input, linear_weight, linear_bias)
+    return F.linear(input, linear_weight, linear_bias)
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, without a graph; of a transposed `left`, which oneDNN would copy first, by torch's own."""
+    if left.is_contiguous() and _large(left, right, right.shape[1]):
+        return _by_onednn(left, right.T, None)
+    return torch.mm(left, right)
+
+
+def with_graph(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
+    """`linear`, differentiable, of what runs eagerly; whatever does not fit together is torch's to name."""
+    fits = linear_weight.ndim == 2 and linear_weight.shape[1] == input.shape[1] and linear_weight.is_cpu
+    fits = fits and (linear_bias is None or (linear_bias.dtype == torch.float32 and linear_bias.is_cpu))
+    if fits and _large(input, linear_weight, linear_weight.shape[0]):
+        return Linear.apply(input, linear_weight, linear_bias)
+    return F.linear(input, linear_weight, linear_bias)
+
+
+class Linear(torch.autograd.Function):
+    """F.linear whose products, forward and backward, are those of this file."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[N, C] from [N, d], [C, d] and [C]."""
+        ctx.save_for_backward(input, weight)
+        return linear(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiable where a second derivative is asked for."""
+        input, weight = ctx.saved_tensors
+        first, second, third = ctx.needs_input_grad
+        multiply = torch.mm if torch.is_grad_enabled() else product
+        d_input = multiply(grad, weight) if first else None
+        return d_input, multiply(grad.t(), input) if second else None, grad.sum(0) if third else None

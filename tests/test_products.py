@@ -1,0 +1,184 @@
+"""Large float32 products on a CPU: which library makes them, that they are right, and that everything large uses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import classes_of, normal
+from tolerances import TOLERANCE, assert_close, error
+from torch import Tensor
+
+from lt_kernels import memory_budget
+from lt_kernels.functional import ArcFace, cosine_margin_cross_entropy, linear_cross_entropy
+from lt_kernels.ops import library, products, use_kernels
+
+ROWS, CLASSES, FEATURES = 32, 1025, 512  # just above what is large
+here = pytest.mark.skipif(not products.choice()[0], reason=f"torch's own products serve here: {products.choice()[1]}")
+
+
+def matrix(rows: int, columns: int, seed: int) -> Tensor:
+    """float32 [rows, columns]; products of 512 such numbers are about 1."""
+    return (normal(rows, columns, seed=seed) / 512**0.5).float()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The sizes (rows, features, columns) of the products that oneDNN made."""
+    made: list[tuple[int, ...]] = []
+    inner = products._by_onednn
+
+    def spied(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+        made.append((*left.shape, right.shape[0]))
+        return inner(left, right, bias)
+
+    monkeypatch.setattr(products, "_by_onednn", spied)
+    return made
+
+
+def test_sizes_are_large() -> None:
+    assert ROWS >= products.ROWS
+    assert ROWS * CLASSES * FEATURES >= products.WORK
+    assert ROWS * (CLASSES - 2) * FEATURES < products.WORK
+
+
+def test_the_choice_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "instruction_set", lambda: "avx2")
+    assert products.choice()[0] is False
+    assert "AVX-512" in products.choice()[1]
+    monkeypatch.setattr(library, "instruction_set", lambda: "avx512")
+    monkeypatch.setattr(library, "intel", lambda: True)
+    assert products.choice()[0] is False
+    assert "Intel" in products.choice()[1]
+    monkeypatch.setattr(library, "intel", lambda: False)
+    monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+    assert products.choice()[0] is False
+    assert "oneDNN" in products.choice()[1] or "MKL" in products.choice()[1]
+
+
+def test_intel_is_what_the_system_says() -> None:
+    if not library.built():
+        pytest.skip("the C++ extension, which looks, is not built")
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            vendor = next(line for line in lines if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        pytest.skip("the system does not tell the processor's vendor")
+    assert library.intel() == ("GenuineIntel" in vendor)
+
+
+@here
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_right(calls: list[tuple[int, ...]], bias: bool) -> None:
+    """Of rows that lie apart too."""
+    left, right = matrix(2 * ROWS, FEATURES + 3, 901)[::2, 3:], matrix(CLASSES, 2 * FEATURES, 902)[:, ::2]
+    added = matrix(1, CLASSES, 903)[0] if bias else None
+    exact = F.linear(left.double(), right.double(), None if added is None else added.double())
+    assert_close(products.linear(left, right, added), exact, torch.float32)
+    assert calls == [(ROWS, FEATURES, CLASSES)]
+
+
+@here
+def test_product_is_right(calls: list[tuple[int, ...]]) -> None:
+    """A transposed left side goes to torch's own."""
+    left, right = matrix(ROWS, CLASSES, 904), matrix(CLASSES, FEATURES, 905)
+    assert_close(products.product(left, right), left.double() @ right.double(), torch.float32)
+    assert calls == [(ROWS, CLASSES, FEATURES)]
+    turned = matrix(CLASSES, ROWS, 906).T
+    assert_close(products.product(turned, right), turned.double() @ right.double(), torch.float32)
+    assert len(calls) == 1
+
+
+@here
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        (matrix(ROWS, FEATURES, 907), matrix(CLASSES - 2, FEATURES, 908)),
+        (matrix(products.ROWS - 1, FEATURES, 909), matrix(8 * CLASSES, FEATURES, 910)),
+        (matrix(ROWS, FEATURES, 911).double(), matrix(CLASSES, FEATURES, 912).double()),
+        (matrix(ROWS, FEATURES, 913).bfloat16(), matrix(CLASSES, FEATURES, 914).bfloat16()),
+    ],
+    ids=["few", "few rows", "float64", "bfloat16"],
+)
+def test_all_others_are_torchs(calls: list[tuple[int, ...]], left: Tensor, right: Tensor) -> None:
+    assert torch.equal(products.linear(left, right), F.linear(left, right))
+    assert torch.equal(products.product(left, right.T), left @ right.T)
+    assert calls == []
+
+
+def losses(input: Tensor, linear_weight: Tensor, target: Tensor) -> dict[str, Any]:
+    """The ways from features to a loss."""
+    leaves = (input, linear_weight, target)
+    small = ROWS * CLASSES * input.element_size() // 2  # bytes that do not hold the logits
+
+    def slabs(**options: Any) -> Tensor:
+        with memory_budget(small):
+            return linear_cross_entropy(*leaves, **options)
+
+    margin = ArcFace(0.3)
+    return {
+        "whole": lambda: linear_cross_entropy(*leaves),
+        "bias": lambda: linear_cross_entropy(*leaves, linear_bias=torch.zeros(CLASSES, dtype=input.dtype)),
+        "focal": lambda: linear_cross_entropy(*leaves, focal_gamma=1.5),
+        "smoothed": lambda: linear_cross_entropy(*leaves, label_smoothing=0.1),
+        "slabs": slabs,
+        "cosine": lambda: cosine_margin_cross_entropy(*leaves, margin=margin, scale=8.0),
+    }
+
+
+@here
+@pytest.mark.parametrize("name", ["whole", "bias", "focal", "smoothed", "slabs", "cosine"])
+def test_every_way_to_a_loss(calls: list[tuple[int, ...]], name: str) -> None:
+    """Each makes its large products there, and errs no more than with torch's own, but for the tolerance."""
+    target = classes_of(ROWS, CLASSES, 915)
+    leaves = [4 * matrix(ROWS, FEATURES, 916), 4 * matrix(CLASSES, FEATURES, 917)]
+    def found(kind: torch.dtype) -> list[Tensor]:
+        own = [leaf.to(kind).requires_grad_() for leaf in leaves]
+        loss = losses(*own, target)[name]()
+        return [loss, *torch.autograd.grad(loss, own)]
+
+    mine, exact = found(torch.float32), found(torch.float64)
+    assert len(calls) >= (0 if name == "slabs" else 2)  # half of the classes are not large any more
+    with use_kernels("reference"):
+        torchs = found(torch.float32)
+    for ours, theirs, truth in zip(mine, torchs, exact, strict=True):
+        assert error(ours, truth) <= error(theirs, truth) + TOLERANCE[torch.float32]
+    assert torch.equal(mine[0], losses(*leaves, target)[name]())  # without a graph
+
+
+@here
+def test_reference_is_torch_alone(calls: list[tuple[int, ...]]) -> None:
+    leaves = [matrix(ROWS, FEATURES, 918).requires_grad_(), matrix(CLASSES, FEATURES, 919).requires_grad_()]
+    with use_kernels("reference"):
+        torch.autograd.grad(linear_cross_entropy(*leaves, classes_of(ROWS, CLASSES, 920)), leaves)
+    assert calls == []
+
+
+@here
+def test_slabs_add_up(calls: list[tuple[int, ...]]) -> None:
+    """Parts of the input's gradient that are large themselves."""
+    classes = 2 * CLASSES
+    target, leaves = classes_of(ROWS, classes, 921), [matrix(ROWS, FEATURES, 922), matrix(classes, FEATURES, 923)]
+    found = []
+    for kind in (torch.float32, torch.float64):
+        own = [leaf.to(kind).requires_grad_() for leaf in leaves]
+        with memory_budget(2 * ROWS * CLASSES * own[0].element_size()):  # two slabs, one after the other
+            loss = cosine_margin_cross_entropy(*own, target, scale=8.0)
+            found.append((loss, *torch.autograd.grad(loss, own)))
+    for mine, exact in zip(*found, strict=True):
+        assert_close(mine, exact, torch.float32)
+    assert calls.count((ROWS, FEATURES, CLASSES)) == 4  # two slabs of classes, twice
+    assert calls.count((ROWS, CLASSES, FEATURES)) == 2
+
+
+def test_graph_of_linear() -> None:
+    """`products.Linear` is F.linear, once and twice differentiated; frozen inputs get nothing."""
+    leaves = [normal(*size, seed=924 + k).requires_grad_() for k, size in enumerate([(4, 3), (5, 3), (5,)])]
+    assert torch.autograd.gradcheck(products.Linear.apply, leaves)
+    assert torch.autograd.gradgradcheck(products.Linear.apply, leaves)
+    for frozen in range(3):
+        some = [leaf.detach().requires_grad_(k != frozen) for k, leaf in enumerate(leaves)]
+        products.Linear.apply(*some).square().sum().backward()
+        assert [leaf.grad is None for leaf in some] == [k == frozen for k in range(3)]
