@@ -14,10 +14,12 @@ from torch import Tensor
 from benchmarks import eager, peers
 from benchmarks.problems import Problem
 from lt_kernels import functional, losses
+from lt_kernels.ops import products
 
 Function = Callable[..., Tensor]
-# "products" and "clone" are limits, not competitors: they return no loss and are not checked.
-LIMITS = ("products", "clone")
+# Limits are no competitors: they return no loss and are not checked. "products" are torch's own, "products-onednn" the
+# same by the library that ours takes where it is faster.
+LIMITS = ("products", "products-onednn", "clone")
 NAMES = ("ours", "eager", "compile", "torch", "torch-chunked", *peers.NAMES, *LIMITS)
 
 
@@ -39,7 +41,7 @@ def providers(problem: Problem, names: Sequence[str] = NAMES) -> list[Provider]:
     """Every provider among `names` that serves this problem."""
     wanted = ["ours"] if problem.case.ours_alone else names
     functions = {name: function_of(name, problem) for name in wanted if name not in LIMITS}
-    limits = {"products": _products(problem), "clone": _clone(problem)}
+    limits = {"products": _products(problem), "products-onednn": _by_onednn(problem), "clone": _clone(problem)}
     found = [
         autograd(name, function, problem.copy() if peers.spoils(name, problem.case.operator) else problem)
         for name, function in functions.items()
@@ -134,6 +136,17 @@ def _products(problem: Problem) -> Provider | None:
         return Provider("products", lambda: weight @ weight.T, lambda similarity: [similarity @ weight])
     input = problem.leaves["input"].detach()
     return Provider("products", lambda: input @ weight.T, lambda logits: [logits @ weight, logits.T @ input])
+
+
+def _by_onednn(problem: Problem) -> Provider | None:
+    """The same by the faster library, where that is not torch's own."""
+    weight, input = problem.leaves.get("linear_weight"), problem.leaves.get("input")
+    if weight is None or input is None or problem.case.operator == "losses" or not products.large(input, weight):
+        return None
+    x, w, product = input.detach(), weight.detach(), products.product
+    return Provider(
+        "products-onednn", lambda: products.linear(x, w), lambda logits: [product(logits, w), product(logits.T, x)]
+    )
 
 
 def _clone(problem: Problem) -> Provider | None:

@@ -37,6 +37,7 @@ COMPETITORS = {
     "QuACK": "quack",
     "PML": "pml",
     "bare products": "products",
+    "by oneDNN": "products-onednn",
     "clone": "clone",
 }
 

@@ -1,4 +1,4 @@
-"""Large float32 products on a CPU: which library makes them, that they are right, and that everything large uses them."""
+"""Large float32 products on a CPU: which library makes them, that they are right, and what uses them."""
 
 from __future__ import annotations
 
@@ -134,6 +134,7 @@ def test_every_way_to_a_loss(calls: list[tuple[int, ...]], name: str) -> None:
     """Each makes its large products there, and errs no more than with torch's own, but for the tolerance."""
     target = classes_of(ROWS, CLASSES, 915)
     leaves = [4 * matrix(ROWS, FEATURES, 916), 4 * matrix(CLASSES, FEATURES, 917)]
+
     def found(kind: torch.dtype) -> list[Tensor]:
         own = [leaf.to(kind).requires_grad_() for leaf in leaves]
         loss = losses(*own, target)[name]()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops import budget
-from lt_kernels.ops.library import apply, define, takes
+from lt_kernels.ops import budget, products
+from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import keys as reference
 
@@ -32,6 +32,20 @@ backward_op = define(
     reference.keys_backward,
     _backward_fake,
 )
+
+
+def _forward_here(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return reference.keys_forward(*inputs, linear=products.linear)
+
+
+def _backward_here(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return reference.keys_backward(*inputs, linear=products.linear, product=products.product)
+
+
+if extension_status()[0]:
+    _kernels = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (lives as long as the process)
+    _kernels.impl("keys_forward", _forward_here, "CPU")
+    _kernels.impl("keys_backward", _backward_here, "CPU")
 
 
 @takes(7)

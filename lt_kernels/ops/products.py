@@ -49,6 +49,11 @@ def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
 
 
+def large(input: Tensor, linear_weight: Tensor) -> bool:
+    """Whether oneDNN makes the product of features [N, d] and class weights [C, d]."""
+    return _large(input, linear_weight, linear_weight.shape[0])
+
+
 def _large(left: Tensor, right: Tensor, width: int) -> bool:
     rows, depth = left.shape
     return (
@@ -63,7 +68,7 @@ def _large(left: Tensor, right: Tensor, width: int) -> bool:
 
 def linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
     """input @ linear_weight.T (+ linear_bias), without a graph."""
-    if _large(input, linear_weight, linear_weight.shape[0]):
+    if large(input, linear_weight):
         return _by_onednn(input, linear_weight, linear_bias)
     return F.linear(input, linear_weight, linear_bias)
 
@@ -79,7 +84,7 @@ def with_graph(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None 
     """`linear`, differentiable, of what runs eagerly; whatever does not fit together is torch's to name."""
     fits = linear_weight.ndim == 2 and linear_weight.shape[1] == input.shape[1] and linear_weight.is_cpu
     fits = fits and (linear_bias is None or (linear_bias.dtype == torch.float32 and linear_bias.is_cpu))
-    if fits and _large(input, linear_weight, linear_weight.shape[0]):
+    if fits and large(input, linear_weight):
         return Linear.apply(input, linear_weight, linear_bias)
     return F.linear(input, linear_weight, linear_bias)
 

@@ -10,10 +10,11 @@ array is held beyond the budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.reference.linear import as_they_are
@@ -46,13 +47,13 @@ class Keys(NamedTuple):
         return self.offset.masked_fill(self.key_class < 0, -torch.inf)
 
 
-def keys_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """(rest [N], own [N]); -inf where there is no such key."""
+def keys_forward(*inputs: Any, linear: Callable[..., Tensor] = F.linear) -> tuple[Tensor, Tensor]:
+    """(rest [N], own [N]); -inf where there is no such key. `linear` makes the logits."""
     p, parts = Keys(*inputs), []
     size, offset = p.key.shape[0], p.seen()
     with as_they_are(p.query.device):
         for rows in p.slabs():
-            logits, same = p.query[rows] @ p.key.T, p.same(rows)
+            logits, same = linear(p.query[rows], p.key), p.same(rows)
             target = torch.where(p.left_out[rows] < 0, size, p.left_out[rows])[:, None]  # `size` is no key of ours
             tables = (torch.where(same, -torch.inf, offset), torch.where(same, offset, -torch.inf))
             shared = (None, None, 0, size + 1, _NOBODY)
@@ -62,7 +63,9 @@ def keys_forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     return rest, own
 
 
-def keys_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
+def keys_backward(
+    *inputs: Any, linear: Callable[..., Tensor] = F.linear, product: Callable[..., Tensor] = torch.mm
+) -> tuple[Tensor, Tensor]:
     """Gradients of queries and keys; the problem, then rest, own, their slopes, and which are wanted (else empty)."""
     p, (rest, own, d_rest, d_own, wants) = Keys(*inputs[:7]), inputs[7:]
     rest, own = (torch.where(value == -torch.inf, 0.0, value) for value in (rest, own))  # all its keys have share 0
@@ -72,13 +75,13 @@ def keys_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
     with as_they_are(p.query.device):
         for rows in p.slabs():
             same = p.same(rows)
-            share = torch.addmm(offset, p.query[rows], p.key.T)
+            share = linear(p.query[rows], p.key, offset)
             share = share.sub_(torch.where(same, own[rows, None], rest[rows, None])).exp_()
             share = share.mul_(torch.where(same, d_own[rows, None], d_rest[rows, None]))
             place, sees = p.left_out[rows, None].clamp_min(0), p.left_out[rows, None] < 0
             share.scatter_(1, place, torch.where(sees, share.gather(1, place), 0.0))
             if wants[0]:
-                torch.mm(share, p.key, out=d_query[rows])
+                d_query[rows] = product(share, p.key)
             if wants[1]:
                 d_key.addmm_(share.T, p.query[rows])
     return d_query, d_key
