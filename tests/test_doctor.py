@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lt_kernels import cli, doctor, ops
+from lt_kernels.ops.products import choice
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("rows", "margins", "linear", "gram", "columns")
@@ -37,6 +38,7 @@ def test_report_names_versions_and_every_room_on_every_device(capsys: pytest.Cap
     assert printed == doctor.report() + "\n"
     for fact in ("Python", torch.__version__, "memory budget", "256 MiB", "C++ extension", "GPU", "CPU", "screened"):
         assert fact in printed
+    assert f"products       large float32 ones on the CPU by {'oneDNN' if choice()[0] else 'torch.mm'}" in printed
     assert {(line[0], line[1]) for line in table_of(printed)} >= {(room, d) for room in ROOMS for d in ("cpu", "cuda")}
 
 
