@@ -35,8 +35,8 @@ struct Lade {
   int64_t size() const { return args.n * args.c; }
   bool run() { return type == kDouble ? run<double>() : run<float>(); }
 
-  // factor * sum_c counted_c (B_c + lam B_c^2) - factor * sum_i p_y / (N_y + 1e-8) z_iy. False, and nothing done, where a
-  // target is no class or the counts are none.
+  // factor * (sum_c counted_c (B_c + lam B_c^2) - sum_i p_y / (N_y + 1e-8) z_iy). False, and nothing done, where
+  // a target is no class or the counts are none.
   template <class A> bool run() {
     const int64_t n = args.n, c = args.c;
     std::vector<double> prior(c), members(c);
@@ -44,12 +44,13 @@ struct Lade {
     for (int64_t i = 0; i < n; ++i) members[args.target[i]] += 1;
     const double uniform = std::log(1.0 / double(c) + 1e-9), mean = std::log(double(n));
     std::vector<A> lse(c), slope(c), own(n), offset(by_class ? 0 : n);
-    for (int64_t i = 0; i < int64_t(offset.size()); ++i) offset[i] = A(uniform - std::log(prior[args.target[i]] + 1e-9));
+    auto log_share = [&](int64_t j) { return uniform - std::log(prior[j] + 1e-9); };
+    for (int64_t i = 0; !by_class && i < n; ++i) offset[i] = A(log_share(args.target[i]));
     args.row_offset = by_class ? nullptr : offset.data(), args.lse_out = lse.data();
     sum_columns(args, type);
     double total = 0;
     for (int64_t j = 0; j < c; ++j) {
-      const double bound = double(lse[j]) - mean + (by_class ? uniform - std::log(prior[j] + 1e-9) : 0);
+      const double bound = double(lse[j]) - mean + (by_class ? log_share(j) : 0);
       const double counted = all || members[j] > 0 ? factor * prior[j] : 0;
       total += counted * (bound + lam * bound * bound);
       slope[j] = A(counted * (1 + 2 * lam * bound));
@@ -125,7 +126,7 @@ PyObject* lade_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   return made ? PyTuple_Pack(7, made.it, no, no, no, no, no, no) : nullptr;
 }
 
-// (logits, target, class_counts, lam, importance, classes, factor, the way to the forward above): the regulariser, or None
+// (logits, target, class_counts, lam, importance, classes, factor, the way to the forward): the regulariser, or None
 // where a call is unusual or wrong, which others name.
 PyObject* few_lade(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const Known* torch = few_allowed() ? known() : nullptr;

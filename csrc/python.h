@@ -41,7 +41,7 @@ struct Known {
   PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
   PyObject *product, *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
-  PyObject *reduction[3], *never;
+  PyObject *reduction[4], *never;
   bool whole = false;
 
   Known() {
@@ -62,7 +62,7 @@ struct Known {
     is_contiguous = text("is_contiguous"), requires_grad = text("requires_grad"), item = text("item");
     new_empty = text("new_empty"), to = text("to"), needs = text("needs_input_grad"), save = text("save_for_backward");
     gradient = text("gradient"), settings = text("settings");
-    for (int code = 0; code < 3; ++code) reduction[code] = PyLong_FromLong(code);
+    for (int code = 0; code < 4; ++code) reduction[code] = PyLong_FromLong(code);
     never = PyLong_FromLongLong(-(1ll << 62));  // no class, and nobody's ignore_index
     whole = !PyErr_Occurred();
   }

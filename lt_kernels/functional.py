@@ -195,6 +195,10 @@ def cosine_margin_cross_entropy(
 
     Source: Wang et al. (2018), Deng et al. (2019), Liu et al. (2017), Cao et al. (2019).
     """
+    settings = (margin, None, scale, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
+    quick = None if group is not None else small.cosine_cross_entropy(input, linear_weight, target, *settings)
+    if quick is not None:
+        return quick
     checks.features(input, linear_weight, None)
     scale = checks.number("scale", scale, above=0.0)
     if margin is not None and not isinstance(margin, Margin):
