@@ -1,7 +1,7 @@
 // Column log-sum-exp: the operators of lt_kernels/ops/columns.py on a CPU.
-#include <algorithm>
 #include <tuple>
 
+#include "batch.h"
 #include "tensors.h"
 
 namespace lt {
@@ -36,12 +36,7 @@ std::tuple<Tensor, Tensor> columns_forward(Tensor logits, Tensor target, Optiona
   Tensor lse = empty({in.args.c}, in.sums), own = empty({in.args.n}, in.sums);
   in.args.lse_out = lse.mutable_data_ptr(), in.args.own_out = own.mutable_data_ptr();
   kernels().columns_own[in.type](in.args, 0, in.args.n);
-  // Blocks of whole cache lines, and enough of them for the threads; a small problem stays on one.
-  int64_t width = in.args.c >= 4096 ? 256 : 64, blocks = (in.args.c + width - 1) / width;
-  int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width * in.args.n));
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    kernels().columns_forward[in.type](in.args, begin * width, std::min(end * width, in.args.c));
-  });
+  sum_columns(in.args, in.type);
   return {lse, own};
 }
 
@@ -52,9 +47,7 @@ Tensor columns_backward(Tensor logits, Tensor target, Optional row_offset, Tenso
   in.args.d_own = in.vector(d_own, in.args.n, "d_own");
   Tensor d_logits = empty({in.args.n, in.args.c}, logits.scalar_type());
   in.args.d_logits = d_logits.mutable_data_ptr();
-  torch::stable::parallel_for(0, in.args.n, std::max<int64_t>(1, 16384 / in.args.c), [&](int64_t begin, int64_t end) {
-    kernels().columns_backward[in.type](in.args, begin, end);
-  });
+  slope_columns(in.args, in.type);
   return d_logits;
 }
 

@@ -11,20 +11,6 @@ using namespace lt;
 
 namespace {
 
-// Whether the kernels can read a tensor on the spot.
-bool here(const Known& torch, PyObject* value) {
-  if (Ref(PyObject_GetAttr(value, torch.is_cpu)).it != Py_True) return false;
-  return Ref(PyObject_CallMethodObjArgs(value, torch.is_contiguous, nullptr)).it == Py_True;
-}
-bool off(PyObject* function, PyObject* argument) {
-  PyObject* answer = Ref(PyObject_CallFunctionObjArgs(function, argument, nullptr)).it;
-  return answer == Py_False || answer == Py_None;
-}
-
-bool learned(const Known& torch, PyObject* table) {
-  return table != Py_None && Ref(PyObject_GetAttr(table, torch.requires_grad)).it != Py_False;
-}
-
 // target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction
 struct Settings {
   PyObject *const *values, *target, *weight, *offset, *smoothing;
@@ -32,11 +18,7 @@ struct Settings {
 
   explicit Settings(PyObject* const* values)
       : values(values), target(values[0]), weight(values[1]), offset(values[2]), smoothing(values[4]) {
-    PyObject* name = values[6];
-    if (!PyUnicode_Check(name)) return;
-    const char* names[] = {"none", "mean", "sum"};
-    for (int code = 0; code < 3; ++code)
-      if (PyUnicode_CompareWithASCIIString(name, names[code]) == 0) reduction = code;
+    reduction = place_of(values[6], {"none", "mean", "sum"});
   }
   // Whether they are plain. Torch refuses what does not fit the logits, but for an offset that it would broadcast.
   bool fit(const Known& torch, int64_t classes, PyObject* dtype) const {
@@ -96,10 +78,11 @@ bool plain(const Known& torch, const View& rows, PyObject* value) {
   if (rows.dims != 2 || (rows.dtype != torch.float32 && rows.dtype != torch.float64)) return false;
   return Ref(PyObject_GetAttr(value, torch.is_cpu)).it == Py_True;
 }
-bool few(int64_t rows, int64_t classes, int64_t most) { return rows > 0 && classes > 0 && rows <= most / classes; }
 bool allowed = true;
 
 }  // namespace
+
+bool lt::few_allowed() { return allowed; }
 
 // Whether to; not where somebody asks for kernels by name.
 PyObject* allow_few(PyObject*, PyObject* value) {

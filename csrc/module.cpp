@@ -1,7 +1,9 @@
 // The extension module: importing it registers the kernels; it tells which instruction set was chosen.
 #include <Python.h>
 
+#include "cosine.h"
 #include "few.h"
+#include "lade.h"
 #include "plain.h"
 #include "table.h"
 
@@ -58,6 +60,12 @@ PyMethodDef methods[] = {
     fast("linear_backward", linear_backward, "its backward"),
     fast("few_cross_entropy", few_cross_entropy, "the loss of plain logits, or None"),
     fast("few_linear_cross_entropy", few_linear_cross_entropy, "that of plain features, or None"),
+    fast("lade_forward", lade_forward, "the forward of the autograd function LadeLoss"),
+    fast("lade_backward", lade_backward, "its backward"),
+    fast("few_lade", few_lade, "LADE's regulariser of plain logits, or None"),
+    fast("cosine_forward", cosine_forward, "the forward of the autograd function CosineLoss"),
+    fast("cosine_backward", cosine_backward, "its backward"),
+    fast("few_cosine_cross_entropy", few_cosine_cross_entropy, "the loss of few cosines, or None"),
     {"allow_few", allow_few, METH_O, "whether these may do without the kernels"},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -1,84 +1,10 @@
 #include "plain.h"
 
-#include <exception>
-#include <optional>
-
-#include "losses.h"
-#include "python.h"
-
-namespace lt {
-namespace {
-
-constexpr int64_t kShort = 1 << 16;  // logits; more are worth letting go of the interpreter's lock
-
-// Lets other threads of the interpreter run while it lives.
-struct Unlocked {
-  PyThreadState* state = PyEval_SaveThread();
-  ~Unlocked() { PyEval_RestoreThread(state); }
-};
-
-struct Call {
-  Rows args{};
-  Margins margins{1.0, kPlain};
-  Type type;
-  int64_t reduction;
-  void *loss, *saved;
-
-  // False, and nothing done, where a target is no class or has an offset of -inf.
-  template <class A> bool run() const {
-    if (first_misfit(args.target, args.n, args.c, args.ignore_index) || absent_target<A>(args) >= 0) return false;
-    const bool each = reduction == kNone;
-    std::vector<A> numbers(saved ? 0 : 5 * args.n), losses(each ? 0 : args.n);
-    A *result = static_cast<A*>(loss), *kept = saved ? static_cast<A*>(saved) : numbers.data();
-    Losses<A> rows(args, margins, nullptr, reduction, each ? result : losses.data(), kept, nullptr);
-    rows.run(type);
-    if (!each) *result = rows.reduced(reduction);
-    return true;
-  }
-  bool run() const { return type == kDouble ? run<double>() : run<float>(); }
-};
-
-}  // namespace
-}  // namespace lt
+#include "node.h"
 
 namespace {
 
 using namespace lt;
-
-// A new tensor of given sizes for numbers of a kind, float32 or float64.
-PyObject* numbers(const Known& torch, PyObject* like, PyObject* dtype, PyObject* kind, PyObject* sizes) {
-  if (!sizes || dtype == kind) return sizes ? PyObject_CallMethodObjArgs(like, torch.new_empty, sizes, nullptr) : nullptr;
-  static PyObject* options = nullptr;
-  if (!options && (options = PyDict_New())) PyDict_SetItem(options, torch.dtype, torch.float32);
-  Ref function(PyObject_GetAttr(like, torch.new_empty)), arguments(PyTuple_Pack(1, sizes));
-  return options && function && arguments ? PyObject_Call(function.it, arguments.it, options) : nullptr;
-}
-PyObject* dense_like(const Known& torch, PyObject* value, bool dense) {
-  static PyObject* options = nullptr;
-  if (!options && (options = PyDict_New())) PyDict_SetItemString(options, "memory_format", torch.contiguous);
-  Ref arguments(PyTuple_Pack(1, value));
-  return options && arguments ? PyObject_Call(torch.empty_like, arguments.it, dense ? nullptr : options) : nullptr;
-}
-// Nothing of nothing, and once something went wrong.
-void* address(const Known& torch, PyObject* value) {
-  if (!value || value == Py_None || PyErr_Occurred()) return nullptr;
-  Ref number(PyObject_CallMethodObjArgs(value, torch.data_ptr, nullptr));
-  return number ? PyLong_AsVoidPtr(number.it) : nullptr;
-}
-
-// Runs a call whose arguments were read without an error; an error of its own is Python's then.
-bool run(const Call& call) {
-  try {
-    std::optional<Unlocked> unlocked;
-    if (call.args.n * call.args.c > kShort) unlocked.emplace();
-    if (call.run()) return true;
-    unlocked.reset();
-    PyErr_SetString(PyExc_ValueError, "target");
-  } catch (const std::exception& error) {
-    PyErr_Format(PyExc_RuntimeError, "lt_kernels: %s", error.what());
-  }
-  return false;
-}
 
 // The loss of logits [N, C] by the kernels, its gradient, and the numbers that bfloat16 saves.
 struct Evaluated {
@@ -118,46 +44,6 @@ Evaluated evaluate(const Known& torch, PyObject* logits, const View& view, PyObj
   return out;
 }
 
-// What the backward needs: tensors, the gradient, and (gamma, ignore_index, reduction).
-bool keep(const Known& torch, PyObject* context, PyObject* tensors, const Evaluated& made, PyObject* const* settings) {
-  Ref method(PyObject_GetAttr(context, torch.save)), numbers(PyTuple_Pack(3, settings[0], settings[1], settings[2]));
-  if (!tensors || !method || !numbers || !Ref(PyObject_CallObject(method.it, tensors))) return false;
-  return !PyObject_SetAttr(context, torch.gradient, made.gradient.it) && !PyObject_SetAttr(context, torch.settings, numbers.it);
-}
-
-// Whether any of the first inputs of a call needs a gradient; -1 and an error if that cannot be told.
-int needed(const Known& torch, PyObject* context, int inputs) {
-  Ref needs(PyObject_GetAttr(context, torch.needs));
-  int any = needs ? 0 : -1;
-  for (int k = 0; needs && k < inputs; ++k) any |= PyTuple_GetItem(needs.it, k) == Py_True;
-  return PyErr_Occurred() ? -1 : any;
-}
-
-const Known* ready(const char* name, Py_ssize_t count, Py_ssize_t wanted) {
-  if (count != wanted) {
-    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, got %zd", name, wanted, count);
-    return nullptr;
-  }
-  if (!known()) PyErr_Format(PyExc_ImportError, "lt_kernels: torch lacks what %s needs", name);
-  return known();
-}
-
-// The gradient that was made with the loss, where a loss that stands alone is differentiated once; `one`: whether the
-// incoming gradient is 1. Kept where the graph is.
-Ref handed_out(const Known& torch, PyObject* context, PyObject* grad, bool* one, bool* stays) {
-  if (View(torch, grad).dims != 0 || Ref(PyObject_CallNoArgs(torch.grad_mode)).it != Py_False) return {};
-  Ref kept(PyObject_CallNoArgs(torch.graph_stays)), made(PyObject_GetAttr(context, torch.gradient));
-  Ref value(PyObject_CallMethodObjArgs(grad, torch.item, nullptr));
-  if (!kept || !made || !value || made.it == Py_None) return {};
-  *one = PyFloat_AsDouble(value.it) == 1, *stays = kept.it != Py_False;
-  return PyErr_Occurred() ? Ref() : std::move(made);
-}
-PyObject* otherwise(PyObject* context, PyObject* grad) {
-  if (PyErr_Occurred()) return nullptr;
-  Ref function(PyObject_GetAttrString(context, "_forward_cls"));
-  return function ? PyObject_CallMethod(function.it, "otherwise", "OO", context, grad) : nullptr;
-}
-
 }  // namespace
 
 // Where no gradient is wanted, a loss needs no graph. rest: target, weight, offset, gamma, ignore_index, reduction
@@ -173,7 +59,7 @@ PyObject* plain_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   Evaluated made = evaluate(*torch, in[1], View(*torch, in[1]), in + 2, wanted, false);
   if (!made || !wanted) return made.loss.release();
   Ref tensors(PyTuple_Pack(5, in[1], in[2], in[3], in[4], made.saved ? made.saved.it : Py_None));
-  return keep(*torch, in[0], tensors.it, made, in + 5) ? made.loss.release() : nullptr;
+  return keep(*torch, in[0], tensors.it, made.gradient.it, in + 5) ? made.loss.release() : nullptr;
 }
 
 // Its backward: (context, incoming gradient). A loss that nothing follows gets a 1, and its gradient is there already;
@@ -197,7 +83,7 @@ PyObject* linear_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   Evaluated made = evaluate(*torch, logits.it, View(*torch, logits.it), in + 4, wanted, true);
   if (!made || !wanted) return made.loss.release();
   Ref tensors(PyTuple_Pack(6, in[1], in[2], in[3], in[4], in[5], in[6]));
-  return keep(*torch, in[0], tensors.it, made, in + 7) ? made.loss.release() : nullptr;
+  return keep(*torch, in[0], tensors.it, made.gradient.it, in + 7) ? made.loss.release() : nullptr;
 }
 
 // Its backward: a product for the features and one for the class weights, a sum for the bias.

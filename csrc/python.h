@@ -3,7 +3,10 @@
 
 #include <Python.h>
 
+#include <cmath>
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 #include <utility>
 
 namespace lt {
@@ -38,7 +41,7 @@ struct Known {
   PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear, *large_linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
   PyObject *product, *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
-  PyObject *reduction[3], *never;
+  PyObject *reduction[4], *never;
   bool whole = false;
 
   Known() {
@@ -59,7 +62,7 @@ struct Known {
     is_contiguous = text("is_contiguous"), requires_grad = text("requires_grad"), item = text("item");
     new_empty = text("new_empty"), to = text("to"), needs = text("needs_input_grad"), save = text("save_for_backward");
     gradient = text("gradient"), settings = text("settings");
-    for (int code = 0; code < 3; ++code) reduction[code] = PyLong_FromLong(code);
+    for (int code = 0; code < 4; ++code) reduction[code] = PyLong_FromLong(code);
     never = PyLong_FromLongLong(-(1ll << 62));  // no class, and nobody's ignore_index
     whole = !PyErr_Occurred();
   }
@@ -92,5 +95,35 @@ struct View {
   }
   bool vector(int64_t size, PyObject* of) const { return dims == 1 && sizes[0] == size && dtype == of; }
 };
+
+// Whether the kernels can read a tensor on the spot.
+inline bool here(const Known& torch, PyObject* value) {
+  if (Ref(PyObject_GetAttr(value, torch.is_cpu)).it != Py_True) return false;
+  return Ref(PyObject_CallMethodObjArgs(value, torch.is_contiguous, nullptr)).it == Py_True;
+}
+inline bool off(PyObject* function, PyObject* argument) {
+  PyObject* answer = Ref(PyObject_CallFunctionObjArgs(function, argument, nullptr)).it;
+  return answer == Py_False || answer == Py_None;
+}
+inline bool learned(const Known& torch, PyObject* table) {
+  return table != Py_None && Ref(PyObject_GetAttr(table, torch.requires_grad)).it != Py_False;
+}
+inline bool few(int64_t rows, int64_t classes, int64_t most) {
+  return rows > 0 && classes > 0 && rows <= most / classes;
+}
+
+// The place of a word among others, or -1.
+inline int place_of(PyObject* word, std::initializer_list<const char*> words) {
+  for (int place = 0; PyUnicode_Check(word) && place < int(words.size()); ++place)
+    if (PyUnicode_CompareWithASCIIString(word, words.begin()[place]) == 0) return place;
+  return -1;
+}
+// A finite number of at least `least`, or NaN.
+inline double number(PyObject* value, double least) {
+  if (!PyFloat_Check(value) && !PyLong_CheckExact(value)) return NAN;
+  const double found = PyFloat_AsDouble(value);
+  PyErr_Clear();  // an integer beyond all floats
+  return found >= least && found <= std::numeric_limits<double>::max() ? found : NAN;
+}
 
 }  // namespace lt

@@ -252,13 +252,15 @@ template <class T, class A> void finish_row(const Rows& args, int64_t i, const A
   if (args.skipped(i)) return void(std::memset(static_cast<void*>(out), 0, args.c * sizeof(T)));
   const Slopes<A> slopes(args, i);
   const A* share = args.d_mean ? args.share.at<A>(i) : nullptr;
-  const A scale = A(args.scale), mean = slopes.d_mean * scale;
+  const A row_scale = args.row_scale ? at<A>(args.row_scale, i) : A(1), *columns = static_cast<const A*>(args.column_scale);
+  const A scale = A(args.scale) * row_scale, mean = slopes.d_mean * scale;
   for (int64_t first = 0; first < args.c; first += kBlock) {
     const int count = int(args.c - first < kBlock ? args.c - first : kBlock);
     const A factor = std::exp(shifts[first / kBlock] - slopes.rest) * slopes.d_rest * scale;
     auto step = [&](int64_t j, int size) {
       vec<A> d = LogitRow<A, A>::part(kept + j, size) * factor;
       if (share) d = d + LogitRow<A, A>::part(share + j, size) * mean;
+      if (columns) d = d * LogitRow<A, A>::part(columns + j, size);
       if (size == W) store(out + j, d);
       else store_part<A>(out + j, d, size);
     };
@@ -267,7 +269,8 @@ template <class T, class A> void finish_row(const Rows& args, int64_t i, const A
     if (j < first + count) step(j, int(first + count - j));
   }
   int64_t column = args.column(i, 0);
-  if (column >= 0) store_part<A>(out + column, splat(at<A>(args.d_own, i) * slopes.factor), 1);
+  const A inner = column >= 0 && columns ? row_scale * columns[column] : row_scale;
+  if (column >= 0) store_part<A>(out + column, splat(at<A>(args.d_own, i) * slopes.factor * inner), 1);
 }
 
 // The offset's gradient for the columns [begin, end), all rows in their order: the same bits whatever the threads.

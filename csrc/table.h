@@ -83,6 +83,13 @@ struct ColumnSums {
   void* d_logits = nullptr;
 };
 
+// Rows of which only the direction counts, side by side, and their gradient or the inverses of their norms.
+struct Directions {
+  const void* rows;  // [n, d]
+  int64_t d;
+  void *inverse = nullptr, *slope = nullptr;  // [n]; [n, d]
+};
+
 struct Units {
   const void* weight;  // [c, d], rows `stride` apart
   int64_t d, stride;
@@ -128,6 +135,7 @@ struct Neighbours {
 using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);
 using TileSums = void (*)(const Tile&, int64_t begin, int64_t end, void* down);
 using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
+using DirectionsKernel = void (*)(const Directions&, int64_t begin, int64_t end);
 using PairsKernel = void (*)(const Neighbours&, int64_t begin, int64_t end);
 
 using RowsKernel = void (*)(const Rows&, int64_t begin, int64_t end);
@@ -138,6 +146,7 @@ struct Kernels {
   RowsKernel rows_keep[4], rows_finish[4];
   PlainKernel rows_plain[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
+  DirectionsKernel row_norms[2], row_tangents[2];  // float, double
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
   TileKernel gram_screen, gram_verify[4], gram_list[2];
   TileSums gram_sums[2], gram_coefficients[2];

@@ -6,9 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lt_kernels import checks, functional, priors
+from lt_kernels import checks, priors
 from lt_kernels.functional import MixedTarget
 from lt_kernels.lossmodule import Loss
+from lt_kernels.ops.columns import lade_of_counts
 from lt_kernels.regularizers import CenterLoss, negative_entropy
 
 
@@ -44,10 +45,9 @@ class LADELoss(Loss):
         """The loss of logits [N, C]; there is no form for two targets a row."""
         if isinstance(target, MixedTarget):
             raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
-        regularizer = functional.lade_of_counts(
-            input, target, self.class_counts, self.lam, self.importance, self.classes
-        )
-        return super().forward(input, target) + self.alpha * regularizer
+        settings = (self.lam, self.importance, self.classes, self.alpha)
+        regularizer = lade_of_counts(input, target, self.class_counts, *settings)
+        return super().forward(input, target) + regularizer
 
 
 class EstimatedOffsetLoss(Loss):

@@ -195,6 +195,10 @@ def cosine_margin_cross_entropy(
 
     Source: Wang et al. (2018), Deng et al. (2019), Liu et al. (2017), Cao et al. (2019).
     """
+    settings = (margin, None, scale, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
+    quick = None if group is not None else small.cosine_cross_entropy(input, linear_weight, target, *settings)
+    if quick is not None:
+        return quick
     checks.features(input, linear_weight, None)
     scale = checks.number("scale", scale, above=0.0)
     if margin is not None and not isinstance(margin, Margin):
@@ -277,20 +281,10 @@ def lade_regularizer(
     Raises:
         TypeError, ValueError, IndexError: naming the argument.
     """
+    quick = columns.few(logits, target, class_counts, lam, importance, classes)
+    if quick is not None:
+        return quick
     checks.number("lam", lam, 0.0)
     checks.choice("importance", importance, ("class", "sample"))
     checks.choice("classes", classes, ("all", "present"))
-    return lade_of_counts(logits, target, checks.counts(class_counts), lam, importance, classes)
-
-
-def lade_of_counts(logits: Tensor, target: Tensor, count: Tensor, lam: float, importance: str, classes: str) -> Tensor:
-    """`lade_regularizer` with settings and counts that were checked when a module was made."""
-    checks.floating("logits", logits)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"logits must be [N, C] with N and C at least 1, got {list(logits.shape)}")
-    target = checks.indices("target", target, logits.shape[:1], logits)
-    if count.numel() != logits.shape[1]:
-        raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
-    prior = (count / count.sum()).to(logits.device)
-    value = columns.lade(logits, target, prior, float(lam), importance, classes)
-    return value if torch.is_autocast_enabled(logits.device.type) else value.to(logits.dtype)
+    return columns.lade_of_counts(logits, target, checks.counts(class_counts), lam, importance, classes)

@@ -162,10 +162,35 @@ class Loss(nn.Module):
             plain, rows = self._plain(features, table), (features, linear_weight, linear_bias, target)
             if plain is not None and (found := small.linear_cross_entropy(*rows, *plain)) is not None:
                 return found
+        if cosine and group is None and linear_bias is None and isinstance(linear_weight, Tensor):
+            table = self.table(target, linear_weight.shape[0]) if table is None else table
+            if (found := self._cosine(features, linear_weight, target, scale, table)) is not None:
+                return found
         checks.features(features, linear_weight, linear_bias)
         source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
         table = self.table(target, source.classes) if table is None else table
         return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
+
+    def _cosine(
+        self, features: Tensor, linear_weight: Tensor, target: Any, scale: float | None, table: Tensor | None
+    ) -> Tensor | None:
+        """The loss of cosines by the short way, or None."""
+        tables = self._buffers
+        return small.cosine_cross_entropy(
+            features,
+            linear_weight,
+            target,
+            self.margin,
+            tables["class_margin"],
+            self.scale if scale is None else scale,
+            tables["weight"],
+            table,
+            self.focal_gamma,
+            self.label_smoothing if tables["class_smoothing"] is None else None,
+            self.ignore_index,
+            self.reduction,
+            self.average,
+        )
 
     def logits(
         self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, cosine: bool, scale: float | None

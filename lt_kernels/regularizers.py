@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks, functional
+from lt_kernels.ops.columns import lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 from lt_kernels.reference.gram import add_rows
 
@@ -100,7 +101,7 @@ class LADERegularizer(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The regulariser of logits [N, C] and class indices [N]."""
-        return functional.lade_of_counts(logits, target, self.class_counts, self.lam, self.importance, self.classes)
+        return lade_of_counts(logits, target, self.class_counts, self.lam, self.importance, self.classes)
 
 
 class UniformOffset(nn.Module):

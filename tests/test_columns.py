@@ -14,6 +14,7 @@ from torch import Tensor
 from lt_kernels.functional import lade_regularizer
 from lt_kernels.ops import columns
 
+AS_SHIPPED = True
 pytestmark = pytest.mark.usefixtures("kernels")
 
 # One lane and less, whole vectors, a rest behind whole blocks, more rows than one chunk, several blocks of columns.

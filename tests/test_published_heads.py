@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lt_kernels import functional, heads, losses, regularizers
 
+AS_SHIPPED = True
 pytestmark = pytest.mark.usefixtures("kernels")
 
 ROWS, CLASSES, FEATURES = 17, 9, 5

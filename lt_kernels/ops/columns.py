@@ -1,4 +1,4 @@
-"""Column log-sum-exp of given logits: schemas, fakes, autograd, and LADE's regulariser from it."""
+"""Column log-sum-exp of given logits: schemas, fakes, autograd; LADE's regulariser, from it or in one call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, takes
+from lt_kernels import checks
+from lt_kernels.ops.library import apply, define, few_lade, lade_backward, lade_forward, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import columns as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -76,6 +77,58 @@ class Lade(torch.autograd.Function):
         logits, target, row_offset, share, lse, slope = ctx.saved_tensors
         slopes = (grad * slope, grad * share)
         return first_order(backward_op, logits, target, row_offset, lse, *slopes), *(None,) * 6
+
+
+class LadeLoss(torch.autograd.Function):
+    """`factor` times `lade` of float32 or float64 logits on a CPU, in steps of C (csrc/lade.cpp).
+
+    logits [N, C], target [N], class counts [C], lam, whether weights are by class, whether the sum is over all classes,
+    and the factor. The forward makes the gradient too.
+    """
+
+    forward = staticmethod(lade_forward)
+    backward = staticmethod(lade_backward)
+
+    @staticmethod
+    def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The backward but for one incoming number that is not differentiated."""
+        (logits,) = ctx.saved_tensors
+        return first_order(lade_slope, logits, ctx.gradient, grad), *(None,) * 6
+
+
+def lade_slope(_: Tensor, made: Tensor, grad: Tensor) -> Tensor:
+    """The gradient for the logits, which come first so that autograd knows whose it is."""
+    return made * grad
+
+
+_compiling = torch.compiler.is_dynamo_compiling
+_few = super(torch.autograd.Function, LadeLoss).apply  # without the look at torch.func, which had one already
+
+
+def few(
+    logits: Any, target: Any, counts: Any, lam: Any, importance: Any, classes: Any, factor: float = 1.0
+) -> Tensor | None:
+    """`factor` times LADE's regulariser by the shortest way; None for anything unusual or wrong, which others name."""
+    return None if _compiling() else few_lade(logits, target, counts, lam, importance, classes, factor, _few)
+
+
+def lade_of_counts(
+    logits: Tensor, target: Tensor, count: Tensor, lam: float, importance: str, classes: str, factor: float = 1.0
+) -> Tensor:
+    """`factor` times `functional.lade_regularizer`, with settings and counts that were checked before."""
+    quick = few(logits, target, count, lam, importance, classes, factor)
+    if quick is not None:
+        return quick
+    checks.floating("logits", logits)
+    if logits.ndim != 2 or 0 in logits.shape:
+        raise ValueError(f"logits must be [N, C] with N and C at least 1, got {list(logits.shape)}")
+    target = checks.indices("target", target, logits.shape[:1], logits)
+    if count.numel() != logits.shape[1]:
+        raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
+    prior = (count / count.sum()).to(logits.device)
+    value = lade(logits, target, prior, float(lam), importance, classes)
+    value = value if torch.is_autocast_enabled(logits.device.type) else value.to(logits.dtype)
+    return value if factor == 1 else factor * value
 
 
 def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: str, classes: str) -> Tensor:

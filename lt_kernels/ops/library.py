@@ -104,6 +104,12 @@ linear_forward = getattr(_extension, "linear_forward", _none)
 linear_backward = getattr(_extension, "linear_backward", _none)
 few_cross_entropy = getattr(_extension, "few_cross_entropy", _none)
 few_linear_cross_entropy = getattr(_extension, "few_linear_cross_entropy", _none)
+lade_forward = getattr(_extension, "lade_forward", _none)
+lade_backward = getattr(_extension, "lade_backward", _none)
+few_lade = getattr(_extension, "few_lade", _none)
+cosine_forward = getattr(_extension, "cosine_forward", _none)
+cosine_backward = getattr(_extension, "cosine_backward", _none)
+few_cosine_cross_entropy = getattr(_extension, "few_cosine_cross_entropy", _none)
 _allow_few = getattr(_extension, "allow_few", _none)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ class FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.name = str(inputs[0])
+        ctx.name = inputs[0].__name__ if isinstance(inputs[0], FunctionType) else str(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from lt_kernels.ops import library, products
 from lt_kernels.ops.budget import current_budget
+from lt_kernels.ops.cosine import CosineLoss
 from lt_kernels.ops.plain import LinearLoss, PlainLoss
 from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
+from lt_kernels.reference.terms import SPHERE
+from lt_kernels.values import Margin
 
 SMALL = 2**15  # logits; from here on the operators win, where the short ways do not go (docs/kernels.md)
 CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
@@ -25,6 +28,8 @@ _few, _few_linear = library.few_cross_entropy, library.few_linear_cross_entropy
 # Their `apply`, without the look at torch.func, which had one already.
 _kernels = super(torch.autograd.Function, PlainLoss).apply
 _linear_kernels = super(torch.autograd.Function, LinearLoss).apply
+_few_cosine, _cosine_kernels = library.few_cosine_cross_entropy, super(torch.autograd.Function, CosineLoss).apply
+_NO_MARGIN = Margin()
 
 
 def few(input: Tensor, classes: int, product: bool) -> bool:
@@ -112,6 +117,51 @@ def linear_cross_entropy(
     except (RuntimeError, TypeError, AttributeError):
         return None
     return _loss(logits, target, weight, offset, gamma, ignore_index, reduction)
+
+
+def cosine_cross_entropy(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    margin: Any,
+    class_margin: Tensor | None,
+    scale: Any,
+    weight: Any,
+    offset: Any,
+    gamma: Any,
+    smoothing: Any,
+    ignore_index: Any,
+    reduction: Any,
+    average: str = "weighted",
+) -> Tensor | None:
+    """The loss of few cosines, with any margin but SphereFace's, by one node; None as for `cross_entropy`.
+
+    `class_margin` is the margin's own where that was moved; `average` says whether a mean counts weights or rows.
+    """
+    margin = _NO_MARGIN if margin is None else margin
+    if _compiling() or not isinstance(margin, Margin) or margin.kind == SPHERE:
+        return None
+    return _few_cosine(
+        input,
+        linear_weight,
+        target,
+        weight,
+        offset,
+        margin.per_class if class_margin is None else class_margin,
+        scale,
+        margin.kind,
+        margin.value,
+        margin.strength,
+        margin.fallback,
+        gamma,
+        ignore_index,
+        reduction,
+        smoothing,
+        average,
+        SMALL,
+        current_budget(),
+        _cosine_kernels,
+    )
 
 
 def _plain(

@@ -260,14 +260,18 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None
         total.addmm_(left, right)
 
 
+def along(gradient: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    """What a gradient has of each row [N, 1], for rows that `scale` [N] makes to unit ones."""
+    return ((gradient * rows).sum(1) * scale * scale)[:, None]
+
+
 def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 512) -> None:
     """Take from each row of `gradient` (ours, in place) its part along `rows`: the derivative of the normalisation."""
     if scale is None:
         return
     for part in _blocks(rows.shape[0], chunk):
         line = rows[part].to(gradient.dtype)
-        along = (gradient[part] * line).sum(1) * scale[part] * scale[part]
-        gradient[part].addcmul_(line, along[:, None], value=-1)
+        gradient[part].addcmul_(line, along(gradient[part], line, scale[part]), value=-1)
 
 
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
