@@ -11,8 +11,7 @@ namespace lt {
 namespace {
 
 constexpr int64_t kRows = 64;       // rows whose column sums are taken together, whatever the threads
-constexpr int64_t kScan = 1 << 20;  // products that one thread reads faster than several of them wait for each other
-
+constexpr int64_t kScan = 1 << 16;  // products that one thread reads faster than several of them wait for each other
 constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's own cache
 
 // row sums, column sums, first, second and cosine of the active pairs, and how many there are (-1: too many to look).
@@ -100,6 +99,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
   return {scale, unit, step, error};
 }
 
+// Writes the columns of the pairs that screening kept where each row's list begins. Returns the rows that have any, by the
+// last of these columns: rows with the same partners are then visited side by side, while those are in the cache.
+std::vector<int32_t> visits(const Tile& tile) {
+  std::vector<int32_t> last(tile.rows, -1), next(tile.columns + 1, 0);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const uint64_t* word = tile.passed + i * tile.words();
+    int64_t place = tile.begins[i], first = tile.first_column(i);
+    for (; place < tile.begins[i + 1]; ++word, first += 64)
+      for (uint64_t bits = *word; bits; bits &= bits - 1)
+        tile.second[place++] = last[i] = int32_t(first + __builtin_ctzll(bits));
+    if (last[i] >= 0) ++next[last[i] + 1];
+  }
+  for (int64_t j = 0; j < tile.columns; ++j) next[j + 1] += next[j];
+  std::vector<int32_t> order(next.back());
+  for (int64_t i = 0; i < tile.rows; ++i)
+    if (last[i] >= 0) order[next[last[i]]++] = int32_t(i);
+  return order;
+}
+
 Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tensor error, double threshold,
                   int64_t row, int64_t column, int64_t capacity) {
   TileInputs in(product, ScalarType::Int, scale, threshold, row, column);
@@ -109,14 +127,16 @@ Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tens
   tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error"));
   tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
   Pairs pairs(tile, capacity, in.sums);
-  tile.begins = pairs.begins.data();
-  auto screen = [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); };
-  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1), screen);
+  std::vector<uint64_t> passed(tile.rows * tile.words());
+  tile.begins = pairs.begins.data(), tile.passed = passed.data();
+  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1),
+       [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); });
   int64_t survivors = pairs.place();
   if (survivors == 0 || survivors > capacity) return pairs.result(survivors ? -1 : 0);
   pairs.begin_list(tile);
-  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1), screen);
-  each(tile.rows, 1, [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](tile, begin, end); });
+  std::vector<int32_t> order = visits(tile);
+  tile.order = order.data();
+  each(order.size(), 1, [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](tile, begin, end); });
   return pairs.result(pairs.keep<float>(tile, true));
 }
 

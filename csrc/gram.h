@@ -19,25 +19,29 @@ template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
 
 template <class A> inline const A* numbers(const void* from) { return static_cast<const A*>(from); }
 
-// The first column of row i of a tile that belongs to a pair j > i: the other half of the cosines is the same.
-inline int64_t first_column(const Tile& tile, int64_t i) {
-  int64_t first = tile.row + i + 1 - tile.column;
-  return first < 0 ? 0 : first > tile.columns ? tile.columns : first;
-}
-
-template <class A, class T> inline A dot(const T* a, const T* b, int64_t d) {
+// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever comes first:
+// what verifies screened tiles, what goes along a kept list and what takes the norms agree to the bit.
+template <class A, class T, int N> inline void dots(const T* a, const T* const (&b)[N], int64_t d, A (&product)[N]) {
   constexpr int W = Vec<A>::width;
-  vec<A> even{}, odd{};
+  vec<A> even[N] = {}, odd[N] = {};
   int64_t k = 0;
   for (; k + 2 * W <= d; k += 2 * W) {
-    even = even + load(a + k) * load(b + k);
-    odd = odd + load(a + k + W) * load(b + k + W);
+    vec<A> near = load(a + k), far = load(a + k + W);
+    for (int n = 0; n < N; ++n) even[n] = even[n] + near * load(b[n] + k), odd[n] = odd[n] + far * load(b[n] + k + W);
   }
   for (; k < d; k += W) {
     int count = int(d - k < W ? d - k : W);
-    even = even + load_part<A>(a + k, count) * load_part<A>(b + k, count);
+    vec<A> rest = load_part<A>(a + k, count);
+    for (int n = 0; n < N; ++n) even[n] = even[n] + rest * load_part<A>(b[n] + k, count);
   }
-  return sum<A>(even + odd);
+  for (int n = 0; n < N; ++n) product[n] = sum<A>(even[n] + odd[n]);
+}
+
+template <class A, class T> inline A squares(const T* row, int64_t d) {
+  const T* const other[1] = {row};
+  A square[1];
+  dots(row, other, d, square);
+  return square[0];
 }
 
 // 1 / |w|: 0 for a row shorter than 1e-12, NaN for one that is not finite.
@@ -70,7 +74,7 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(in.weight) + i * in.stride;
     int8_t* out = in.unit + i * in.d;
-    float scale = in.scale[i] = inverse_norm(dot<float>(row, row, in.d));
+    float scale = in.scale[i] = inverse_norm(squares<float>(row, in.d));
     if (!(scale > 0)) {  // no direction
       in.step[i] = in.error[i] = 0;
       std::memset(out, 0, in.d);
@@ -105,39 +109,45 @@ inline vint survivors(const Tile& tile, int64_t i, int64_t j, int count) {
   return mask;
 }
 
-// The pairs of each row in [begin, end) that may be active: counted, or written where the row's list begins.
+// Which pairs of each row in [begin, end) may be active, as bits, and how many they are.
 inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
   constexpr int W = Vec<float>::width;
   for (int64_t i = begin; i < end; ++i) {
-    int64_t place = tile.second ? tile.begins[i] : 0;
-    if (tile.second && place == tile.begins[i + 1]) continue;
-    vint found{};
-    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
-      vint mask = survivors(tile, i, j, int(tile.columns - j < W ? tile.columns - j : W));
-      found = found - mask;
-      if (!tile.second) continue;
-      alignas(64) int32_t lanes[W];
-      std::memcpy(lanes, &mask, sizeof mask);
-      for (int lane = 0; lane < W; ++lane)
-        if (lanes[lane]) tile.second[place++] = int32_t(j + lane);
+    int64_t found = 0;
+    uint64_t* word = tile.passed + i * tile.words();
+    for (int64_t j = tile.first_column(i); j < tile.columns; j += 64) {
+      uint64_t bits = 0;
+      for (int n = 0; n < 64 && j + n < tile.columns; n += W)
+        bits |= signs(survivors(tile, i, j + n, int(tile.columns - j - n < W ? tile.columns - j - n : W))) << n;
+      *word++ = bits;
+      found += __builtin_popcountll(bits);
     }
-    if (tile.second) continue;
-    for (int lane = 0; lane < W; ++lane) place += found[lane];
-    tile.begins[i + 1] = place;
+    tile.begins[i + 1] = found;
   }
 }
 
-// The float cosines of the listed pairs of the rows [begin, end).
-template <class T> void gram_verify(const Tile& tile, int64_t begin, int64_t end) {
+// The float cosines of N listed pairs of row i, from the k-th on.
+template <class T, int N> inline void verify(const Tile& tile, int64_t i, int64_t k) {
   using A = typename Arithmetic<T>::type;
   const A* scale = numbers<A>(tile.scale);
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t k = tile.begins[i]; k < tile.begins[i + 1]; ++k) {
-      int64_t first = tile.row + i, second = tile.column + tile.second[k];
-      const T* weight = static_cast<const T*>(tile.weight);
-      A product = dot<A>(weight + first * tile.weight_stride, weight + second * tile.weight_stride, tile.d);
-      static_cast<A*>(tile.value)[k] = product * scale[first] * scale[second];
-    }
+  const T *weight = static_cast<const T*>(tile.weight), *others[N];
+  const int64_t first = tile.row + i;
+  A product[N];
+  for (int n = 0; n < N; ++n) others[n] = weight + (tile.column + tile.second[k + n]) * tile.weight_stride;
+  dots(weight + first * tile.weight_stride, others, tile.d, product);
+  for (int n = 0; n < N; ++n)
+    static_cast<A*>(tile.value)[k + n] = product[n] * scale[first] * scale[tile.column + tile.second[k + n]];
+}
+
+// The float cosines of the listed pairs of the rows [begin, end), several at a time: they share what is loaded of the row.
+template <class T> void gram_verify(const Tile& tile, int64_t begin, int64_t end) {
+  for (int64_t place = begin; place < end; ++place) {
+    const int64_t i = tile.order ? tile.order[place] : place, last = tile.begins[i + 1];
+    int64_t k = tile.begins[i];
+    for (; k + 4 <= last; k += 4) verify<T, 4>(tile, i, k);
+    for (; k + 2 <= last; k += 2) verify<T, 2>(tile, i, k);
+    if (k < last) verify<T, 1>(tile, i, k);
+  }
 }
 
 // One vector of a tile: its cosines, and all bits set where a pair is active.
@@ -170,7 +180,7 @@ template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, 
     vec<A> part{};
     typename Vec<A>::ints found{};
     int step = 0;
-    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
+    for (int64_t j = tile.first_column(i); j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
       Cosines<A> cosine(tile, product, scale, j, count);
       vec<A> value = cosine.active ? exp(cosine.value) - A(1) : vec<A>{};
@@ -193,7 +203,7 @@ template <class A> void gram_list(const Tile& tile, int64_t begin, int64_t end) 
     const A* product = numbers<A>(tile.product) + i * tile.stride;
     const A scale = numbers<A>(tile.scale)[tile.row + i];
     int64_t place = tile.begins[i];
-    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
+    for (int64_t j = tile.first_column(i); j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
       Cosines<A> cosine(tile, product, scale, j, count);
       for (int lane = 0; lane < count; ++lane) {
@@ -214,7 +224,7 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
     const A *product = numbers<A>(tile.product) + i * tile.stride, scale = scales[tile.row + i];
     const A slope = slopes[tile.row + i];
     A* out = static_cast<A*>(tile.value) + i * tile.columns;
-    int64_t j = first_column(tile, i);
+    int64_t j = tile.first_column(i);
     for (int64_t k = 0; k < j; ++k) out[k] = 0;
     double along = 0;
     for (; j < tile.columns; j += W) {

@@ -104,6 +104,15 @@ struct Tile {
   int64_t* begins = nullptr;  // [rows + 1]: where each row's pairs begin; first their number, one place further
   int32_t* second = nullptr;  // the pairs' columns
   void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
+  uint64_t* passed = nullptr;  // [rows, words()]: a bit for each column from a row's first one on, set where it may be active
+  const int32_t* order = nullptr;  // the rows in the order in which they are visited, if it is another one
+
+  int64_t words() const { return (columns + 63) / 64; }
+  // The first column of row i that belongs to a pair j > i: the other half of the cosines is the same.
+  int64_t first_column(int64_t i) const {
+    int64_t first = row + i + 1 - column;
+    return first < 0 ? 0 : first > columns ? columns : first;
+  }
 };
 
 constexpr int kStrip = 32;  // columns of the gradient at a time: their sums stay in registers

@@ -157,16 +157,20 @@ py::tuple screen(const std::string& isa, py::array weight, int type, Array<int32
   std::vector<int64_t> begins(c + 1, 0);
   std::vector<int32_t> second(c * c);
   std::vector<float> cosine(c * c);
-  tile.begins = begins.data();
-  probe(isa).gram_screen(tile, 0, c);
-  for (py::ssize_t i = 0; i < c; ++i) begins[i + 1] += begins[i];
-  tile.second = second.data(), tile.value = cosine.data();
+  std::vector<uint64_t> passed(c * tile.words());
+  tile.begins = begins.data(), tile.passed = passed.data(), tile.second = second.data(), tile.value = cosine.data();
   probe(isa).gram_screen(tile, 0, c);
   py::array_t<int8_t> survived({c, c});
   py::array_t<float> value({c, c});
   std::fill_n(survived.mutable_data(), c * c, int8_t(0));
-  for (py::ssize_t i = 0; i < c; ++i)
-    for (int64_t k = begins[i]; k < begins[i + 1]; ++k) survived.mutable_at(i, second[k]) = 1;
+  for (py::ssize_t i = 0; i < c; ++i) {
+    int64_t first = tile.first_column(i), number = 0;
+    for (int64_t j = first; j < c; ++j) {
+      bool bit = passed[i * tile.words() + (j - first) / 64] >> (j - first) % 64 & 1;
+      survived.mutable_at(i, j) = bit, number += bit;
+    }
+    if (number != begins[i + 1]) throw std::runtime_error("the number is not that of the bits");
+  }
   for (py::ssize_t i = 0; i < c; ++i) {  // then all pairs
     begins[i + 1] = (i + 1) * c;
     for (py::ssize_t j = 0; j < c; ++j) second[i * c + j] = int32_t(j);
