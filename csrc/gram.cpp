@@ -187,50 +187,70 @@ struct PairList {
   bool project;
 };
 
-// Each class's neighbours, in the order of the pairs, with their coefficients.
+// The keys' indices by their keys, which are below `size`; equal ones as they come.
+std::vector<int32_t> sorted(const std::vector<int32_t>& key, int64_t size) {
+  std::vector<int32_t> next(size + 1, 0), order(key.size());
+  for (int32_t one : key) ++next[one + 1];
+  for (int64_t j = 0; j < size; ++j) next[j + 1] += next[j];
+  for (size_t i = 0; i < key.size(); ++i) order[next[key[i]]++] = int32_t(i);
+  return order;
+}
+
+// The classes by their least neighbour, or themselves: those with the same neighbours side by side.
+std::vector<int32_t> beside(const PairList& in) {
+  std::vector<int32_t> least(in.classes);
+  for (int64_t i = 0; i < in.classes; ++i) least[i] = int32_t(i);
+  for (int64_t k = 0; k < in.count; ++k) {
+    int32_t i = in.first[k], j = in.second[k];
+    least[i] = std::min(least[i], j), least[j] = std::min(least[j], i);
+  }
+  return sorted(least, in.classes);
+}
+
+// The neighbours at each place, in the order of the pairs, with their coefficients; and that of w_i in row i.
 template <class A> struct Graph {
-  std::vector<int64_t> begins, next;
+  std::vector<int32_t> place;
+  std::vector<int64_t> begins;
   std::vector<Edge<A>> edges;
 
-  Graph(const PairList& in, const A* scale, const A* slope) : begins(in.classes + 1, 0), edges(2 * in.count) {
-    for (int64_t k = 0; k < in.count; ++k) ++begins[in.first[k] + 1], ++begins[in.second[k] + 1];
-    for (int64_t i = 0; i < in.classes; ++i) begins[i + 1] += begins[i];
-    next = begins;
+  Graph(const PairList& in, const std::vector<int32_t>& order, const A* scale, const A* slope, A* own)
+      : place(in.classes), begins(in.classes + 1, 0), edges(2 * in.count) {
+    for (int64_t at = 0; at < in.classes; ++at) place[order[at]] = int32_t(at);
+    for (int64_t k = 0; k < in.count; ++k) ++begins[place[in.first[k]] + 1], ++begins[place[in.second[k]] + 1];
+    for (int64_t at = 0; at < in.classes; ++at) begins[at + 1] += begins[at];
+    std::vector<int64_t> next = begins;
     for (int64_t k = 0; k < in.count; ++k) {
-      int32_t i = in.first[k], j = in.second[k];
-      A factor = std::exp(static_cast<const A*>(in.cosine)[k]) * (slope[i] + slope[j]) * scale[i] * scale[j];
-      edges[next[i]++] = {j, factor}, edges[next[j]++] = {i, factor};
+      const int32_t i = in.first[k], j = in.second[k], here = place[i], there = place[j];
+      const A s = static_cast<const A*>(in.cosine)[k], e = std::exp(s), sum = slope[i] + slope[j];
+      const A factor = e * sum * scale[i] * scale[j];
+      edges[next[here]++] = {there, factor}, edges[next[there]++] = {here, factor};
+      if (in.project) own[i] -= s * e * sum, own[j] -= s * e * sum;
     }
+    for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
   }
 };
 
-// The coefficient of w_i in row i of the gradient.
-template <class A> void own_factors(const PairList& in, const A* scale, const A* slope, A* own) {
-  for (int64_t k = 0; in.project && k < in.count; ++k) {
-    A s = static_cast<const A*>(in.cosine)[k], pull = s * std::exp(s) * (slope[in.first[k]] + slope[in.second[k]]);
-    own[in.first[k]] -= pull, own[in.second[k]] -= pull;
-  }
-  for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
-}
-
-// Few pairs: each row at once, its neighbours from where they lie.
+// Few pairs: each row at once, its neighbours from where they lie, which is in the order of the classes.
 void gather_rows(const Neighbours& args, int64_t classes, PairsKernel kernel) {
   each(classes, 16384 / std::max<int64_t>(args.d, 1),
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// Many pairs: a strip of columns of all weights is copied to where it stays in the cache while all rows gather from it.
+// Many pairs: a strip of columns of all weights is copied, by place, to where the neighbours of one row and of the next
+// stay in the cache while all rows gather from it.
 void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsKernel kernel) {
   int64_t width = std::max<int64_t>(kStrip, kCache / (classes * size) / kStrip * kStrip);
   each((args.d + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-    std::vector<char> copy(classes * width * size);
+    std::vector<char> room(classes * width * size + 64);
+    char* copy = room.data() + 64 - reinterpret_cast<uintptr_t>(room.data()) % 64;  // no vector lies across two lines
     for (int64_t strip = begin; strip < end; ++strip) {
       Neighbours part = args;
       part.from = strip * width, part.to = std::min(part.from + width, args.d);
-      part.weight = copy.data(), part.stride = width;
+      part.weight = copy, part.stride = width;
       const char* from = static_cast<const char*>(args.weight) + part.from * size;
       for (int64_t i = 0; i < classes; ++i)
-        std::memcpy(copy.data() + i * width * size, from + i * args.stride * size, (part.to - part.from) * size);
+        std::memcpy(copy + i * width * size, from + args.order[i] * args.stride * size,
+                    (part.to - part.from) * size);
       kernel(part, 0, classes);
     }
   });
@@ -239,11 +259,13 @@ void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsK
 template <class A>
 void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope, A* own, int64_t size,
             PairsKernel kernel) {
-  own_factors(in, scale, slope, own);
-  args.own = own;
-  Graph<A> graph(in, scale, slope);
-  args.begins = graph.begins.data(), args.edges = graph.edges.data();
-  if (in.count >= 2 * in.classes) gather_strips(args, in.classes, size, kernel);
+  const bool many = in.count >= 2 * in.classes;
+  std::vector<int32_t> order(in.classes);
+  for (int64_t i = 0; i < in.classes; ++i) order[i] = int32_t(i);
+  if (many) order = beside(in);
+  Graph<A> graph(in, order, scale, slope, own);
+  args.own = own, args.order = order.data(), args.begins = graph.begins.data(), args.edges = graph.edges.data();
+  if (many) gather_strips(args, in.classes, size, kernel);
   else gather_rows(args, in.classes, kernel);
 }
 
@@ -266,7 +288,8 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
                       own.scalar_type() == sums && own.is_contiguous(),
                   "lt_kernels: scale, slope and own must have a number for each class");
   Tensor factor = torch::stable::clone(own), out = empty({classes, d}, wide ? sums : rows.scalar_type());
-  Neighbours args{rows.const_data_ptr(), rows.stride(0), 0, d, nullptr, nullptr, nullptr, out.mutable_data_ptr(), d};
+  Neighbours args{rows.const_data_ptr(), rows.stride(0), 0, d};
+  args.out = out.mutable_data_ptr(), args.d = d;
   const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
   PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
   if (sums == ScalarType::Double)

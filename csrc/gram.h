@@ -244,53 +244,51 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
   }
 }
 
-template <class T, class A, int N>
-inline void gather_strip(const T* weight, int64_t stride, int64_t i, A own, const Edge<A>* edge, const Edge<A>* last,
-                         vec<A> (&total)[N]) {
-  constexpr int W = Vec<A>::width;
-  for (int n = 0; n < N; ++n) total[n] = own == 0 ? vec<A>{} : load(weight + i * stride + n * W) * own;
-  for (; edge < last; ++edge) {
-    const T* from = weight + edge->other * stride;
-    for (int n = 0; n < N; ++n) total[n] = total[n] + load(from + n * W) * edge->factor;
+// What one row of the gradient is made of: own w_self + sum of factor w_other, each from the column `weight` points to.
+template <class T, class A> struct Gather {
+  static constexpr int W = Vec<A>::width;
+  const T* weight;
+  int64_t stride, self;
+  A own;
+  const Edge<A>*edges, *last;
+
+  // N vectors of columns from k on: their sums stay in registers.
+  template <int N, class Out> void whole(int64_t k, Out* out) const {
+    vec<A> total[N];
+    for (int n = 0; n < N; ++n) total[n] = own == 0 ? vec<A>{} : load(weight + self * stride + k + n * W) * own;
+    for (const Edge<A>* edge = edges; edge < last; ++edge) {
+      const T* from = weight + edge->other * stride + k;
+      for (int n = 0; n < N; ++n) total[n] = total[n] + load(from + n * W) * edge->factor;
+    }
+    for (int n = 0; n < N; ++n) store(out + k + n * W, total[n]);
   }
-}
+  template <class Out> void part(int64_t k, int count, Out* out) const {
+    vec<A> total = own == 0 ? vec<A>{} : load_part<A>(weight + self * stride + k, count) * own;
+    for (const Edge<A>* edge = edges; edge < last; ++edge)
+      total = total + load_part<A>(weight + edge->other * stride + k, count) * edge->factor;
+    store_part<A>(out + k, total, count);
+  }
+};
 
-template <class T, class A>
-inline vec<A> gather_rest(const T* weight, int64_t stride, int64_t i, A own, const Edge<A>* edge, const Edge<A>* last,
-                          int count) {
-  vec<A> total = own == 0 ? vec<A>{} : load_part<A>(weight + i * stride, count) * own;
-  for (; edge < last; ++edge) total = total + load_part<A>(weight + edge->other * stride, count) * edge->factor;
-  return total;
-}
-
-// Rows [begin, end) of the gradient, some columns at a time in registers. Out: T, or A to be added to.
+// Rows of the gradient at the places [begin, end), some columns at a time. Out: T, or A to be added to.
 template <class T, class Out> void gram_gather(const Neighbours& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
-  constexpr int W = Vec<A>::width, N = kStrip / W;
-  const T* weight = static_cast<const T*>(in.weight);
-  for (int64_t i = begin; i < end; ++i) {
-    Out* out = static_cast<Out*>(in.out) + i * in.d;
-    const A own = numbers<A>(in.own)[i];
-    const Edge<A>* edges = static_cast<const Edge<A>*>(in.edges);
-    const Edge<A>*edge = edges + in.begins[i], *last = edges + in.begins[i + 1];
-    if (edge == last && own == 0) {
-      std::memset(static_cast<void*>(out + in.from), 0, (in.to - in.from) * sizeof(Out));
+  constexpr int W = Vec<A>::width, N = kStrip / W < 8 ? kStrip / W : 8;  // every machine has 16 registers
+  const Edge<A>* edges = static_cast<const Edge<A>*>(in.edges);
+  const int64_t columns = in.to - in.from;
+  for (int64_t place = begin; place < end; ++place) {
+    const int32_t i = in.order[place];
+    Out* out = static_cast<Out*>(in.out) + i * in.d + in.from;
+    const Gather<T, A> row{static_cast<const T*>(in.weight), in.stride, place, numbers<A>(in.own)[i],
+                           edges + in.begins[place], edges + in.begins[place + 1]};
+    if (row.edges == row.last && row.own == 0) {
+      std::memset(static_cast<void*>(out), 0, columns * sizeof(Out));
       continue;
     }
-    for (int64_t k = in.from; k < in.to; k += kStrip) {
-      int count = int(in.to - k < kStrip ? in.to - k : kStrip);
-      if (count == kStrip) {
-        vec<A> total[N];
-        gather_strip<T, A, N>(weight + (k - in.from), in.stride, i, own, edge, last, total);
-        for (int n = 0; n < N; ++n) store(out + k + n * W, total[n]);
-      } else {
-        for (int n = 0; n < count; n += W) {
-          int part = count - n < W ? count - n : W;
-          vec<A> total = gather_rest<T, A>(weight + (k - in.from) + n, in.stride, i, own, edge, last, part);
-          store_part<A>(out + k + n, total, part);
-        }
-      }
-    }
+    int64_t k = 0;
+    for (; k + N * W <= columns; k += N * W) row.template whole<N>(k, out);
+    for (; k + W <= columns; k += W) row.template whole<1>(k, out);
+    if (k < columns) row.part(k, int(columns - k), out);
   }
 }
 

@@ -115,20 +115,22 @@ struct Tile {
   }
 };
 
-constexpr int kStrip = 32;  // columns of the gradient at a time: their sums stay in registers
+constexpr int kStrip = 64;  // columns of the gradient at a time
 
-// A neighbour of a row, and the coefficient of its weight.
+// A neighbour of a row, by its place, and the coefficient of its weight.
 template <class A> struct Edge {
   int32_t other;
   A factor;
 };
 
 // The neighbours of each row: a row of the gradient is own w_i + sum of factor w_other, here its columns [from, to).
+// Places are those of the classes in the order in which they are visited.
 struct Neighbours {
-  const void* weight;  // [c, d], rows `stride` apart, from column `from` on
+  const void* weight;  // [c, d] by place, rows `stride` apart, from column `from` on
   int64_t stride, from, to;
   const void* own;        // [c]
-  const int64_t* begins;  // [c + 1]: where each row's list begins
+  const int32_t* order;   // [c]: the class at each place
+  const int64_t* begins;  // [c + 1]: where the list of each place begins
   const void* edges;
   void* out;              // [c, d]
   int64_t d;
