@@ -14,7 +14,7 @@ constexpr int64_t kRows = 64;       // rows whose column sums are taken together
 constexpr int64_t kScan = 1 << 16;  // products that one thread reads faster than several of them wait for each other
 constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's own cache
 
-// row sums, column sums, first, second and cosine of the active pairs, and how many there are (-1: too many to look).
+// row sums, column sums, first, second and cosine of the active pairs, and how many there are.
 using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Body> void each(int64_t count, int64_t grain, const Body& body) {
@@ -62,22 +62,11 @@ struct Pairs {
     return begins.back();
   }
   void begin_list(Tile& tile) const { tile.second = data<int32_t>(second), tile.value = value.mutable_data_ptr(); }
-  // Keep the pairs above the threshold, name their classes, and, if wanted, sum expm1 of their cosines.
-  template <class A> int64_t keep(const Tile& tile, bool sum) {
-    int64_t kept = 0;
-    A* cosine = data<A>(value);
+  // Names the listed pairs' classes.
+  void name(const Tile& tile) {
     for (int64_t i = 0; i < tile.rows; ++i)
-      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) {
-        if (!(cosine[k] > A(tile.threshold))) continue;
-        int64_t j = tile.second[k];
-        if (sum) {
-          double part = std::expm1(double(cosine[k]));
-          data<double>(row_sum)[i] += part, data<double>(column_sum)[j] += part;
-        }
-        cosine[kept] = cosine[k];
-        data<int32_t>(first)[kept] = int32_t(tile.row + i), tile.second[kept++] = int32_t(tile.column + j);
-      }
-    return kept;
+      for (int64_t k = begins[i]; k < begins[i + 1]; ++k)
+        data<int32_t>(first)[k] = int32_t(tile.row + i), tile.second[k] += int32_t(tile.column);
   }
   Found result(int64_t number) {
     *data<int64_t>(count) = number;
@@ -99,45 +88,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
   return {scale, unit, step, error};
 }
 
-// Writes the columns of the pairs that screening kept where each row's list begins. Returns the rows that have any, by the
-// last of these columns: rows with the same partners are then visited side by side, while those are in the cache.
-std::vector<int32_t> visits(const Tile& tile) {
-  std::vector<int32_t> last(tile.rows, -1), next(tile.columns + 1, 0);
+// The classes of the pairs whose bits are set.
+void list_passed(const Tile& tile, int32_t* first, int32_t* second) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     const uint64_t* word = tile.passed + i * tile.words();
-    int64_t place = tile.begins[i], first = tile.first_column(i);
-    for (; place < tile.begins[i + 1]; ++word, first += 64)
-      for (uint64_t bits = *word; bits; bits &= bits - 1)
-        tile.second[place++] = last[i] = int32_t(first + __builtin_ctzll(bits));
-    if (last[i] >= 0) ++next[last[i] + 1];
+    int64_t left = tile.begins[i + 1], column = tile.column + tile.first_column(i);
+    for (; left > 0; ++word, column += 64)
+      for (uint64_t bits = *word; bits; bits &= bits - 1, --left)
+        *first++ = int32_t(tile.row + i), *second++ = int32_t(column + __builtin_ctzll(bits));
   }
-  for (int64_t j = 0; j < tile.columns; ++j) next[j + 1] += next[j];
-  std::vector<int32_t> order(next.back());
-  for (int64_t i = 0; i < tile.rows; ++i)
-    if (last[i] >= 0) order[next[last[i]]++] = int32_t(i);
-  return order;
 }
 
-Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tensor error, double threshold,
-                  int64_t row, int64_t column, int64_t capacity) {
-  TileInputs in(product, ScalarType::Int, scale, threshold, row, column);
-  const Tensor& rows = in.keep(dense_rows(weight));
+// first and second of the pairs that may be active, and how many they are: -1 if there is no room for them.
+std::tuple<Tensor, Tensor, Tensor> gram_screen(Tensor product, Tensor step, Tensor error, double threshold,
+                                               int64_t features, int64_t row, int64_t column, int64_t capacity) {
+  TileInputs in(product, ScalarType::Int, step, threshold, row, column);
   Tile& tile = in.args;
   tile.step = static_cast<const float*>(in.numbers(step, ScalarType::Float, "step"));
   tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error"));
-  tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
-  Pairs pairs(tile, capacity, in.sums);
+  STD_TORCH_CHECK(error.numel() == step.numel(), "lt_kernels: step and error must have a number for each class");
+  tile.d = features;
+  std::vector<int64_t> numbers(tile.rows + 1, 0);
   std::vector<uint64_t> passed(tile.rows * tile.words());
-  tile.begins = pairs.begins.data(), tile.passed = passed.data();
+  tile.begins = numbers.data(), tile.passed = passed.data();
   each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1),
        [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); });
-  int64_t survivors = pairs.place();
-  if (survivors == 0 || survivors > capacity) return pairs.result(survivors ? -1 : 0);
-  pairs.begin_list(tile);
-  std::vector<int32_t> order = visits(tile);
-  tile.order = order.data();
-  each(order.size(), 1, [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](tile, begin, end); });
-  return pairs.result(pairs.keep<float>(tile, true));
+  int64_t survivors = 0;
+  for (int64_t number : numbers) survivors += number;
+  Tensor first = zeros(capacity, ScalarType::Int), second = zeros(capacity, ScalarType::Int);
+  Tensor count = empty({1}, ScalarType::Long);
+  *data<int64_t>(count) = survivors <= capacity ? survivors : -1;
+  if (survivors <= capacity) list_passed(tile, data<int32_t>(first), data<int32_t>(second));
+  return {first, second, count};
 }
 
 // Runs a kernel over blocks of rows, each with column sums of its own, and adds these in their order.
@@ -166,7 +148,8 @@ Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int
   if (active == 0 || active > capacity) return pairs.result(active);
   pairs.begin_list(in.args);
   each(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
-  return pairs.result(in.wide ? pairs.keep<double>(in.args, false) : pairs.keep<float>(in.args, false));
+  pairs.name(in.args);
+  return pairs.result(active);
 }
 
 std::tuple<Tensor, Tensor, Tensor> gram_coefficients(Tensor product, Tensor scale, Tensor slope, double threshold,
@@ -196,15 +179,21 @@ std::vector<int32_t> sorted(const std::vector<int32_t>& key, int64_t size) {
   return order;
 }
 
-// The classes by their least neighbour, or themselves: those with the same neighbours side by side.
-std::vector<int32_t> beside(const PairList& in) {
-  std::vector<int32_t> least(in.classes);
-  for (int64_t i = 0; i < in.classes; ++i) least[i] = int32_t(i);
-  for (int64_t k = 0; k < in.count; ++k) {
-    int32_t i = in.first[k], j = in.second[k];
+// Each class's least neighbour, or itself: classes with the same one are visited side by side.
+std::vector<int32_t> least_neighbours(const int32_t* first, const int32_t* second, int64_t count, int64_t classes) {
+  std::vector<int32_t> least(classes);
+  for (int64_t i = 0; i < classes; ++i) least[i] = int32_t(i);
+  for (int64_t k = 0; k < count; ++k) {
+    int32_t i = first[k], j = second[k];
     least[i] = std::min(least[i], j), least[j] = std::min(least[j], i);
   }
-  return sorted(least, in.classes);
+  return least;
+}
+
+void check_classes(const int32_t* first, const int32_t* second, int64_t count, int64_t classes) {
+  for (int64_t k = 0; k < count; ++k)
+    STD_TORCH_CHECK(first[k] >= 0 && first[k] < classes && second[k] >= 0 && second[k] < classes,
+                    "lt_kernels: first and second must be classes");
 }
 
 // The neighbours at each place, in the order of the pairs, with their coefficients; and that of w_i in row i.
@@ -262,7 +251,7 @@ void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope
   const bool many = in.count >= 2 * in.classes;
   std::vector<int32_t> order(in.classes);
   for (int64_t i = 0; i < in.classes; ++i) order[i] = int32_t(i);
-  if (many) order = beside(in);
+  if (many) order = sorted(least_neighbours(in.first, in.second, in.count, in.classes), in.classes);
   Graph<A> graph(in, order, scale, slope, own);
   args.own = own, args.order = order.data(), args.begins = graph.begins.data(), args.edges = graph.edges.data();
   if (many) gather_strips(args, in.classes, size, kernel);
@@ -281,9 +270,7 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   PairList list{static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr()),
                 static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr()),
                 held.numbers(value, sums, "value"), pairs, classes, project};
-  for (int64_t k = 0; k < pairs; ++k)
-    STD_TORCH_CHECK(list.first[k] >= 0 && list.first[k] < classes && list.second[k] >= 0 && list.second[k] < classes,
-                    "lt_kernels: first and second must be classes");
+  check_classes(list.first, list.second, pairs, classes);
   STD_TORCH_CHECK(scale.numel() == classes && slope.numel() == classes && own.numel() == classes &&
                       own.scalar_type() == sums && own.is_contiguous(),
                   "lt_kernels: scale, slope and own must have a number for each class");
@@ -301,36 +288,31 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   return out;
 }
 
-// The cosines of listed pairs, by the same products that verify screened tiles. Pairs with one first class should lie side
-// by side, and classes that share neighbours close together: their rows are then still in the cache.
+// The cosines of listed pairs; pairs with one first class should lie side by side. Runs of them are visited beside those
+// of classes with the same least neighbour, whose rows are then still in the cache.
 Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
   Held held;
   const Tensor& rows = held.keep(dense_rows(weight));
-  int64_t classes = rows.size(0), pairs = first.numel();
+  int64_t classes = rows.size(0), d = rows.size(1), pairs = first.numel();
   ScalarType sums = arithmetic(rows);
   STD_TORCH_CHECK(first.scalar_type() == ScalarType::Int && second.scalar_type() == ScalarType::Int &&
                       second.numel() == pairs && scale.numel() == classes,
                   "lt_kernels: first and second must be int32 of one length, and scale have a number for each class");
-  const Tensor &left = held.keep(dense(first)), &right = held.keep(dense(second));
-  const int32_t *from = static_cast<const int32_t*>(left.const_data_ptr()),
-                *to = static_cast<const int32_t*>(right.const_data_ptr());
-  for (int64_t k = 0; k < pairs; ++k)
-    STD_TORCH_CHECK(from[k] >= 0 && from[k] < classes && to[k] >= 0 && to[k] < classes,
-                    "lt_kernels: first and second must be classes");
+  const int32_t* from = static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr());
+  const int32_t* to = static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr());
+  check_classes(from, to, pairs, classes);
   Tensor value = empty({pairs}, sums);
-  Tile tile{};
-  tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
-  tile.scale = held.numbers(scale, sums, "scale"), tile.value = value.mutable_data_ptr();
-  tile.second = const_cast<int32_t*>(to);  // gram_verify reads it
-  each(pairs, 65536 / std::max<int64_t>(tile.d, 1), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin, stop; k < end; k = stop) {
-      for (stop = k + 1; stop < end && from[stop] == from[k];) ++stop;
-      int64_t ends[2] = {k, stop};
-      Tile row = tile;
-      row.row = from[k], row.begins = ends;
-      kernels().gram_verify[type_of(rows)](row, 0, 1);
-    }
-  });
+  std::vector<int32_t> key = least_neighbours(from, to, pairs, classes), keys;
+  std::vector<int64_t> begins;
+  for (int64_t k = 0; k < pairs; ++k)
+    if (k == 0 || from[k] != from[k - 1]) begins.push_back(k), keys.push_back(key[from[k]]);
+  begins.push_back(pairs);
+  std::vector<int32_t> order = sorted(keys, classes);
+  Listed args{rows.const_data_ptr(), d, rows.stride(0), held.numbers(scale, sums, "scale"), from, to};
+  args.begins = begins.data(), args.order = order.data(), args.value = value.mutable_data_ptr();
+  const int64_t runs = order.size(), work = d * (pairs / std::max<int64_t>(runs, 1));
+  each(runs, 65536 / std::max<int64_t>(work, 1),
+       [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](args, begin, end); });
   return value;
 }
 

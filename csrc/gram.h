@@ -19,8 +19,8 @@ template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
 
 template <class A> inline const A* numbers(const void* from) { return static_cast<const A*>(from); }
 
-// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever comes first:
-// what verifies screened tiles, what goes along a kept list and what takes the norms agree to the bit.
+// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever of them is a:
+// what verifies screened pairs, what goes along a kept list and what takes the norms agree to the bit.
 template <class A, class T, int N> inline void dots(const T* a, const T* const (&b)[N], int64_t d, A (&product)[N]) {
   constexpr int W = Vec<A>::width;
   vec<A> even[N] = {}, odd[N] = {};
@@ -126,27 +126,25 @@ inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
   }
 }
 
-// The float cosines of N listed pairs of row i, from the k-th on.
-template <class T, int N> inline void verify(const Tile& tile, int64_t i, int64_t k) {
+// The cosines of N pairs of a run, from the k-th pair on.
+template <class T, int N> inline void verify(const Listed& in, int64_t k) {
   using A = typename Arithmetic<T>::type;
-  const A* scale = numbers<A>(tile.scale);
-  const T *weight = static_cast<const T*>(tile.weight), *others[N];
-  const int64_t first = tile.row + i;
+  const A* scale = numbers<A>(in.scale);
+  const T *weight = static_cast<const T*>(in.weight), *others[N];
   A product[N];
-  for (int n = 0; n < N; ++n) others[n] = weight + (tile.column + tile.second[k + n]) * tile.weight_stride;
-  dots(weight + first * tile.weight_stride, others, tile.d, product);
+  for (int n = 0; n < N; ++n) others[n] = weight + in.second[k + n] * in.stride;
+  dots(weight + in.first[k] * in.stride, others, in.d, product);
   for (int n = 0; n < N; ++n)
-    static_cast<A*>(tile.value)[k + n] = product[n] * scale[first] * scale[tile.column + tile.second[k + n]];
+    static_cast<A*>(in.value)[k + n] = product[n] * scale[in.first[k]] * scale[in.second[k + n]];
 }
 
-// The float cosines of the listed pairs of the rows [begin, end), several at a time: they share what is loaded of the row.
-template <class T> void gram_verify(const Tile& tile, int64_t begin, int64_t end) {
+// The cosines of the runs at the places [begin, end), several at a time: they share what is loaded of their first row.
+template <class T> void gram_verify(const Listed& in, int64_t begin, int64_t end) {
   for (int64_t place = begin; place < end; ++place) {
-    const int64_t i = tile.order ? tile.order[place] : place, last = tile.begins[i + 1];
-    int64_t k = tile.begins[i];
-    for (; k + 4 <= last; k += 4) verify<T, 4>(tile, i, k);
-    for (; k + 2 <= last; k += 2) verify<T, 2>(tile, i, k);
-    if (k < last) verify<T, 1>(tile, i, k);
+    int64_t k = in.begins[in.order[place]], last = in.begins[in.order[place] + 1];
+    for (; k + 4 <= last; k += 4) verify<T, 4>(in, k);
+    for (; k + 2 <= last; k += 2) verify<T, 2>(in, k);
+    if (k < last) verify<T, 1>(in, k);
   }
 }
 

@@ -97,15 +97,14 @@ struct Tile {
   const void* scale;  // [c]
   double threshold;
   const float *step = nullptr, *error = nullptr;  // [c]
-  const void* weight = nullptr;  // [c, d]
-  int64_t d = 0, weight_stride = 0;
+  int64_t d = 0;  // features of the weights
   const void* slope = nullptr;  // [c]
   double* row_sum = nullptr;  // [rows]
   int64_t* begins = nullptr;  // [rows + 1]: where each row's pairs begin; first their number, one place further
   int32_t* second = nullptr;  // the pairs' columns
   void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
-  uint64_t* passed = nullptr;  // [rows, words()]: a bit for each column from a row's first one on, set where it may be active
-  const int32_t* order = nullptr;  // the rows in the order in which they are visited, if it is another one
+  // Screening: [rows, words()], a bit for each column from a row's first one on, set where the pair may be active.
+  uint64_t* passed = nullptr;
 
   int64_t words() const { return (columns + 63) / 64; }
   // The first column of row i that belongs to a pair j > i: the other half of the cosines is the same.
@@ -113,6 +112,17 @@ struct Tile {
     int64_t first = row + i + 1 - column;
     return first < 0 ? 0 : first > columns ? columns : first;
   }
+};
+
+// Listed pairs in runs of one first class, and their cosines.
+struct Listed {
+  const void* weight;  // [c, d], rows `stride` apart
+  int64_t d, stride;
+  const void* scale;  // [c]
+  const int32_t *first, *second;
+  const int64_t* begins;  // where each run begins, and the last one ends
+  const int32_t* order;   // the runs as they are visited
+  void* value;
 };
 
 constexpr int kStrip = 64;  // columns of the gradient at a time
@@ -140,6 +150,7 @@ using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);
 using TileSums = void (*)(const Tile&, int64_t begin, int64_t end, void* down);
 using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
 using PairsKernel = void (*)(const Neighbours&, int64_t begin, int64_t end);
+using ListedKernel = void (*)(const Listed&, int64_t begin, int64_t end);
 
 using RowsKernel = void (*)(const Rows&, int64_t begin, int64_t end);
 using PlainKernel = void (*)(const Rows&, const Plain&, int64_t begin, int64_t end);
@@ -150,7 +161,8 @@ struct Kernels {
   PlainKernel rows_plain[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
-  TileKernel gram_screen, gram_verify[4], gram_list[2];
+  TileKernel gram_screen, gram_list[2];
+  ListedKernel gram_verify[4];
   TileSums gram_sums[2], gram_coefficients[2];
   PairsKernel gram_pairs[4], gram_pairs_wide[4];
 };

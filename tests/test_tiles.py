@@ -34,7 +34,7 @@ def tile_calls(dtype: torch.dtype) -> list[Call]:
             if dtype != torch.float64:
                 _, unit, *rounding = reference.gram_units(weight)
                 rounded = (unit[rows].double() @ unit[columns].double().T).int()
-                arguments = (rounded, weight, scale, *rounding, 0.1, *place, room)
+                arguments = (rounded, *rounding, 0.1, 40, *place, room)
                 calls.append((tiles.screen_op, reference.gram_screen, arguments))
         arguments = (product, scale, slope, 0.1, *place)
         calls.append((tiles.coefficients_op, reference.gram_coefficients, arguments))
@@ -61,12 +61,9 @@ def test_tiles_are_their_reference(dtype: torch.dtype) -> None:
 
 def lists_in_use(operator: Callable[..., Any], place: int, result: Any) -> slice:
     """The part of a list of pairs that is in use: all of what is no such list, none of one that is too short."""
-    if operator not in (tiles.tile_op, tiles.screen_op):
-        return slice(None)
-    count = int(result[-1])
-    if count < 0:
-        return slice(None) if place == 5 else slice(0, 0)
-    return slice(None) if place not in (2, 3, 4) else slice(0, count if count <= result[2].numel() else 0)
+    lists = {tiles.tile_op: (2, 3, 4), tiles.screen_op: (0, 1)}.get(operator, ())
+    count = int(result[-1]) if lists else 0
+    return slice(0, count if 0 <= count <= result[place].numel() else 0) if place in lists else slice(None)
 
 
 def tolerance_of(left: Tensor) -> torch.dtype:
