@@ -288,8 +288,21 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   return out;
 }
 
-// The cosines of listed pairs; pairs with one first class should lie side by side. Runs of them are visited beside those
-// of classes with the same least neighbour, whose rows are then still in the cache.
+// The runs by the least neighbours of their classes, if then mostly runs with the same last partner follow each other:
+// their rows are still in the cache. As they come otherwise: tiles, if they come by tiles, keep rows that are not alike nearer.
+std::vector<int32_t> visits(const Listed& in, int64_t pairs, int64_t classes, const std::vector<int64_t>& begins) {
+  const int64_t runs = begins.size() - 1;
+  std::vector<int32_t> least = least_neighbours(in.first, in.second, pairs, classes), key(runs);
+  for (int64_t run = 0; run < runs; ++run) key[run] = least[in.first[begins[run]]];
+  std::vector<int32_t> order = sorted(key, classes);
+  int64_t alike = 0;
+  auto partner = [&](int64_t place) { return in.second[begins[order[place] + 1] - 1]; };
+  for (int64_t place = 1; place < runs; ++place) alike += partner(place) == partner(place - 1);
+  for (int64_t run = 0; 2 * alike < runs && run < runs; ++run) order[run] = int32_t(run);
+  return order;
+}
+
+// The cosines of listed pairs, in runs of one first class.
 Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
   Held held;
   const Tensor& rows = held.keep(dense_rows(weight));
@@ -302,13 +315,12 @@ Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
   const int32_t* to = static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr());
   check_classes(from, to, pairs, classes);
   Tensor value = empty({pairs}, sums);
-  std::vector<int32_t> key = least_neighbours(from, to, pairs, classes), keys;
   std::vector<int64_t> begins;
   for (int64_t k = 0; k < pairs; ++k)
-    if (k == 0 || from[k] != from[k - 1]) begins.push_back(k), keys.push_back(key[from[k]]);
+    if (k == 0 || from[k] != from[k - 1]) begins.push_back(k);
   begins.push_back(pairs);
-  std::vector<int32_t> order = sorted(keys, classes);
   Listed args{rows.const_data_ptr(), d, rows.stride(0), held.numbers(scale, sums, "scale"), from, to};
+  std::vector<int32_t> order = visits(args, pairs, classes, begins);
   args.begins = begins.data(), args.order = order.data(), args.value = value.mutable_data_ptr();
   const int64_t runs = order.size(), work = d * (pairs / std::max<int64_t>(runs, 1));
   each(runs, 65536 / std::max<int64_t>(work, 1),

@@ -268,6 +268,12 @@ template <class T, class A> struct Gather {
   }
 };
 
+// Lines that are written soon, of a strip: they lie a row apart, where no hardware looks ahead and stores would wait.
+template <class Out> inline void fetch(Out* to, int64_t columns) {
+  const int64_t step = 64 / sizeof(Out);
+  for (int64_t k = 0; k < columns && k < 8 * step; k += step) __builtin_prefetch(to + k, 1);
+}
+
 // Rows of the gradient at the places [begin, end), some columns at a time. Out: T, or A to be added to.
 template <class T, class Out> void gram_gather(const Neighbours& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
@@ -283,6 +289,7 @@ template <class T, class Out> void gram_gather(const Neighbours& in, int64_t beg
       std::memset(static_cast<void*>(out), 0, columns * sizeof(Out));
       continue;
     }
+    if (place + 2 < end) fetch(static_cast<Out*>(in.out) + in.order[place + 2] * in.d + in.from, columns);
     int64_t k = 0;
     for (; k + N * W <= columns; k += N * W) row.template whole<N>(k, out);
     for (; k + W <= columns; k += W) row.template whole<1>(k, out);

@@ -23,6 +23,7 @@ from lt_kernels.reference.rows import accumulate_type
 _SLAB = 2**18  # numbers of class weights compared at a time on a CPU: they stay in its cache
 _WIDE = 2**24  # the same on other devices
 
+
 def rounding(weight: Tensor) -> float:
     """How far a cosine or a chord of class weights [C, d] may be from the exact one.
 

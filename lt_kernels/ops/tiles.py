@@ -1,7 +1,7 @@
 """Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
 
 Tiles are screened: a product of unit rows in int8, at many times the speed of float32 and exact, with a bound for the
-rounding of the rows that no active pair escapes; the few that pass are verified in float32, those of many tiles at once.
+rounding of the rows that no active pair escapes; the few that pass are verified in float32, for many tiles at once.
 So the outcome is that of float32 products.
 """
 
