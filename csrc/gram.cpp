@@ -289,7 +289,7 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
 }
 
 // The runs by the least neighbours of their classes, if then mostly runs with the same last partner follow each other:
-// their rows are still in the cache. As they come otherwise: tiles, if they come by tiles, keep rows that are not alike nearer.
+// their rows are still in the cache. Otherwise as they come: by tiles, which keep unlike rows nearer.
 std::vector<int32_t> visits(const Listed& in, int64_t pairs, int64_t classes, const std::vector<int64_t>& begins) {
   const int64_t runs = begins.size() - 1;
   std::vector<int32_t> least = least_neighbours(in.first, in.second, pairs, classes), key(runs);

@@ -19,8 +19,8 @@ template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
 
 template <class A> inline const A* numbers(const void* from) { return static_cast<const A*>(from); }
 
-// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever of them is a:
-// what verifies screened pairs, what goes along a kept list and what takes the norms agree to the bit.
+// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever is a: what
+// verifies screened pairs, what goes along a kept list and what takes the norms agree to the bit.
 template <class A, class T, int N> inline void dots(const T* a, const T* const (&b)[N], int64_t d, A (&product)[N]) {
   constexpr int W = Vec<A>::width;
   vec<A> even[N] = {}, odd[N] = {};
