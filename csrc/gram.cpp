@@ -11,11 +11,10 @@ namespace lt {
 namespace {
 
 constexpr int64_t kRows = 64;       // rows whose column sums are taken together, whatever the threads
-constexpr int64_t kScan = 1 << 20;  // products that one thread reads faster than several of them wait for each other
-
+constexpr int64_t kScan = 1 << 16;  // products that one thread reads faster than several of them wait for each other
 constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's own cache
 
-// row sums, column sums, first, second and cosine of the active pairs, and how many there are (-1: too many to look).
+// row sums, column sums, first, second and cosine of the active pairs, and how many there are.
 using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Body> void each(int64_t count, int64_t grain, const Body& body) {
@@ -63,22 +62,11 @@ struct Pairs {
     return begins.back();
   }
   void begin_list(Tile& tile) const { tile.second = data<int32_t>(second), tile.value = value.mutable_data_ptr(); }
-  // Keep the pairs above the threshold, name their classes, and, if wanted, sum expm1 of their cosines.
-  template <class A> int64_t keep(const Tile& tile, bool sum) {
-    int64_t kept = 0;
-    A* cosine = data<A>(value);
+  // Names the listed pairs' classes.
+  void name(const Tile& tile) {
     for (int64_t i = 0; i < tile.rows; ++i)
-      for (int64_t k = begins[i]; k < begins[i + 1]; ++k) {
-        if (!(cosine[k] > A(tile.threshold))) continue;
-        int64_t j = tile.second[k];
-        if (sum) {
-          double part = std::expm1(double(cosine[k]));
-          data<double>(row_sum)[i] += part, data<double>(column_sum)[j] += part;
-        }
-        cosine[kept] = cosine[k];
-        data<int32_t>(first)[kept] = int32_t(tile.row + i), tile.second[kept++] = int32_t(tile.column + j);
-      }
-    return kept;
+      for (int64_t k = begins[i]; k < begins[i + 1]; ++k)
+        data<int32_t>(first)[k] = int32_t(tile.row + i), tile.second[k] += int32_t(tile.column);
   }
   Found result(int64_t number) {
     *data<int64_t>(count) = number;
@@ -100,24 +88,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
   return {scale, unit, step, error};
 }
 
-Found gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tensor error, double threshold,
-                  int64_t row, int64_t column, int64_t capacity) {
-  TileInputs in(product, ScalarType::Int, scale, threshold, row, column);
-  const Tensor& rows = in.keep(dense_rows(weight));
+// The classes of the pairs whose bits are set.
+void list_passed(const Tile& tile, int32_t* first, int32_t* second) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const uint64_t* word = tile.passed + i * tile.words();
+    int64_t left = tile.begins[i + 1], column = tile.column + tile.first_column(i);
+    for (; left > 0; ++word, column += 64)
+      for (uint64_t bits = *word; bits; bits &= bits - 1, --left)
+        *first++ = int32_t(tile.row + i), *second++ = int32_t(column + __builtin_ctzll(bits));
+  }
+}
+
+// first and second of the pairs that may be active, and how many they are: -1 if there is no room for them.
+std::tuple<Tensor, Tensor, Tensor> gram_screen(Tensor product, Tensor step, Tensor error, double threshold,
+                                               int64_t features, int64_t row, int64_t column, int64_t capacity) {
+  TileInputs in(product, ScalarType::Int, step, threshold, row, column);
   Tile& tile = in.args;
   tile.step = static_cast<const float*>(in.numbers(step, ScalarType::Float, "step"));
   tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error"));
-  tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
-  Pairs pairs(tile, capacity, in.sums);
-  tile.begins = pairs.begins.data();
-  auto screen = [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); };
-  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1), screen);
-  int64_t survivors = pairs.place();
-  if (survivors == 0 || survivors > capacity) return pairs.result(survivors ? -1 : 0);
-  pairs.begin_list(tile);
-  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1), screen);
-  each(tile.rows, 1, [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](tile, begin, end); });
-  return pairs.result(pairs.keep<float>(tile, true));
+  STD_TORCH_CHECK(error.numel() == step.numel(), "lt_kernels: step and error must have a number for each class");
+  tile.d = features;
+  std::vector<int64_t> numbers(tile.rows + 1, 0);
+  std::vector<uint64_t> passed(tile.rows * tile.words());
+  tile.begins = numbers.data(), tile.passed = passed.data();
+  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1),
+       [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); });
+  int64_t survivors = 0;
+  for (int64_t number : numbers) survivors += number;
+  Tensor first = zeros(capacity, ScalarType::Int), second = zeros(capacity, ScalarType::Int);
+  Tensor count = empty({1}, ScalarType::Long);
+  *data<int64_t>(count) = survivors <= capacity ? survivors : -1;
+  if (survivors <= capacity) list_passed(tile, data<int32_t>(first), data<int32_t>(second));
+  return {first, second, count};
 }
 
 // Runs a kernel over blocks of rows, each with column sums of its own, and adds these in their order.
@@ -146,7 +148,8 @@ Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int
   if (active == 0 || active > capacity) return pairs.result(active);
   pairs.begin_list(in.args);
   each(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
-  return pairs.result(in.wide ? pairs.keep<double>(in.args, false) : pairs.keep<float>(in.args, false));
+  pairs.name(in.args);
+  return pairs.result(active);
 }
 
 std::tuple<Tensor, Tensor, Tensor> gram_coefficients(Tensor product, Tensor scale, Tensor slope, double threshold,
@@ -167,50 +170,76 @@ struct PairList {
   bool project;
 };
 
-// Each class's neighbours, in the order of the pairs, with their coefficients.
+// The keys' indices by their keys, which are below `size`; equal ones as they come.
+std::vector<int32_t> sorted(const std::vector<int32_t>& key, int64_t size) {
+  std::vector<int32_t> next(size + 1, 0), order(key.size());
+  for (int32_t one : key) ++next[one + 1];
+  for (int64_t j = 0; j < size; ++j) next[j + 1] += next[j];
+  for (size_t i = 0; i < key.size(); ++i) order[next[key[i]]++] = int32_t(i);
+  return order;
+}
+
+// Each class's least neighbour, or itself: classes with the same one are visited side by side.
+std::vector<int32_t> least_neighbours(const int32_t* first, const int32_t* second, int64_t count, int64_t classes) {
+  std::vector<int32_t> least(classes);
+  for (int64_t i = 0; i < classes; ++i) least[i] = int32_t(i);
+  for (int64_t k = 0; k < count; ++k) {
+    int32_t i = first[k], j = second[k];
+    least[i] = std::min(least[i], j), least[j] = std::min(least[j], i);
+  }
+  return least;
+}
+
+void check_classes(const int32_t* first, const int32_t* second, int64_t count, int64_t classes) {
+  for (int64_t k = 0; k < count; ++k)
+    STD_TORCH_CHECK(first[k] >= 0 && first[k] < classes && second[k] >= 0 && second[k] < classes,
+                    "lt_kernels: first and second must be classes");
+}
+
+// The neighbours at each place, in the order of the pairs, with their coefficients; and that of w_i in row i.
 template <class A> struct Graph {
-  std::vector<int64_t> begins, next;
+  std::vector<int32_t> place;
+  std::vector<int64_t> begins;
   std::vector<Edge<A>> edges;
 
-  Graph(const PairList& in, const A* scale, const A* slope) : begins(in.classes + 1, 0), edges(2 * in.count) {
-    for (int64_t k = 0; k < in.count; ++k) ++begins[in.first[k] + 1], ++begins[in.second[k] + 1];
-    for (int64_t i = 0; i < in.classes; ++i) begins[i + 1] += begins[i];
-    next = begins;
+  Graph(const PairList& in, const std::vector<int32_t>& order, const A* scale, const A* slope, A* own)
+      : place(in.classes), begins(in.classes + 1, 0), edges(2 * in.count) {
+    for (int64_t at = 0; at < in.classes; ++at) place[order[at]] = int32_t(at);
+    for (int64_t k = 0; k < in.count; ++k) ++begins[place[in.first[k]] + 1], ++begins[place[in.second[k]] + 1];
+    for (int64_t at = 0; at < in.classes; ++at) begins[at + 1] += begins[at];
+    std::vector<int64_t> next = begins;
     for (int64_t k = 0; k < in.count; ++k) {
-      int32_t i = in.first[k], j = in.second[k];
-      A factor = std::exp(static_cast<const A*>(in.cosine)[k]) * (slope[i] + slope[j]) * scale[i] * scale[j];
-      edges[next[i]++] = {j, factor}, edges[next[j]++] = {i, factor};
+      const int32_t i = in.first[k], j = in.second[k], here = place[i], there = place[j];
+      const A s = static_cast<const A*>(in.cosine)[k], e = std::exp(s), sum = slope[i] + slope[j];
+      const A factor = e * sum * scale[i] * scale[j];
+      edges[next[here]++] = {there, factor}, edges[next[there]++] = {here, factor};
+      if (in.project) own[i] -= s * e * sum, own[j] -= s * e * sum;
     }
+    for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
   }
 };
 
-// The coefficient of w_i in row i of the gradient.
-template <class A> void own_factors(const PairList& in, const A* scale, const A* slope, A* own) {
-  for (int64_t k = 0; in.project && k < in.count; ++k) {
-    A s = static_cast<const A*>(in.cosine)[k], pull = s * std::exp(s) * (slope[in.first[k]] + slope[in.second[k]]);
-    own[in.first[k]] -= pull, own[in.second[k]] -= pull;
-  }
-  for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
-}
-
-// Few pairs: each row at once, its neighbours from where they lie.
+// Few pairs: each row at once, its neighbours from where they lie, which is in the order of the classes.
 void gather_rows(const Neighbours& args, int64_t classes, PairsKernel kernel) {
   each(classes, 16384 / std::max<int64_t>(args.d, 1),
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// Many pairs: a strip of columns of all weights is copied to where it stays in the cache while all rows gather from it.
+// Many pairs: a strip of columns of all weights is copied, by place, to where the neighbours of one row and of the next
+// stay in the cache while all rows gather from it.
 void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsKernel kernel) {
   int64_t width = std::max<int64_t>(kStrip, kCache / (classes * size) / kStrip * kStrip);
   each((args.d + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-    std::vector<char> copy(classes * width * size);
+    std::vector<char> room(classes * width * size + 64);
+    char* copy = room.data() + 64 - reinterpret_cast<uintptr_t>(room.data()) % 64;  // no vector lies across two lines
     for (int64_t strip = begin; strip < end; ++strip) {
       Neighbours part = args;
       part.from = strip * width, part.to = std::min(part.from + width, args.d);
-      part.weight = copy.data(), part.stride = width;
+      part.weight = copy, part.stride = width;
       const char* from = static_cast<const char*>(args.weight) + part.from * size;
       for (int64_t i = 0; i < classes; ++i)
-        std::memcpy(copy.data() + i * width * size, from + i * args.stride * size, (part.to - part.from) * size);
+        std::memcpy(copy + i * width * size, from + args.order[i] * args.stride * size,
+                    (part.to - part.from) * size);
       kernel(part, 0, classes);
     }
   });
@@ -219,11 +248,13 @@ void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsK
 template <class A>
 void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope, A* own, int64_t size,
             PairsKernel kernel) {
-  own_factors(in, scale, slope, own);
-  args.own = own;
-  Graph<A> graph(in, scale, slope);
-  args.begins = graph.begins.data(), args.edges = graph.edges.data();
-  if (in.count >= 2 * in.classes) gather_strips(args, in.classes, size, kernel);
+  const bool many = in.count >= 2 * in.classes;
+  std::vector<int32_t> order(in.classes);
+  for (int64_t i = 0; i < in.classes; ++i) order[i] = int32_t(i);
+  if (many) order = sorted(least_neighbours(in.first, in.second, in.count, in.classes), in.classes);
+  Graph<A> graph(in, order, scale, slope, own);
+  args.own = own, args.order = order.data(), args.begins = graph.begins.data(), args.edges = graph.edges.data();
+  if (many) gather_strips(args, in.classes, size, kernel);
   else gather_rows(args, in.classes, kernel);
 }
 
@@ -239,14 +270,13 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   PairList list{static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr()),
                 static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr()),
                 held.numbers(value, sums, "value"), pairs, classes, project};
-  for (int64_t k = 0; k < pairs; ++k)
-    STD_TORCH_CHECK(list.first[k] >= 0 && list.first[k] < classes && list.second[k] >= 0 && list.second[k] < classes,
-                    "lt_kernels: first and second must be classes");
+  check_classes(list.first, list.second, pairs, classes);
   STD_TORCH_CHECK(scale.numel() == classes && slope.numel() == classes && own.numel() == classes &&
                       own.scalar_type() == sums && own.is_contiguous(),
                   "lt_kernels: scale, slope and own must have a number for each class");
   Tensor factor = torch::stable::clone(own), out = empty({classes, d}, wide ? sums : rows.scalar_type());
-  Neighbours args{rows.const_data_ptr(), rows.stride(0), 0, d, nullptr, nullptr, nullptr, out.mutable_data_ptr(), d};
+  Neighbours args{rows.const_data_ptr(), rows.stride(0), 0, d};
+  args.out = out.mutable_data_ptr(), args.d = d;
   const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
   PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
   if (sums == ScalarType::Double)
@@ -258,36 +288,43 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   return out;
 }
 
-// The cosines of listed pairs, by the same products that verify screened tiles. Pairs with one first class should lie side
-// by side, and classes that share neighbours close together: their rows are then still in the cache.
+// The runs by the least neighbours of their classes, if then mostly runs with the same last partner follow each other:
+// their rows are still in the cache. Otherwise as they come: by tiles, which keep unlike rows nearer.
+std::vector<int32_t> visits(const Listed& in, int64_t pairs, int64_t classes, const std::vector<int64_t>& begins) {
+  const int64_t runs = begins.size() - 1;
+  std::vector<int32_t> least = least_neighbours(in.first, in.second, pairs, classes), key(runs);
+  for (int64_t run = 0; run < runs; ++run) key[run] = least[in.first[begins[run]]];
+  std::vector<int32_t> order = sorted(key, classes);
+  int64_t alike = 0;
+  auto partner = [&](int64_t place) { return in.second[begins[order[place] + 1] - 1]; };
+  for (int64_t place = 1; place < runs; ++place) alike += partner(place) == partner(place - 1);
+  for (int64_t run = 0; 2 * alike < runs && run < runs; ++run) order[run] = int32_t(run);
+  return order;
+}
+
+// The cosines of listed pairs, in runs of one first class.
 Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
   Held held;
   const Tensor& rows = held.keep(dense_rows(weight));
-  int64_t classes = rows.size(0), pairs = first.numel();
+  int64_t classes = rows.size(0), d = rows.size(1), pairs = first.numel();
   ScalarType sums = arithmetic(rows);
   STD_TORCH_CHECK(first.scalar_type() == ScalarType::Int && second.scalar_type() == ScalarType::Int &&
                       second.numel() == pairs && scale.numel() == classes,
                   "lt_kernels: first and second must be int32 of one length, and scale have a number for each class");
-  const Tensor &left = held.keep(dense(first)), &right = held.keep(dense(second));
-  const int32_t *from = static_cast<const int32_t*>(left.const_data_ptr()),
-                *to = static_cast<const int32_t*>(right.const_data_ptr());
-  for (int64_t k = 0; k < pairs; ++k)
-    STD_TORCH_CHECK(from[k] >= 0 && from[k] < classes && to[k] >= 0 && to[k] < classes,
-                    "lt_kernels: first and second must be classes");
+  const int32_t* from = static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr());
+  const int32_t* to = static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr());
+  check_classes(from, to, pairs, classes);
   Tensor value = empty({pairs}, sums);
-  Tile tile{};
-  tile.weight = rows.const_data_ptr(), tile.d = rows.size(1), tile.weight_stride = rows.stride(0);
-  tile.scale = held.numbers(scale, sums, "scale"), tile.value = value.mutable_data_ptr();
-  tile.second = const_cast<int32_t*>(to);  // gram_verify reads it
-  each(pairs, 65536 / std::max<int64_t>(tile.d, 1), [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin, stop; k < end; k = stop) {
-      for (stop = k + 1; stop < end && from[stop] == from[k];) ++stop;
-      int64_t ends[2] = {k, stop};
-      Tile row = tile;
-      row.row = from[k], row.begins = ends;
-      kernels().gram_verify[type_of(rows)](row, 0, 1);
-    }
-  });
+  std::vector<int64_t> begins;
+  for (int64_t k = 0; k < pairs; ++k)
+    if (k == 0 || from[k] != from[k - 1]) begins.push_back(k);
+  begins.push_back(pairs);
+  Listed args{rows.const_data_ptr(), d, rows.stride(0), held.numbers(scale, sums, "scale"), from, to};
+  std::vector<int32_t> order = visits(args, pairs, classes, begins);
+  args.begins = begins.data(), args.order = order.data(), args.value = value.mutable_data_ptr();
+  const int64_t runs = order.size(), work = d * (pairs / std::max<int64_t>(runs, 1));
+  each(runs, 65536 / std::max<int64_t>(work, 1),
+       [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](args, begin, end); });
   return value;
 }
 

@@ -19,25 +19,29 @@ template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
 
 template <class A> inline const A* numbers(const void* from) { return static_cast<const A*>(from); }
 
-// The first column of row i of a tile that belongs to a pair j > i: the other half of the cosines is the same.
-inline int64_t first_column(const Tile& tile, int64_t i) {
-  int64_t first = tile.row + i + 1 - tile.column;
-  return first < 0 ? 0 : first > tile.columns ? tile.columns : first;
-}
-
-template <class A, class T> inline A dot(const T* a, const T* b, int64_t d) {
+// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever is a: what
+// verifies screened pairs, what goes along a kept list and what takes the norms agree to the bit.
+template <class A, class T, int N> inline void dots(const T* a, const T* const (&b)[N], int64_t d, A (&product)[N]) {
   constexpr int W = Vec<A>::width;
-  vec<A> even{}, odd{};
+  vec<A> even[N] = {}, odd[N] = {};
   int64_t k = 0;
   for (; k + 2 * W <= d; k += 2 * W) {
-    even = even + load(a + k) * load(b + k);
-    odd = odd + load(a + k + W) * load(b + k + W);
+    vec<A> near = load(a + k), far = load(a + k + W);
+    for (int n = 0; n < N; ++n) even[n] = even[n] + near * load(b[n] + k), odd[n] = odd[n] + far * load(b[n] + k + W);
   }
   for (; k < d; k += W) {
     int count = int(d - k < W ? d - k : W);
-    even = even + load_part<A>(a + k, count) * load_part<A>(b + k, count);
+    vec<A> rest = load_part<A>(a + k, count);
+    for (int n = 0; n < N; ++n) even[n] = even[n] + rest * load_part<A>(b[n] + k, count);
   }
-  return sum<A>(even + odd);
+  for (int n = 0; n < N; ++n) product[n] = sum<A>(even[n] + odd[n]);
+}
+
+template <class A, class T> inline A squares(const T* row, int64_t d) {
+  const T* const other[1] = {row};
+  A square[1];
+  dots(row, other, d, square);
+  return square[0];
 }
 
 // 1 / |w|: 0 for a row shorter than 1e-12, NaN for one that is not finite.
@@ -70,7 +74,7 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(in.weight) + i * in.stride;
     int8_t* out = in.unit + i * in.d;
-    float scale = in.scale[i] = inverse_norm(dot<float>(row, row, in.d));
+    float scale = in.scale[i] = inverse_norm(squares<float>(row, in.d));
     if (!(scale > 0)) {  // no direction
       in.step[i] = in.error[i] = 0;
       std::memset(out, 0, in.d);
@@ -105,39 +109,43 @@ inline vint survivors(const Tile& tile, int64_t i, int64_t j, int count) {
   return mask;
 }
 
-// The pairs of each row in [begin, end) that may be active: counted, or written where the row's list begins.
+// Which pairs of each row in [begin, end) may be active, as bits, and how many they are.
 inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
   constexpr int W = Vec<float>::width;
   for (int64_t i = begin; i < end; ++i) {
-    int64_t place = tile.second ? tile.begins[i] : 0;
-    if (tile.second && place == tile.begins[i + 1]) continue;
-    vint found{};
-    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
-      vint mask = survivors(tile, i, j, int(tile.columns - j < W ? tile.columns - j : W));
-      found = found - mask;
-      if (!tile.second) continue;
-      alignas(64) int32_t lanes[W];
-      std::memcpy(lanes, &mask, sizeof mask);
-      for (int lane = 0; lane < W; ++lane)
-        if (lanes[lane]) tile.second[place++] = int32_t(j + lane);
+    int64_t found = 0;
+    uint64_t* word = tile.passed + i * tile.words();
+    for (int64_t j = tile.first_column(i); j < tile.columns; j += 64) {
+      uint64_t bits = 0;
+      for (int n = 0; n < 64 && j + n < tile.columns; n += W)
+        bits |= signs(survivors(tile, i, j + n, int(tile.columns - j - n < W ? tile.columns - j - n : W))) << n;
+      *word++ = bits;
+      found += __builtin_popcountll(bits);
     }
-    if (tile.second) continue;
-    for (int lane = 0; lane < W; ++lane) place += found[lane];
-    tile.begins[i + 1] = place;
+    tile.begins[i + 1] = found;
   }
 }
 
-// The float cosines of the listed pairs of the rows [begin, end).
-template <class T> void gram_verify(const Tile& tile, int64_t begin, int64_t end) {
+// The cosines of N pairs of a run, from the k-th pair on.
+template <class T, int N> inline void verify(const Listed& in, int64_t k) {
   using A = typename Arithmetic<T>::type;
-  const A* scale = numbers<A>(tile.scale);
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t k = tile.begins[i]; k < tile.begins[i + 1]; ++k) {
-      int64_t first = tile.row + i, second = tile.column + tile.second[k];
-      const T* weight = static_cast<const T*>(tile.weight);
-      A product = dot<A>(weight + first * tile.weight_stride, weight + second * tile.weight_stride, tile.d);
-      static_cast<A*>(tile.value)[k] = product * scale[first] * scale[second];
-    }
+  const A* scale = numbers<A>(in.scale);
+  const T *weight = static_cast<const T*>(in.weight), *others[N];
+  A product[N];
+  for (int n = 0; n < N; ++n) others[n] = weight + in.second[k + n] * in.stride;
+  dots(weight + in.first[k] * in.stride, others, in.d, product);
+  for (int n = 0; n < N; ++n)
+    static_cast<A*>(in.value)[k + n] = product[n] * scale[in.first[k]] * scale[in.second[k + n]];
+}
+
+// The cosines of the runs at the places [begin, end), several at a time: they share what is loaded of their first row.
+template <class T> void gram_verify(const Listed& in, int64_t begin, int64_t end) {
+  for (int64_t place = begin; place < end; ++place) {
+    int64_t k = in.begins[in.order[place]], last = in.begins[in.order[place] + 1];
+    for (; k + 4 <= last; k += 4) verify<T, 4>(in, k);
+    for (; k + 2 <= last; k += 2) verify<T, 2>(in, k);
+    if (k < last) verify<T, 1>(in, k);
+  }
 }
 
 // One vector of a tile: its cosines, and all bits set where a pair is active.
@@ -170,7 +178,7 @@ template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, 
     vec<A> part{};
     typename Vec<A>::ints found{};
     int step = 0;
-    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
+    for (int64_t j = tile.first_column(i); j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
       Cosines<A> cosine(tile, product, scale, j, count);
       vec<A> value = cosine.active ? exp(cosine.value) - A(1) : vec<A>{};
@@ -193,7 +201,7 @@ template <class A> void gram_list(const Tile& tile, int64_t begin, int64_t end) 
     const A* product = numbers<A>(tile.product) + i * tile.stride;
     const A scale = numbers<A>(tile.scale)[tile.row + i];
     int64_t place = tile.begins[i];
-    for (int64_t j = first_column(tile, i); j < tile.columns; j += W) {
+    for (int64_t j = tile.first_column(i); j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
       Cosines<A> cosine(tile, product, scale, j, count);
       for (int lane = 0; lane < count; ++lane) {
@@ -214,7 +222,7 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
     const A *product = numbers<A>(tile.product) + i * tile.stride, scale = scales[tile.row + i];
     const A slope = slopes[tile.row + i];
     A* out = static_cast<A*>(tile.value) + i * tile.columns;
-    int64_t j = first_column(tile, i);
+    int64_t j = tile.first_column(i);
     for (int64_t k = 0; k < j; ++k) out[k] = 0;
     double along = 0;
     for (; j < tile.columns; j += W) {
@@ -234,53 +242,58 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
   }
 }
 
-template <class T, class A, int N>
-inline void gather_strip(const T* weight, int64_t stride, int64_t i, A own, const Edge<A>* edge, const Edge<A>* last,
-                         vec<A> (&total)[N]) {
-  constexpr int W = Vec<A>::width;
-  for (int n = 0; n < N; ++n) total[n] = own == 0 ? vec<A>{} : load(weight + i * stride + n * W) * own;
-  for (; edge < last; ++edge) {
-    const T* from = weight + edge->other * stride;
-    for (int n = 0; n < N; ++n) total[n] = total[n] + load(from + n * W) * edge->factor;
+// What one row of the gradient is made of: own w_self + sum of factor w_other, each from the column `weight` points to.
+template <class T, class A> struct Gather {
+  static constexpr int W = Vec<A>::width;
+  const T* weight;
+  int64_t stride, self;
+  A own;
+  const Edge<A>*edges, *last;
+
+  // N vectors of columns from k on: their sums stay in registers.
+  template <int N, class Out> void whole(int64_t k, Out* out) const {
+    vec<A> total[N];
+    for (int n = 0; n < N; ++n) total[n] = own == 0 ? vec<A>{} : load(weight + self * stride + k + n * W) * own;
+    for (const Edge<A>* edge = edges; edge < last; ++edge) {
+      const T* from = weight + edge->other * stride + k;
+      for (int n = 0; n < N; ++n) total[n] = total[n] + load(from + n * W) * edge->factor;
+    }
+    for (int n = 0; n < N; ++n) store(out + k + n * W, total[n]);
   }
+  template <class Out> void part(int64_t k, int count, Out* out) const {
+    vec<A> total = own == 0 ? vec<A>{} : load_part<A>(weight + self * stride + k, count) * own;
+    for (const Edge<A>* edge = edges; edge < last; ++edge)
+      total = total + load_part<A>(weight + edge->other * stride + k, count) * edge->factor;
+    store_part<A>(out + k, total, count);
+  }
+};
+
+// Lines that are written soon, of a strip: they lie a row apart, where no hardware looks ahead and stores would wait.
+template <class Out> inline void fetch(Out* to, int64_t columns) {
+  const int64_t step = 64 / sizeof(Out);
+  for (int64_t k = 0; k < columns && k < 8 * step; k += step) __builtin_prefetch(to + k, 1);
 }
 
-template <class T, class A>
-inline vec<A> gather_rest(const T* weight, int64_t stride, int64_t i, A own, const Edge<A>* edge, const Edge<A>* last,
-                          int count) {
-  vec<A> total = own == 0 ? vec<A>{} : load_part<A>(weight + i * stride, count) * own;
-  for (; edge < last; ++edge) total = total + load_part<A>(weight + edge->other * stride, count) * edge->factor;
-  return total;
-}
-
-// Rows [begin, end) of the gradient, some columns at a time in registers. Out: T, or A to be added to.
+// Rows of the gradient at the places [begin, end), some columns at a time. Out: T, or A to be added to.
 template <class T, class Out> void gram_gather(const Neighbours& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
-  constexpr int W = Vec<A>::width, N = kStrip / W;
-  const T* weight = static_cast<const T*>(in.weight);
-  for (int64_t i = begin; i < end; ++i) {
-    Out* out = static_cast<Out*>(in.out) + i * in.d;
-    const A own = numbers<A>(in.own)[i];
-    const Edge<A>* edges = static_cast<const Edge<A>*>(in.edges);
-    const Edge<A>*edge = edges + in.begins[i], *last = edges + in.begins[i + 1];
-    if (edge == last && own == 0) {
-      std::memset(static_cast<void*>(out + in.from), 0, (in.to - in.from) * sizeof(Out));
+  constexpr int W = Vec<A>::width, N = kStrip / W < 8 ? kStrip / W : 8;  // every machine has 16 registers
+  const Edge<A>* edges = static_cast<const Edge<A>*>(in.edges);
+  const int64_t columns = in.to - in.from;
+  for (int64_t place = begin; place < end; ++place) {
+    const int32_t i = in.order[place];
+    Out* out = static_cast<Out*>(in.out) + i * in.d + in.from;
+    const Gather<T, A> row{static_cast<const T*>(in.weight), in.stride, place, numbers<A>(in.own)[i],
+                           edges + in.begins[place], edges + in.begins[place + 1]};
+    if (row.edges == row.last && row.own == 0) {
+      std::memset(static_cast<void*>(out), 0, columns * sizeof(Out));
       continue;
     }
-    for (int64_t k = in.from; k < in.to; k += kStrip) {
-      int count = int(in.to - k < kStrip ? in.to - k : kStrip);
-      if (count == kStrip) {
-        vec<A> total[N];
-        gather_strip<T, A, N>(weight + (k - in.from), in.stride, i, own, edge, last, total);
-        for (int n = 0; n < N; ++n) store(out + k + n * W, total[n]);
-      } else {
-        for (int n = 0; n < count; n += W) {
-          int part = count - n < W ? count - n : W;
-          vec<A> total = gather_rest<T, A>(weight + (k - in.from) + n, in.stride, i, own, edge, last, part);
-          store_part<A>(out + k + n, total, part);
-        }
-      }
-    }
+    if (place + 2 < end) fetch(static_cast<Out*>(in.out) + in.order[place + 2] * in.d + in.from, columns);
+    int64_t k = 0;
+    for (; k + N * W <= columns; k += N * W) row.template whole<N>(k, out);
+    for (; k + W <= columns; k += W) row.template whole<1>(k, out);
+    if (k < columns) row.part(k, int(columns - k), out);
   }
 }
 

@@ -18,7 +18,7 @@ constexpr Kernels kernel_table() {
           LT_EACH_TYPE(columns_forward), LT_EACH_TYPE(columns_own), LT_EACH_TYPE(columns_backward),
           {row_norms<float>, row_norms<double>}, {row_tangents<float>, row_tangents<double>},
           {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>},
-          gram_screen, LT_EACH_TYPE(gram_verify), {gram_list<float>, gram_list<double>},
+          gram_screen, {gram_list<float>, gram_list<double>}, LT_EACH_TYPE(gram_verify),
           {gram_sums<float>, gram_sums<double>}, {gram_coefficients<float>, gram_coefficients<double>},
           LT_EACH_TYPE(gram_pairs), LT_EACH_TYPE(gram_pairs_wide)};
 }

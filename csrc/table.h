@@ -104,29 +104,50 @@ struct Tile {
   const void* scale;  // [c]
   double threshold;
   const float *step = nullptr, *error = nullptr;  // [c]
-  const void* weight = nullptr;  // [c, d]
-  int64_t d = 0, weight_stride = 0;
+  int64_t d = 0;  // features of the weights
   const void* slope = nullptr;  // [c]
   double* row_sum = nullptr;  // [rows]
   int64_t* begins = nullptr;  // [rows + 1]: where each row's pairs begin; first their number, one place further
   int32_t* second = nullptr;  // the pairs' columns
   void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
+  // Screening: [rows, words()], a bit for each column from a row's first one on, set where the pair may be active.
+  uint64_t* passed = nullptr;
+
+  int64_t words() const { return (columns + 63) / 64; }
+  // The first column of row i that belongs to a pair j > i: the other half of the cosines is the same.
+  int64_t first_column(int64_t i) const {
+    int64_t first = row + i + 1 - column;
+    return first < 0 ? 0 : first > columns ? columns : first;
+  }
 };
 
-constexpr int kStrip = 32;  // columns of the gradient at a time: their sums stay in registers
+// Listed pairs in runs of one first class, and their cosines.
+struct Listed {
+  const void* weight;  // [c, d], rows `stride` apart
+  int64_t d, stride;
+  const void* scale;  // [c]
+  const int32_t *first, *second;
+  const int64_t* begins;  // where each run begins, and the last one ends
+  const int32_t* order;   // the runs as they are visited
+  void* value;
+};
 
-// A neighbour of a row, and the coefficient of its weight.
+constexpr int kStrip = 64;  // columns of the gradient at a time
+
+// A neighbour of a row, by its place, and the coefficient of its weight.
 template <class A> struct Edge {
   int32_t other;
   A factor;
 };
 
 // The neighbours of each row: a row of the gradient is own w_i + sum of factor w_other, here its columns [from, to).
+// Places are those of the classes in the order in which they are visited.
 struct Neighbours {
-  const void* weight;  // [c, d], rows `stride` apart, from column `from` on
+  const void* weight;  // [c, d] by place, rows `stride` apart, from column `from` on
   int64_t stride, from, to;
   const void* own;        // [c]
-  const int64_t* begins;  // [c + 1]: where each row's list begins
+  const int32_t* order;   // [c]: the class at each place
+  const int64_t* begins;  // [c + 1]: where the list of each place begins
   const void* edges;
   void* out;              // [c, d]
   int64_t d;
@@ -137,6 +158,7 @@ using TileSums = void (*)(const Tile&, int64_t begin, int64_t end, void* down);
 using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
 using DirectionsKernel = void (*)(const Directions&, int64_t begin, int64_t end);
 using PairsKernel = void (*)(const Neighbours&, int64_t begin, int64_t end);
+using ListedKernel = void (*)(const Listed&, int64_t begin, int64_t end);
 
 using RowsKernel = void (*)(const Rows&, int64_t begin, int64_t end);
 using PlainKernel = void (*)(const Rows&, const Plain&, int64_t begin, int64_t end);
@@ -148,7 +170,8 @@ struct Kernels {
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
   DirectionsKernel row_norms[2], row_tangents[2];  // float, double
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
-  TileKernel gram_screen, gram_verify[4], gram_list[2];
+  TileKernel gram_screen, gram_list[2];
+  ListedKernel gram_verify[4];
   TileSums gram_sums[2], gram_coefficients[2];
   PairsKernel gram_pairs[4], gram_pairs_wide[4];
 };

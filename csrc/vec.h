@@ -66,6 +66,19 @@ template <class To, class From> inline To bits(From from) {
   return to;
 }
 
+// The highest bit of each lane.
+inline uint64_t signs(vint value) {
+#if LT_BYTES == 64
+  return _mm512_movepi32_mask((__m512i)value);
+#elif LT_BYTES == 32
+  return uint32_t(_mm256_movemask_ps((__m256)value));
+#else
+  uint64_t word = 0;
+  for (int lane = 0; lane < Vec<float>::width; ++lane) word |= uint64_t(uint32_t(value[lane]) >> 31) << lane;
+  return word;
+#endif
+}
+
 // Vectors of 16-bit numbers widened, narrowed and, as fp16, converted: by the instructions that exist for it, which
 // compilers do not find in plain code.
 #if LT_BYTES == 64

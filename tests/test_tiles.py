@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import normal
+from helpers import generator, normal
 from test_gram import similar
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
@@ -34,7 +34,7 @@ def tile_calls(dtype: torch.dtype) -> list[Call]:
             if dtype != torch.float64:
                 _, unit, *rounding = reference.gram_units(weight)
                 rounded = (unit[rows].double() @ unit[columns].double().T).int()
-                arguments = (rounded, weight, scale, *rounding, 0.1, *place, room)
+                arguments = (rounded, *rounding, 0.1, 40, *place, room)
                 calls.append((tiles.screen_op, reference.gram_screen, arguments))
         arguments = (product, scale, slope, 0.1, *place)
         calls.append((tiles.coefficients_op, reference.gram_coefficients, arguments))
@@ -61,12 +61,9 @@ def test_tiles_are_their_reference(dtype: torch.dtype) -> None:
 
 def lists_in_use(operator: Callable[..., Any], place: int, result: Any) -> slice:
     """The part of a list of pairs that is in use: all of what is no such list, none of one that is too short."""
-    if operator not in (tiles.tile_op, tiles.screen_op):
-        return slice(None)
-    count = int(result[-1])
-    if count < 0:
-        return slice(None) if place == 5 else slice(0, 0)
-    return slice(None) if place not in (2, 3, 4) else slice(0, count if count <= result[2].numel() else 0)
+    lists = {tiles.tile_op: (2, 3, 4), tiles.screen_op: (0, 1)}.get(operator, ())
+    count = int(result[-1]) if lists else 0
+    return slice(0, count if 0 <= count <= result[place].numel() else 0) if place in lists else slice(None)
 
 
 def tolerance_of(left: Tensor) -> torch.dtype:
@@ -87,3 +84,73 @@ def test_operators(dtype: torch.dtype) -> None:
         if operator not in seen:
             torch.library.opcheck(operator, arguments)
             seen.add(operator)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_product_is_a_function_of_its_two_rows(dtype: torch.dtype, kernels: str) -> None:
+    """The same bits alone or among several partners, in either order, by one thread or two, whatever the length."""
+    if kernels == "reference":
+        pytest.skip("the order of torch's own sums is not ours")
+    whole = normal(12, 200, seed=1).to(dtype)
+    scale = torch.ones(12, dtype=reference.inverse_norm(whole).dtype)
+    pairs = [(row, (row + 1 + k) % 12) for row in range(9) for k in range(row + 1)]  # runs of 1 to 9
+    first, second = (torch.tensor(side, dtype=torch.int32) for side in zip(*pairs, strict=True))
+    turn = second.argsort(stable=True)
+    for features in range(1, 201):
+        weight = whole[:, :features]
+        value = tiles.listed_op(weight, scale, first, second)
+        alone = [tiles.listed_op(weight, scale, first[k : k + 1], second[k : k + 1]) for k in range(len(pairs))]
+        assert torch.equal(value, torch.cat(alone))
+        assert torch.equal(value[turn], tiles.listed_op(weight, scale, second[turn], first[turn]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [40, 400])  # rows with many partners in common, and with few
+def test_screened_cosines_are_those_of_a_list(groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, in the order of the tiles, and the same with one thread and two."""
+    weight = (normal(groups, 33, seed=1)[torch.arange(1100) % groups] + normal(1100, 33, seed=2)).to(dtype)
+    monkeypatch.setattr(tiles, "screening", lambda *_: (True, "test"))
+    monkeypatch.setattr(tiles, "_matrix_product", lambda a, b: (a.double() @ b.double().T).int())
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        total, scale, first, second, value, count, dense = tiles.forward(weight, 0.5)
+        used = slice(0, int(count))
+        found.append((total, first[used], second[used], value[used]))
+    torch.set_num_threads(threads)
+    assert int(count) > 300
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert not dense.any()
+    assert torch.equal(value[used], tiles.listed_op(weight, scale, first[used], second[used]))
+    tile = first[used].long() // 1024 * 2 + second[used].long() // 1024
+    place = (tile * 1100 + first[used]) * 1100 + second[used]
+    assert (place.diff() > 0).all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 63), (2, 64), (70, 65), (90, 130)])
+@pytest.mark.parametrize("column", [0, 5, 90])
+def test_every_survivor_is_listed(rows: int, columns: int, column: int) -> None:
+    """Whatever the width of a tile and wherever the diagonal runs through it; no room is no list."""
+    step, error = torch.ones(column + columns + rows + 2) / 100, torch.zeros(column + columns + rows + 2)
+    product = torch.randint(-6000, 6000, (rows, columns), dtype=torch.int32, generator=generator(3))
+    for room in (rows * columns, 0):
+        ours, theirs = (
+            op(product, step, error, 0.2, 8, 2, column, room) for op in (tiles.screen_op, reference.gram_screen)
+        )
+        assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("features", [1, 7, 16, 40, 63, 64, 65, 130, 200])
+@pytest.mark.parametrize("pairs", [30, 400])  # gathered where they lie, and by strips
+def test_gathered_rows(pairs: int, features: int, dtype: torch.dtype) -> None:
+    """Pairs in any order, classes with many neighbours and with none."""
+    weight, random = normal(80, features, seed=1).to(dtype), generator(2)
+    first, second = torch.randint(0, 70, (2, pairs), dtype=torch.int32, generator=random)
+    first[: pairs // 4] = 3
+    scale = reference.inverse_norm(weight)
+    value, slope = (torch.rand(size, generator=random).to(scale.dtype) for size in (pairs, 80))
+    arguments = (weight, scale, slope, slope.flip(0) * (torch.arange(80) % 3 > 0), first, second, value)
+    for wide in (False, True):
+        rest = torch.tensor([pairs]), False, wide
+        assert_close(tiles.pairs_op(*arguments, *rest), reference.gram_pairs(*arguments, *rest), dtype)

@@ -15,20 +15,13 @@ from torch import Tensor, nn
 
 from lt_kernels.ops import tiles
 from lt_kernels.ops.gram import forward_op
-from lt_kernels.ops.library import apply, define, takes, watched
+from lt_kernels.ops.library import apply, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
 
 _SLAB = 2**18  # numbers of class weights compared at a time on a CPU: they stay in its cache
 _WIDE = 2**24  # the same on other devices
-
-listed_op = define(
-    "gram",
-    "gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) -> Tensor",
-    reference.gram_listed,
-    lambda weight, scale, first, second: scale.new_empty(first.shape),
-)
 
 
 def rounding(weight: Tensor) -> float:
@@ -61,7 +54,7 @@ def inverse_norm(weight: Tensor, threshold: float) -> Tensor:
     if weight.device.type != "cpu" or not tiles.screening(weight, threshold)[0]:
         return reference.inverse_norm(weight)
     index = torch.arange(weight.shape[0], dtype=torch.int32)
-    square = listed_op(weight, torch.ones(weight.shape[0]), index, index)
+    square = tiles.listed_op(weight, torch.ones(weight.shape[0]), index, index)
     norm = square.double().sqrt().float().double()  # by float64, whose roots and quotients round to those of float32
     scale = torch.where(norm <= 1e-12, 0.0, 1 / norm.clamp_min(1e-12)).float()
     return torch.where(norm.isfinite(), scale, torch.nan)
@@ -137,7 +130,7 @@ def active_pairs(
 
     On a GPU in front of room for all of them: without a host sync their number stays on the device.
     """
-    value = listed_op(weight, scale, first, second)[order]
+    value = tiles.listed_op(weight, scale, first, second)[order]
     hit = value > threshold
     found = hit.nonzero() if weight.device.type == "cpu" else hit.nonzero_static(size=hit.numel(), fill_value=0)
     kept, count = found[:, 0], hit.sum().view(1)

@@ -1,14 +1,14 @@
 """Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
 
 Tiles are screened: a product of unit rows in int8, at many times the speed of float32 and exact, with a bound for the
-rounding of the rows that no active pair escapes; the few that pass are verified in float32. So the outcome is that of
-float32 products.
+rounding of the rows that no active pair escapes; the few that pass are verified in float32, for many tiles at once.
+So the outcome is that of float32 products.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -30,6 +30,15 @@ def _found_fake(product: Tensor, scale: Tensor, capacity: int) -> tuple[Tensor, 
     return *sums, *lists, product.new_empty(1, dtype=torch.int64)
 
 
+def _screen_fake(product: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    first, second = (product.new_empty(rest[-1], dtype=torch.int32) for _ in range(2))
+    return first, second, product.new_empty(1, dtype=torch.int64)
+
+
+def _listed_fake(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return scale.new_empty(first.shape)
+
+
 def _units_fake(weight: Tensor) -> tuple[Tensor, ...]:
     scale, step, error = (weight.new_empty(weight.shape[0], dtype=accumulate_type(weight.dtype)) for _ in range(3))
     return scale, weight.new_empty(weight.shape, dtype=torch.int8), step, error
@@ -49,10 +58,16 @@ units_op = define(
 )
 screen_op = define(
     "gram",
-    "gram_screen(Tensor product, Tensor weight, Tensor scale, Tensor step, Tensor error, float threshold, int row, "
-    f"int column, int capacity) -> ({_PAIRS})",
+    "gram_screen(Tensor product, Tensor step, Tensor error, float threshold, int features, int row, int column, "
+    "int capacity) -> (Tensor, Tensor, Tensor)",
     reference.gram_screen,
-    lambda product, weight, scale, *rest: _found_fake(product, scale, rest[-1]),
+    _screen_fake,
+)
+listed_op = define(
+    "gram",
+    "gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) -> Tensor",
+    reference.gram_listed,
+    _listed_fake,
 )
 tile_op = define(
     "gram",
@@ -133,39 +148,71 @@ class Forward:
         side = reference.tiles(classes)
         self.total = torch.zeros(classes, dtype=torch.float64)
         self.pairs, self.found = reference.empty_pairs(self.scale), 0
+        self.known = 0  # how many of the found pairs are verified
         self.dense = torch.zeros(side, side, dtype=torch.bool)
 
     def screen(self, rows: slice, columns: slice, capacity: int) -> tuple[Tensor, ...] | None:
-        """The tile from a product in int8; None where that does not pay."""
+        """The tile's survivors from a product in int8; None where that does not pay."""
         if not self.screened or self.hits < -2:
             return None
         product = _matrix_product(self.unit[rows], self.unit[columns])
-        found = screen_op(
-            product, self.weight, self.scale, *self.rounding, self.threshold, rows.start, columns.start, capacity
-        )
+        features = self.weight.shape[1]
+        found = screen_op(product, *self.rounding, self.threshold, features, rows.start, columns.start, capacity)
         passed = int(found[-1]) >= 0
         self.hits += 1 if passed else -1
         return found if passed else None
 
+    def keep(self, lists: Iterable[Tensor], start: int, count: int) -> None:
+        """Write `count` pairs into the list from `start` on, which then ends with them."""
+        for kept, new in zip(self.pairs, lists, strict=False):
+            kept[start : start + count] = new[:count]
+        self.found = start + count
+
+    def verify(self) -> None:
+        """Decide the survivors by their float32 cosines, and add the sums of those that are active.
+
+        Those of many tiles at once: the kernel visits pairs of the same classes together, whatever their tiles.
+        """
+        first, second = (kept[self.known : self.found] for kept in self.pairs[:2])
+        value = listed_op(self.weight, self.scale, first, second)
+        active = value > self.threshold
+        if not bool(active.all()):
+            first, second, value = first[active], second[active], value[active]
+        part = value.double().expm1()
+        for index in (first, second):
+            reference.add_rows(self.total, index, part)
+        self.keep((first, second, value), self.known, value.shape[0])
+        self.known = self.found
+
+    def room(self, wanted: int) -> int:
+        """For how many of a tile's pairs there is room; survivors take some that active pairs may not need."""
+        if self.pairs[0].shape[0] - self.found < wanted:
+            self.verify()
+        return min(wanted, self.pairs[0].shape[0] - self.found)
+
     def tile(self, row: int, column: int) -> None:
-        """Add the sums and the pairs of one tile; a tile whose pairs do not fit is marked to be made again."""
+        """Add the sums and the pairs of one tile, or its survivors."""
         rows, columns = (_part(index, self.weight.shape[0]) for index in (row, column))
-        size = (rows.stop - rows.start) * (columns.stop - columns.start)
-        capacity = min(max(256, size // _DENSITY), self.pairs[0].shape[0] - self.found)
-        found = self.screen(rows, columns, capacity)
-        if found is None:
-            product = _product(self.weight, rows, columns, self.scale.dtype)
-            found = tile_op(product, self.scale, self.threshold, rows.start, columns.start, capacity)
+        wanted = max(256, (rows.stop - rows.start) * (columns.stop - columns.start) // _DENSITY)
+        survivors = self.screen(rows, columns, self.room(wanted))
+        if survivors is not None:
+            self.keep(survivors[:2], self.found, int(survivors[-1]))
+            return
+        self.verify()  # what is known comes first in the list
+        self.dense[row, column] = not self.whole(rows, columns, self.room(wanted))
+
+    def whole(self, rows: slice, columns: slice, capacity: int) -> bool:
+        """Add the sums and the pairs of a tile by its product in float32; False if its pairs do not fit."""
+        product = _product(self.weight, rows, columns, self.scale.dtype)
+        found = tile_op(product, self.scale, self.threshold, rows.start, columns.start, capacity)
         across, down, *lists, number = found
-        count = int(number)
         self.total[rows] += across
         self.total[columns] += down
-        if count > capacity:
-            self.dense[row, column] = True
-            return
-        for kept, new in zip(self.pairs[:3], lists, strict=True):
-            kept[self.found : self.found + count] = new[:count]
-        self.found += count
+        fits = int(number) <= capacity
+        if fits:
+            self.keep(lists, self.found, int(number))
+            self.known = self.found
+        return fits
 
     def run(self) -> tuple[Tensor, ...]:
         """What `reference.gram_forward` returns."""
@@ -174,6 +221,7 @@ class Forward:
             with torch.autocast("cpu", enabled=False):
                 for row, column in _upper_tiles(classes):
                     self.tile(row, column)
+                self.verify()
         *lists, count = self.pairs
         total = reference.finish(self.total, self.scale, self.threshold)
         return total, self.scale, *lists, count.fill_(self.found), self.dense

@@ -131,31 +131,22 @@ def _upper(tile: Tensor, row: int, column: int) -> Tensor:
 
 
 def gram_screen(
-    product: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    step: Tensor,
-    error: Tensor,
-    threshold: float,
-    row: int,
-    column: int,
-    capacity: int,
-) -> tuple[Tensor, ...]:
-    """As `gram_tile`, from the product of unit rows in int8; the cosines of what may be active are from `weight`.
+    product: Tensor, step: Tensor, error: Tensor, threshold: float, features: int, row: int, column: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs i < j of a tile that may be active, from the product of unit rows in int8.
 
-    More than `capacity` of these: the number of pairs is -1, and the sums mean nothing.
+    Returns first and second [capacity], and how many they are [1]: -1 if they do not fit.
     """
     rows, columns = slice(row, row + product.shape[0]), slice(column, column + product.shape[1])
-    limit = threshold - screening_bound(error[rows, None], error[columns], weight.shape[1])
+    limit = threshold - screening_bound(error[rows, None], error[columns], features)
     passed = product * step[rows, None] * step[columns] >= limit
     first, second = (passed & _upper(product, row, column)).nonzero(as_tuple=True)
-    cosine = torch.zeros_like(product, dtype=scale.dtype)
-    if first.numel() > capacity:
-        found = list(_found(cosine, cosine > 1, row, column, capacity))
-        return *found[:5], found[5] - 1
-    left, right = weight[first + row].to(scale.dtype), weight[second + column].to(scale.dtype)
-    cosine[first, second] = (left * right).sum(1) * scale[first + row] * scale[second + column]
-    return _found(cosine, cosine > threshold, row, column, capacity)
+    lists = [torch.zeros(capacity, dtype=torch.int32, device=product.device) for _ in range(2)]
+    fits = first.numel() <= capacity
+    if fits:
+        for place, found in zip(lists, (first + row, second + column), strict=True):
+            place[: first.numel()] = found
+    return *lists, torch.full((1,), first.numel() if fits else -1, device=product.device)
 
 
 def _cosines(product: Tensor, scale: Tensor, row: int, column: int) -> Tensor:

@@ -152,27 +152,27 @@ py::array_t<float> bounds(const std::string& isa, Array<float> error, int64_t d)
 py::tuple screen(const std::string& isa, py::array weight, int type, Array<int32_t> product, Array<float> step,
                  Array<float> error, Array<float> scale, double threshold) {
   py::ssize_t c = weight.shape(0);
-  Tile tile{product.data(), c, c, c, 0, 0, scale.data(), threshold, step.data(), error.data(), weight.data(),
-            weight.shape(1), weight.shape(1)};
+  Tile tile{product.data(), c, c, c, 0, 0, scale.data(), threshold, step.data(), error.data(), weight.shape(1)};
   std::vector<int64_t> begins(c + 1, 0);
-  std::vector<int32_t> second(c * c);
-  std::vector<float> cosine(c * c);
-  tile.begins = begins.data();
-  probe(isa).gram_screen(tile, 0, c);
-  for (py::ssize_t i = 0; i < c; ++i) begins[i + 1] += begins[i];
-  tile.second = second.data(), tile.value = cosine.data();
+  std::vector<uint64_t> passed(c * tile.words());
+  tile.begins = begins.data(), tile.passed = passed.data();
   probe(isa).gram_screen(tile, 0, c);
   py::array_t<int8_t> survived({c, c});
   py::array_t<float> value({c, c});
   std::fill_n(survived.mutable_data(), c * c, int8_t(0));
-  for (py::ssize_t i = 0; i < c; ++i)
-    for (int64_t k = begins[i]; k < begins[i + 1]; ++k) survived.mutable_at(i, second[k]) = 1;
-  for (py::ssize_t i = 0; i < c; ++i) {  // then all pairs
-    begins[i + 1] = (i + 1) * c;
-    for (py::ssize_t j = 0; j < c; ++j) second[i * c + j] = int32_t(j);
+  for (py::ssize_t i = 0; i < c; ++i) {
+    int64_t first = tile.first_column(i), number = 0;
+    for (int64_t j = first; j < c; ++j) {
+      bool bit = passed[i * tile.words() + (j - first) / 64] >> (j - first) % 64 & 1;
+      survived.mutable_at(i, j) = bit, number += bit;
+    }
+    if (number != begins[i + 1]) throw std::runtime_error("the number is not that of the bits");
   }
-  probe(isa).gram_verify[type](tile, 0, c);
-  std::copy(cosine.begin(), cosine.end(), value.mutable_data());
+  std::vector<int32_t> first(c * c), second(c * c), order(c);  // then all pairs
+  for (py::ssize_t k = 0; k < c * c; ++k) first[k] = int32_t(k / c), second[k] = int32_t(k % c);
+  for (py::ssize_t i = 0; i < c; ++i) begins[i + 1] = (i + 1) * c, order[i] = int32_t(c - 1 - i);
+  probe(isa).gram_verify[type]({weight.data(), weight.shape(1), weight.shape(1), scale.data(), first.data(),
+                                second.data(), begins.data(), order.data(), value.mutable_data()}, 0, c);
   return py::make_tuple(survived, value);
 }
 

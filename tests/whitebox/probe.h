@@ -35,7 +35,8 @@ struct Probe {
   RowsKernel rows_forward[4], rows_backward[4], rows_offset[4];
   PlainKernel rows_plain[4];
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
-  TileKernel gram_screen, gram_verify[4];
+  TileKernel gram_screen;
+  ListedKernel gram_verify[4];
   void (*bound)(const float* error, int64_t count, int64_t d, float* to);  // [count, count]
 };
 
