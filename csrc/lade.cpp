@@ -6,6 +6,7 @@
 #include "batch.h"
 #include "few.h"
 #include "node.h"
+#include "pages.h"
 
 using namespace lt;
 
@@ -97,6 +98,7 @@ struct Evaluated {
     call.counts.data = address(torch, values[2]), call.value = address(torch, made.it);
     call.lam = PyFloat_AsDouble(values[3]), call.factor = PyFloat_AsDouble(values[6]);
     call.by_class = values[4] == Py_True, call.all = values[5] == Py_True;
+    ask_for_large_pages(call.args.d_logits, size_t(call.size()) * (call.type == kDouble ? 8 : 4));
     if (!PyErr_Occurred() && run(call)) value = std::move(made);
   }
 };

