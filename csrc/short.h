@@ -62,6 +62,7 @@ template <class T, class A, bool kOffset> struct ShortRow {
     vec<A> total = exp(tail - shift);
     if (left) store_part<A>(kept + whole, total, left);
     for (int k = 0; k < whole; k += W) {
+      __builtin_prefetch(logits + k + kBlock);  // rows are too short for a processor to find out where the next ones lie
       const vec<A> value = exp(u(k) - shift);
       store(kept + k, value);
       total = total + value;
