@@ -64,7 +64,7 @@ struct Evaluated {
     norms(torch, values[kInput], args.n, left.sizes[1], call.type, scales.data());
     norms(torch, values[kWeights], args.c, left.sizes[1], call.type, scales.data() + args.n * bytes);
     if (PyErr_Occurred()) return;
-    Ref product(PyObject_CallFunctionObjArgs(torch.linear, values[kInput], values[kWeights], Py_None, nullptr));
+    Ref product(linear_of(torch, values[kInput], values[kWeights], Py_None));
     Ref sizes(call.reduction == kNone ? Py_BuildValue("(L)", (long long)args.n) : PyTuple_New(0));
     Ref made(product && sizes ? PyObject_CallMethodObjArgs(product.it, torch.new_empty, sizes.it, nullptr) : nullptr);
     if (made && wanted) gradient = dense_like(torch, product.it, true);
@@ -93,7 +93,7 @@ struct Evaluated {
 
 // The product of two matrices without its part along `rows`, row by row.
 Ref tangents(const Known& torch, PyObject* left, PyObject* right, PyObject* rows) {
-  Ref product(left ? PyObject_CallFunctionObjArgs(torch.product, left, right, nullptr) : nullptr);
+  Ref product(left ? product_of(torch, left, right) : nullptr);
   if (!product) return {};
   const View view(torch, product.it), line(torch, rows);
   const bool fits = view.sizes[0] == line.sizes[0] && view.sizes[1] == line.sizes[1];

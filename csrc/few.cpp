@@ -50,7 +50,7 @@ struct Settings {
   }
   PyObject* value(const Known&, PyObject* const* rest, PyObject* logits) const { return plain_value(logits, rest); }
   PyObject* value(const Known& torch, PyObject* const* rest, PyObject* input, PyObject* weights, PyObject* bias) const {
-    Ref logits(PyObject_CallFunctionObjArgs(torch.large_linear, input, weights, bias, nullptr));
+    Ref logits(linear_of(torch, input, weights, bias));
     return logits ? plain_value(logits.it, rest) : nullptr;
   }
   PyObject* by_torch(const Known& torch, PyObject* logits) const {

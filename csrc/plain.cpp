@@ -81,7 +81,7 @@ PyObject* plain_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
 PyObject* linear_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const Known* torch = ready("linear_forward", count, 10);
   const int wanted = torch ? needed(*torch, in[0], 3) : -1;
-  Ref logits(wanted < 0 ? nullptr : PyObject_CallFunctionObjArgs(torch->large_linear, in[1], in[2], in[3], nullptr));
+  Ref logits(wanted < 0 ? nullptr : linear_of(*torch, in[1], in[2], in[3]));
   if (!logits) return nullptr;
   Evaluated made = evaluate(*torch, logits.it, View(*torch, logits.it), in + 4, wanted, true);
   if (!made || !wanted) return made.loss.release();
@@ -103,8 +103,8 @@ PyObject* linear_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   for (int k = 0; k < 3 && slope; ++k) {
     if (PyTuple_GetItem(needs.it, k) != Py_True) continue;
     Ref turned(k == 1 ? PyObject_CallMethod(slope.it, "t", nullptr) : nullptr);
-    if (k == 0) found[k] = PyObject_CallFunctionObjArgs(torch->product, slope.it, PyTuple_GetItem(tensors.it, 1), nullptr);
-    if (turned) found[k] = PyObject_CallFunctionObjArgs(torch->product, turned.it, PyTuple_GetItem(tensors.it, 0), nullptr);
+    if (k == 0) found[k] = product_of(*torch, slope.it, PyTuple_GetItem(tensors.it, 1));
+    if (turned) found[k] = product_of(*torch, turned.it, PyTuple_GetItem(tensors.it, 0));
     if (k == 2) found[k] = PyObject_CallMethod(slope.it, "sum", "i", 0);
     if (!found[k]) return nullptr;
   }

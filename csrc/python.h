@@ -38,10 +38,10 @@ inline PyObject* nothing() {
 
 // What is looked up once: torch's functions and types, the names of attributes, and constants.
 struct Known {
-  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear, *large_linear;
+  PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
-  PyObject *product, *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
-  PyObject *reduction[4], *never;
+  PyObject *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
+  PyObject *mm, *large_product, *large_linear, *reduction[4], *never;
   bool whole = false;
 
   Known() {
@@ -53,7 +53,8 @@ struct Known {
     tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
     float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
     int64 = of(torch, "int64"), add = of(torch, "add");
-    product = of(products, "product"), large_linear = of(products, "linear"), contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
+    mm = of(torch, "mm"), large_product = of(products, "product"), large_linear = of(products, "linear");
+    contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
     transformed = of(transforms, "peek_interpreter_stack");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
     loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");
@@ -124,6 +125,21 @@ inline double number(PyObject* value, double least) {
   const double found = PyFloat_AsDouble(value);
   PyErr_Clear();  // an integer beyond all floats
   return found >= least && found <= std::numeric_limits<double>::max() ? found : NAN;
+}
+
+// Products without a graph. Which library is faster, and where the result lies, is worth a look in Python
+// (lt_kernels/ops/products.py) from so many multiplications on.
+constexpr int64_t kWork = 1 << 22;
+
+inline PyObject* linear_of(const Known& torch, PyObject* input, PyObject* weights, PyObject* bias) {
+  const View rows(torch, input), table(torch, weights);
+  const bool large = rows.sizes[0] * rows.sizes[1] * table.sizes[0] >= kWork;
+  return PyObject_CallFunctionObjArgs(large ? torch.large_linear : torch.linear, input, weights, bias, nullptr);
+}
+inline PyObject* product_of(const Known& torch, PyObject* left, PyObject* right) {
+  const View rows(torch, left), columns(torch, right);
+  const bool large = rows.sizes[0] * rows.sizes[1] * columns.sizes[1] >= kWork;
+  return PyObject_CallFunctionObjArgs(large ? torch.large_product : torch.mm, left, right, nullptr);
 }
 
 }  // namespace lt

@@ -135,7 +135,7 @@ def intel() -> bool:
 
 def large_pages(made: Tensor) -> Tensor:
     """A new CPU tensor that nothing was written to yet, on large pages where the system has them (csrc/pages.h)."""
-    if _extension is not None and made.nbytes >= 2**22:
+    if _extension is not None and made.nbytes > 2**22:
         _extension.large_pages(made.data_ptr(), made.nbytes)
     return made
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
 
-from lt_kernels.ops import library, products
+from lt_kernels.ops import products
 from lt_kernels.reference import linear as reference
 from lt_kernels.reference.linear import Problem
+
+
+@functools.cache
+def _keep_the_heap() -> None:
+    """Make glibc keep the memory of freed slabs for the next ones.
+
+    It gives free memory at the heap's end back to the system beyond twice the largest block that it ever mapped by
+    itself and unmapped, up to 32 MiB: without one that large, each slab's pages may be made anew, at twice the time.
+    """
+    torch.empty(24 * 2**20, dtype=torch.int8)
 
 
 def _logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
@@ -21,15 +31,12 @@ def _logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
 
 def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
     """What the reference's returns."""
+    _keep_the_heap()
     return reference.by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), reference.inverse_norm, _logits)  # type: ignore[arg-type]
 
 
 class Backward(reference.Backward):
     """The gradients of one problem; products from rows as they lie by the faster library."""
-
-    def __init__(self, problem: Problem, saved: Any, slopes: Any, wants: Any) -> None:
-        super().__init__(problem, saved, slopes, wants)
-        library.large_pages(self.d_weight)  # the largest that is made here
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """Those of a block, made again."""
