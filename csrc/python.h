@@ -128,18 +128,19 @@ inline double number(PyObject* value, double least) {
 }
 
 // Products without a graph. Which library is faster, and where the result lies, is worth a look in Python
-// (lt_kernels/ops/products.py) from so many multiplications on.
-constexpr int64_t kWork = 1 << 22;
+// (lt_kernels/ops/products.py) where the left side has so many numbers.
+constexpr int64_t kLook = 1 << 14;
 
+inline bool looks(const Known& torch, PyObject* left) {
+  const View view(torch, left);
+  return view.sizes[0] * view.sizes[1] >= kLook;
+}
 inline PyObject* linear_of(const Known& torch, PyObject* input, PyObject* weights, PyObject* bias) {
-  const View rows(torch, input), table(torch, weights);
-  const bool large = rows.sizes[0] * rows.sizes[1] * table.sizes[0] >= kWork;
-  return PyObject_CallFunctionObjArgs(large ? torch.large_linear : torch.linear, input, weights, bias, nullptr);
+  PyObject* function = looks(torch, input) ? torch.large_linear : torch.linear;
+  return PyObject_CallFunctionObjArgs(function, input, weights, bias, nullptr);
 }
 inline PyObject* product_of(const Known& torch, PyObject* left, PyObject* right) {
-  const View rows(torch, left), columns(torch, right);
-  const bool large = rows.sizes[0] * rows.sizes[1] * columns.sizes[1] >= kWork;
-  return PyObject_CallFunctionObjArgs(large ? torch.large_product : torch.mm, left, right, nullptr);
+  return PyObject_CallFunctionObjArgs(looks(torch, left) ? torch.large_product : torch.mm, left, right, nullptr);
 }
 
 }  // namespace lt
