@@ -27,7 +27,7 @@ def test_the_same_pairs_are_active(dtype: torch.dtype, kernels: str) -> None:
         assert torch.equal(scale, tiles.units_op(weight)[0])
         _, _, first, second, value, count, _ = tiles.forward(weight, 0.4)
         found = (index[: int(count)] for index in (first, second))
-        assert torch.equal(neighbours.listed_op(weight, scale, *found), value[: int(count)])
+        assert torch.equal(tiles.listed_op(weight, scale, *found), value[: int(count)])
 
 
 def test_products_of_less_precision_are_allowed_for() -> None:
@@ -52,7 +52,7 @@ def test_what_other_devices_have(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(ours, other)
     assert neighbours._walked(torch.ones(400, 40), bound) is None
     scale = reference.inverse_norm(weight)
-    torch.library.opcheck(neighbours.listed_op, (weight, scale, *found))
+    torch.library.opcheck(tiles.listed_op, (weight, scale, *found))
     total, *pairs = neighbours.active_pairs(weight, scale, 0.4, *neighbours.visiting(*found, 300))
     assert 0 < int(pairs[-1]) < found[0].numel()
     slope, own = 1 / total, normal(300, seed=4).float()
