@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import published
@@ -46,6 +47,16 @@ def problem(n=N, c=C, d=D, dtype=torch.float32):
 
 def is_short(value: Tensor | None) -> bool:
     return value is not None and value.grad_fn is not None and value.grad_fn.name() == "CosineLossBackward"
+
+
+def as_the_operators(evaluate: Callable[[], tuple[Tensor, ...]]) -> None:
+    """The short way serves, with the operators' loss and gradients."""
+    mine = evaluate()
+    assert is_short(mine[0])
+    with use_kernels("compiled"):
+        theirs = evaluate()
+    for one, other in zip(mine, theirs, strict=True):
+        assert_close(one, other.detach().double())
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -94,12 +105,7 @@ def test_they_are_what_the_operators_give(size, reduction, dtype):
         )
         return loss, *torch.autograd.grad(loss.sum(), (x, w))
 
-    mine = evaluate()
-    assert is_short(mine[0])
-    with use_kernels("compiled"):
-        theirs = evaluate()
-    for one, other in zip(mine, theirs, strict=True):
-        assert_close(one, other.detach().double())
+    as_the_operators(evaluate)
 
 
 def test_two_classes_by_hand():
@@ -252,12 +258,7 @@ def test_heads_take_it_and_give_what_the_operators_give(name):
         loss = head(x, target)
         return loss, *torch.autograd.grad(loss, (x, head.weight))
 
-    mine = evaluate()
-    assert is_short(mine[0])
-    with use_kernels("compiled"):
-        theirs = evaluate()
-    for one, other in zip(mine, theirs, strict=True):
-        assert_close(one, other.detach().double())
+    as_the_operators(evaluate)
 
 
 def test_heads_of_other_losses_go_on_by_the_operators():

@@ -27,11 +27,16 @@ def choice() -> tuple[bool, str]:
         return False, "torch's MKL is at its best on an Intel processor"
     if not torch.backends.mkl.is_available():
         return False, "torch does not multiply by MKL"
-    if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
+    if not onednn():
         return False, "oneDNN is not there or switched off"
     if not _probed():
         return False, "this torch does not offer oneDNN's"
     return True, "torch's MKL runs AVX2 code on this processor"
+
+
+def onednn() -> bool:
+    """Whether torch has oneDNN, and may use it."""
+    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
 
 
 @functools.cache

@@ -113,7 +113,7 @@ def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
         return False, "a threshold of 0 or less leaves about half of the pairs active"
     if weight.shape[1] > 2**17:
         return False, "sums of more than 131072 products could leave the range of int32"
-    if not torch.backends.mkldnn.is_available() or not torch._C._get_mkldnn_enabled():
+    if not products.onednn():
         return False, "oneDNN, which has the fast int8 products, is not there or switched off"
     if not _byte_products():
         return False, "this CPU has no int8 matrix instructions"
