@@ -37,18 +37,18 @@ template <class A, class T, int N> inline void dots(const T* a, const T* const (
   for (int n = 0; n < N; ++n) product[n] = sum<A>(even[n] + odd[n]);
 }
 
-template <class A, class T> inline A squares(const T* row, int64_t d) {
-  const T* const other[1] = {row};
-  A square[1];
-  dots(row, other, d, square);
-  return square[0];
+template <class A, class T> inline A dot(const T* a, const T* b, int64_t d) {
+  const T* const other[1] = {b};
+  A product[1];
+  dots(a, other, d, product);
+  return product[0];
 }
 
 // 1 / |w|: 0 for a row shorter than 1e-12, NaN for one that is not finite.
-inline float inverse_norm(float square) {
-  float norm = std::sqrt(square);
-  if (!(norm <= std::numeric_limits<float>::max())) return std::numeric_limits<float>::quiet_NaN();
-  return norm <= 1e-12f ? 0.f : 1.f / norm;
+template <class A> inline A inverse_norm(A square) {
+  A norm = std::sqrt(square);
+  if (!(norm <= std::numeric_limits<A>::max())) return std::numeric_limits<A>::quiet_NaN();
+  return norm <= A(1e-12) ? A(0) : A(1) / norm;
 }
 
 inline void store(int8_t* to, vint value, int count) {
@@ -74,7 +74,7 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
   for (int64_t i = begin; i < end; ++i) {
     const T* row = static_cast<const T*>(in.weight) + i * in.stride;
     int8_t* out = in.unit + i * in.d;
-    float scale = in.scale[i] = inverse_norm(squares<float>(row, in.d));
+    float scale = in.scale[i] = inverse_norm(dot<float>(row, row, in.d));
     if (!(scale > 0)) {  // no direction
       in.step[i] = in.error[i] = 0;
       std::memset(out, 0, in.d);
