@@ -7,6 +7,7 @@
 #include "pages.h"
 #include "plain.h"
 #include "table.h"
+#include "turn.h"
 
 namespace lt {
 
@@ -65,6 +66,7 @@ PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
     {"intel", intel, METH_NOARGS, "whether the processor is Intel's"},
     fast("large_pages", large_pages, "asks for large pages"),
+    fast("turn", turn, "a matrix, turned, into another"),
     fast("plain_forward", plain_forward, "the forward of the autograd function PlainLoss"),
     fast("plain_backward", plain_backward, "its backward"),
     fast("linear_forward", linear_forward, "the forward of the autograd function LinearLoss"),

@@ -73,7 +73,7 @@ def test_intel_is_what_the_system_says() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_is_right(calls: list[tuple[int, ...]], bias: bool) -> None:
     """Of rows that lie apart too."""
-    left, right = matrix(2 * ROWS, FEATURES + 3, 901)[::2, 3:], matrix(CLASSES, 2 * FEATURES, 902)[:, ::2]
+    left, right = matrix(2 * ROWS, FEATURES + 3, 901)[::2, 3:], matrix(CLASSES, FEATURES, 902)
     added = matrix(1, CLASSES, 903)[0] if bias else None
     exact = F.linear(left.double(), right.double(), None if added is None else added.double())
     assert_close(products.linear(left, right, added), exact, torch.float32)
@@ -99,13 +99,56 @@ def test_product_is_right(calls: list[tuple[int, ...]]) -> None:
         (matrix(products.ROWS - 1, FEATURES, 909), matrix(8 * CLASSES, FEATURES, 910)),
         (matrix(ROWS, FEATURES, 911).double(), matrix(CLASSES, FEATURES, 912).double()),
         (matrix(ROWS, FEATURES, 913).bfloat16(), matrix(CLASSES, FEATURES, 914).bfloat16()),
+        (matrix(ROWS, FEATURES, 931), matrix(CLASSES, FEATURES + 3, 932)[:, 3:]),  # oneDNN takes seconds for these
+        (matrix(ROWS, FEATURES, 933), matrix(CLASSES, 2 * FEATURES, 934)[:, ::2]),
     ],
-    ids=["few", "few rows", "float64", "bfloat16"],
+    ids=["few", "few rows", "float64", "bfloat16", "classes apart", "features apart"],
 )
 def test_all_others_are_torchs(calls: list[tuple[int, ...]], left: Tensor, right: Tensor) -> None:
     assert torch.equal(products.linear(left, right), F.linear(left, right))
     assert torch.equal(products.product(left, right.T), left @ right.T)
     assert calls == []
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (3, 8), (8, 3), (17, 41), (64, 130), (300, 1100)])
+@pytest.mark.parametrize("add", [False, True])
+def test_turned(rows: int, columns: int, add: bool) -> None:
+    """To the bit, and beside it nothing changes."""
+    if not library.built():
+        pytest.skip("the C++ extension, which turns, is not built")
+    made, before = matrix(rows, columns, 935), matrix(columns, rows + 5, 936)
+    out = before.clone()
+    library.turn(made, out[:, 2 : 2 + rows], add)
+    assert torch.equal(out[:, 2 : 2 + rows], made.T + before[:, 2 : 2 + rows] if add else made.T)
+    assert torch.equal(out[:, :2], before[:, :2])
+    assert torch.equal(out[:, 2 + rows :], before[:, 2 + rows :])
+
+
+@here
+@pytest.mark.parametrize("classes", [600, 1100])
+def test_gradient_of_the_weights_turned(calls: list[tuple[int, ...]], classes: int) -> None:
+    """Many rows of few features, in slabs of classes and of rows; the features are turned once where that serves."""
+    rows, features = 1024, 64
+    target, leaves = classes_of(rows, classes, 937), [matrix(rows, features, 938), matrix(classes, features, 939)]
+    found = []
+    for kind in (torch.float32, torch.float64):
+        own = [(8 * leaf).to(kind).requires_grad_() for leaf in leaves]
+        with memory_budget(rows * classes * own[0].element_size()):
+            loss = linear_cross_entropy(*own, target)
+            found.append((loss, *torch.autograd.grad(loss, own)))
+    for mine, exact in zip(*found, strict=True):
+        assert_close(mine, exact, torch.float32)
+    expected = (features, rows, 550) if classes > rows else (features, 512, 600)
+    assert [call for call in calls if call[0] == features] == [expected] * 2
+
+
+@here
+@pytest.mark.parametrize("shape", [(128, 1100, 128), (1024, 9000, 64)], ids=["few rows", "beyond the cache"])
+def test_turns_what_pays(shape: tuple[int, int, int]) -> None:
+    rows, classes, features = shape
+    assert products.turns(torch.empty(1024, 1100), torch.empty(1024, 64))
+    assert not products.turns(torch.empty(rows, classes), torch.empty(rows, features))
+    assert not products.turns(torch.empty(1100, 1024).T, torch.empty(1024, 64))  # `left` is turned already
 
 
 def losses(input: Tensor, linear_weight: Tensor, target: Tensor) -> dict[str, Any]:

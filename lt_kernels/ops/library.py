@@ -140,6 +140,11 @@ def large_pages(made: Tensor) -> Tensor:
     return made
 
 
+def turn(made: Tensor, out: Tensor, add: bool) -> None:
+    """out [C, d] = or += made [d, C] turned, of float32; `made` is dense, and so are the rows of `out` (csrc/turn.cpp)."""
+    _extension.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0), add)
+
+
 _said: list[str] = []
 
 

@@ -17,6 +17,7 @@ from lt_kernels.ops import library
 
 WORK = 2**24  # multiplications; with fewer, or with fewer rows, oneDNN's call costs more than it saves
 ROWS = 8
+TURNED = 2**21  # bytes that are turned while they are in the cache; products of more are written at once
 
 
 def choice() -> tuple[bool, str]:
@@ -55,18 +56,18 @@ def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def large(input: Tensor, linear_weight: Tensor) -> bool:
-    """Whether oneDNN makes the product of features [N, d] and class weights [C, d]."""
-    return _large(input, linear_weight, linear_weight.shape[0])
+    """Whether oneDNN makes the product of features [N, d] and class weights [C, d].
 
-
-def _large(left: Tensor, right: Tensor, width: int) -> bool:
-    rows, depth = left.shape
+    Of class weights that lie apart it would take a thousand times as long as torch's own.
+    """
+    rows, depth = input.shape
     return (
         rows >= ROWS
-        and rows * depth * width >= WORK
-        and left.dtype == torch.float32
-        and right.dtype == torch.float32
-        and left.is_cpu
+        and rows * depth * linear_weight.shape[0] >= WORK
+        and input.dtype == torch.float32
+        and linear_weight.dtype == torch.float32
+        and input.is_cpu
+        and (linear_weight.is_contiguous() or linear_weight.T.is_contiguous())
         and choice()[0]
     )
 
@@ -80,11 +81,27 @@ def linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = No
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, without a graph; of a transposed `left`, which oneDNN would copy first, by torch's own."""
-    if left.is_contiguous() and _large(left, right, right.shape[1]):
+    if left.is_contiguous() and large(left, right.T):
         return _by_onednn(left, right.T, None)
     if left.is_cpu and left.dtype == right.dtype:
         return torch.mm(left, right, out=library.large_pages(left.new_empty(left.shape[0], right.shape[1])))
     return torch.mm(left, right)
+
+
+def turns(left: Tensor, right: Tensor) -> bool:
+    """Whether the product of left [N, C] turned and right [N, d], both dense, is faster made as right.T @ left and turned.
+
+    That is what oneDNN takes without a copy of `left`. A product of few features stays in the cache on the way.
+    """
+    rows, features = right.shape
+    small = 4 * features * left.shape[1] <= TURNED and 2 * features <= rows and 4 * features * rows <= 2 * TURNED
+    return small and left.is_contiguous() and large(right.T, left.T)
+
+
+def add_turned(total: Tensor, left: Tensor, turned: Tensor, first: bool) -> None:
+    """total [C, d] = the product of left [N, C] turned and right [N, d] the first time, += afterwards; turned [d, N]."""
+    made = _by_onednn(turned, left.T, None)
+    library.turn(made, total, not first)
 
 
 def with_graph(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:

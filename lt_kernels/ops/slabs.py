@@ -36,7 +36,9 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
 
 
 class Backward(reference.Backward):
-    """The gradients of one problem; products from rows as they lie by the faster library."""
+    """The gradients of one problem; its products by the faster library."""
+
+    turned: tuple[Tensor, Tensor] | None = None  # features of a slab of rows, and the same turned
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """Those of a block, made again."""
@@ -44,12 +46,21 @@ class Backward(reference.Backward):
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         """total = left @ right the first time, += afterwards."""
-        if total.dtype != torch.float32 or left.dtype != total.dtype or not left.is_contiguous():
+        if total.dtype != torch.float32 or left.dtype != total.dtype:
             super().add_product(total, left, right, first)
-        elif first:
-            total.copy_(products.product(left, right))
+        elif left.is_contiguous():
+            made = products.product(left, right)
+            total.copy_(made) if first else total.add_(made)
+        elif products.turns(left.T, right):
+            products.add_turned(total, left.T, self.turn(right), first)
         else:
-            total.add_(products.product(left, right))
+            super().add_product(total, left, right, first)
+
+    def turn(self, features: Tensor) -> Tensor:
+        """Features turned, once for all slabs of classes."""
+        if self.turned is None or self.turned[0].data_ptr() != features.data_ptr():
+            self.turned = features, features.T.contiguous()
+        return self.turned[1]
 
 
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
