@@ -141,7 +141,7 @@ def large_pages(made: Tensor) -> Tensor:
 
 
 def turn(made: Tensor, out: Tensor, add: bool) -> None:
-    """out [C, d] = or += made [d, C] turned, of float32; `made` is dense, and so are the rows of `out` (csrc/turn.cpp)."""
+    """out [C, d] = or += made [d, C] turned; float32, `made` dense, and so the rows of `out` (csrc/turn.cpp)."""
     _extension.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0), add)
 
 

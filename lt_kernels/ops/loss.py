@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import checks, distributed
-from lt_kernels.ops import library, linear, margins, prepare, products, rows, small
+from lt_kernels.ops import groups, library, linear, margins, prepare, products, rows, small
 from lt_kernels.reference.linear import COLUMNS, PLAIN
 from lt_kernels.reference.rows import MEAN, accumulate_type, divisor_of
 from lt_kernels.reference.terms import SPHERE, Terms
@@ -68,6 +68,14 @@ class Features(NamedTuple):
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
         """The loss of each row [N] for one target a row."""
         return _from_statistics(self, target, terms)
+
+    def reduced(self, target: Tensor, terms: Terms, reduction: str, weight: Tensor | None) -> Tensor | None:
+        """The sum or mean of the losses by groups of rows, where that is the fastest way."""
+        plain = self.shard is None and self.norm is None and groups.serve(self.input, self.weight, terms, reduction)
+        if not plain:
+            return None
+        divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index)
+        return groups.GroupedLoss.apply(self.input, self.weight, self.bias, target, terms, self.normalize, divisor)
 
 
 Source = Logits | Features
@@ -142,12 +150,16 @@ def _evaluate(
     flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named.items()]
     lams = [1.0] if len(flat) == 1 else _lams(target.lam, places)
     terms = [prepare.terms(like, shape, classes, one, **fixed, **settings) for one in flat]
+    weight = terms[0].weight if average == "weighted" else None
+    if len(flat) == 1 and isinstance(source, Features):
+        whole = source.reduced(flat[0], terms[0], reduction, weight)
+        if whole is not None:
+            return _as_expected(whole, places, reduction, like)
     if len(flat) == 2 and terms[0].offset_row is None:
         losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
     else:  # an offset that depends on the target's class makes two different rows of logits
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
     parts = list(zip(losses, flat, lams, strict=True))
-    weight = terms[0].weight if average == "weighted" else None
     return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
 
 

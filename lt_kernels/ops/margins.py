@@ -70,6 +70,20 @@ def loss(
     norm: Tensor | None = None,
 ) -> Tensor:
     """The loss of each row [N] from its statistics, differentiable in all of them."""
+    return with_slopes(rest, own, rival, target, own_offset, mean, terms, norm)[0]
+
+
+def with_slopes(
+    rest: Tensor,
+    own: Tensor,
+    rival: Tensor,
+    target: Tensor,
+    own_offset: Tensor,
+    mean: Tensor,
+    terms: Terms,
+    norm: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`loss`, and its slopes [5, N] along rest, own, own_offset, norm and mean."""
     t = terms
     total = share = None
     if t.mean_weight is not None and t.total is not None:
@@ -78,7 +92,7 @@ def loss(
     offset = own_offset if t.offset is not None else None
     return apply(
         Margins, rest, own, rival, target, offset, norm, None if share is None else mean, total, share, *t[LOSS_FIELDS]
-    )[0]
+    )
 
 
 def mixed_losses(

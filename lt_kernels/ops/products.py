@@ -89,7 +89,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def turns(left: Tensor, right: Tensor) -> bool:
-    """Whether the product of left [N, C] turned and right [N, d], both dense, is faster made as right.T @ left and turned.
+    """Whether the product of left [N, C] turned and right [N, d] is faster made as right.T @ left and turned.
 
     That is what oneDNN takes without a copy of `left`. A product of few features stays in the cache on the way.
     """
@@ -99,7 +99,7 @@ def turns(left: Tensor, right: Tensor) -> bool:
 
 
 def add_turned(total: Tensor, left: Tensor, turned: Tensor, first: bool) -> None:
-    """total [C, d] = the product of left [N, C] turned and right [N, d] the first time, += afterwards; turned [d, N]."""
+    """total [C, d] = left.T @ right the first time, += afterwards, from left [N, C] and right turned [d, N]."""
     made = _by_onednn(turned, left.T, None)
     library.turn(made, total, not first)
 

@@ -22,7 +22,7 @@ def _keep_the_heap() -> None:
     torch.empty(24 * 2**20, dtype=torch.int8)
 
 
-def _logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
+def logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
     """The logits of a block."""
     p, kind = problem, reference.product_type(problem.input)
     bias = None if p.bias is None else p.bias[classes].to(kind)
@@ -32,7 +32,7 @@ def _logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
 def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
     """What the reference's returns."""
     _keep_the_heap()
-    return reference.by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), reference.inverse_norm, _logits)  # type: ignore[arg-type]
+    return reference.by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), reference.inverse_norm, logits)  # type: ignore[arg-type]
 
 
 class Backward(reference.Backward):
@@ -42,7 +42,7 @@ class Backward(reference.Backward):
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """Those of a block, made again."""
-        return _logits(self.problem, rows, classes)
+        return logits(self.problem, rows, classes)
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         """total = left @ right the first time, += afterwards."""

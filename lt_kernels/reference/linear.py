@@ -198,22 +198,30 @@ class Backward:
     def classes(self, classes: slice) -> None:
         """All gradients of one slab of classes."""
         p, kind = self.problem, product_type(self.problem.input)
-        self.weight = self.operand(p.weight[classes])
         final = self.d_weight[classes] if self.want_weight else self.d_weight
         # One product whose sum is float32 inside needs no wider place to be added up in.
         once = p.weight.dtype == kind and p.row_slab >= p.input.shape[0] and self.column_scale is None
         own = final if once or p.weight.dtype == self.sums else torch.empty_like(final, dtype=self.sums)
+        self.weight = self.operand(p.weight[classes])
         for rows in p.row_slabs():
-            d_logits = self.slab(rows, classes)
-            if self.want_input:
-                self.add_product(self.d_input[rows], d_logits, self.weight, classes.start == 0)
-            if self.want_weight:
-                self.add_product(own, d_logits.T, self.operand(p.input[rows]), rows.start == 0)
-            if self.want_bias:
-                self.d_bias[classes].add_(self.column_sum(d_logits))
+            self.block(rows, classes, own)
+        self.finish_weight(own, classes, final)
+
+    def block(self, rows: slice, classes: slice, own: Tensor) -> None:
+        """The gradients of one block; `own` is where that of its class weights is added up."""
+        d_logits = self.slab(rows, classes)
+        if self.want_input:
+            self.add_product(self.d_input[rows], d_logits, self.weight, classes.start == 0)
+        if self.want_weight:
+            self.add_product(own, d_logits.T, self.operand(self.problem.input[rows]), rows.start == 0)
+        if self.want_bias:
+            self.d_bias[classes].add_(self.column_sum(d_logits))
+
+    def finish_weight(self, own: Tensor, classes: slice, final: Tensor) -> None:
+        """The gradient of one slab of class weights from its sum."""
         if self.want_weight:
             scale = None if self.column_scale is None else self.column_scale[classes]
-            self.finish(own, p.weight[classes], scale, final)
+            self.finish(own, self.problem.weight[classes], scale, final)
 
     def operand(self, rows: Tensor) -> Tensor:
         """Features or class weights in the dtype that they are multiplied in."""
@@ -235,14 +243,17 @@ class Backward:
 
     def run(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(d_input, d_weight, d_bias, d_offset); empty where not wanted."""
-        p = self.problem
-        with as_they_are(p.input.device):
-            for classes in p.class_slabs():
+        with as_they_are(self.problem.input.device):
+            for classes in self.problem.class_slabs():
                 self.classes(classes)
-            d_input = self.d_input
-            if self.want_input:
-                d_input = d_input if d_input.dtype == p.input.dtype else p.input.new_empty(p.input.shape)
-                self.finish(self.d_input, p.input, self.row_scale, d_input)
+            return self.found()
+
+    def found(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients once every block has been added."""
+        p, d_input = self.problem, self.d_input
+        if self.want_input:
+            d_input = d_input if d_input.dtype == p.input.dtype else p.input.new_empty(p.input.shape)
+            self.finish(self.d_input, p.input, self.row_scale, d_input)
         d_bias = self.d_bias if p.bias is None else self.d_bias.to(p.bias.dtype)
         return d_input.to(p.input.dtype), self.d_weight, d_bias, self.d_offset
 

@@ -1,0 +1,162 @@
+"""Losses of more logits than have room, by groups of rows whose logits have: both passes at once (docs/kernels.md).
+
+The logits of a group are made once, in slabs of classes that stay in memory until the group's gradients are added up;
+so three products serve where slabs that are made again in the backward pass need four. That wants the loss within the
+walk, and gradients that are made with the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels.ops import budget, library, margins, slabs
+from lt_kernels.ops.rows import own_offsets
+from lt_kernels.ops.second import first_order
+from lt_kernels.reference import linear as reference
+from lt_kernels.reference.linear import Problem
+from lt_kernels.reference.terms import Terms
+
+# With fewer rows in a group, or fewer features, what is read and written once more takes as long as the product saved.
+ROWS = FEATURES = 256
+
+
+def rows_of(input: Tensor, classes: int) -> int:
+    """The rows of a group for features [N, d]; 0 where slabs, or logits that are kept, serve better.
+
+    The logits of a group take no more memory than the budget, nor than the gradient of the class weights; and no more
+    than the cache where that is enough rows.
+    """
+    (rows, features), size = input.shape, max(1, classes) * input.element_size()
+    fit, cached = min(rows, features, budget.current_budget() // size), budget.SLAB["cpu"] // size
+    if fit < ROWS or features < FEATURES or budget.choose(input, classes, input.element_size()).keep:
+        return 0
+    return math.ceil(rows / math.ceil(rows / (min(fit, cached) if cached >= ROWS else fit)))
+
+
+def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
+    """Whether the loss of features [N, d] and class weights [C, d], eager and differentiable, goes by groups."""
+    return (
+        reduction != "none"
+        and input.is_cpu
+        and input.dtype == weight.dtype
+        and input.dtype in (torch.float32, torch.float64)
+        and torch.is_grad_enabled()
+        and (input.requires_grad or weight.requires_grad)
+        and not (terms.offset is not None and terms.offset.requires_grad)
+        and not library.watched()
+        and not library.forced()
+        and rows_of(input, weight.shape[0]) > 0
+    )
+
+
+class _Walk(slabs.Backward):
+    """Both passes of one problem, group by group."""
+
+    def __init__(self, problem: Problem, terms: Terms, wants: tuple[bool, ...], divisor: Tensor | None) -> None:
+        p, numbers = problem, problem.input.new_empty
+        with reference.as_they_are(p.input.device):
+            row_scale = reference.inverse_norm(p.input) if p.normalize == reference.BOTH else numbers(0)
+            column_scale = reference.inverse_norm(p.weight) if p.normalize >= reference.COLUMNS else numbers(0)
+        rows = p.input.shape[0]
+        mean = None if p.mean_weight is None else numbers(rows)
+        slopes = numbers(rows), numbers(rows, 1), None, mean
+        super().__init__(problem, (numbers(0), row_scale, column_scale, numbers(rows)), slopes, (*wants, False))
+        self.terms, self.divisor = terms, divisor
+        self.made: dict[int, Tensor] = {}  # the logits of the group, by their first class
+
+    def logits(self, rows: slice, classes: slice) -> Tensor:
+        """Those of a block, as the forward pass left them."""
+        return self.made[classes.start]
+
+    def product(self, part: Problem, rows: slice, classes: slice) -> Tensor:
+        """The logits of a block of the group, kept."""
+        self.made.pop(classes.start, None)  # its memory serves again, and no page of it has to be made anew
+        self.made[classes.start] = slabs.logits(part, rows, classes)
+        return self.made[classes.start]
+
+    def losses(self, rows: slice) -> Tensor:
+        """The losses of the group, and into their places the slopes for an incoming gradient of 1."""
+        p, t = self.problem, self.terms
+        offset, offset_row, mean_weight = p.tables(rows, slice(None))
+        tables = {"offset": offset, "offset_row": offset_row, "mean_weight": mean_weight}
+        total = None if t.total is None else p.cut(t.total[:, None], rows, slice(None))[:, 0]  # type: ignore[index]
+        part = p._replace(input=p.input[rows], target=p.target[rows], **tables)
+
+        def norm(values: Tensor) -> Any:
+            return self.column_scale if values is p.weight else self.row_scale[rows]  # type: ignore[index]
+
+        rest, own, rival, mean, *_ = reference.by_slabs(part, False, norm, self.product)
+        shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
+        t = t._replace(total=total, **tables)
+        losses, slopes = margins.with_slopes(rest, own[:, 0], rival, part.target[:, 0], shift, mean, t)
+        if self.divisor is not None:
+            slopes = torch.where(slopes == 0, slopes, slopes / self.divisor)  # 0 stays 0 where nothing counts
+        d_rest, d_own, _, d_mean = self.slopes
+        self.rest[rows] = rest
+        d_rest[rows], d_own[rows, 0] = slopes[0], slopes[1]  # type: ignore[index]
+        if d_mean is not None:
+            d_mean[rows] = slopes[4]
+        return losses
+
+    def walk(self) -> Tensor:
+        """The losses [N]; the gradients are there afterwards."""
+        p, found = self.problem, []
+        with reference.as_they_are(p.input.device):
+            for rows in p.row_slabs():
+                found.append(self.losses(rows))
+                for classes in p.class_slabs():
+                    self.weight = p.weight[classes]
+                    self.block(rows, classes, self.d_weight[classes] if self.want_weight else self.d_weight)
+            self.made.clear()
+            for classes in p.class_slabs():
+                final = self.d_weight[classes] if self.want_weight else self.d_weight
+                self.finish_weight(final, classes, final)
+        return torch.cat(found)
+
+
+class GroupedLoss(torch.autograd.Function):
+    """The loss, a sum or a mean, of features and class weights; its gradients are made with it.
+
+    input [N, d], weight [C, d], bias [C] or None, then target [N], terms, normalize, divisor (None for a sum).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        terms: Terms,
+        normalize: int,
+        divisor: Tensor | None,
+    ) -> Tensor:
+        t, classes, group = terms, weight.shape[0], rows_of(input, weight.shape[0])
+        wide = budget.choose(input[:group], classes, input.element_size()).class_slab
+        tables = (t.offset, t.offset_row, t.mean_weight, t.scale, normalize, 0, classes, t.ignore_index)
+        problem = Problem(input, weight, bias, target[:, None], *tables, group, wide)
+        walk = _Walk(problem, t, ctx.needs_input_grad[:3], divisor)
+        total = walk.walk().sum()
+        ctx.gradients = walk.found()[:3]
+        ctx.save_for_backward(target)  # so that a graph that is gone says so
+        return total if divisor is None else total / divisor
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        made = first_order(_handed_out, ctx, grad)
+        needs = ctx.needs_input_grad[:3]
+        return *(value if need else None for value, need in zip(made, needs, strict=True)), *(None,) * 4
+
+
+def _handed_out(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    """The gradients times the incoming one; themselves where nobody else may still ask for them."""
+    made = ctx.gradients
+    if torch._C._autograd._get_current_graph_task_keep_graph() or library.watched():
+        return tuple(value * grad for value in made)
+    ctx.gradients = None
+    return made if grad.item() == 1 else tuple(value.mul_(grad) for value in made)
