@@ -1,0 +1,85 @@
+// Small products of matrices, by tiles of sums that stay in registers: for a few microseconds' work a library's call, its
+// choice of a way and its copies are most of the time.
+#pragma once
+
+#include "table.h"
+#include "vec.h"
+
+namespace lt {
+namespace LT_ISA {
+
+// Rows and vectors of a tile: as many sums as there are registers for, besides the vectors of a row of the right side.
+constexpr int kTileRows = LT_BYTES == 64 ? 6 : 4, kTileVectors = LT_BYTES == 64 ? 4 : 2;
+constexpr int64_t kDeep = 256;  // products in one sum; more are added in sums of so many, which rounds less
+
+template <class A> struct Panel {
+  const A *left, *right;
+  A* out;
+  int64_t row, step, right_stride, out_stride, depth;  // from one row of the left side, and of its products, to the next
+  const A* start;
+  int last, part;  // where the last vector begins, which may overlap the one before; its columns where none is whole
+};
+
+// A tile of M rows and V vectors. Each sum is taken in the order of k alone, whatever the tile.
+template <class A, int M, int V> void tile(const Panel<A>& in) {
+  constexpr int W = Vec<A>::width;
+  auto at = [&](int v) { return v == V - 1 ? in.last : v * W; };
+  auto read = [&](const A* from) { return V == 1 && in.part ? load_part<A>(from, in.part) : load(from); };
+  vec<A> total[M][V];
+  for (int64_t done = 0; done == 0 || done < in.depth; done += kDeep) {
+    vec<A> sum[M][V];
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) sum[m][v] = done == 0 && in.start ? read(in.start + at(v)) : vec<A>{};
+    const int64_t end = in.depth - done < kDeep ? in.depth : done + kDeep;
+    const A *left = in.left + done * in.step, *right = in.right + done * in.right_stride;
+    for (int64_t k = done; k < end; ++k, left += in.step, right += in.right_stride) {
+      vec<A> b[V];
+      for (int v = 0; v < V; ++v) b[v] = read(right + at(v));
+      for (int m = 0; m < M; ++m) {
+        const vec<A> a = splat(left[m * in.row]);
+        for (int v = 0; v < V; ++v) sum[m][v] = sum[m][v] + a * b[v];
+      }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) total[m][v] = done ? total[m][v] + sum[m][v] : sum[m][v];
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) {
+      A* to = in.out + m * in.out_stride + at(v);
+      V == 1 && in.part ? store_part<A>(to, total[m][v], in.part) : store(to, total[m][v]);
+    }
+}
+
+template <class A, int M> void tiles(const Panel<A>& in, int vectors) {
+  if (vectors == 1) return tile<A, M, 1>(in);
+  if constexpr (kTileVectors > 2) {
+    if (vectors == 4) return tile<A, M, 4>(in);
+    if (vectors == 3) return tile<A, M, 3>(in);
+  }
+  tile<A, M, 2>(in);
+}
+
+template <class A, int M = kTileRows> void rows_of(Panel<A> in, int64_t rows, int vectors) {
+  for (; rows >= M; rows -= M, in.left += M * in.row, in.out += M * in.out_stride) tiles<A, M>(in, vectors);
+  if constexpr (M > 1) {
+    if (rows) rows_of<A, M - 1>(in, rows, vectors);
+  }
+}
+
+template <class A> void product(const Product& in) {
+  constexpr int W = Vec<A>::width;
+  const int64_t vectors = (in.columns + W - 1) / W, panels = (vectors + kTileVectors - 1) / kTileVectors;
+  for (int64_t panel = 0, from = 0; panel < panels; ++panel) {
+    const int64_t to = vectors * (panel + 1) / panels, first = from * W;
+    const int64_t whole = in.columns - W, last = (to - 1) * W < whole ? (to - 1) * W : whole < 0 ? 0 : whole;
+    Panel<A> one{static_cast<const A*>(in.left), static_cast<const A*>(in.right) + first, static_cast<A*>(in.out) + first,
+                 in.row, in.step, in.right_stride, in.out_stride, in.depth,
+                 in.start ? static_cast<const A*>(in.start) + first : nullptr, int(last - first),
+                 whole < 0 ? int(in.columns) : 0};
+    rows_of<A>(one, in.rows, int(to - from));
+    from = to;
+  }
+}
+
+}  // namespace LT_ISA
+}  // namespace lt
