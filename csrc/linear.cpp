@@ -11,8 +11,11 @@ using namespace lt;
 
 namespace {
 
-constexpr int64_t kWork = 1 << 22;   // multiplications of one product, up to which these are faster than a library's
-constexpr int64_t kGrain = 1 << 17;  // and of those that are worth a thread
+constexpr int64_t kWork = 1 << 22;     // multiplications of one product, up to which these are faster than a library's
+constexpr int64_t kWeights = 1 << 13;  // class weights a row of features; more are not worth their turning
+constexpr int64_t kFewest = 4;         // classes; fewer leave most of a vector empty
+constexpr int64_t kGrain = 1 << 17;    // multiplications that are worth a thread
+constexpr int64_t kMove = 8;           // as many as it takes to move a number
 constexpr int64_t kRows = 16, kAtOnce = 3 * kRows, kClasses = 6;  // whole vectors of rows, whole tiles
 
 // Memory that starts with a line of the cache, and with nothing in it.
@@ -39,12 +42,10 @@ struct Small {
   // False, and nothing done, where a target is no class or has an offset of -inf.
   template <class A> bool run() const {
     if (first_misfit(args.target, args.n, args.c, args.ignore_index) || absent_target<A>(args) >= 0) return false;
-    const int64_t n = args.n, c = args.c, line = (c + 15) / 16 * 16;
+    const int64_t n = args.n, c = args.c, line = ((c + 15) / 16 | 1) * 16;  // an odd number of cache lines, which do not evict each other
     const bool wanted = d_input || d_weights || d_bias;
     const Memory<A> turned(d * line), logits(n * c), numbers(5 * n);
     const A *x = static_cast<const A*>(input), *w = static_cast<const A*>(weights), one = 1;
-    for (int64_t j = 0; j < c; ++j)
-      for (int64_t k = 0; k < d; ++k) turned[k * line + j] = w[j * d + k];
     Rows rows = args;
     rows.logits = logits;
     if (wanted) rows.d_logits = logits;  // a row is read before its gradient is written
@@ -52,6 +53,7 @@ struct Small {
     const Plain plain{margins.weight, losses.divisor, numbers, nullptr};
     const Kernels& table = kernels();
     const auto multiply = table.product[type];
+    each(c, 4, kMove * d, [&](int64_t from, int64_t to) { table.turn[type](w, d, turned, line, from, to); });
     auto some_rows = [&](int64_t from, int64_t to) {
       A* z = logits + from * c;
       multiply({to - from, d, c, x + from * d, d, 1, turned, line, z, c, bias});
@@ -85,7 +87,8 @@ bool serves(const Known& torch, PyObject* const* values, const View& rows, const
   const int64_t n = rows.sizes[0], c = table.sizes[0], d = rows.sizes[1];
   if (rows.dims != 2 || table.dims != 2 || table.sizes[1] != d || d < 1 || rows.dtype != table.dtype) return false;
   if (rows.dtype != torch.float32 && rows.dtype != torch.float64) return false;
-  if (!few(n, c, kShort) || n * c > kWork / d || c > kBlock) return false;
+  const int64_t most = instruction_set() ? kWork : kWork >> 4;  // with the narrowest vectors a library gains more
+  if (!few(n, c, kShort) || c < kFewest || c > kBlock || n * c > most / d || c * d > n * kWeights) return false;
   if (PyLong_AsLongLong(values[8]) == kNone || PyFloat_AsDouble(values[6]) != 0) return false;
   PyObject* bias = values[2];
   if (bias != Py_None && (!View(torch, bias).vector(c, rows.dtype) || !here(torch, bias))) return false;

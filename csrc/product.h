@@ -66,6 +66,44 @@ template <class A, int M = kTileRows> void rows_of(Panel<A> in, int64_t rows, in
   }
 }
 
+// Four rows of four numbers to their columns.
+template <class A> void turn_square(const A* from, int64_t stride, A* to, int64_t line) {
+  for (int j = 0; j < 4; ++j)
+    for (int k = 0; k < 4; ++k) to[k * line + j] = from[j * stride + k];
+}
+#if LT_BYTES >= 32
+template <> inline void turn_square(const float* from, int64_t stride, float* to, int64_t line) {
+  __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + stride), c = _mm_loadu_ps(from + 2 * stride);
+  __m128 d = _mm_loadu_ps(from + 3 * stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a), _mm_storeu_ps(to + line, b), _mm_storeu_ps(to + 2 * line, c), _mm_storeu_ps(to + 3 * line, d);
+}
+template <> inline void turn_square(const double* from, int64_t stride, double* to, int64_t line) {
+  const __m256d a = _mm256_loadu_pd(from), b = _mm256_loadu_pd(from + stride);
+  const __m256d c = _mm256_loadu_pd(from + 2 * stride), d = _mm256_loadu_pd(from + 3 * stride);
+  const __m256d even = _mm256_unpacklo_pd(a, b), odd = _mm256_unpackhi_pd(a, b);
+  const __m256d even_too = _mm256_unpacklo_pd(c, d), odd_too = _mm256_unpackhi_pd(c, d);
+  _mm256_storeu_pd(to, _mm256_permute2f128_pd(even, even_too, 0x20));
+  _mm256_storeu_pd(to + line, _mm256_permute2f128_pd(odd, odd_too, 0x20));
+  _mm256_storeu_pd(to + 2 * line, _mm256_permute2f128_pd(even, even_too, 0x31));
+  _mm256_storeu_pd(to + 3 * line, _mm256_permute2f128_pd(odd, odd_too, 0x31));
+}
+#endif
+
+// The rows [begin, end) of [c, d] as columns of [d, c], whose rows are `line` apart.
+template <class A> void turn(const void* rows, int64_t d, void* out, int64_t line, int64_t begin, int64_t end) {
+  for (int64_t j = begin; j < end;) {
+    const A* from = static_cast<const A*>(rows) + j * d;
+    A* to = static_cast<A*>(out) + j;
+    const int64_t side = end - j < 4 ? 1 : 4;
+    int64_t k = 0;
+    for (; side == 4 && k + 4 <= d; k += 4) turn_square<A>(from + k, d, to + k * line, line);
+    for (; k < d; ++k)
+      for (int64_t row = 0; row < side; ++row) to[k * line + row] = from[row * d + k];
+    j += side;
+  }
+}
+
 template <class A> void product(const Product& in) {
   constexpr int W = Vec<A>::width;
   const int64_t vectors = (in.columns + W - 1) / W, panels = (vectors + kTileVectors - 1) / kTileVectors;

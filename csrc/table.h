@@ -181,6 +181,7 @@ struct Kernels {
   PlainKernel rows_plain[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
   void (*product[2])(const Product&);  // float, double
+  void (*turn[2])(const void* rows, int64_t d, void* out, int64_t line, int64_t begin, int64_t end);
   DirectionsKernel row_norms[2], row_tangents[2];  // float, double
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
   TileKernel gram_screen, gram_list[2];
