@@ -1,5 +1,5 @@
-// From features and class weights to the loss and every gradient in one call, where that is so little work that the steps
-// between the products are most of it: docs/kernels.md, "The short ways".
+// From features and class weights to the loss and every gradient in one call, where that is so little work that the
+// steps between the products are most of it: docs/kernels.md, "The short ways".
 #include "linear.h"
 
 #include <memory>
@@ -11,9 +11,9 @@ using namespace lt;
 
 namespace {
 
-constexpr int64_t kWork = 1 << 22;     // multiplications of one product, up to which these are faster than a library's
+constexpr int kWork[] = {18, 20, 22};  // by instruction set: log2 of the multiplications of one product that are few
 constexpr int64_t kWeights = 1 << 13;  // class weights a row of features; more are not worth their turning
-constexpr int64_t kFewest = 4;         // classes; fewer leave most of a vector empty
+constexpr int64_t kFewest = 8;         // classes and features; fewer leave most of a vector empty
 constexpr int64_t kGrain = 1 << 17;    // multiplications that are worth a thread
 constexpr int64_t kMove = 8;           // as many as it takes to move a number
 constexpr int64_t kRows = 16, kAtOnce = 3 * kRows, kClasses = 6;  // whole vectors of rows, whole tiles
@@ -42,7 +42,8 @@ struct Small {
   // False, and nothing done, where a target is no class or has an offset of -inf.
   template <class A> bool run() const {
     if (first_misfit(args.target, args.n, args.c, args.ignore_index) || absent_target<A>(args) >= 0) return false;
-    const int64_t n = args.n, c = args.c, line = ((c + 15) / 16 | 1) * 16;  // an odd number of cache lines, which do not evict each other
+    const int64_t n = args.n, c = args.c;
+    const int64_t line = ((c + 15) / 16 | 1) * 16;  // of an odd number of cache lines: those of a column share no place
     const bool wanted = d_input || d_weights || d_bias;
     const Memory<A> turned(d * line), logits(n * c), numbers(5 * n);
     const A *x = static_cast<const A*>(input), *w = static_cast<const A*>(weights), one = 1;
@@ -85,10 +86,10 @@ struct Small {
 // Whether a call is so small, and its tensors can be read on the spot.
 bool serves(const Known& torch, PyObject* const* values, const View& rows, const View& table) {
   const int64_t n = rows.sizes[0], c = table.sizes[0], d = rows.sizes[1];
-  if (rows.dims != 2 || table.dims != 2 || table.sizes[1] != d || d < 1 || rows.dtype != table.dtype) return false;
+  if (rows.dims != 2 || table.dims != 2 || table.sizes[1] != d || rows.dtype != table.dtype) return false;
   if (rows.dtype != torch.float32 && rows.dtype != torch.float64) return false;
-  const int64_t most = instruction_set() ? kWork : kWork >> 4;  // with the narrowest vectors a library gains more
-  if (!few(n, c, kShort) || c < kFewest || c > kBlock || n * c > most / d || c * d > n * kWeights) return false;
+  if (!few(n, c, kShort) || c < kFewest || d < kFewest || c > kBlock) return false;
+  if (n * c > (int64_t(1) << kWork[instruction_set()]) / d || c * d > n * kWeights) return false;
   if (PyLong_AsLongLong(values[8]) == kNone || PyFloat_AsDouble(values[6]) != 0) return false;
   PyObject* bias = values[2];
   if (bias != Py_None && (!View(torch, bias).vector(c, rows.dtype) || !here(torch, bias))) return false;
@@ -113,7 +114,8 @@ lt::SmallLinear::SmallLinear(const Known& torch, PyObject* const* values, PyObje
   args.target = static_cast<const int64_t*>(address(torch, values[3])), args.slots = 1, args.scale = 1;
   args.ignore_index = PyLong_AsLongLong(values[7]);
   args.offset.data = address(torch, values[5]), args.offset.rows = 1, call.margins.weight = address(torch, values[4]);
-  call.input = address(torch, values[0]), call.weights = address(torch, values[1]), call.bias = address(torch, values[2]);
+  call.input = address(torch, values[0]), call.weights = address(torch, values[1]);
+  call.bias = address(torch, values[2]);
   call.d_input = address(torch, made[0].it), call.d_weights = address(torch, made[1].it);
   call.d_bias = address(torch, made[2].it), call.loss = address(torch, value.it);
   if (PyErr_Occurred() || !run(call)) return;
@@ -122,7 +124,8 @@ lt::SmallLinear::SmallLinear(const Known& torch, PyObject* const* values, PyObje
   if (gradients) loss = std::move(value);
 }
 
-PyObject* lt::small_backward(const Known& torch, PyObject* context, PyObject* grad, PyObject* made, bool one, bool stays) {
+PyObject* lt::small_backward(const Known& torch, PyObject* context, PyObject* grad, PyObject* made, bool one,
+                             bool stays) {
   Ref tensors(PyObject_GetAttrString(context, "saved_tensors"));  // which says whether they are still what they were
   if (!tensors || (!stays && PyObject_SetAttr(context, torch.gradient, Py_None))) return nullptr;
   Ref found[3];

@@ -5,9 +5,9 @@
 
 namespace lt {
 
-// values: input, linear_weight, linear_bias, target, weight, offset, gamma, ignore_index, reduction. `taken`: whether they
-// are so small; if not, nothing was done. The gradients, for an incoming one of 1, are (input's, linear_weight's, bias's),
-// None for those that `needs`, a tuple or none, has no True for. Nothing, and an error, if it fails.
+// values: input, linear_weight, linear_bias, target, weight, offset, gamma, ignore_index, reduction. `taken`: whether
+// they are so small; if not, nothing was done. The gradients, for an incoming one of 1, are (input's, linear_weight's,
+// bias's), None for those that `needs`, a tuple or none, has no True for. Nothing, and an error, if it fails.
 struct SmallLinear {
   bool taken = false;
   Ref loss, gradients;

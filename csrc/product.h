@@ -1,5 +1,5 @@
-// Small products of matrices, by tiles of sums that stay in registers: for a few microseconds' work a library's call, its
-// choice of a way and its copies are most of the time.
+// Small products of matrices, by tiles of sums that stay in registers: for a few microseconds' work a library's call,
+// its choice of a way and its copies are most of the time.
 #pragma once
 
 #include "table.h"
@@ -15,7 +15,8 @@ constexpr int64_t kDeep = 256;  // products in one sum; more are added in sums o
 template <class A> struct Panel {
   const A *left, *right;
   A* out;
-  int64_t row, step, right_stride, out_stride, depth;  // from one row of the left side, and of its products, to the next
+  int64_t row, step;  // from one row of the left side, and from one of its products, to the next
+  int64_t right_stride, out_stride, depth;
   const A* start;
   int last, part;  // where the last vector begins, which may overlap the one before; its columns where none is whole
 };
@@ -110,10 +111,10 @@ template <class A> void product(const Product& in) {
   for (int64_t panel = 0, from = 0; panel < panels; ++panel) {
     const int64_t to = vectors * (panel + 1) / panels, first = from * W;
     const int64_t whole = in.columns - W, last = (to - 1) * W < whole ? (to - 1) * W : whole < 0 ? 0 : whole;
-    Panel<A> one{static_cast<const A*>(in.left), static_cast<const A*>(in.right) + first, static_cast<A*>(in.out) + first,
-                 in.row, in.step, in.right_stride, in.out_stride, in.depth,
-                 in.start ? static_cast<const A*>(in.start) + first : nullptr, int(last - first),
-                 whole < 0 ? int(in.columns) : 0};
+    const A *left = static_cast<const A*>(in.left), *right = static_cast<const A*>(in.right) + first;
+    const A* start = in.start ? static_cast<const A*>(in.start) + first : nullptr;
+    Panel<A> one{left, right, static_cast<A*>(in.out) + first, in.row, in.step, in.right_stride, in.out_stride, in.depth,
+                 start, int(last - first), whole < 0 ? int(in.columns) : 0};
     rows_of<A>(one, in.rows, int(to - from));
     from = to;
   }

@@ -59,11 +59,10 @@ def test_few_smoothed_logits_are_torchs_cross_entropy_to_the_bit(dtype, reductio
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_few_linear_logits_are_those_of_torchs_product_to_the_bit(smoothing):
-    n, c = (N, C) if smoothing else (300, 300)  # what is smaller is multiplied elsewhere: tests/test_short_linear.py
     x, w, b = (
-        normal(*size, seed=3 + len(size), dtype=torch.float32).requires_grad_() for size in ((n, D), (c, D), (c,))
+        normal(*size, seed=3 + len(size), dtype=torch.float32).requires_grad_() for size in ((N, D), (C, D), (C,))
     )
-    target = classes_of(n, c, seed=2)
+    target = classes_of(N, C, seed=2)
     for bias in (None, b):
         mine = linear_cross_entropy(x, w, target, linear_bias=bias, label_smoothing=smoothing)
         loss_of = F.cross_entropy if smoothing else offset_cross_entropy

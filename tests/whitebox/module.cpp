@@ -189,14 +189,15 @@ void multiply(const std::string& isa, py::array_t<A> left, py::array_t<A> right,
 // The rows [begin, end) of `from` in columns of `out`.
 template <class A>
 void turn_rows(const std::string& isa, py::array_t<A> from, py::array_t<A> out, int64_t begin, int64_t end) {
-  probe(isa).turn[sizeof(A) == 8](from.data(), from.shape(1), out.mutable_data(), out.strides(0) / sizeof(A), begin, end);
+  const int64_t line = out.strides(0) / int64_t(sizeof(A));
+  probe(isa).turn[sizeof(A) == 8](from.data(), from.shape(1), out.mutable_data(), line, begin, end);
 }
 
 template <class A> void bind_products(py::module_& m) {
   m.def("multiply", &multiply<A>, py::arg("isa"), py::arg("left").noconvert(), py::arg("right").noconvert(),
         py::arg("start"), py::arg("out").noconvert());
-  m.def("turn", &turn_rows<A>, py::arg("isa"), py::arg("rows").noconvert(), py::arg("out").noconvert(), py::arg("begin"),
-        py::arg("end"));
+  m.def("turn", &turn_rows<A>, py::arg("isa"), py::arg("rows").noconvert(), py::arg("out").noconvert(),
+        py::arg("begin"), py::arg("end"));
 }
 
 }  // namespace
