@@ -49,9 +49,9 @@ struct Settings {
     return loss && (!shifted || finite(torch, loss.it)) ? loss.release() : nothing();
   }
   PyObject* value(const Known&, PyObject* const* rest, PyObject* logits) const { return plain_value(logits, rest); }
-  PyObject* value(const Known& torch, PyObject* const* rest, PyObject* input, PyObject* weights, PyObject* bias) const {
-    Ref logits(linear_of(torch, input, weights, bias));
-    return logits ? plain_value(logits.it, rest) : nullptr;
+  PyObject* value(const Known&, PyObject* const* rest, PyObject* input, PyObject* weights, PyObject* bias) const {
+    PyObject* const all[] = {input, weights, bias, rest[0], rest[1], rest[2], rest[3], rest[4], rest[5]};
+    return linear_value(all);
   }
   PyObject* by_torch(const Known& torch, PyObject* logits) const {
     Ref sum(offset == Py_None ? nullptr : PyObject_CallFunctionObjArgs(torch.add, logits, offset, nullptr));

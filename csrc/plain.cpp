@@ -1,5 +1,6 @@
 #include "plain.h"
 
+#include "linear.h"
 #include "node.h"
 #include "pages.h"
 
@@ -53,6 +54,13 @@ Evaluated evaluate(const Known& torch, PyObject* logits, const View& view, PyObj
 PyObject* lt::plain_value(PyObject* logits, PyObject* const* rest) {
   return evaluate(*known(), logits, View(*known(), logits), rest, false, false).loss.release();
 }
+// values: input, linear_weight, linear_bias, then as above
+PyObject* lt::linear_value(PyObject* const* values) {
+  SmallLinear small(*known(), values, nullptr);
+  if (small.taken) return small.loss.release();
+  Ref logits(linear_of(*known(), values[0], values[1], values[2]));
+  return logits ? plain_value(logits.it, values + 3) : nullptr;
+}
 
 // The forward of lt_kernels.ops.plain.PlainLoss: (context, logits, target, weight, offset, gamma, ignore_index, reduction)
 PyObject* plain_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
@@ -81,20 +89,27 @@ PyObject* plain_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
 PyObject* linear_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const Known* torch = ready("linear_forward", count, 10);
   const int wanted = torch ? needed(*torch, in[0], 3) : -1;
-  Ref logits(wanted < 0 ? nullptr : linear_of(*torch, in[1], in[2], in[3]));
-  if (!logits) return nullptr;
-  Evaluated made = evaluate(*torch, logits.it, View(*torch, logits.it), in + 4, wanted, true);
-  if (!made || !wanted) return made.loss.release();
+  if (wanted < 0) return nullptr;
+  SmallLinear small(*torch, in + 1, wanted ? Ref(PyObject_GetAttr(in[0], torch->needs)).it : nullptr);
+  Ref loss(std::move(small.loss)), gradient(std::move(small.gradients));
+  if (!small.taken) {
+    Ref logits(linear_of(*torch, in[1], in[2], in[3]));
+    if (!logits) return nullptr;
+    Evaluated made = evaluate(*torch, logits.it, View(*torch, logits.it), in + 4, wanted, true);
+    loss = std::move(made.loss), gradient = std::move(made.gradient);
+  }
+  if (!loss || !wanted) return loss.release();
   Ref tensors(PyTuple_Pack(6, in[1], in[2], in[3], in[4], in[5], in[6]));
-  return keep(*torch, in[0], tensors.it, made.gradient.it, in + 7) ? made.loss.release() : nullptr;
+  return keep(*torch, in[0], tensors.it, gradient.it, in + 7) ? loss.release() : nullptr;
 }
 
-// Its backward: a product for the features and one for the class weights, a sum for the bias.
+// Its backward: a product for the features and one for the class weights, a sum for the bias; of what is small nothing.
 PyObject* linear_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   const Known* torch = ready("linear_backward", count, 2);
   bool one = false, stays = true;
   Ref slope = torch ? handed_out(*torch, in[0], in[1], &one, &stays) : Ref();
   if (!slope) return torch ? otherwise(in[0], in[1]) : nullptr;
+  if (PyTuple_Check(slope.it)) return small_backward(*torch, in[0], in[1], slope.it, one, stays);
   Ref tensors(PyObject_GetAttrString(in[0], "saved_tensors"));
   Ref needs(tensors ? PyObject_GetAttr(in[0], torch->needs) : nullptr);  // not with an error in the air
   if (!tensors || !needs || (!stays && PyObject_SetAttr(in[0], torch->gradient, Py_None))) return nullptr;

@@ -5,6 +5,7 @@
 
 namespace lt {
 PyObject* plain_value(PyObject* logits, PyObject* const* rest);
+PyObject* linear_value(PyObject* const* values);
 }
 
 PyObject* plain_forward(PyObject*, PyObject* const* values, Py_ssize_t count);

@@ -51,7 +51,8 @@ class LinearLoss(torch.autograd.Function):
     """`PlainLoss` of F.linear(input, linear_weight, linear_bias), whose logits do not outlive the forward.
 
     input [N, d], linear_weight [C, d], linear_bias [C] or None, float32 or float64, then as `PlainLoss` from the target
-    on, without a focal factor. One node of the graph: its backward is two products and a sum.
+    on, without a focal factor. One node of the graph: its backward is two products and a sum, which a small loss makes
+    in its forward.
     """
 
     forward = staticmethod(linear_forward)
@@ -67,6 +68,8 @@ class LinearLoss(torch.autograd.Function):
             logits = F.linear(input, weight, bias)
             found = iter(_differentiable(leaves, logits, target, class_weight, offset, ctx.settings, grad))
             return *(next(found) if need else None for need in needs), *(None,) * 6
+        if isinstance(ctx.gradient, tuple):  # of all three already, for an incoming scalar
+            return *(None if made is None else made * grad for made in ctx.gradient), *(None,) * 6
         slope = ctx.gradient * (grad[:, None] if grad.ndim else grad)
         d_input = slope.mm(weight) if needs[0] else None
         d_weight = slope.t().mm(input) if needs[1] else None

@@ -2,6 +2,7 @@
 #include "probe.h"
 
 #include "gram.h"
+#include "product.h"
 #include "rows.h"
 #include "short.h"
 
@@ -112,7 +113,8 @@ extern const Probe probe = {
     {worst<exp_once<float>>, worst<log_of_more<float>>, worst<log_of_one_and<float>>}, exp_others,
     {load_all<bf16>, load_all<fp16>}, {store_all<bf16>, store_all<fp16>},
     LT_EACH(rows_forward), LT_EACH(rows_backward), LT_EACH(rows_offset), LT_EACH(rows_plain),
-    {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>}, gram_screen, LT_EACH(gram_verify), bounds};
+    {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>}, gram_screen, LT_EACH(gram_verify), bounds,
+    {product<float>, product<double>}, {turn<float>, turn<double>}};
 
 }  // namespace LT_ISA
 }  // namespace lt
