@@ -140,9 +140,9 @@ def large_pages(made: Tensor) -> Tensor:
     return made
 
 
-def turn(made: Tensor, out: Tensor, add: bool) -> None:
-    """out [C, d] = or += made [d, C] turned; float32, `made` dense, and so the rows of `out` (csrc/turn.cpp)."""
-    _extension.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0), add)
+def turn(made: Tensor, out: Tensor) -> None:
+    """out [C, d] = made [d, C] turned; both float32 and their rows dense, those of `out` may lie apart."""
+    _extension.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
 
 
 _said: list[str] = []

@@ -98,10 +98,9 @@ def turns(left: Tensor, right: Tensor) -> bool:
     return small and left.is_contiguous() and large(right.T, left.T)
 
 
-def add_turned(total: Tensor, left: Tensor, turned: Tensor, first: bool) -> None:
-    """total [C, d] = left.T @ right the first time, += afterwards, from left [N, C] and right turned [d, N]."""
-    made = _by_onednn(turned, left.T, None)
-    library.turn(made, total, not first)
+def turned_into(out: Tensor, left: Tensor, turned: Tensor) -> None:
+    """out [C, d] = left.T @ right, from left [N, C] and right turned [d, N]."""
+    library.turn(_by_onednn(turned, left.T, None), out)
 
 
 def with_graph(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:

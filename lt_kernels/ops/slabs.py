@@ -51,8 +51,8 @@ class Backward(reference.Backward):
         elif left.is_contiguous():
             made = products.product(left, right)
             total.copy_(made) if first else total.add_(made)
-        elif products.turns(left.T, right):
-            products.add_turned(total, left.T, self.turn(right), first)
+        elif first and products.turns(left.T, right):
+            products.turned_into(total, left.T, self.turn(right))
         else:
             super().add_product(total, left, right, first)
 
