@@ -142,18 +142,17 @@ class GroupedLoss(torch.autograd.Function):
         walk = _Walk(problem, t, ctx.needs_input_grad[:3], divisor)
         total = walk.walk().sum()
         ctx.gradients = walk.found()[:3]
-        ctx.save_for_backward(target)  # so that a graph that is gone says so
+        ctx.save_for_backward(input, weight, bias)  # what a second derivative would belong to
         return total if divisor is None else total / divisor
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        made = first_order(_handed_out, ctx, grad)
+        made = first_order(_handed_out, ctx, grad, *ctx.saved_tensors)
         needs = ctx.needs_input_grad[:3]
         return *(value if need else None for value, need in zip(made, needs, strict=True)), *(None,) * 4
 
 
-def _handed_out(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; themselves where nobody else may still ask for them."""
     made = ctx.gradients
     if torch._C._autograd._get_current_graph_task_keep_graph() or library.watched():
