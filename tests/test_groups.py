@@ -22,7 +22,7 @@ from lt_kernels.functional import (
     cosine_margin_cross_entropy,
     linear_cross_entropy,
 )
-from lt_kernels.ops import budget, groups, use_kernels
+from lt_kernels.ops import budget, groups, linear_policy, use_kernels
 
 ROWS, CLASSES, FEATURES = 11, 23, 6
 BUDGET = 8 * 4 * CLASSES  # four rows of float64 logits: three groups
@@ -32,8 +32,8 @@ MEBI = 2**20
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Groups at sizes of a few, blocks of five classes; the rows of each product of logits that such a loss made."""
-    monkeypatch.setattr(groups, "ROWS", 2)
-    monkeypatch.setattr(groups, "FEATURES", 2)
+    monkeypatch.setattr(budget, "GROUP_ROWS", 2)
+    monkeypatch.setattr(budget, "GROUP_FEATURES", 2)
     monkeypatch.setitem(budget.SLAB, "cpu", 8 * 4 * 5)
     made: list[int] = []
     inner = groups._Walk.product
@@ -242,8 +242,10 @@ def test_what_others_do(small: list[int]) -> None:
 def test_sizes(shape: tuple[int, int, int], within: int, rows: int) -> None:
     count, classes, features = shape
     with memory_budget(within * MEBI):
-        found = groups.rows_of(torch.empty(count, features, device="meta"), classes)
-    assert found == rows
+        # no memory is touched
+        input, weight = (torch.zeros(()).expand(size, features) for size in (count, classes))
+        assert budget.group_rows(input, classes) == rows
+        assert (f"groups of {rows:,} rows" in linear_policy(input, weight).reason) == (rows > 0)
 
 
 def test_errs_no_more_than_slabs() -> None:
@@ -254,7 +256,7 @@ def test_errs_no_more_than_slabs() -> None:
     for kind in (torch.float32, torch.float64):
         own = [(leaf / 4).to(kind).requires_grad_() for leaf in leaves.values()]
         with memory_budget(260 * classes * own[0].element_size()):
-            assert groups.rows_of(own[0], classes) == 150
+            assert budget.group_rows(own[0], classes) == 150
             loss = linear_cross_entropy(*own, target)
         found.append((loss, *torch.autograd.grad(loss, own)))
     for mine, exact in zip(*found, strict=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 DEFAULT_BUDGET = 256 * 2**20
@@ -13,6 +15,8 @@ DEFAULT_BUDGET = 256 * 2**20
 # be large enough for the library's full rate, and more than that would only take memory.
 SLAB = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 TILE = 256  # classes or rows that a GPU's slab is a whole number of, so that no tile of its products is cut
+# Of a group. With fewer, what a group reads and writes once more takes as long as the product that it saves.
+GROUP_ROWS = GROUP_FEATURES = 256
 _budget = [DEFAULT_BUDGET]  # of the process: a context variable would break the graph under torch.compile
 
 
@@ -77,6 +81,21 @@ def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
         else "too many to keep: made again in the backward pass"
     )
     return Policy(keep, height, width, f"{kept}; {walk}")
+
+
+def group_rows(input: Tensor, classes: int) -> int:
+    """The rows of a group (`ops.groups`) of features [N, d]; 0 where slabs, or logits that are kept, serve better.
+
+    The logits of a group take no more memory than the budget, nor than the gradient of the class weights; and no more
+    than the cache where that is enough rows.
+    """
+    (rows, features), size = input.shape, max(1, classes) * input.element_size()
+    fit, cached = min(rows, features, current_budget() // size), SLAB["cpu"] // size
+    if not input.is_cpu or input.dtype not in (torch.float32, torch.float64) or features < GROUP_FEATURES:
+        return 0
+    if fit < GROUP_ROWS or choose(input, classes, input.element_size()).keep:
+        return 0
+    return math.ceil(rows / math.ceil(rows / (min(fit, cached) if cached >= GROUP_ROWS else fit)))
 
 
 def _whole(size: int, device: str) -> int:

@@ -7,7 +7,6 @@ walk, and gradients that are made with the loss.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -20,36 +19,18 @@ from lt_kernels.reference import linear as reference
 from lt_kernels.reference.linear import Problem
 from lt_kernels.reference.terms import Terms
 
-# With fewer rows in a group, or fewer features, what is read and written once more takes as long as the product saved.
-ROWS = FEATURES = 256
-
-
-def rows_of(input: Tensor, classes: int) -> int:
-    """The rows of a group for features [N, d]; 0 where slabs, or logits that are kept, serve better.
-
-    The logits of a group take no more memory than the budget, nor than the gradient of the class weights; and no more
-    than the cache where that is enough rows.
-    """
-    (rows, features), size = input.shape, max(1, classes) * input.element_size()
-    fit, cached = min(rows, features, budget.current_budget() // size), budget.SLAB["cpu"] // size
-    if fit < ROWS or features < FEATURES or budget.choose(input, classes, input.element_size()).keep:
-        return 0
-    return math.ceil(rows / math.ceil(rows / (min(fit, cached) if cached >= ROWS else fit)))
-
 
 def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
     """Whether the loss of features [N, d] and class weights [C, d], eager and differentiable, goes by groups."""
     return (
         reduction != "none"
-        and input.is_cpu
         and input.dtype == weight.dtype
-        and input.dtype in (torch.float32, torch.float64)
         and torch.is_grad_enabled()
         and (input.requires_grad or weight.requires_grad)
         and not (terms.offset is not None and terms.offset.requires_grad)
         and not library.watched()
         and not library.forced()
-        and rows_of(input, weight.shape[0]) > 0
+        and budget.group_rows(input, weight.shape[0]) > 0
     )
 
 
@@ -135,7 +116,7 @@ class GroupedLoss(torch.autograd.Function):
         normalize: int,
         divisor: Tensor | None,
     ) -> Tensor:
-        t, classes, group = terms, weight.shape[0], rows_of(input, weight.shape[0])
+        t, classes, group = terms, weight.shape[0], budget.group_rows(input, weight.shape[0])
         wide = budget.choose(input[:group], classes, input.element_size()).class_slab
         tables = (t.offset, t.offset_row, t.mean_weight, t.scale, normalize, 0, classes, t.ignore_index)
         problem = Problem(input, weight, bias, target[:, None], *tables, group, wide)

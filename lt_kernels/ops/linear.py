@@ -134,7 +134,9 @@ def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     rows, classes, itemsize = input.shape[0], linear_weight.shape[0], reference.product_type(input).itemsize
     policy, held = budget.choose(input, classes, itemsize), budget.current_budget()
     size = f"{rows:,} x {classes:,} logits of {rows * classes * itemsize / 2**20:,.1f} MiB"
-    return policy._replace(reason=f"{size} within {held / 2**20:,.1f} MiB: {policy.reason}")
+    group = budget.group_rows(input, classes)
+    both = f"; a reduced loss with a gradient: both passes at once by groups of {group:,} rows" if group else ""
+    return policy._replace(reason=f"{size} within {held / 2**20:,.1f} MiB: {policy.reason}{both}")
 
 
 def statistics(
