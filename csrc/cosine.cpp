@@ -149,7 +149,7 @@ PyObject* cosine_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
 // (as the forward from input to reduction, label_smoothing, average, most cosines, bytes of the memory budget, the way
 // to the forward): the loss, or None where a call is unusual or wrong, which others name.
 PyObject* few_cosine_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  const Known* torch = few_allowed() ? known() : nullptr;
+  const Known* torch = few_allowed();
   if (!torch || count != 19) return nothing();
   const View left(*torch, values[kInput]), right(*torch, values[kWeights]);
   const int64_t rows = left.sizes[0], classes = right.sizes[0];

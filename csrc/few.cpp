@@ -82,7 +82,13 @@ bool allowed = true;
 
 }  // namespace
 
-bool lt::few_allowed() { return allowed; }
+// What torch is known by, where the short ways may be taken: not where somebody asks for kernels by name, nor where a
+// dispatch mode is to see every step.
+const Known* lt::few_allowed() {
+  const Known* torch = allowed ? known() : nullptr;
+  Ref modes(torch ? PyObject_CallNoArgs(torch->modes) : nullptr);
+  return modes && PyLong_AsLong(modes.it) == 0 ? torch : nullptr;
+}
 
 // Whether to; not where somebody asks for kernels by name.
 PyObject* allow_few(PyObject*, PyObject* value) {
@@ -93,7 +99,7 @@ PyObject* allow_few(PyObject*, PyObject* value) {
 // (logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction, most logits for torch's
 // functions, the kernels' way)
 PyObject* few_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  const Known* torch = allowed ? known() : nullptr;
+  const Known* torch = few_allowed();
   if (!torch || count != 10) return nothing();
   const View view(*torch, values[0]);
   const int64_t rows = view.sizes[0], classes = view.sizes[1];
@@ -112,7 +118,7 @@ PyObject* few_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count
 // (input, linear_weight, linear_bias, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction, most,
 // bytes of the memory budget, the kernels' way)
 PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  const Known* torch = allowed ? known() : nullptr;
+  const Known* torch = few_allowed();
   if (!torch || count != 13) return nothing();
   const View view(*torch, values[0]), table(*torch, values[1]);
   const int64_t rows = view.sizes[0], classes = table.sizes[0], budget = PyLong_AsLongLong(values[11]);

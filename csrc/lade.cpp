@@ -131,7 +131,7 @@ PyObject* lade_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
 // (logits, target, class_counts, lam, importance, classes, factor, the way to the forward): the regulariser, or None
 // where a call is unusual or wrong, which others name.
 PyObject* few_lade(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  const Known* torch = few_allowed() ? known() : nullptr;
+  const Known* torch = few_allowed();
   if (!torch || count != 8) return nothing();
   const View view(*torch, values[0]), counts(*torch, values[2]);
   const int64_t rows = view.sizes[0], classes = view.sizes[1];

@@ -71,7 +71,7 @@ template <class A> struct Losses {
   // Whether these are short rows of a plain loss.
   bool plain() const {
     return args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
-           args.scale == 1 && margins.scale == 1;
+           args.scale == 1 && margins.scale == 1 && !args.row_scale && !args.column_scale;
   }
 
   // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.

@@ -29,9 +29,15 @@ struct Ref {
   explicit operator bool() const { return it; }
 };
 
-// None, whatever went wrong; but an interrupt goes on.
+// None, where arguments do not fit; but an interrupt, or what a hook of somebody else's raises, goes on.
 inline PyObject* nothing() {
-  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;
+  if (PyErr_Occurred()) {
+    bool ours = false;
+    for (PyObject* kind : {PyExc_RuntimeError, PyExc_ValueError, PyExc_TypeError, PyExc_LookupError, PyExc_ArithmeticError,
+                           PyExc_AttributeError})
+      ours = ours || PyErr_ExceptionMatches(kind);
+    if (!ours) return nullptr;
+  }
   PyErr_Clear();
   Py_RETURN_NONE;
 }
@@ -41,21 +47,22 @@ struct Known {
   PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
   PyObject *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
-  PyObject *mm, *large_product, *large_linear, *reduction[4], *never;
+  PyObject *modes, *mm, *large_product, *large_linear, *reduction[4], *never;
   bool whole = false;
 
   Known() {
     Ref torch(PyImport_ImportModule("torch")), functions(PyImport_ImportModule("torch._C._nn"));
     Ref parameters(PyImport_ImportModule("torch.nn.parameter")), transforms(PyImport_ImportModule("torch._C._functorch"));
     Ref autograd(PyImport_ImportModule("torch._C._autograd")), products(PyImport_ImportModule("lt_kernels.ops.products"));
-    if (!torch || !functions || !parameters || !transforms || !autograd || !products) return;
+    Ref inner(PyImport_ImportModule("torch._C"));
+    if (!torch || !inner || !functions || !parameters || !transforms || !autograd || !products) return;
     auto of = [](const Ref& owner, const char* name) { return PyObject_GetAttrString(owner.it, name); };
     tensor = of(torch, "Tensor"), parameter = of(parameters, "Parameter"), autocast = of(torch, "is_autocast_enabled");
     float32 = of(torch, "float32"), float64 = of(torch, "float64"), bfloat16 = of(torch, "bfloat16");
     int64 = of(torch, "int64"), add = of(torch, "add");
     mm = of(torch, "mm"), large_product = of(products, "product"), large_linear = of(products, "linear");
     contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
-    transformed = of(transforms, "peek_interpreter_stack");
+    transformed = of(transforms, "peek_interpreter_stack"), modes = of(inner, "_len_torch_dispatch_stack");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
     loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");
     auto text = [](const char* word) { return PyUnicode_InternFromString(word); };

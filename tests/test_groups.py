@@ -25,7 +25,8 @@ from lt_kernels.functional import (
 from lt_kernels.ops import budget, groups, linear_policy, use_kernels
 
 ROWS, CLASSES, FEATURES = 11, 23, 6
-BUDGET = 8 * 4 * CLASSES  # four rows of float64 logits: three groups
+SLAB = 8 * 4 * 5  # four rows of five classes, float64
+BUDGET = 8 * 4 * CLASSES + SLAB  # four rows of logits and a slab of their gradient: three groups
 MEBI = 2**20
 
 
@@ -34,7 +35,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Groups at sizes of a few, blocks of five classes; the rows of each product of logits that such a loss made."""
     monkeypatch.setattr(budget, "GROUP_ROWS", 2)
     monkeypatch.setattr(budget, "GROUP_FEATURES", 2)
-    monkeypatch.setitem(budget.SLAB, "cpu", 8 * 4 * 5)
+    monkeypatch.setitem(budget.SLAB, "cpu", SLAB)
     made: list[int] = []
     inner = groups._Walk.product
 
@@ -144,8 +145,11 @@ def test_incoming_gradients(small: list[int]) -> None:
     whole = torch.autograd.grad(linear_cross_entropy(*own, TARGET), own)
     with grouped(small):
         loss = linear_cross_entropy(*own, TARGET)
+        last = linear_cross_entropy(*own, TARGET)
     incoming = torch.tensor([1.0, -2.5, 0.0], dtype=torch.float64)
     rows = torch.autograd.grad(loss, own, incoming, retain_graph=True, is_grads_batched=True)
+    for many, once in zip(rows, torch.autograd.grad(last, own, incoming, is_grads_batched=True), strict=True):
+        assert torch.equal(many, once)
     first = torch.autograd.grad(loss, own, retain_graph=True)
     for value in first:
         value.zero_()  # what was handed out is the receiver's
@@ -183,6 +187,26 @@ def test_nothing_counts(small: list[int]) -> None:
         loss = linear_cross_entropy(*own, ignored)
     assert loss.isnan()
     assert all(not value.any() for value in torch.autograd.grad(loss, own))
+
+
+def test_nothing_weighs(small: list[int]) -> None:
+    """As torch: NaN."""
+    own, weight = held(), torch.zeros(CLASSES, dtype=torch.float64)
+    with grouped(small):
+        loss = linear_cross_entropy(*own, TARGET, weight=weight)
+    assert all(value.isnan().all() for value in torch.autograd.grad(loss, own))
+
+
+@pytest.mark.parametrize("incoming", [torch.inf, torch.nan])
+@pytest.mark.parametrize("kept", [False, True])
+def test_ignored_rows_stay_out_of_it(small: list[int], incoming: float, kept: bool) -> None:
+    own, target = held(), TARGET.clone()
+    target[[0, 7]] = -100
+    with grouped(small):
+        loss = linear_cross_entropy(*own, target)
+    (found,) = torch.autograd.grad(loss * incoming, own[:1], retain_graph=kept)
+    assert not found[[0, 7]].any()
+    assert not found[1:7].isfinite().any()
 
 
 def test_bad_targets_are_named(small: list[int]) -> None:
@@ -231,13 +255,24 @@ def test_what_others_do(small: list[int]) -> None:
         ((1024, 128_256, 256), 256, 256),
         ((1000, 128_256, 256), 256, 250),
         ((1024, 128_256, 2048), 256, 512),
-        ((1024, 128_256, 2048), 128, 256),
+        ((1024, 128_256, 2048), 130, 256),
+        ((1024, 128_256, 2048), 129, 0),  # 255 rows and a slab
         ((1024, 128_256, 2048), 64, 0),
         ((1024, 128_256, 128), 256, 0),
         ((100_000, 1000, 2048), 256, 1042),
         ((512, 8142, 2048), 256, 0),
     ],
-    ids=["vocab", "equal groups", "budget", "smaller budget", "few rows", "few features", "cache", "kept"],
+    ids=[
+        "vocab",
+        "equal groups",
+        "budget",
+        "smaller budget",
+        "no room for a slab",
+        "few rows",
+        "few features",
+        "cache",
+        "kept",
+    ],
 )
 def test_sizes(shape: tuple[int, int, int], within: int, rows: int) -> None:
     count, classes, features = shape
@@ -250,13 +285,13 @@ def test_sizes(shape: tuple[int, int, int], within: int, rows: int) -> None:
 
 def test_errs_no_more_than_slabs() -> None:
     """At sizes as they are, in float32, with products by whichever library is faster."""
-    rows, classes, features = 300, 3000, 256
+    rows, classes, features = 300, 3000, 256  # groups of 150: more than 256 would be more than there are features
     leaves = {"input": normal(rows, features, seed=966), "linear_weight": normal(classes, features, seed=967)}
     target, found = classes_of(rows, classes, 968), []
     for kind in (torch.float32, torch.float64):
         own = [(leaf / 4).to(kind).requires_grad_() for leaf in leaves.values()]
-        with memory_budget(260 * classes * own[0].element_size()):
-            assert budget.group_rows(own[0], classes) == 150
+        with memory_budget(530 * classes * own[0].element_size()):
+            assert (budget.group_rows(own[0], classes) == 150) == (kind is torch.float32)
             loss = linear_cross_entropy(*own, target)
         found.append((loss, *torch.autograd.grad(loss, own)))
     for mine, exact in zip(*found, strict=True):

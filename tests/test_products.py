@@ -81,6 +81,19 @@ def test_linear_is_right(calls: list[tuple[int, ...]], bias: bool) -> None:
 
 
 @here
+@pytest.mark.parametrize("bias", [matrix(CLASSES, 2, 940)[:, 0], matrix(1, 1, 941)[0].expand(CLASSES)])
+def test_bias_that_lies_apart(calls: list[tuple[int, ...]], bias: Tensor) -> None:
+    left, right, target = matrix(ROWS, FEATURES, 942), matrix(CLASSES, FEATURES, 943), classes_of(ROWS, CLASSES, 944)
+    assert bias.stride() != (1,)
+    assert_close(
+        products.linear(left, right, bias), F.linear(left.double(), right.double(), bias.double()), torch.float32
+    )
+    exact = F.cross_entropy(F.linear(left.double(), right.double(), bias.double()), target)
+    assert_close(linear_cross_entropy(left, right, target, linear_bias=bias), exact, torch.float32)
+    assert len(calls) == 2
+
+
+@here
 def test_product_is_right(calls: list[tuple[int, ...]]) -> None:
     """A transposed left side goes to torch's own."""
     left, right = matrix(ROWS, CLASSES, 904), matrix(CLASSES, FEATURES, 905)

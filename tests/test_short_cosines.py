@@ -151,6 +151,26 @@ class Subclass(torch.Tensor):
     """Any tensor of somebody else's."""
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_scale_of_one(dtype, reduction):
+    """Nothing but the norms is left of what tells cosines from plain rows."""
+    x, w, target = problem(dtype=dtype)
+
+    def exact():
+        u, v = (leaf.double() / leaf.double().norm(dim=1, keepdim=True) for leaf in (x, w))
+        return torch.nn.functional.cross_entropy(u @ v.T, target, reduction=reduction)
+
+    loss = cosine_margin_cross_entropy(x, w, target, scale=1.0, reduction=reduction)
+    assert is_short(loss)
+    found = [torch.autograd.grad(value.sum(), (x, w)) for value in (loss, exact())]
+    assert_close(loss, exact(), dtype)
+    for mine, theirs in zip(*found, strict=True):
+        assert_close(mine, theirs.double(), dtype)
+    with torch.no_grad():
+        assert torch.equal(cosine_margin_cross_entropy(x, w, target, scale=1.0, reduction=reduction), loss)
+
+
 def few(x, w, y, margin=None, scale=30.0, weight=None, offset=None, gamma=0.0, smoothing=0.0, ignore=-100, mean="mean"):
     return small.cosine_cross_entropy(x, w, y, margin, None, scale, weight, offset, gamma, smoothing, ignore, mean)
 

@@ -8,8 +8,17 @@ import torch.nn.functional as F
 from helpers import classes_of, normal
 from tolerances import assert_close
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-from lt_kernels.functional import linear_cross_entropy, offset_cross_entropy
+from lt_kernels.functional import (
+    cosine_margin_cross_entropy,
+    lade_regularizer,
+    linear_cross_entropy,
+    offset_cross_entropy,
+)
 from lt_kernels.ops import library
 
 pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
@@ -160,3 +169,70 @@ def test_where_no_gradient_is_wanted_none_is_made():
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as seen:
         linear_cross_entropy(x, w, torch.zeros(512, dtype=torch.int64))
     assert sum(event.self_cpu_memory_usage >= size for event in seen.events()) == 1  # the logits
+
+
+def losses():
+    (x, w, b), target = inputs()
+    return {
+        "linear": (lambda x, w, b: linear_cross_entropy(x, w, target, linear_bias=b), (x, w, b)),
+        "rows": (lambda z: offset_cross_entropy(z, target), (normal(N, C, seed=5).requires_grad_(),)),
+        "cosines": (lambda x, w: cosine_margin_cross_entropy(x, w, target, scale=4.0), (x, w)),
+        "lade": (
+            lambda z: lade_regularizer(z, target.clamp(min=0), torch.ones(C)),
+            (normal(N, C, seed=6).requires_grad_(),),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", losses())
+def test_checkpoint(name):
+    """It stops the second forward, once it has what it needs, by an exception of its own."""
+    loss, leaves = losses()[name]
+    plain = torch.autograd.grad(loss(*leaves), leaves)
+    again = torch.autograd.grad(checkpoint(loss, *leaves, use_reentrant=False), leaves)
+    for one, other in zip(again, plain, strict=True):
+        assert torch.equal(one, other)
+
+
+class NotOurs(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["linear", "rows", "cosines"])
+def test_what_a_hook_raises_goes_on(name):
+    def pack(_):
+        raise NotOurs
+
+    loss, leaves = losses()[name]
+    with saved_tensors_hooks(pack, lambda x: x), pytest.raises(NotOurs):
+        loss(*leaves)
+
+
+@pytest.mark.parametrize("name", losses())
+def test_dispatch_modes_see_every_step(name):
+    """A traced loss is a function of what it is given, not of what it was traced with; or it cannot be traced."""
+    loss, leaves = losses()[name]
+
+    def both(*given):
+        value = loss(*given)
+        return value, *torch.autograd.grad(value, given)
+
+    if name != "rows":  # products into memory that is there; counts that are looked at
+        with pytest.raises(RuntimeError, match="out=|data-dependent"):
+            make_fx(both)(*leaves)
+        return
+    traced, others = make_fx(both)(*leaves), [(2 * leaf.detach() - 1).requires_grad_() for leaf in leaves]
+    for mine, theirs in zip(traced(*others), both(*others), strict=True):
+        assert_close(mine, theirs.detach())
+
+
+@pytest.mark.parametrize("name", losses())
+def test_under_a_counter(name):
+    """A mode that only looks changes nothing but the way."""
+    loss, leaves = losses()[name]
+    plain = torch.autograd.grad(loss(*leaves), leaves)
+    with FlopCounterMode(display=False) as counter:
+        seen = torch.autograd.grad(loss(*leaves), leaves)
+    assert (counter.get_total_flops() > 0) == (name in ("linear", "cosines"))
+    for one, other in zip(seen, plain, strict=True):
+        assert_close(one, other)

@@ -62,7 +62,7 @@ def current_budget() -> int:
 def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
     """Keep the logits if they and one slab of their gradient fit; else class slabs if C > N, else row slabs."""
     rows, budget, device = input.shape[0], current_budget(), input.device.type
-    slab = max(1, min(budget // 2, SLAB.get(device, budget)))
+    slab = _slab(budget, device)
     logits = rows * classes * itemsize
     keep = logits + min(slab, logits) <= budget
     if classes > rows:
@@ -83,6 +83,11 @@ def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
     return Policy(keep, height, width, f"{kept}; {walk}")
 
 
+def _slab(budget: int, device: str) -> int:
+    """The bytes of a slab."""
+    return max(1, min(budget // 2, SLAB.get(device, budget)))
+
+
 def group_rows(input: Tensor, classes: int) -> int:
     """The rows of a group (`ops.groups`) of features [N, d]; 0 where slabs, or logits that are kept, serve better.
 
@@ -90,7 +95,8 @@ def group_rows(input: Tensor, classes: int) -> int:
     than the cache where that is enough rows.
     """
     (rows, features), size = input.shape, max(1, classes) * input.element_size()
-    fit, cached = min(rows, features, current_budget() // size), SLAB["cpu"] // size
+    held, cached = current_budget(), SLAB["cpu"] // size
+    fit = min(rows, features, (held - _slab(held, "cpu")) // size)  # beside a slab of their gradient
     if not input.is_cpu or input.dtype not in (torch.float32, torch.float64) or features < GROUP_FEATURES:
         return 0
     if fit < GROUP_ROWS or choose(input, classes, input.element_size()).keep:

@@ -28,7 +28,7 @@ def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
         and torch.is_grad_enabled()
         and (input.requires_grad or weight.requires_grad)
         and not (terms.offset is not None and terms.offset.requires_grad)
-        and not library.watched()
+        and not library.transient()
         and not library.forced()
         and budget.group_rows(input, weight.shape[0]) > 0
     )
@@ -74,8 +74,7 @@ class _Walk(slabs.Backward):
         shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
         t = t._replace(total=total, **tables)
         losses, slopes = margins.with_slopes(rest, own[:, 0], rival, part.target[:, 0], shift, mean, t)
-        if self.divisor is not None:
-            slopes = torch.where(slopes == 0, slopes, slopes / self.divisor)  # 0 stays 0 where nothing counts
+        slopes = slopes if self.divisor is None else slopes / self.divisor
         d_rest, d_own, _, d_mean = self.slopes
         self.rest[rows] = rest
         d_rest[rows], d_own[rows, 0] = slopes[0], slopes[1]  # type: ignore[index]
@@ -122,7 +121,7 @@ class GroupedLoss(torch.autograd.Function):
         problem = Problem(input, weight, bias, target[:, None], *tables, group, wide)
         walk = _Walk(problem, t, ctx.needs_input_grad[:3], divisor)
         total = walk.walk().sum()
-        ctx.gradients = walk.found()[:3]
+        ctx.gradients, ctx.ignored = walk.found()[:3], (target == t.ignore_index)[:, None]
         ctx.save_for_backward(input, weight, bias)  # what a second derivative would belong to
         return total if divisor is None else total / divisor
 
@@ -135,8 +134,27 @@ class GroupedLoss(torch.autograd.Function):
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; themselves where nobody else may still ask for them."""
-    made = ctx.gradients
-    if torch._C._autograd._get_current_graph_task_keep_graph() or library.watched():
-        return tuple(value * grad for value in made)
-    ctx.gradients = None
-    return made if grad.item() == 1 else tuple(value.mul_(grad) for value in made)
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return _times(ctx, grad)
+    try:
+        one = grad.item() == 1
+    except RuntimeError:  # many incoming gradients at once
+        return _times(ctx, grad)
+    made, ctx.gradients = ctx.gradients, None
+    if not one:
+        for value in made:
+            value.mul_(grad)
+        _without_ignored(ctx, made[0])
+    return made
+
+
+def _times(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    made = tuple(value * grad for value in ctx.gradients)
+    _without_ignored(ctx, made[0])
+    return made
+
+
+def _without_ignored(ctx: Any, d_input: Tensor) -> None:
+    """Rows that are ignored have a gradient of 0, whatever comes in."""
+    if d_input.numel():
+        d_input.masked_fill_(ctx.ignored, 0.0)

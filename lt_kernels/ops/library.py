@@ -184,13 +184,14 @@ def _direct(function: Any) -> type[torch.autograd.Function]:
 
 
 def watched() -> bool:
-    """Whether torch.func or a compiler looks on, which need the general form of a Function."""
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether torch.func, a compiler or a dispatch mode looks on, which need the general form of a Function."""
+    seen = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_compiling() or seen
 
 
 def transient() -> bool:
     """Whether a tensor made now may not outlive the context it is made in: torch.func, a mode, inference."""
-    return watched() or torch.is_inference_mode_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    return watched() or torch.is_inference_mode_enabled()
 
 
 def apply(function: Any, *inputs: Any) -> Any:

@@ -52,6 +52,7 @@ def _probed() -> bool:
 
 
 def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # it reads on, whatever the stride
     return torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
 
 

@@ -61,12 +61,13 @@ def cosines(features: Tensor, linear_weight: Tensor) -> Tensor:
 
 
 def _usual(input: Tensor) -> bool:
-    """Whether a plain call runs eagerly, here, outside of torch.func, autocast and `use_kernels`."""
+    """Whether a plain call runs eagerly, here, outside of torch.func, modes, autocast and `use_kernels`."""
     return (
         input.is_cpu
         and not library.forced()
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
     )
 
