@@ -82,24 +82,17 @@ class Loss(nn.Module):
         self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
-        fixed = type(self).table is Loss.table
-        if fixed and norms is None and (found := self._short(input, target, table)) is not None:
-            return found
         shape = tuple(input.shape) if isinstance(input, Tensor) else ()
         classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
         if classes == 0:
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes) if table is None else table
-        if not fixed and norms is None and (found := self._short(input, target, table)) is not None:
+        plain = None if norms is not None else self._plain(input, table)
+        if plain is not None and (found := small.cross_entropy(input, target, *plain)) is not None:
             return found
         checks.floating("input", input)
         return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
-
-    def _short(self, input: Tensor, target: Any, table: Tensor | None) -> Tensor | None:
-        """The loss of logits by the short way, or None; an offset that the batch has no part in is found here."""
-        plain = self._plain(input, self._buffers["offset"] if table is None else table)
-        return None if plain is None else small.cross_entropy(input, target, *plain)
 
     def _plain(self, input: Tensor, table: Tensor | None) -> tuple[Any, ...] | None:
         """What the short way takes, from `weight` on; None where the loss is no plain one, or a compiler looks on.
@@ -112,11 +105,10 @@ class Loss(nn.Module):
             return None
         if weight is not None and self.average != "weighted":
             return None
-        if weight is not None or table is not None:
-            kind = torch.float64 if getattr(input, "dtype", None) is torch.float64 else torch.float32
-            weight = None if weight is None else self._cast("weight", weight, kind)
-            table = None if table is None else self._cast("offset", table, kind)
-        return weight, table, self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction
+        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
+        weight = None if weight is None else self._cast("weight", weight, kind)
+        offset = None if table is None else self._cast("offset", table, kind)
+        return weight, offset, self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction
 
     def _cast(self, name: str, table: Tensor, kind: torch.dtype) -> Tensor:
         """A table in the dtype of the arithmetic; kept until it is replaced or written to."""

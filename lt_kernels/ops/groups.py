@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget, library, margins, slabs
+from lt_kernels.ops.linear import problem
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
@@ -73,7 +74,7 @@ class _Walk(slabs.Backward):
         rest, own, rival, mean, *_ = reference.by_slabs(part, False, norm, self.product)
         shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
         t = t._replace(total=total, **tables)
-        losses, slopes = margins.with_slopes(rest, own[:, 0], rival, part.target[:, 0], shift, mean, t)
+        losses, slopes = margins.loss(rest, own[:, 0], rival, part.target[:, 0], shift, mean, t)
         slopes = slopes if self.divisor is None else slopes / self.divisor
         d_rest, d_own, _, d_mean = self.slopes
         self.rest[rows] = rest
@@ -115,13 +116,12 @@ class GroupedLoss(torch.autograd.Function):
         normalize: int,
         divisor: Tensor | None,
     ) -> Tensor:
-        t, classes, group = terms, weight.shape[0], budget.group_rows(input, weight.shape[0])
+        classes, group = weight.shape[0], budget.group_rows(input, weight.shape[0])
         wide = budget.choose(input[:group], classes, input.element_size()).class_slab
-        tables = (t.offset, t.offset_row, t.mean_weight, t.scale, normalize, 0, classes, t.ignore_index)
-        problem = Problem(input, weight, bias, target[:, None], *tables, group, wide)
-        walk = _Walk(problem, t, ctx.needs_input_grad[:3], divisor)
+        whole = problem(input, weight, bias, target[:, None], terms, normalize, 0, classes, group, wide)
+        walk = _Walk(whole, terms, ctx.needs_input_grad[:3], divisor)
         total = walk.walk().sum()
-        ctx.gradients, ctx.ignored = walk.found()[:3], (target == t.ignore_index)[:, None]
+        ctx.gradients, ctx.ignored = walk.found()[:3], (target == terms.ignore_index)[:, None]
         ctx.save_for_backward(input, weight, bias)  # what a second derivative would belong to
         return total if divisor is None else total / divisor
 

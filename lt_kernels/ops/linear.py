@@ -139,6 +139,24 @@ def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     return policy._replace(reason=f"{size} within {held / 2**20:,.1f} MiB: {policy.reason}{both}")
 
 
+def problem(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    terms: Terms,
+    normalize: int,
+    start: int,
+    classes: int,
+    row_slab: int,
+    class_slab: int,
+) -> reference.Problem:
+    """The problem of a loss whose settings are `terms`, in blocks of these sizes."""
+    tables = (terms.offset, terms.offset_row, terms.mean_weight, terms.scale)
+    settings = (normalize, start, classes, terms.ignore_index, row_slab, class_slab)
+    return reference.Problem(input, weight, bias, target, *tables, *settings)
+
+
 def statistics(
     input: Tensor,
     weight: Tensor,
@@ -151,20 +169,7 @@ def statistics(
 ) -> tuple[Tensor, ...]:
     """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of input [N, d] and weight [C, d]."""
     policy = budget.choose(input, weight.shape[0], reference.product_type(input).itemsize)
-    return LinearStatistics.apply(
-        input,
-        weight,
-        bias,
-        target,
-        terms.offset,
-        terms.offset_row,
-        terms.mean_weight,
-        terms.scale,
-        normalize,
-        start,
-        weight.shape[0] if classes is None else classes,
-        terms.ignore_index,
-        policy.row_slab,
-        policy.class_slab,
-        policy.keep,
-    )[:5]
+    classes = weight.shape[0] if classes is None else classes
+    slabs = policy.row_slab, policy.class_slab
+    whole = problem(input, weight, bias, target, terms, normalize, start, classes, *slabs)
+    return LinearStatistics.apply(*whole, policy.keep)[:5]

@@ -106,7 +106,7 @@ def small_logits(input: Tensor, weight: Tensor, bias: Tensor | None, normalize: 
 
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
     rest, own, own_offset, mean, rival = source.statistics(target[:, None], terms)
-    return margins.loss(rest, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)
+    return margins.loss(rest, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:

@@ -68,22 +68,11 @@ def loss(
     mean: Tensor,
     terms: Terms,
     norm: Tensor | None = None,
-) -> Tensor:
-    """The loss of each row [N] from its statistics, differentiable in all of them."""
-    return with_slopes(rest, own, rival, target, own_offset, mean, terms, norm)[0]
-
-
-def with_slopes(
-    rest: Tensor,
-    own: Tensor,
-    rival: Tensor,
-    target: Tensor,
-    own_offset: Tensor,
-    mean: Tensor,
-    terms: Terms,
-    norm: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`loss`, and its slopes [5, N] along rest, own, own_offset, norm and mean."""
+    """The loss of each row [N] from its statistics, differentiable in all of them, and its slopes [5, N].
+
+    The slopes are those along rest, own, own_offset, norm and mean.
+    """
     t = terms
     total = share = None
     if t.mean_weight is not None and t.total is not None:
@@ -111,7 +100,7 @@ def mixed_losses(
         if terms.mean_weight is not None:
             share = at_target(terms.mean_weight, terms.offset_row, target[other])
             full_mean = mean + torch.where(away | (share == 0), 0.0, share * other_u.masked_fill(away, 0.0))
-        parts.append(loss(full, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm))
+        parts.append(loss(full, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm)[0])
     return parts
 
 
