@@ -26,7 +26,7 @@ template <class A, int M, int V> void tile(const Panel<A>& in) {
   constexpr int W = Vec<A>::width;
   auto at = [&](int v) { return v == V - 1 ? in.last : v * W; };
   auto read = [&](const A* from) { return V == 1 && in.part ? load_part<A>(from, in.part) : load(from); };
-  vec<A> total[M][V];
+  vec<A> total[M][V]{};
   for (int64_t done = 0; done == 0 || done < in.depth; done += kDeep) {
     vec<A> sum[M][V];
     for (int m = 0; m < M; ++m)

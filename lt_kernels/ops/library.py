@@ -85,7 +85,8 @@ def _load() -> tuple[Any, str]:
     try:
         return importlib.import_module("lt_kernels._C"), ""
     except ModuleNotFoundError:
-        return None, "the C++ extension was not built (no compiler when the package was installed)"
+        why = "no torch, no compiler or an error of the compiler's when the package was installed, which pip install -v shows"
+        return None, f"the C++ extension was not built: {why}"
     except ImportError as error:
         return None, f"the C++ extension does not load: {error}"
 
