@@ -85,7 +85,7 @@ def _load() -> tuple[Any, str]:
     try:
         return importlib.import_module("lt_kernels._C"), ""
     except ModuleNotFoundError:
-        why = "no torch, no compiler or an error of the compiler's when the package was installed, which pip install -v shows"
+        why = "no torch, no compiler or an error of its when the package was installed (pip install -v shows it)"
         return None, f"the C++ extension was not built: {why}"
     except ImportError as error:
         return None, f"the C++ extension does not load: {error}"

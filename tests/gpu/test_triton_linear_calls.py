@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 from linear_problems import DEVICE
 
+from benchmarks.gpu_traffic import Library
 from lt_kernels import memory_budget
 from lt_kernels.functional import (
     DBM,
@@ -46,7 +47,7 @@ def launched(sizes: tuple[int, int, int], **given: Any) -> list[Any]:
     x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
     target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
     p = Problem(x, w, None, target, None, None, None, 30.0, BOTH, 0, classes, -100, rows, given.get("slab", classes))
-    with recorded() as calls:
+    with recorded() as calls, Library():
         *_, kept, row_scale, column_scale = found = linear.linear_forward(*p, False)
         slopes = found[0], found[1], None, None
         saved = (kept, row_scale, column_scale, found[0])
