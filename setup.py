@@ -24,12 +24,11 @@ MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x
 COMMON = [
     *("-O3", "-std=c++17", "-g0", "-fvisibility=hidden"),
     *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 finds thousands in its own headers of intrinsics
 ]
-QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 finds thousands in its own headers of intrinsics
 INSTRUCTION_SETS = {
-    "avx2": [*QUIET, "-mavx2", "-mfma", "-mf16c"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
-        *QUIET,
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
         "-mprefer-vector-width=512",  # compilers default to 256 bits even where 512 are allowed
     ],
