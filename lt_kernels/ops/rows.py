@@ -211,10 +211,13 @@ class RowStatistics(torch.autograd.Function):
 
 def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: Tensor) -> Tensor:
     """The offset of each of a row's K targets, 0 without one: [N, K]."""
-    if offset is None:
+    if offset is None or local.shape[1] == 0:
         return torch.zeros_like(own)
     slots = [reference.at_target(offset, row, local[:, slot]) for slot in range(local.shape[1])]
-    return torch.stack(slots, 1).to(own.dtype) if slots else torch.zeros_like(own)
+    found = torch.stack(slots, 1)
+    # A conversion that does nothing hands out its input: two names of one tensor, of which the compiler of torch 2.11
+    # gives the gradient to the wrong one.
+    return found if found.dtype == own.dtype else found.to(own.dtype)
 
 
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = reference.NONE) -> Tensor:
