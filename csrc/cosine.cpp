@@ -6,6 +6,7 @@
 
 #include "few.h"
 #include "node.h"
+#include "pages.h"
 
 using namespace lt;
 
@@ -76,6 +77,7 @@ struct Evaluated {
     call.margins.class_margin = tables[2].of(torch, values[kClassMargin], args.c, call.type);
     settings(call, values);
     call.loss = address(torch, made.it);
+    ask_for_large_pages(args.d_logits, size_t(call.size() * bytes));
     if (!PyErr_Occurred() && ::run(call)) loss = std::move(made);
   }
 
@@ -146,16 +148,15 @@ PyObject* cosine_backward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   return PyTuple_Pack(kArguments, first, second, no, no, no, no, no, no, no, no, no, no, no, no);
 }
 
-// (as the forward from input to reduction, label_smoothing, average, most cosines, bytes of the memory budget, the way
-// to the forward): the loss, or None where a call is unusual or wrong, which others name.
+// (as the forward from input to reduction, label_smoothing, average, bytes of the memory budget, the way to the forward):
+// the loss, or None where a call is unusual or wrong, which others name.
 PyObject* few_cosine_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const Known* torch = few_allowed();
-  if (!torch || count != 19) return nothing();
+  if (!torch || count != 18) return nothing();
   const View left(*torch, values[kInput]), right(*torch, values[kWeights]);
   const int64_t rows = left.sizes[0], classes = right.sizes[0];
   const bool is_wide = left.dtype == torch->float64;
-  const int64_t room = PyLong_AsLongLong(values[17]) / (is_wide ? 16 : 8), most = PyLong_AsLongLong(values[16]);
-  if (!few(rows, classes, std::min(room, most))) return nothing();  // with their gradient
+  if (!few(rows, classes, PyLong_AsLongLong(values[16]) / (is_wide ? 16 : 8))) return nothing();  // with their gradient
   if (!matrix(*torch, left, is_wide ? torch->float64 : torch->float32, values[kInput])) return nothing();
   if (!matrix(*torch, right, left.dtype, values[kWeights]) || left.sizes[1] != right.sizes[1]) return nothing();
   if (!View(*torch, values[kTarget]).vector(rows, torch->int64) || !here(*torch, values[kTarget])) return nothing();
@@ -176,7 +177,7 @@ PyObject* few_cosine_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
   in[kReduction] = torch->reduction[batch && reduction == kWeightedMean ? kMean : reduction];
   Ref loss;
   if (Ref(PyObject_CallNoArgs(torch->grad_mode)).it == Py_False) loss = Evaluated(*torch, in, false).loss.release();
-  else loss = PyObject_CallFunctionObjArgs(values[18], in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], in[8],
+  else loss = PyObject_CallFunctionObjArgs(values[17], in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], in[8],
                                            in[9], in[10], in[11], in[12], in[13], nullptr);
   return loss ? loss.release() : nothing();
 }

@@ -1,4 +1,4 @@
-// The losses of few cosines, past the dispatcher.
+// The losses of cosines, past the dispatcher.
 #pragma once
 
 #include <Python.h>

@@ -78,7 +78,7 @@ PyMethodDef methods[] = {
     fast("few_lade", few_lade, "LADE's regulariser of plain logits, or None"),
     fast("cosine_forward", cosine_forward, "the forward of the autograd function CosineLoss"),
     fast("cosine_backward", cosine_backward, "its backward"),
-    fast("few_cosine_cross_entropy", few_cosine_cross_entropy, "the loss of few cosines, or None"),
+    fast("few_cosine_cross_entropy", few_cosine_cross_entropy, "the loss of cosines, or None"),
     {"allow_few", allow_few, METH_O, "whether these may do without the kernels"},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

@@ -1,4 +1,4 @@
-"""Losses of few cosines on a CPU past the dispatcher: an autograd function in steps of C (csrc/cosine.cpp)."""
+"""Losses of cosines on a CPU past the dispatcher: an autograd function in steps of C (csrc/cosine.cpp)."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     """How linear_cross_entropy and cosine_margin_cross_entropy walk the logits of these features and classes, and why.
 
     Within the memory budget of the moment (`lt_kernels.memory_budget`). On a CPU, logits that fit with their gradient
-    (of a cosine: few) are made whole instead, at once; under autocast pass the features as they are cast.
+    are made whole instead, at once; under autocast pass the features as they are cast.
 
     Args:
         input: features [N, d]; only their shape, dtype and device count.

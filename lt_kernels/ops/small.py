@@ -135,7 +135,7 @@ def cosine_cross_entropy(
     reduction: Any,
     average: str = "weighted",
 ) -> Tensor | None:
-    """The loss of few cosines, with any margin but SphereFace's, by one node; None as for `cross_entropy`.
+    """The loss of cosines that fit, with any margin but SphereFace's, by one node; None as for `cross_entropy`.
 
     `class_margin` is the margin's own where that was moved; `average` says whether a mean counts weights or rows.
     """
@@ -159,7 +159,6 @@ def cosine_cross_entropy(
         reduction,
         smoothing,
         average,
-        SMALL,
         current_budget(),
         _cosine_kernels,
     )
