@@ -2,17 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
 # One thread a worker: the workers fill the cores, and results do not depend on how many there are.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu-check gpu-compile readme clean
+.PHONY: help setup demo test compat lint bench gpu-check gpu-compile readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
 	@echo "make test    set up and run the tests"
+	@echo "make compat  set up and run the tests with the oldest torch; TORCH=2.12.1 PYTHON=python3.13 names others"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
 	@echo "make gpu-check  check and measure everything on this machine's GPU, with the torch that is there; installs nothing"
@@ -39,6 +41,15 @@ demo: setup
 
 test: setup
 	$(PYTEST) $(ARGS)
+
+# What a torch pins is left to it. NumPy 2.4 is too new for the interpreter of Triton 3.6, which torch 2.11 asks for.
+TORCH := 2.11.0
+OTHER := .venv-torch-$(TORCH)
+FREE := torch|triton|numpy|setuptools|sympy|filelock|fsspec|networkx|jinja2|typing-extensions
+compat:
+	mkdir -p $(OTHER)
+	{ grep -vE '^($(FREE))==' constraints.txt; echo 'torch==$(TORCH)'; echo 'numpy<2.4'; } > $(OTHER)/constraints.txt
+	$(MAKE) test VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt
 
 lint: setup
 	$(BIN)/ruff check .
