@@ -66,8 +66,10 @@ struct Evaluated {
     norms(torch, values[kWeights], args.c, left.sizes[1], call.type, scales.data() + args.n * bytes);
     if (PyErr_Occurred()) return;
     Ref product(linear_of(torch, values[kInput], values[kWeights], Py_None));
-    Ref sizes(call.reduction == kNone ? Py_BuildValue("(L)", (long long)args.n) : PyTuple_New(0));
-    Ref made(product && sizes ? PyObject_CallMethodObjArgs(product.it, torch.new_empty, sizes.it, nullptr) : nullptr);
+    if (!product) return;
+    auto several = [&](const Ref& sizes) { return numbers(torch, product.it, left.dtype, sizes.it); };
+    const bool each = call.reduction == kNone;
+    Ref made(each ? several(Py_BuildValue("(L)", (long long)args.n)) : one_number(torch, product.it, left.dtype));
     if (made && wanted) gradient = dense_like(torch, product.it, true);
     Numbers tables[3];
     args.logits = address(torch, product.it), args.d_logits = address(torch, gradient.it);

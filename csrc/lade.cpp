@@ -90,7 +90,7 @@ struct Evaluated {
       PyErr_Format(PyExc_TypeError, "logits must be a tensor [N, C] of float32 or float64, with counts");
       return;
     }
-    Ref made(PyObject_CallMethodObjArgs(values[0], torch.new_empty, Ref(PyTuple_New(0)).it, nullptr));
+    Ref made(one_number(torch, values[0], view.dtype));
     if (made && wanted) gradient = dense_like(torch, values[0], true);
     call.args.n = view.sizes[0], call.args.c = call.args.stride = view.sizes[1];
     call.args.logits = address(torch, values[0]), call.args.d_logits = address(torch, gradient.it);

@@ -106,7 +106,7 @@ lt::SmallLinear::SmallLinear(const Known& torch, PyObject* const* values, PyObje
   Ref made[3];
   for (int k = 0; needs && k < 3; ++k)
     if (PyTuple_GetItem(needs, k) == Py_True) made[k] = dense_like(torch, values[k], true);
-  Ref value(numbers(torch, values[0], view.dtype, view.dtype, Ref(PyTuple_New(0)).it));
+  Ref value(one_number(torch, values[0], view.dtype));
   Small call;
   Rows& args = call.args;
   call.type = view.dtype == torch.float64 ? kDouble : kFloat, call.reduction = PyLong_AsLongLong(values[8]);

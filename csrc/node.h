@@ -56,12 +56,18 @@ template <class Any> bool run(Any& call) {
 }
 
 // A new tensor of given sizes for numbers of a kind, float32 or float64.
-inline PyObject* numbers(const Known& torch, PyObject* like, PyObject* dtype, PyObject* kind, PyObject* sizes) {
-  if (!sizes || dtype == kind) return sizes ? PyObject_CallMethodObjArgs(like, torch.new_empty, sizes, nullptr) : nullptr;
-  static PyObject* options = nullptr;
-  if (!options && (options = PyDict_New())) PyDict_SetItem(options, torch.dtype, torch.float32);
-  Ref function(PyObject_GetAttr(like, torch.new_empty)), arguments(PyTuple_Pack(1, sizes));
-  return options && function && arguments ? PyObject_Call(function.it, arguments.it, options) : nullptr;
+inline PyObject* numbers(const Known& torch, PyObject* like, PyObject* kind, PyObject* sizes) {
+  Ref function(PyObject_GetAttr(like, torch.new_empty)), arguments(sizes ? PyTuple_Pack(1, sizes) : nullptr);
+  Ref options(PyDict_New());
+  const bool ready = function && arguments && options && !PyDict_SetItem(options.it, torch.dtype, kind);
+  return ready ? PyObject_Call(function.it, arguments.it, options.it) : nullptr;
+}
+// One number: like another one, which takes two thirds of the time that reading sizes does.
+inline PyObject* one_number(const Known& torch, PyObject* like, PyObject* kind) {
+  static PyObject* kept[2] = {nullptr, nullptr};
+  PyObject*& one = kept[kind == torch.float64];
+  if (!one) one = numbers(torch, like, kind, Ref(PyTuple_New(0)).it);
+  return one ? PyObject_CallFunctionObjArgs(torch.empty_like, one, nullptr) : nullptr;
 }
 inline PyObject* dense_like(const Known& torch, PyObject* value, bool dense) {
   static PyObject* options = nullptr;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,6 +185,25 @@ def losses():
             (normal(N, C, seed=6).requires_grad_(),),
         ),
     }
+
+
+def test_a_first_call_in_inference_mode_leaves_nothing_behind():
+    """In a fresh process: what later losses are made like is made by the first one."""
+    program = """
+import torch
+from lt_kernels.functional import *
+x, w, y = torch.ones(6, 4, requires_grad=True), torch.ones(5, 4, requires_grad=True), torch.zeros(6, dtype=torch.int64)
+losses = [lambda: offset_cross_entropy(x, y), lambda: linear_cross_entropy(x, w, y),
+          lambda: cosine_margin_cross_entropy(x, w, y), lambda: lade_regularizer(x, y, [3, 2, 1, 1])]
+with torch.inference_mode():
+    assert all(loss().is_inference() for loss in losses)
+for loss in losses:
+    value = loss()
+    assert not value.is_inference()
+    (2 * value).backward()
+assert not x.grad.is_inference()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", losses())
