@@ -67,9 +67,7 @@ struct Evaluated {
     if (PyErr_Occurred()) return;
     Ref product(linear_of(torch, values[kInput], values[kWeights], Py_None));
     if (!product) return;
-    auto several = [&](const Ref& sizes) { return numbers(torch, product.it, left.dtype, sizes.it); };
-    const bool each = call.reduction == kNone;
-    Ref made(each ? several(Py_BuildValue("(L)", (long long)args.n)) : one_number(torch, product.it, left.dtype));
+    Ref made(loss_of(torch, product.it, left.dtype, call.reduction, args.n));
     if (made && wanted) gradient = dense_like(torch, product.it, true);
     Numbers tables[3];
     args.logits = address(torch, product.it), args.d_logits = address(torch, gradient.it);

@@ -69,6 +69,11 @@ inline PyObject* one_number(const Known& torch, PyObject* like, PyObject* kind) 
   if (!one) one = numbers(torch, like, kind, Ref(PyTuple_New(0)).it);
   return one ? PyObject_CallFunctionObjArgs(torch.empty_like, one, nullptr) : nullptr;
 }
+// The loss of so many rows: a number for each, or one.
+inline PyObject* loss_of(const Known& torch, PyObject* like, PyObject* kind, int64_t reduction, int64_t rows) {
+  if (reduction != kNone) return one_number(torch, like, kind);
+  return numbers(torch, like, kind, Ref(Py_BuildValue("(L)", (long long)rows)).it);
+}
 inline PyObject* dense_like(const Known& torch, PyObject* value, bool dense) {
   static PyObject* options = nullptr;
   if (!options && (options = PyDict_New())) PyDict_SetItemString(options, "memory_format", torch.contiguous);

@@ -27,13 +27,12 @@ Evaluated evaluate(const Known& torch, PyObject* logits, const View& view, PyObj
     return {};
   }
   dense = dense || Ref(PyObject_CallMethodObjArgs(logits, torch.is_contiguous, nullptr)).it == Py_True;
-  auto several = [&](const Ref& sizes) { return numbers(torch, logits, kind, sizes.it); };
-  const bool each = call.reduction == kNone;
-  Evaluated out{each ? several(Py_BuildValue("(L)", (long long)args.n)) : one_number(torch, logits, kind)};
+  Evaluated out{loss_of(torch, logits, kind, call.reduction, args.n)};
   if (!out.loss) return {};
   if (wanted) out.gradient = dense_like(torch, logits, dense);
   // Needed again where an incoming gradient other than 1 is not to round bfloat16 twice.
-  if (out.gradient && kind != view.dtype) out.saved = several(Py_BuildValue("(iL)", 5, (long long)args.n));
+  if (out.gradient && kind != view.dtype)
+    out.saved = numbers(torch, logits, kind, Ref(Py_BuildValue("(iL)", 5, (long long)args.n)).it);
   if (PyErr_Occurred()) return {};
   args.logits = address(torch, logits), args.stride = args.c;
   if (!dense) args.stride = PyLong_AsLongLong(Ref(PyObject_CallMethod(logits, "stride", "i", 0)).it);

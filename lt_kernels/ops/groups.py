@@ -118,7 +118,7 @@ class GroupedLoss(torch.autograd.Function):
     ) -> Tensor:
         classes, group = weight.shape[0], budget.group_rows(input, weight.shape[0])
         wide = budget.choose(input[:group], classes, input.element_size()).class_slab
-        whole = problem(input, weight, bias, target[:, None], terms, normalize, 0, classes, group, wide)
+        whole = problem((input, weight, bias, target[:, None]), terms, normalize, 0, classes, slabs=(group, wide))
         walk = _Walk(whole, terms, ctx.needs_input_grad[:3], divisor)
         total = walk.walk().sum()
         ctx.gradients, ctx.ignored = walk.found()[:3], (target == terms.ignore_index)[:, None]

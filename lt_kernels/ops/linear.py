@@ -139,22 +139,13 @@ def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     return policy._replace(reason=f"{size} within {held / 2**20:,.1f} MiB: {policy.reason}{both}")
 
 
-def problem(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    target: Tensor,
-    terms: Terms,
-    normalize: int,
-    start: int,
-    classes: int,
-    row_slab: int,
-    class_slab: int,
-) -> reference.Problem:
-    """The problem of a loss whose settings are `terms`, in blocks of these sizes."""
+def problem(inputs: tuple[Any, ...], terms: Terms, *places: int, slabs: tuple[int, int]) -> reference.Problem:
+    """The problem of a loss of `inputs`, from the features to the target, whose settings are `terms`.
+
+    places: normalize, start and classes. slabs: rows and classes of a block.
+    """
     tables = (terms.offset, terms.offset_row, terms.mean_weight, terms.scale)
-    settings = (normalize, start, classes, terms.ignore_index, row_slab, class_slab)
-    return reference.Problem(input, weight, bias, target, *tables, *settings)
+    return reference.Problem._make((*inputs, *tables, *places, terms.ignore_index, *slabs))
 
 
 def statistics(
@@ -171,5 +162,5 @@ def statistics(
     policy = budget.choose(input, weight.shape[0], reference.product_type(input).itemsize)
     classes = weight.shape[0] if classes is None else classes
     slabs = policy.row_slab, policy.class_slab
-    whole = problem(input, weight, bias, target, terms, normalize, start, classes, *slabs)
+    whole = problem((input, weight, bias, target), terms, normalize, start, classes, slabs=slabs)
     return LinearStatistics.apply(*whole, policy.keep)[:5]
