@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Choice = TypeVar("Choice")
 
 
+def _plain(name: str, value: Any) -> Any:
+    """Python's number or bool for one of numpy's, or for a tensor of the CPU that is one number; the rest as it is."""
+    if type(value) in (float, int, bool):
+        return value
+    if isinstance(value, Tensor) and value.ndim == 0:
+        if value.requires_grad:
+            raise TypeError(f"{name} must be a plain number, got a tensor that requires a gradient, which it has not")
+        if value.device.type != "cpu":
+            raise TypeError(f"{name} must be a plain number or a tensor on the CPU, got a tensor on {value.device}")
+        return value.item()
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return value
+
+
 def number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None
 ) -> float:
     """A finite number in [low, high], and greater than `above` if that is given."""
+    value = _plain(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     fits = -math.inf < value < math.inf and low <= value <= high and (above is None or value > above)
@@ -25,13 +42,21 @@ def number(
     return float(value)
 
 
-def whole(name: str, value: Any, low: int = 1) -> int:
-    """An integer that is at least `low`."""
+def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """An integer that is at least `low`, and at most `high` if that is given."""
+    value = _plain(name, value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
-    return value
+    if high is not None and value > high:
+        raise ValueError(f"{name} must be at most {high}, got {value}")
+    return int(value)
+
+
+def ignored(name: str, value: Any) -> int:
+    """The index of rows that do not count: any integer of 64 bits."""
+    return whole(name, value, -(2**63), 2**63 - 1)
 
 
 def choice(name: str, value: Choice, allowed: Sequence[str]) -> Choice:
@@ -43,6 +68,7 @@ def choice(name: str, value: Choice, allowed: Sequence[str]) -> Choice:
 
 def flag(name: str, value: Any) -> bool:
     """True or False."""
+    value = _plain(name, value)
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
@@ -103,33 +129,90 @@ def named(error: RuntimeError) -> Exception:
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at here and now: on a CPU, neither compiling nor under torch.func."""
+    """Whether values can be looked at here and now: on a CPU, neither compiling nor under torch.func or a mode."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:  # of fake tensors, for one
         return False
     return all(one.device.type == "cpu" for one in tensors)
 
 
-def counts(class_counts: Any, *, positive: bool = False) -> Tensor:
-    """How many training samples each class has, as a float64 vector; `positive` asks for at least one of each."""
-    try:
-        value = torch.as_tensor(class_counts)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"class_counts must be a 1-D tensor or sequence of counts, got {class_counts!r}") from error
+def _by_key(name: str, value: Any) -> Any:
+    """The numbers of a mapping, or of a vector with labels such as pandas' Series, by class; the rest as it is.
+
+    Raises:
+        ValueError: if the keys are not 0 to C - 1, each once; naming the first that is missing or none of them.
+    """
+    labels = getattr(value, "index", None)  # a method, of a list
+    labelled = labels is not None and not callable(labels) and callable(getattr(value, "items", None))
+    if not (labelled or isinstance(value, Mapping)):
+        return value
+    found: dict[int, Any] = {}
+    for key, entry in value.items():
+        if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or key < 0:
+            raise ValueError(f"{name} must have the classes 0 to C - 1 as keys, got {key!r}")
+        if int(key) in found:
+            raise ValueError(f"{name} must have each class once as a key, got {key!r} twice")
+        found[int(key)] = entry
+    missing = next((c for c in range(len(found)) if c not in found), None)
+    if missing is not None:
+        raise ValueError(f"{name} must have a key for every class 0 to {max(found)}, got none for class {missing}")
+    return [found[c] for c in range(len(found))]
+
+
+def by_class(name: str, value: Any, what: str = "a number") -> Tensor:
+    """A number for each class as a new float64 vector: in their order, or by key where they have keys.
+
+    What is no tensor comes to be where a tensor would, but never on the meta device: its values are there to be kept.
+    """
+    if not isinstance(value, Tensor):
+        value = _by_key(name, value)
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}") from error
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}")
+        home = torch.get_default_device()
+        value = torch.from_numpy(array.astype(np.float64)).to("cpu" if home.type == "meta" else home)
     if value.ndim != 1 or value.numel() == 0:
-        raise ValueError(f"class_counts must be 1-D with a count for each class, got shape {list(value.shape)}")
+        raise ValueError(f"{name} must be 1-D with {what} for each class, got shape {list(value.shape)}")
     if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"class_counts must be integers or real numbers, got {value.dtype}")
-    value = value.detach().to(torch.float64)
+        raise TypeError(f"{name} must be integers or real numbers, got {value.dtype}")
+    return value.detach().to(torch.float64, copy=True)
+
+
+def shares(name: str, value: Tensor) -> Tensor:
+    """Numbers in [0, 1]; looked at where that waits for no device."""
+    if readable(value) and not bool(((value >= 0) & (value <= 1)).all()):  # NaN is not in it
+        wrong = value.detach()[~((value >= 0) & (value <= 1))][0]
+        raise ValueError(f"{name} must be in [0, 1], got {float(wrong)}")
+    return value
+
+
+def held(name: str, value: Tensor) -> Tensor:
+    """A tensor that has values."""
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must have values, got a tensor on the meta device: give a list or an array")
+    return value
+
+
+def counts(class_counts: Any, *, positive: bool = False, name: str = "class_counts") -> Tensor:
+    """How many training samples each class has, as a new float64 vector; `positive` asks for at least one of each.
+
+    A mapping, or a vector with labels such as pandas' `Series.value_counts()`, is read by key: 0 to C - 1, all there.
+    """
+    value = held(name, by_class(name, class_counts, "a count"))
     if not readable(value):  # a loss checked them when it was made
         return value
     least, most = (end.item() for end in value.aminmax())  # NaN if there is one
     if not (least >= 0 and most < math.inf):
-        raise ValueError(f"class_counts must be finite and >= 0, got {_first_bad(value)}")
+        raise ValueError(f"{name} must be finite and >= 0, got {_first_bad(value)}")
     if most == 0:
-        raise ValueError("class_counts must have a class with a count above 0, got zeros only")
+        raise ValueError(f"{name} must have a class with a count above 0, got zeros only")
     if positive and least == 0:
         where = int((value == 0).nonzero()[0])
-        raise ValueError(f"class_counts must be above 0 for every class here, got 0 for class {where}")
+        raise ValueError(f"{name} must be above 0 for every class here, got 0 for class {where}")
     return value
 
 

@@ -21,6 +21,7 @@ class LADELoss(Loss):
         alpha: the regulariser's weight. lam, importance, classes: of `functional.lade_regularizer`.
     """
 
+    tables = (*Loss.tables, "class_counts")
     needs_logits: ClassVar[bool] = True
 
     def __init__(
@@ -39,7 +40,7 @@ class LADELoss(Loss):
         self.alpha, self.lam = checks.number("alpha", alpha, 0.0), checks.number("lam", lam, 0.0)
         self.importance: Literal["class", "sample"] = checks.choice("importance", importance, ("class", "sample"))
         self.classes: Literal["all", "present"] = checks.choice("classes", classes, ("all", "present"))
-        self.register_buffer("class_counts", checks.counts(class_counts))
+        self.register_table("class_counts", checks.counts(class_counts))
 
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
         """The loss of logits [N, C]; there is no form for two targets a row."""

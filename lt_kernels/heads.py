@@ -14,6 +14,7 @@ from lt_kernels import checks
 from lt_kernels.distributed import checked, shard_bounds
 from lt_kernels.lossmodule import Loss
 from lt_kernels.ops.small import cosines
+from lt_kernels.tables import reset_loss
 from lt_kernels.values import MixedTarget
 from lt_kernels.viewheads import BalancedContrastiveHead, GMLHead, NCLHead
 
@@ -38,6 +39,15 @@ class _Head(nn.Module):
             else shard_bounds(num_classes, dist.get_rank(checked(group)), dist.get_world_size(group))
         )
         self.weight = nn.Parameter(torch.empty(last - first, in_features))
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, and put what the loss learns or gathers back to its start: after `to_empty`, say."""
+        self.draw()
+        reset_loss(self.loss)
+
+    def draw(self) -> None:
+        """Draw the weights of the head itself."""
+        raise NotImplementedError
 
     def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
         """Features [..., d] and targets [...] as rows."""
@@ -73,9 +83,9 @@ class LinearHead(_Head):
         if loss.input_kind != "logits":
             raise ValueError(f"loss must take logits, got {type(loss).__name__}, which takes cosines: use CosineHead")
         self.bias = nn.Parameter(torch.empty(self.weight.shape[0])) if checks.flag("bias", bias) else None
-        self.reset_parameters()
+        self.draw()
 
-    def reset_parameters(self) -> None:
+    def draw(self) -> None:
         """Draw weights and bias anew, as `torch.nn.Linear` does."""
         bound = 1 / math.sqrt(self.in_features)
         nn.init.uniform_(self.weight, -bound, bound)
@@ -110,9 +120,9 @@ class CosineHead(_Head):
                 f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead"
             )
         self.scale = checks.number("scale", scale, above=0.0)
-        self.reset_parameters()
+        self.draw()
 
-    def reset_parameters(self) -> None:
+    def draw(self) -> None:
         """Draw weights whose rows have norms of about 1."""
         nn.init.normal_(self.weight, std=1 / math.sqrt(self.in_features))
 

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.ops import library, prepare, small
+from lt_kernels.ops import prepare, small
 from lt_kernels.ops.loss import Logits, evaluate
 from lt_kernels.ops.loss import features as make_source
 from lt_kernels.reference.linear import BOTH, PLAIN
+from lt_kernels.tables import TableModule, own_copy
 from lt_kernels.values import Margin, MixedTarget
 
 Reduction = Literal["none", "mean", "sum"]
-_TABLES = ("weight", "offset", "class_margin", "class_smoothing")
 _compiling = torch.compiler.is_dynamo_compiling
 
 
-class Loss(nn.Module):
+class Loss(TableModule):
     """Settings of a loss: forward(input, target) on logits, or on raw cosines where `input_kind` is "cosine".
 
     Args:
         weight, offset: [C] or None. margin, scale: of `functional.cosine_margin_cross_entropy`. label_smoothing: a
             number, or a tensor [C] with one for each target class. average: what "mean" divides by, the rows' weights
             ("weighted", as `F.cross_entropy`) or their number ("batch").
+
+    The tables given here are part of the state_dict, in float64 whatever the module is cast to. Weights that a schedule
+    sets are not, as a learning rate is not: `set_weight` changes neither the buffers nor the state, and whoever resumes
+    a run sets them again.
     """
 
+    tables = ("weight", "offset", "class_margin", "class_smoothing")
+    beside = ("_set_weight",)
+    _set = False  # whether the class weights are those of `set_weight`, not those given to the constructor
+    _set_weight: Tensor | None = None
     input_kind: ClassVar[str] = "logits"
     needs_features: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
@@ -50,21 +57,42 @@ class Loss(nn.Module):
         super().__init__()
         self.margin, self.scale = margin, checks.number("scale", scale, above=0.0)
         self.focal_gamma = checks.number("focal_gamma", focal_gamma, 0.0)
-        self.ignore_index, self.reduction = ignore_index, checks.choice("reduction", reduction, ("none", "mean", "sum"))
+        self.ignore_index = checks.ignored("ignore_index", ignore_index)
+        self.reduction: Reduction = checks.choice("reduction", reduction, ("none", "mean", "sum"))
         self.average = checks.choice("average", average, ("weighted", "batch"))
-        per_class = label_smoothing if isinstance(label_smoothing, Tensor) else None
+        per_class = label_smoothing if isinstance(label_smoothing, Tensor) and label_smoothing.ndim else None
+        if per_class is not None:
+            checks.shares("label_smoothing", per_class)
         self.label_smoothing = (
             0.0 if per_class is not None else checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
         )
-        self._casts: dict[str, tuple[Tensor, int, Tensor]] = {}
-        for name, table in zip(_TABLES, (weight, offset, margin and margin.per_class, per_class), strict=True):
-            self.register_buffer(name, None if table is None else _table(name, table))
+        self._buffers["weight"] = None if weight is None else own_copy(_table("weight", weight))  # `weight` reads it
+        for name, table in zip(self.tables[1:4], (offset, margin and margin.per_class, per_class), strict=True):
+            self.register_table(name, None if table is None else _table(name, table))
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The class weights [C] that hold now, or None; assigning them is `set_weight` where none were given before."""
+        return self._set_weight if self._set else self._buffers["weight"]
 
     def set_weight(self, weight: Tensor | None) -> None:
-        """Set or remove the class weights [C]: what a schedule does between epochs."""
-        old = next((table for table in self.buffers() if table is not None), None)
-        table = None if weight is None else _table("weight", weight)
-        self.weight = table if table is None or old is None else table.to(old.device)
+        """Set or remove the class weights [C]: what a schedule does between epochs; no part of the state.
+
+        Weights that were given to the constructor stay in the state, and out of use.
+        """
+        old = next(iter(self.buffers()), self._set_weight)
+        table = None if weight is None else own_copy(_table("weight", weight))
+        self._set_weight = table if table is None or old is None else table.to(old.device)
+        self._set = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "weight":
+            super().__setattr__(name, value)
+        elif value is None or self._buffers["weight"] is None:
+            self.set_weight(value)
+        else:
+            super().__setattr__(name, value)
+            self._set = False
 
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
         """The offset [C] for a batch."""
@@ -100,28 +128,14 @@ class Loss(nn.Module):
         Buffers are read past the slow look-up of a module.
         """
         tables = self._buffers
-        weight = tables["weight"]
         if _compiling() or self.margin is not None or self.scale != 1.0 or tables["class_smoothing"] is not None:
             return None
+        weight = self._set_weight if self._set else tables["weight"]
         if weight is not None and self.average != "weighted":
             return None
         kind = torch.float64 if input.dtype is torch.float64 else torch.float32
-        weight = None if weight is None else self._cast("weight", weight, kind)
-        offset = None if table is None else self._cast("offset", table, kind)
+        weight, offset = _cast(weight, kind), _cast(table, kind)
         return weight, offset, self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction
-
-    def _cast(self, name: str, table: Tensor, kind: torch.dtype) -> Tensor:
-        """A table in the dtype of the arithmetic; kept until it is replaced or written to."""
-        if table.dtype is kind or table.requires_grad:
-            return table
-        if table.is_inference():  # counts no versions
-            return table.to(kind)
-        kept = self._casts.get(name)
-        if kept is None or kept[0] is not table or kept[1] != table._version or kept[2].dtype is not kind:
-            kept = (table, table._version, table.to(kind))
-            if not library.transient():
-                self._casts[name] = kept
-        return kept[2]
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
         """What `ops.loss.evaluate` takes."""
@@ -183,7 +197,7 @@ class Loss(nn.Module):
             self.margin,
             tables["class_margin"],
             self.scale if scale is None else scale,
-            tables["weight"],
+            self.weight,
             table,
             self.focal_gamma,
             self.label_smoothing if tables["class_smoothing"] is None else None,
@@ -200,25 +214,17 @@ class Loss(nn.Module):
             return F.linear(features, linear_weight, linear_bias)
         return small.cosines(features, linear_weight) * (1.0 if scale is None else scale)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Loss:
-        kept = {name: table for name in _TABLES if (table := self._buffers[name]) is not None}
-        super()._apply(fn, recurse)
-        for name, table in kept.items():  # .half() and .to(dtype) move tables but do not round them
-            self._buffers[name] = table.to(self._buffers[name].device)  # type: ignore[union-attr]
-        return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any) -> None:
-        for name in ("weight",):  # a schedule may have set it in the run that was saved, or not yet in this one
-            saved = state_dict.get(prefix + name)
-            if (saved is None) != (self._buffers[name] is None):
-                self.set_weight(saved)
-        super()._load_from_state_dict(state_dict, prefix, *rest, **options)
+def _cast(table: Tensor | None, kind: torch.dtype) -> Tensor | None:
+    """A table in the dtype of the arithmetic; anew at each call, since not every write to a table can be noticed."""
+    return table if table is None or table.dtype is kind or table.requires_grad else table.to(kind)
 
 
 def _table(name: str, value: Tensor) -> Tensor:
-    checks.floating(name, value)
+    """A vector with a number for each class."""
+    checks.held(name, checks.floating(name, value))
     if value.ndim != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be 1-D with a number for each class, got shape {list(value.shape)}")
     if bool(value.isnan().any()):
         raise ValueError(f"{name} must not hold NaN, got one for class {int(value.isnan().nonzero()[0])}")
-    return value.detach().to(torch.float64, copy=True)
+    return value

@@ -116,6 +116,10 @@ class LearnableWeightScaling(nn.Module):
         self.head, self.loss = head, head.loss if loss is None else loss
         self.scale = nn.Parameter(torch.ones_like(head.weight[:, 0]))
 
+    def reset_parameters(self) -> None:
+        """Put all scales back to one; the head is left as it is."""
+        nn.init.ones_(self.scale)
+
     @property
     def weight(self) -> Tensor:
         """The scaled rows s_c w_c [C, d]."""

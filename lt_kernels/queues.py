@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_kernels import checks
+from lt_kernels.tables import TableModule, follow
 
 
 class Held(NamedTuple):
@@ -24,12 +25,12 @@ def places(prior: Tensor, size: int, per_class: int) -> Tensor:
     if checks.whole("queue", size) < classes * checks.whole("per_class", per_class):
         raise ValueError(f"queue must be at least {classes * per_class}, {per_class} for each class, got {size}")
     share = (prior.to(torch.float64) / prior.sum()).cumsum(0) * (size - classes * per_class)
-    ends = torch.ceil(share - 1e-9).to(torch.int64) + per_class * torch.arange(1, classes + 1)
+    ends = torch.ceil(share - 1e-9).to(torch.int64) + per_class * torch.arange(1, classes + 1, device=share.device)
     ends[-1] = size
     return ends.diff(prepend=ends.new_zeros(1))
 
 
-class ClassQueue(nn.Module):
+class ClassQueue(TableModule):
     """Features of earlier batches [S, d]: within a class's places the oldest one goes first (Suh and Seo, 2023).
 
     So a class that was seen once keeps a key, however rare it is. Features, labels and the next places are buffers, and
@@ -39,16 +40,20 @@ class ClassQueue(nn.Module):
         in_features: d.
         prior: the share of each class [C].
         size: S. per_class: places that each class has at least.
+
+    The features follow the module's dtype, for they are as many as the memory holds.
     """
+
+    beside = ("count", "start")  # where each class has its places: a setting, and no state
 
     def __init__(self, in_features: int, prior: Tensor, size: int, per_class: int) -> None:
         super().__init__()
         count = places(prior, size, per_class)
-        self.register_buffer("count", count, persistent=False)
-        self.register_buffer("start", count.cumsum(0) - count, persistent=False)
         self.register_buffer("features", torch.zeros(size, in_features))
+        count = follow(count, self.features.device)
+        self.count, self.start = count, count.cumsum(0) - count
         self.register_buffer("labels", torch.full((size,), -1))
-        self.register_buffer("following", torch.zeros_like(count))
+        self.register_buffer("following", torch.zeros(len(count), dtype=torch.int64))
 
     def reset_parameters(self) -> None:
         """Empty the queue."""

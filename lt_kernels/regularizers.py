@@ -13,6 +13,7 @@ from lt_kernels import checks, functional
 from lt_kernels.ops.columns import lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 from lt_kernels.reference.gram import add_rows
+from lt_kernels.tables import TableModule
 
 
 class LogitWeightRepulsion(nn.Module):
@@ -82,8 +83,10 @@ class LogitWeightRepulsion(nn.Module):
         return functional.reduced(value, self.reduction, linear_weight)
 
 
-class LADERegularizer(nn.Module):
-    """`functional.lade_regularizer` with the class counts as a buffer (Hong et al., 2021)."""
+class LADERegularizer(TableModule):
+    """`functional.lade_regularizer` with the class counts as a buffer, in float64 (Hong et al., 2021)."""
+
+    tables = ("class_counts",)
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class LADERegularizer(nn.Module):
         self.lam = checks.number("lam", lam, 0.0)
         self.importance: Literal["class", "sample"] = checks.choice("importance", importance, ("class", "sample"))
         self.classes: Literal["all", "present"] = checks.choice("classes", classes, ("all", "present"))
-        self.register_buffer("class_counts", checks.counts(class_counts))
+        self.register_table("class_counts", checks.counts(class_counts))
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The regulariser of logits [N, C] and class indices [N]."""
@@ -121,8 +124,11 @@ def negative_entropy(logits: Tensor) -> Tensor:
     return (log_share.exp() * log_share).sum()
 
 
-class CenterLoss(nn.Module):
+class CenterLoss(TableModule):
     """mean_i |x_i - c_{y_i}|^2, the features' distance to the centre of their class (Wen et al., 2016).
+
+    Centres that are moved stay float32 in a model of half precision, where steps as small as theirs would be lost; the
+    value is then float32 too. Centres that are a parameter are cast as every parameter is.
 
     Args:
         num_classes, in_features: C and d.
@@ -130,6 +136,8 @@ class CenterLoss(nn.Module):
             c_j -= rate sum_{y_i = j} (c_j - x_i) / (1 + N_j); "autograd" makes the centres a parameter.
         rate: in [0, 1].
     """
+
+    sums = ("centers",)
 
     def __init__(
         self, num_classes: int, in_features: int, centers: Literal["wen", "autograd"] = "wen", rate: float = 0.5
@@ -142,6 +150,11 @@ class CenterLoss(nn.Module):
             self.centers = nn.Parameter(torch.zeros(shape))
         else:
             self.register_buffer("centers", torch.zeros(shape))
+
+    def reset_parameters(self) -> None:
+        """Put all centres at the origin."""
+        with torch.no_grad():
+            self.centers.zero_()
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The mean squared distance of features [N, d] with class indices [N]; differences, so nothing cancels."""

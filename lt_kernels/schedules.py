@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -23,15 +23,23 @@ class DeferredReweighting:
     class_counts: Any
     start_epoch: int = 160
     beta: float = 0.9999
+    _device: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.whole("start_epoch", self.start_epoch, 0)
-        priors.class_balanced_weight(self.class_counts, self.beta)
+        counts = checks.counts(self.class_counts)
+        object.__setattr__(self, "class_counts", tuple(counts.tolist()))  # whose numbers nobody else changes
+        object.__setattr__(self, "_device", counts.device)
+        object.__setattr__(self, "start_epoch", checks.whole("start_epoch", self.start_epoch, 0))
+        object.__setattr__(self, "beta", checks.number("beta", self.beta))
+        self._weight()
+
+    def _weight(self) -> Tensor:
+        return priors.class_balanced_weight(self.class_counts, self.beta).to(self._device)
 
     def __call__(self, epoch: int) -> Tensor | None:
         """The class weights [C] of an epoch, or None."""
-        checks.whole("epoch", epoch, 0)
-        return None if epoch < self.start_epoch else priors.class_balanced_weight(self.class_counts, self.beta)
+        epoch = checks.whole("epoch", epoch, 0)
+        return None if epoch < self.start_epoch else self._weight()
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,12 @@ class PolynomialDecay:
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        checks.whole("total", self.total)
-        checks.number("power", self.power, 0.0)
+        object.__setattr__(self, "total", checks.whole("total", self.total))
+        object.__setattr__(self, "power", checks.number("power", self.power, 0.0))
 
     def __call__(self, epoch: int) -> float:
         """The factor of an epoch."""
-        checks.whole("epoch", epoch, 0)
+        epoch = checks.whole("epoch", epoch, 0)
         return max(0.0, 1 - epoch / self.total) ** self.power
 
 
@@ -58,9 +66,9 @@ class LinearWarmup:
     epochs: int
 
     def __post_init__(self) -> None:
-        checks.whole("epochs", self.epochs)
+        object.__setattr__(self, "epochs", checks.whole("epochs", self.epochs))
 
     def __call__(self, epoch: int) -> float:
         """The factor of an epoch."""
-        checks.whole("epoch", epoch, 0)
+        epoch = checks.whole("epoch", epoch, 0)
         return min(1.0, (epoch + 1) / self.epochs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,9 +14,10 @@ from lt_kernels.contrastive import balanced_contrastive, class_mean_cross_entrop
 from lt_kernels.lossmodule import Loss
 from lt_kernels.ops import small
 from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.tables import TableModule
 
 
-class TwoPartLoss(nn.Module):
+class TwoPartLoss(TableModule):
     """A named loss of logits or cosines, `base`, with a second part that needs more than these.
 
     Args:
@@ -104,6 +104,8 @@ class GMLLoss(TwoPartLoss):
         distillation_temperature: t, above 0.
     """
 
+    tables = ("log_prior",)
+
     def __init__(
         self,
         base: Loss,
@@ -116,12 +118,17 @@ class GMLLoss(TwoPartLoss):
         distillation_temperature: float = 4.0,
     ) -> None:
         super().__init__(base, classification_weight)
-        checks.number("temperature", temperature, above=0.0)
+        self.temperature = checks.number("temperature", temperature, above=0.0)
         self.contrastive_weight = checks.number("contrastive_weight", contrastive_weight, 0.0)
         self.distillation_weight = checks.number("distillation_weight", distillation_weight, 0.0)
         self.distillation_temperature = checks.number("distillation_temperature", distillation_temperature, above=0.0)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
-        self.register_buffer("log_prior", priors.log_prior(class_counts))
+        # Of one entry: a parameter without dimensions is one that FSDP does not shard.
+        self.log_temperature = nn.Parameter(torch.full((1,), math.log(self.temperature)))
+        self.register_table("log_prior", priors.log_prior(class_counts))
+
+    def reset_parameters(self) -> None:
+        """Go back to the temperature that was given."""
+        nn.init.constant_(self.log_temperature, math.log(self.temperature))
 
     def forward(
         self,
@@ -173,8 +180,8 @@ class GMLLoss(TwoPartLoss):
         divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return (self.distillation_weight * t * t * divergence).to(kind if autocast else input.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GMLLoss:
-        kept = self.log_prior
-        super()._apply(fn, recurse)
-        self._buffers["log_prior"] = kept.to(self.log_prior.device)  # moved, but not rounded
-        return self
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any) -> None:
+        saved = state_dict.get(prefix + "log_temperature")
+        if saved is not None and saved.ndim == 0:  # of a checkpoint from when it had no dimension
+            state_dict[prefix + "log_temperature"] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest, **options)

@@ -59,13 +59,14 @@ class SphereFace(Margin):
     """phi = |x| ((-1)^k cos(margin theta) - 2k), k = floor(margin theta / pi) (Liu et al., 2017).
 
     Args:
-        margin: a whole number, at least 1, by which the angle is multiplied.
+        margin: a whole number from 1 to 64 by which the angle is multiplied; 4 in the paper. It costs that many steps a
+            row, each of which adds its rounding to an angle's cosine.
     """
 
     margin: int = 4
 
     def __post_init__(self) -> None:
-        self._set(kind=SPHERE, value=float(checks.whole("margin", self.margin, 1)))
+        self._set(kind=SPHERE, value=float(checks.whole("margin", self.margin, 1, 64)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,8 @@ class LDAM(Margin):
     max_margin: float = 0.5
 
     def __post_init__(self) -> None:
-        self._set(kind=ADDITIVE, per_class=priors.ldam_margin(self.class_counts, self.max_margin))
+        counts = checks.counts(self.class_counts, positive=True)  # a copy, not the caller's
+        self._set(kind=ADDITIVE, class_counts=counts, per_class=priors.ldam_margin(counts, self.max_margin))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +107,11 @@ class DBM(Margin):
     guard: bool = False
 
     def __post_init__(self) -> None:
+        counts = checks.counts(self.class_counts, positive=True)
         self._set(
             kind=ANGULAR,
-            per_class=priors.dbm_margin(self.class_counts, self.max_margin, self.tau),
+            class_counts=counts,
+            per_class=priors.dbm_margin(counts, self.max_margin, self.tau),
             strength=checks.number("instance", self.instance, 0.0),
             fallback=checks.flag("guard", self.guard),
         )
@@ -127,15 +131,17 @@ class MixedTarget:
     lam: float | Tensor
 
     def __post_init__(self) -> None:
-        if not isinstance(self.lam, Tensor):
-            checks.number("lam", self.lam, 0.0, 1.0)
-        elif not self.lam.is_floating_point() or self.lam.ndim > 1:
-            raise ValueError(
-                f"lam must be a number or a floating-point vector, got {self.lam.dtype} {list(self.lam.shape)}"
-            )
+        if isinstance(self.lam, Tensor) and self.lam.is_floating_point() and self.lam.ndim <= 1:
+            checks.shares("lam", self.lam)
+        elif isinstance(self.lam, Tensor) and self.lam.ndim:
+            shown = f"{self.lam.dtype} {list(self.lam.shape)}"
+            raise ValueError(f"lam must be a number or a floating-point vector, got {shown}")
+        elif (lam := checks.number("lam", self.lam, 0.0, 1.0)) is not self.lam:
+            object.__setattr__(self, "lam", lam)
         for name, target in (("first", self.first), ("second", self.second)):
             if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
-                raise TypeError(f"{name} must be a tensor of class indices, got {target!r}")
+                shown = target.dtype if isinstance(target, Tensor) else type(target).__name__
+                raise TypeError(f"{name} must be a tensor of class indices, got {shown}")
         if self.first.shape != self.second.shape:
             raise ValueError(
                 f"second must have the shape of first, {list(self.first.shape)}, got {list(self.second.shape)}"

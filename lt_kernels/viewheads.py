@@ -14,6 +14,7 @@ from lt_kernels.contrastive import class_indices
 from lt_kernels.experts import NCLLoss
 from lt_kernels.ops.small import cosines, unit
 from lt_kernels.queues import ClassQueue
+from lt_kernels.tables import reset_loss
 from lt_kernels.twopart import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 
 Classifier = Literal["cosine", "linear"]
@@ -36,7 +37,12 @@ class _ClassifierHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(copies * num_classes)) if cosine == "linear" else None
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew: those of cosines with norms of about 1, linear ones as `torch.nn.Linear` does."""
+        """Draw all weights anew, empty the queue, and put what the loss learns back to its start."""
+        self.draw()
+        reset_loss(self.loss)
+
+    def draw(self) -> None:
+        """Draw the head's own weights: those of cosines with norms of about 1, linear ones as `torch.nn.Linear`."""
         bound = 1 / math.sqrt(self.in_features)
         if self.bias is None:
             nn.init.normal_(self.weight, std=bound)
@@ -120,7 +126,7 @@ class BalancedContrastiveHead(_ClassifierHead):
         sizes = (*sizes, checks.whole("out_features", out_features))
         self.projection, self.prototypes = _projection(in_features, *sizes), _projection(in_features, *sizes)
         self.contrasted: Literal["all", "later"] = self_contrasted
-        self.reset_parameters()
+        self.draw()
 
     def forward(self, features: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of features [V N, d], view after view, and target [N]; or without a target logits or cosines."""
@@ -171,7 +177,7 @@ class GMLHead(_ClassifierHead):
             raise ValueError(f"loss must have {num_classes} class_counts, got {loss.log_prior.numel()}")
         self.projection = nn.Linear(in_features, checks.whole("out_features", out_features))
         self.queue = ClassQueue(in_features, loss.log_prior.exp(), queue, per_class)
-        self.reset_parameters()
+        self.draw()
 
     def forward(self, features: Tensor, target: Tensor | None = None, *, teacher: Tensor | None = None) -> Tensor:
         """The loss of features [V N, d] and target [N], with a teacher's cosines [N, C] or none; or cosines."""
@@ -228,7 +234,7 @@ class NCLHead(_ClassifierHead):
         if loss.num_classes != num_classes:
             raise ValueError(f"loss must have {num_classes} class_counts, got {loss.num_classes}")
         self.experts = experts
-        self.reset_parameters()
+        self.draw()
 
     def each(self, features: Tensor) -> Tensor:
         """Each expert's logits or raw cosines [K, N, C] of features [N, K d]."""

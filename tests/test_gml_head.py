@@ -193,7 +193,7 @@ def test_published_defaults() -> None:
     factors = (loss.classification_weight, loss.contrastive_weight, loss.distillation_weight)
     assert factors == (1.0, 1.0, 0.0)
     assert (head.scale, head.projection.out_features, loss.distillation_temperature) == (30.0, 32, 4.0)
-    assert_close(loss.log_temperature.exp().detach(), torch.tensor(0.1))
+    assert_close(loss.log_temperature.exp().detach(), torch.tensor([0.1]))
 
 
 def test_half_precision_features() -> None:

@@ -62,6 +62,7 @@ class ClassBalanced:
     def __post_init__(self) -> None:
         if not 0 <= self.power <= 1:
             raise ValueError(f"power must be in 0..1, got {self.power}")
+        object.__setattr__(self, "target", self.target.clone())  # read at the first draw, whenever that is
 
     def __call__(self, epoch: int) -> Tensor:
         return self._classes.draw(self._classes.counts.double() ** self.power, epoch_generator(self.seed, epoch))
@@ -87,6 +88,7 @@ class ProgressivelyBalanced:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        object.__setattr__(self, "target", self.target.clone())
 
     def __call__(self, epoch: int) -> Tensor:
         counts, share = self._classes.counts, min(1.0, epoch / max(1, self.epochs - 1))

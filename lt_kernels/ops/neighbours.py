@@ -190,20 +190,17 @@ class NeighbourList(nn.Module):
     active pair, however old it is. The rotations are one decision on the host a step, and so one wait for a GPU.
     """
 
-    first: Tensor | None
-    second: Tensor | None
-    order: Tensor | None
-    bits: Tensor | None
-
     def __init__(self, threshold: float, skin: float) -> None:
         super().__init__()
         self.threshold, self.skin, self.rebuilds = threshold, skin, 0
         self.status = "no call yet"
         self._dtype: torch.dtype | None = None
-        # Not persistent: a list is exact whatever its age, so a resumed run, which builds its own, gets what the run
-        # would have had without the break.
-        for name in ("first", "second", "order", "bits"):
-            self.register_buffer(name, None, persistent=False)
+        # No buffers, which would come and go, and differ between ranks: a list is exact whatever its age, so a resumed
+        # run, or one on another device, which builds its own, gets what the run would have had without the break.
+        self.first: Tensor | None = None
+        self.second: Tensor | None = None
+        self.order: Tensor | None = None
+        self.bits: Tensor | None = None
 
     @property
     def pairs(self) -> int:

@@ -144,10 +144,18 @@ class Classifier(LightningModule):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the epoch's weight buffer before the weights are loaded: it is part of the state, or absent, by the
-        epoch.
+        """Have the epoch's class weights, which are no part of the state, and read what earlier versions wrote: they
+        kept those weights in the state, and a temperature without dimensions.
         """
         self.apply_epoch(int(checkpoint["epoch"]))
+        state, known = checkpoint["state_dict"], self.state_dict()
+        for name in ("head.loss.weight", "head.loss.base.weight"):
+            if self.parts.weight is not None and name not in known:
+                state.pop(name, None)
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            for moments in optimizer["state"].values():
+                if isinstance(moved := moments.get("momentum_buffer"), Tensor) and moved.ndim == 0:
+                    moments["momentum_buffer"] = moved.reshape(1)
 
 
 @torch.no_grad()

@@ -1,0 +1,94 @@
+"""Tables with a number for each class that a module holds: no change of dtype or device takes their values.
+
+They are float64 buffers with a fixed place in the state. A cast moves them without rounding; the meta device,
+`to_empty` and whoever builds a model there leave them as they are, since nobody else could make them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+def own_copy(table: Tensor) -> Tensor:
+    """A float64 copy that shares nothing with the caller's, and that autograd may keep wherever it was made."""
+    with torch.inference_mode(False):
+        return table.detach().to(torch.float64, copy=True)
+
+
+def follow(table: Tensor, device: torch.device) -> Tensor:
+    """A table on another device; it stays where it is rather than lose its values on the meta device."""
+    return table if device.type == "meta" else table.to(device)
+
+
+class TableModule(nn.Module):
+    """A module whose `tables` keep values and precision whatever happens to its dtype and device.
+
+    `tables`: float64 buffers. `beside`: attributes that move along but are no part of the state. `sums`: buffers that
+    small steps are added to, which follow every dtype but those of half precision.
+    """
+
+    tables: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
+    sums: ClassVar[tuple[str, ...]] = ()
+    _deferred = False  # built on the meta device, to be filled by somebody
+    _replaced: dict[str, Tensor] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._deferred = torch.get_default_device().type == "meta"
+
+    def register_table(self, name: str, table: Tensor | None) -> None:
+        """Hold a copy of `table` as a buffer; where buffers are put on the meta device as they come, not this one."""
+        table = None if table is None else own_copy(table)
+        self.register_buffer(name, table)
+        self._buffers[name] = table
+
+    def reset_parameters(self) -> None:
+        """Go back to where training starts: nothing, where there are tables alone."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableModule:
+        kept = {name: table for name in (*self.tables, *self.sums) if (table := self._buffers.get(name)) is not None}
+        super()._apply(fn, recurse)
+        for name, table in kept.items():
+            now = self._buffers[name]
+            assert now is not None  # it was there before
+            if name in self.tables:
+                self._buffers[name] = follow(table, now.device)
+            elif now.dtype.itemsize < 4 and table.dtype is not now.dtype:
+                self._buffers[name] = table.to(now.device)
+        for name in self.beside:
+            table = self.__dict__.get(name)
+            if table is not None:
+                self.__dict__[name] = follow(table, fn(table).device)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        before = {name: self._buffers.get(name) for name in self.tables}
+        super()._load_from_state_dict(*args, **options)
+        for name, old in before.items():
+            new = self._buffers.get(name)
+            if new is not None and new is not old:  # load_state_dict(assign=True)
+                self._buffers[name] = old if new.device.type == "meta" else own_copy(new)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.tables and self._deferred and isinstance(value, Tensor):
+            old = self.__dict__.get("_buffers", {}).get(name)
+            if old is not None and not getattr(value, "_is_hf_initialized", False):
+                self.__dict__["_replaced"] = {**(self._replaced or {}), name: old}
+        super().__setattr__(name, value)
+        if name == "_is_hf_initialized" and value and self._replaced:
+            # transformers puts an empty tensor where a checkpoint has none, does not mark it as loaded, and says with
+            # this that it should be initialised by now.
+            self._buffers.update(self._replaced)
+            self.__dict__["_replaced"] = None
+
+
+def reset_loss(loss: nn.Module) -> None:
+    """Reset what a loss has learned or gathered: a head on the meta device brings none of it along."""
+    for part in loss.modules():
+        if isinstance(part, TableModule):
+            part.reset_parameters()
