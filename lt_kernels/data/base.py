@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lt_kernels import checks
+
 IGNORED = -100  # the losses' ignore_index: a pixel that has no class
 
 
@@ -103,6 +105,5 @@ def load(
     """
     if name not in READERS:
         raise ValueError(f"name must be one of {sorted(READERS)}, got {name!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
+    checks.whole("seed", seed, 0)
     return READERS[name](imbalance=imbalance, seed=seed, cache_dir=cache_dir, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -13,6 +12,8 @@ from torch import Tensor
 from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.images import ImageList
+from lt_kernels.data.lists import read_list
+from lt_kernels.files import FileError, as_path
 
 
 class Source(NamedTuple):
@@ -51,67 +52,37 @@ SOURCES = {
         "SUN397_LT_test.txt",
     ),
 }
-Listed = tuple[list[str], list[int]]
 
 
-def read_list(file: Path) -> Listed:
-    """Files and class indices of a list: a text with "path label" a line, or a .json as iNaturalist's."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"the list {str(file)!r} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the list {str(file)!r} must be UTF-8: {error}") from error
-    return _from_json(file, text) if file.suffix == ".json" else _from_lines(file, text)
-
-
-def _from_lines(file: Path, text: str) -> Listed:
-    files, labels = [], []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdigit():
-            raise ValueError(f"the list {str(file)!r} must have `path label` a line, got {line!r} in line {number}")
-        files.append(path.strip().lstrip("/"))
-        labels.append(int(label))
-    return files, labels
-
-
-def _from_json(file: Path, text: str) -> Listed:
-    try:
-        stored = json.loads(text)
-        names = {image["id"]: image["file_name"] for image in stored["images"]}
-        pairs = [(names[one["image_id"]], int(one["category_id"])) for one in stored["annotations"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the list {str(file)!r} must hold `images` and `annotations`: {error!r}") from error
-    return [name for name, _ in pairs], [label for _, label in pairs]
-
-
-def _part(root: Path, file: Path, resize: int, crop: int, threads: int) -> tuple[ImageList, Tensor]:
+def _part(root: Path, file: Path, classes: int, resize: int, crop: int, threads: int) -> tuple[ImageList, Tensor]:
     """The pictures and class indices of a list, the first of which must exist."""
-    files, labels = read_list(file)
-    if not files:
-        raise ValueError(f"the list {str(file)!r} must name an image, got none")
-    if not (root / files[0]).is_file():
-        raise ValueError(
-            f"root must be the folder where the lists' paths begin, got {str(root)!r}: no {files[0]} in it"
+    listed = read_list(file)
+    most = max(range(len(listed.labels)), key=listed.labels.__getitem__)
+    if listed.labels[most] >= classes:
+        where = f"in {listed.places[most]} of the list {str(file)!r}"
+        raise FileError(
+            f"num_classes must be above the largest label {listed.labels[most]}, got {classes}; it is {where}"
         )
-    return ImageList(files, root, resize, crop, threads), torch.tensor(labels)
+    if not (root / listed.files[0]).is_file():
+        raise ValueError(
+            f"root must be the folder where the lists' paths begin, got {str(root)!r}: no {listed.files[0]} in it"
+        )
+    return ImageList(listed.files, root, resize, crop, threads), torch.tensor(listed.labels)
 
 
 def _places(source: Source, root: str | Path | None, lists: str | Path | None, names: tuple[str, str]) -> list[Path]:
     """The folder of the images, and the two lists; an error says which of them are missing, and where they belong."""
     if root is None:
         raise ValueError(f"root must name the folder of the images of {source.title}, got None")
-    where = Path(root if lists is None else lists)
-    missing = [str(path) for path in (Path(root), *(where / name for name in names)) if not path.exists()]
+    folder, where = as_path("root", root), as_path("lists", root if lists is None else lists)
+    files = [where / as_path(key, name) for key, name in zip(("train_list", "test_list"), names)]
+    missing = [str(path) for path in (folder, *files) if not path.exists()]
     if missing:
         raise ValueError(
             f"root must hold the images of {source.title}, and `lists` (or root) the files `train_list` and "
             f"`test_list`; missing: {', '.join(missing)}. Nothing is downloaded: docs/recipes.md says where it all is"
         )
-    return [Path(root), where / names[0], where / names[1]]
+    return [folder, *files]
 
 
 def read_folder(
@@ -137,9 +108,7 @@ def read_folder(
     classes = checks.whole("num_classes", source.classes if num_classes is None else num_classes)
     names = (train_list or source.train_list, test_list or source.test_list)
     folder, *files = _places(source, root, lists, names)
-    train, test = (_part(folder, file, resize, size, threads) for file, size in zip(files, (train_crop, crop)))
-    if int(train[1].max()) >= classes:
-        raise ValueError(f"num_classes must be above the largest label {int(train[1].max())}, got {classes}")
+    train, test = (_part(folder, file, classes, resize, size, threads) for file, size in zip(files, (train_crop, crop)))
     counts = torch.bincount(train[1], minlength=classes)
     if int(counts.min()) == 0:
         none = int((counts == 0).nonzero()[0])
