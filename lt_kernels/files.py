@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
+LARGEST = 2**30  # bytes of a text
 
 
 class FileError(ValueError):
@@ -23,18 +26,28 @@ def as_path(name: str, value: Any) -> Path:
     return Path(os.fsdecode(value))
 
 
+def read_regular(path: Path, most: int) -> bytes:
+    """What a file holds, at most `most` bytes; what is no regular file is not opened: a pipe would wait for ever.
+
+    Errors: OSError, whose strerror says why.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, at most {most:,} are allowed", str(path))
+    return path.read_bytes()
+
+
 def read_text(path: str | Path, what: str = "file") -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put first, its lines ended by "\\n".
 
-    what: how an error calls the file. Errors: FileError naming the file that is missing, is no regular file (reading a
-    pipe would wait for ever), may not be read, or holds something else than UTF-8 text.
+    what: how an error calls the file. Errors: FileError naming the file that is missing, is no regular file, may not be
+    read, or holds something else than UTF-8 text.
     """
     path = Path(path)
-    if not path.is_file():
-        reason = "it is no regular file" if path.exists() else "No such file or directory"
-        raise FileError(f"the {what} {str(path)!r} cannot be read: {reason}")
     try:
-        content = path.read_bytes()
+        content = read_regular(path, LARGEST)
     except OSError as error:
         raise FileError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from error
     if content.startswith(_WIDE):

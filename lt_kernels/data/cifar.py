@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,11 +12,14 @@ from torch import Tensor
 
 from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData, register
+from lt_kernels.data.pickles import PickleError, read_plain
 from lt_kernels.data.profiles import choose, exponential_counts
+from lt_kernels.files import FileError, as_path, read_regular
 
 # Of the training images of CIFAR-10, as the published runs centre both sets.
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SIDE = 32
+LARGEST = 2**30  # bytes of a file; the archives' largest has 155 million
 
 
 class Archive(NamedTuple):
@@ -28,6 +30,7 @@ class Archive(NamedTuple):
     test: str
     names: tuple[str, str]
     labels: str
+    classes: int
     per_class: int
 
 
@@ -38,33 +41,24 @@ ARCHIVES = {
         "test_batch",
         ("batches.meta", "label_names"),
         "labels",
+        10,
         5000,
     ),
-    "cifar100-lt": Archive("cifar-100-python", ("train",), "test", ("meta", "fine_label_names"), "fine_labels", 500),
+    "cifar100-lt": Archive(
+        "cifar-100-python", ("train",), "test", ("meta", "fine_label_names"), "fine_labels", 100, 500
+    ),
 }
 
 
-class _Plain(pickle.Unpickler):
-    """Reads numbers, strings, lists, dicts and numpy arrays; anything else, which could run code, is an error."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        rebuild: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
-        known = {"_reconstruct": rebuild, "ndarray": np.ndarray, "dtype": np.dtype}
-        if module.partition(".")[0] == "numpy" and name in known:
-            return known[name]
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, coding: text.encode(coding)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def read_batch(file: Path) -> dict[str, Any]:
-    """The dict that a file of the archive holds, its keys as text."""
+    """The dict that a file of the archive holds, its keys as text; the file is read by `pickles`, never unpickled.
+
+    Errors: FileError naming the file that holds something else.
+    """
     try:
-        with file.open("rb") as opened:
-            stored = _Plain(opened, encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else key: value for key, value in stored.items()}
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{str(file)!r} is not a file of the CIFAR archive's python version: {error}") from error
+        return read_plain(read_regular(file, LARGEST))
+    except (PickleError, OSError) as error:
+        raise FileError(f"{str(file)!r} is not a file of the CIFAR archive's python version: {error}") from error
 
 
 def find_folder(name: str, root: str | Path | None) -> Path:
@@ -74,7 +68,7 @@ def find_folder(name: str, root: str | Path | None) -> Path:
     if root is None:
         raise ValueError(f"root must name the folder that holds {advice}, got None")
     needed = [*archive.train, archive.test, archive.names[0]]
-    places = (Path(root) / archive.folder, Path(root))
+    places = (as_path("root", root) / archive.folder, as_path("root", root))
     for folder in places:
         if all((folder / file).is_file() for file in needed):
             return folder
@@ -83,34 +77,52 @@ def find_folder(name: str, root: str | Path | None) -> Path:
     raise ValueError(f"root must hold {advice}; got {str(root)!r}: {str(folder)!r} lacks {missing}")
 
 
-def _part(folder: Path, files: Sequence[str], labels: str) -> tuple[Tensor, Tensor]:
+def _part(folder: Path, files: Sequence[str], labels: str, classes: int) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of some files."""
-    batches = [read_batch(folder / file) for file in files]
-    for file, batch in zip(files, batches):
-        if not {"data", labels} <= set(batch) or np.shape(batch["data"])[1:] != (3 * SIDE * SIDE,):
-            raise ValueError(f"{str(folder / file)!r} must hold `data` [N, {3 * SIDE * SIDE}] and `{labels}`")
-    images = np.concatenate([np.asarray(batch["data"], np.uint8) for batch in batches])
-    target = np.concatenate([np.asarray(batch[labels], np.int64) for batch in batches])
+    parts = [_batch(folder / file, labels, classes) for file in files]
+    images, target = (np.concatenate(part) for part in zip(*parts))
     return torch.from_numpy(images).view(-1, 3, SIDE, SIDE), torch.from_numpy(target)
+
+
+def _batch(file: Path, labels: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    stored = read_batch(file)
+    images, target = stored.get("data"), stored.get(labels)
+    if not isinstance(images, np.ndarray) or images.shape[1:] != (3 * SIDE * SIDE,) or not isinstance(target, list):
+        raise FileError(f"{str(file)!r} must hold `data` uint8 [N, {3 * SIDE * SIDE}] and a list `{labels}`")
+    if len(target) != len(images):
+        raise FileError(f"{str(file)!r} must have as many `{labels}` as images, got {len(target)} and {len(images)}")
+    for place, label in enumerate(target):
+        if type(label) is not int or not 0 <= label < classes:
+            what = label if type(label) is int and abs(label) < 10**30 else f"a {type(label).__name__}"
+            raise FileError(f"{str(file)!r} must have `{labels}` in 0..{classes - 1}, got {what} at {place}")
+    return images, np.array(target, np.int64)
+
+
+def _names(file: Path, key: str, classes: int) -> tuple[str, ...]:
+    """The classes' names."""
+    names = read_batch(file).get(key)
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(one, (bytes, str)) for one in names):
+        raise FileError(f"{str(file)!r} must hold a list `{key}` of {classes} names")
+    return tuple(one.decode("utf-8", "backslashreplace") if isinstance(one, bytes) else one for one in names)
 
 
 def _read(name: str, imbalance: float | None, seed: int, root: str | Path | None, samples: str) -> LongTailedData:
     archive = ARCHIVES[name]
     checks.choice("samples", samples, ("drawn", "first"))
     folder = find_folder(name, root)
-    images, target = _part(folder, archive.train, archive.labels)
     meta, key = archive.names
-    names = [one.decode() if isinstance(one, bytes) else str(one) for one in read_batch(folder / meta)[key]]
-    counts = exponential_counts(archive.per_class, len(names), 100 if imbalance is None else imbalance)
+    names = _names(folder / meta, key, archive.classes)
+    images, target = _part(folder, archive.train, archive.labels, archive.classes)
+    counts = exponential_counts(archive.per_class, archive.classes, 100 if imbalance is None else imbalance)
     kept = choose(target, counts, seed if samples == "drawn" else None)
     return LongTailedData(
         name=name,
         train=(images[kept], target[kept]),
-        test=_part(folder, (archive.test,), archive.labels),
+        test=_part(folder, (archive.test,), archive.labels, archive.classes),
         class_counts=torch.tensor(counts),
-        num_classes=len(names),
+        num_classes=archive.classes,
         input_kind="image",
-        class_names=tuple(names),
+        class_names=names,
         pixel_mean=MEAN,
         pixel_deviation=DEVIATION,
     )

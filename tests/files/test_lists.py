@@ -72,7 +72,7 @@ def test_files_that_are_no_lists(tmp_path, content, text):
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    for name, reason in [("pipe", "no regular file"), (".", "no regular file"), ("loop", "No such file"),
+    for name, reason in [("pipe", "no regular file"), (".", "no regular file"), ("loop", "symbolic links"),
                          ("gone\n", "No such file")]:  # fmt: skip
         with pytest.raises(FileError, match=f"the list .* cannot be read: .*{reason}"):
             read_text(tmp_path / name, "list")
