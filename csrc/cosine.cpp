@@ -119,7 +119,8 @@ PyObject* cosine_forward(PyObject*, PyObject* const* in, Py_ssize_t count) {
   if (wanted < 0) return nullptr;
   Evaluated made(*torch, in + 1, wanted);
   if (!made.loss || !wanted) return made.loss.release();
-  return keep(*torch, in[0], Ref(PyTuple_Pack(2, in[1], in[2])).it, made.gradient.it) ? made.loss.release() : nullptr;
+  const Ref tensors(PyTuple_Pack(3, in[1], in[2], in[3]));
+  return keep(*torch, in[0], tensors.it, made.gradient.it, in + 1 + kGamma) ? made.loss.release() : nullptr;
 }
 
 // Its backward: (context, incoming gradient). A product for the features and one for the class weights.

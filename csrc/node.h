@@ -117,7 +117,8 @@ inline bool keep(const Known& torch, PyObject* context, PyObject* tensors, PyObj
 }
 
 // The gradient that was made with the loss, where a loss that stands alone is differentiated once; `one`: whether the
-// incoming gradient is 1. Kept where the graph is.
+// incoming gradient is 1. Kept where the graph is. None for one that is not finite: 0 times that is not the 0 of a row
+// that is ignored.
 inline Ref handed_out(const Known& torch, PyObject* context, PyObject* grad, bool* one, bool* stays) {
   if (View(torch, grad).dims != 0 || Ref(PyObject_CallNoArgs(torch.grad_mode)).it != Py_False) return {};
   Ref kept(PyObject_CallNoArgs(torch.graph_stays)), made(PyObject_GetAttr(context, torch.gradient));
@@ -125,8 +126,9 @@ inline Ref handed_out(const Known& torch, PyObject* context, PyObject* grad, boo
   Ref value(PyObject_CallMethodObjArgs(grad, torch.item, nullptr));
   if (!value && PyErr_ExceptionMatches(PyExc_RuntimeError)) PyErr_Clear();  // many incoming gradients at once
   if (!value) return {};
-  *one = PyFloat_AsDouble(value.it) == 1, *stays = kept.it != Py_False;
-  return PyErr_Occurred() ? Ref() : std::move(made);
+  const double factor = PyFloat_AsDouble(value.it);
+  *one = factor == 1, *stays = kept.it != Py_False;
+  return PyErr_Occurred() || !std::isfinite(factor) ? Ref() : std::move(made);
 }
 inline PyObject* otherwise(PyObject* context, PyObject* grad) {
   if (PyErr_Occurred()) return nullptr;

@@ -10,6 +10,7 @@ from torch import Tensor
 from lt_kernels.ops.library import cosine_backward, cosine_forward
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference.linear import along, as_they_are, inverse_norm
+from lt_kernels.reference.rows import counted
 
 
 class CosineLoss(torch.autograd.Function):
@@ -25,8 +26,9 @@ class CosineLoss(torch.autograd.Function):
 
     @staticmethod
     def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The backward but for one incoming number that is not differentiated."""
-        input, weight = ctx.saved_tensors
+        """The backward but for one finite incoming number that is not differentiated."""
+        input, weight, target = ctx.saved_tensors
+        grad = counted(grad, target, ctx.settings[1])
         found = iter(first_order(cosine_slopes, input, weight, ctx.gradient, grad, *ctx.needs_input_grad[:2]))
         return *(next(found) if need else None for need in ctx.needs_input_grad[:2]), *(None,) * 12
 
@@ -34,10 +36,13 @@ class CosineLoss(torch.autograd.Function):
 def cosine_slopes(
     input: Tensor, weight: Tensor, made: Tensor, grad: Tensor, want_input: bool, want_weight: bool
 ) -> tuple[Tensor, ...]:
-    """Those gradients that are wanted, of features and class weights, from the one of the product of their rows."""
+    """Those gradients that are wanted, of features and class weights, from the one of the product of their rows.
+
+    `grad` [N] is what comes back to the loss of each row.
+    """
     found = []
     with as_they_are(input.device):
-        slope = made * (grad[:, None] if grad.ndim else grad)
+        slope = made * grad[:, None]
         for wanted, left, right, rows in ((want_input, slope, weight, input), (want_weight, slope.t(), input, weight)):
             if wanted:
                 product = left.mm(right)

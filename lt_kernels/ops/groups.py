@@ -18,6 +18,7 @@ from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
 from lt_kernels.reference.linear import Problem
+from lt_kernels.reference.rows import counted
 from lt_kernels.reference.terms import Terms
 
 
@@ -75,7 +76,7 @@ class _Walk(slabs.Backward):
         shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
         t = t._replace(total=total, **tables)
         losses, slopes = margins.loss(rest, own[:, 0], rival, part.target[:, 0], shift, mean, t)
-        slopes = slopes if self.divisor is None else slopes / self.divisor
+        slopes = slopes if self.divisor is None else counted(slopes / self.divisor, part.target[:, 0], t.ignore_index)
         d_rest, d_own, _, d_mean = self.slopes
         self.rest[rows] = rest
         d_rest[rows], d_own[rows, 0] = slopes[0], slopes[1]  # type: ignore[index]
@@ -134,27 +135,17 @@ class GroupedLoss(torch.autograd.Function):
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; themselves where nobody else may still ask for them."""
-    if torch._C._autograd._get_current_graph_task_keep_graph():
-        return _times(ctx, grad)
-    try:
-        one = grad.item() == 1
-    except RuntimeError:  # many incoming gradients at once
-        return _times(ctx, grad)
-    made, ctx.gradients = ctx.gradients, None
-    if not one:
-        for value in made:
-            value.mul_(grad)
-        _without_ignored(ctx, made[0])
+    made, batched = ctx.gradients, torch._C._functorch.is_batchedtensor(grad)  # many incoming gradients at once
+    if batched or torch._C._autograd._get_current_graph_task_keep_graph():
+        return tuple(value * factor for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True))
+    ctx.gradients = None
+    if grad.item() != 1:
+        for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True):
+            value.mul_(factor)
     return made
 
 
-def _times(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    made = tuple(value * grad for value in ctx.gradients)
-    _without_ignored(ctx, made[0])
-    return made
-
-
-def _without_ignored(ctx: Any, d_input: Tensor) -> None:
-    """Rows that are ignored have a gradient of 0, whatever comes in."""
-    if d_input.numel():
-        d_input.masked_fill_(ctx.ignored, 0.0)
+def _factors(ctx: Any, grad: Tensor, d_input: Tensor) -> tuple[Tensor, ...]:
+    """What the gradients of features, class weights and bias are multiplied by; 0, even of infinity, for no row."""
+    some = torch.where(ctx.ignored.all(), 0.0, grad)
+    return torch.where(ctx.ignored, 0.0, grad) if d_input.numel() else some, some, some

@@ -10,7 +10,7 @@ from torch import Tensor
 from lt_kernels.ops.library import apply, define, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import margins as reference
-from lt_kernels.reference.rows import at_target, pick
+from lt_kernels.reference.rows import at_target, counted, pick
 from lt_kernels.reference.terms import LOSS_FIELDS, Terms
 
 
@@ -43,15 +43,15 @@ class Margins(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1])
-        ctx.inputs = len(inputs)
+        ctx.save_for_backward(output[1], inputs[3])
+        ctx.inputs, ctx.ignore_index = len(inputs), inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * ctx.inputs
-        (slopes,) = ctx.saved_tensors
-        found = first_order(torch.mul, grad, slopes).unbind()
+        slopes, target = ctx.saved_tensors
+        found = first_order(torch.mul, counted(grad, target, ctx.ignore_index), slopes).unbind()
         places = (0, 1, 4, 5, 6)  # rest, own, own_offset, norm, mean among the inputs
         grads: list[Tensor | None] = [None] * ctx.inputs
         for place, value in zip(places, found, strict=True):

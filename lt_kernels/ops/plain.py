@@ -12,6 +12,7 @@ from lt_kernels.ops.library import linear_backward, linear_forward, plain_backwa
 from lt_kernels.ops.rows import handed_out, loss_backward_op, loss_op
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
+from lt_kernels.reference.rows import counted
 from lt_kernels.reference.terms import Terms
 
 _REDUCTIONS = {reference.NONE: "none", reference.WEIGHTED_MEAN: "mean", reference.SUM: "sum"}
@@ -37,14 +38,9 @@ class PlainLoss(torch.autograd.Function):
     def anew(ctx: Any, grad: Tensor) -> Tensor:
         """The gradient for what `handed_out` does not do: by the operators, or by torch where it is differentiated."""
         logits, target, weight, offset, saved = ctx.saved_tensors
-        gamma, ignore_index, reduction = ctx.settings
-        if torch.is_grad_enabled() and gamma == 0:
+        if torch.is_grad_enabled() and ctx.settings[0] == 0:
             return _differentiable((logits,), logits, target, weight, offset, ctx.settings, grad)[0]
-        terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
-        if saved is None:
-            _, saved = loss_op(logits.detach(), target, *terms, reduction)
-        fixed = (terms.offset, None, None, 1.0, ignore_index, False)
-        return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
+        return _by_operators(logits, target, weight, offset, ctx.settings, grad, saved)
 
 
 class LinearLoss(torch.autograd.Function):
@@ -60,7 +56,7 @@ class LinearLoss(torch.autograd.Function):
 
     @staticmethod
     def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The backward but for an incoming scalar that is not differentiated."""
+        """The backward but for one finite incoming number that is not differentiated."""
         input, weight, bias, target, class_weight, offset = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
@@ -68,12 +64,31 @@ class LinearLoss(torch.autograd.Function):
             logits = F.linear(input, weight, bias)
             found = iter(_differentiable(leaves, logits, target, class_weight, offset, ctx.settings, grad))
             return *(next(found) if need else None for need in needs), *(None,) * 6
-        if isinstance(ctx.gradient, tuple):  # of all three already, for an incoming scalar
-            return *(None if made is None else made * grad for made in ctx.gradient), *(None,) * 6
-        slope = ctx.gradient * (grad[:, None] if grad.ndim else grad)
+        if isinstance(ctx.gradient, tuple):  # of all three already, for an incoming number
+            slope = _by_operators(F.linear(input, weight, bias), target, class_weight, offset, ctx.settings, grad)
+        else:
+            slope = ctx.gradient * counted(grad, target, ctx.settings[1])[:, None]
         d_input = slope.mm(weight) if needs[0] else None
         d_weight = slope.t().mm(input) if needs[1] else None
         return d_input, d_weight, slope.sum(0) if needs[2] else None, *(None,) * 6
+
+
+def _by_operators(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    offset: Tensor | None,
+    settings: tuple[float, int, int],
+    grad: Tensor,
+    saved: Tensor | None = None,
+) -> Tensor:
+    """The gradient of a plain loss for its logits, whatever comes in; `saved` is what the operator of the loss saves."""
+    gamma, ignore_index, reduction = settings
+    terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
+    if saved is None:
+        _, saved = loss_op(logits.detach(), target, *terms, reduction)
+    fixed = (terms.offset, None, None, 1.0, ignore_index, False)
+    return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
 
 
 def _differentiable(

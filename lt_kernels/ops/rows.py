@@ -150,9 +150,14 @@ class DirectRowLoss(torch.autograd.Function):
 
 
 def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
-    """The gradient that was made with the loss, times the incoming one; None where that has to be done anew."""
+    """The gradient that was made with the loss, times the incoming one; None where that has to be done anew.
+
+    As it has to be where infinity or NaN comes in: 0 times that is not the 0 of an ignored row.
+    """
     made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
     if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
+        return None
+    if torch._C._functorch.is_batchedtensor(grad) or not bool(grad.isfinite().all()):
         return None
     one = grad.ndim == 0 and grad.item() == 1
     if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice

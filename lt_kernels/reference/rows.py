@@ -185,6 +185,11 @@ def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return loss, saved, rows_loss_backward(logits, target, saved, one, *tables, inputs[9], inputs[16], False)[0]
 
 
+def counted(grad: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """What comes back to each row's loss, [N] or one number for all; 0, even of infinity, for a row that is ignored."""
+    return torch.where(target == ignore_index, 0.0, grad)
+
+
 def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """What a mean divides by: the sum of the rows' weights, ignored rows left out."""
     counted = target != ignore_index
