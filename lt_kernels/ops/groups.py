@@ -135,8 +135,8 @@ class GroupedLoss(torch.autograd.Function):
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; themselves where nobody else may still ask for them."""
-    made, batched = ctx.gradients, torch._C._functorch.is_batchedtensor(grad)  # many incoming gradients at once
-    if batched or torch._C._autograd._get_current_graph_task_keep_graph():
+    made = ctx.gradients
+    if library.batched(grad) or torch._C._autograd._get_current_graph_task_keep_graph():
         return tuple(value * factor for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True))
     ctx.gradients = None
     if grad.item() != 1:

@@ -82,7 +82,7 @@ def _by_operators(
     grad: Tensor,
     saved: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of a plain loss for its logits, whatever comes in; `saved` is what the operator of the loss saves."""
+    """The gradient of a plain loss for its logits, whatever comes in; `saved` is what the loss's operator saves."""
     gamma, ignore_index, reduction = settings
     terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
     if saved is None:

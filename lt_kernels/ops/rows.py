@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, define, forced, takes, watched
+from lt_kernels.ops.library import apply, batched, define, forced, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -157,7 +157,7 @@ def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
     made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
     if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
         return None
-    if torch._C._functorch.is_batchedtensor(grad) or not bool(grad.isfinite().all()):
+    if batched(grad) or not bool(grad.isfinite().all()):
         return None
     one = grad.ndim == 0 and grad.item() == 1
     if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
