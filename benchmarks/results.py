@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from lt_kernels import storage
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -63,12 +66,13 @@ def merge(path: Path, rows: Iterable[Row]) -> None:
     """Write the rows, in place of those that the file had for the same provider and case."""
     new = list(rows)
     measured = {row.place for row in new}
-    kept = [row for row in read(path) if row.place not in measured]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    with storage.held(path.parent):  # nobody else's rows are lost between reading and writing
+        kept = [row for row in read(path) if row.place not in measured]
         writer.writerows(_rounded(row) for row in sorted(kept + new, key=lambda row: row.place))
+        storage.write_whole(path, text.getvalue())
 
 
 def _rounded(row: Row) -> dict[str, object]:

@@ -20,7 +20,7 @@ from benchmarks.gpu_report import first_line
 from benchmarks.problems import problem
 from benchmarks.providers import NAMES, Provider, providers
 from benchmarks.results import Row
-from lt_kernels import doctor
+from lt_kernels import doctor, storage
 
 UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra memory": "MiB"}
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = results.path_of(around, chosen.out / growth.FOLDER if chosen.growth else chosen.out)
     selected = selection(chosen)
     ok = True
+    with storage.held(path.parent):  # measuring takes long: a folder that cannot be written is known before
+        pass
     for position, case in enumerate(selected, 1):
         print(f"[{position}/{len(selected)}] {title(case)}", flush=True)
         rows = list(measured(case, chosen, around, refused))

@@ -12,28 +12,66 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lt_kernels import interrupts, terminal
+from lt_kernels.storage import FolderInUse
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    """Run one command and return its exit status: 0 done, 1 failed (a full disk, a process that died), 2 wrong
+    arguments or files, 128 + the signal's number interrupted (130 for Ctrl-C, 143 for SIGTERM), 141 closed pipe.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with terminal.streams():
+            return _guarded(words)
+    except OSError as error:  # of stdout or stderr themselves
+        terminal.silence()
+        if isinstance(error, BrokenPipeError):
+            return terminal.CLOSED
+        return _say(words, f"what it prints cannot be written: {error.strerror}", "", 1)
+
+
+def _guarded(words: Sequence[str]) -> int:
+    """The status of a command; what ends it for a reason that a user can mend is said in a line."""
+    try:
+        with interrupts.raised():
+            return _run(words)
+    except interrupts.Interrupted as stop:
+        return _say(words, str(stop), stop.hint or "nothing was begun", stop.status)
+    except BrokenPipeError:
+        raise
+    except FolderInUse as error:
+        return _say(words, str(error), "wait for it, or end it, or choose another folder", 2)
+    except OSError as error:
+        where = "" if error.filename is None else f"{str(error.filename)!r}: "
+        return _say(words, f"{where}{error.strerror or error}", getattr(error, "hint", ""), 1)
+    finally:
+        sys.stdout.flush()  # here a closed pipe is still an error that can be caught
+
+
+def _run(words: Sequence[str]) -> int:
     if words[:1] in (["doctor"], ["bench"]):
         return _dispatch(words[0], words[1:])
     arguments = parser().parse_args(words)
+    arguments.words = list(words)
     from lt_kernels.train import MissingTrainer
-    from lt_kernels.train.config import ConfigError
+    from lt_kernels.train.config import ConfigError, RunFailed
 
     try:
         return arguments.run(arguments)
     except (ConfigError, MissingTrainer) as error:
-        print(f"lt-kernels {arguments.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"lt-kernels {arguments.command}: interrupted; --resume goes on from the last checkpoint", file=sys.stderr
-        )
-        return 130
+        return _say(words, str(error), "", 2)
+    except RunFailed as error:
+        return _say(words, str(error), error.hint, 1)
+
+
+def _say(words: Sequence[str], what: str, hint: str, status: int) -> int:
+    """One line on stderr: the command, what happened, and what to do next."""
+    text = "; ".join(filter(None, [" ".join(what.split()), hint]))
+    print(f"lt-kernels {next(iter(words), '')}: {text}", file=sys.stderr, flush=True)
+    return status
 
 
 def _dispatch(command: str, words: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lt_kernels import schedules
 from lt_kernels.train import config as configs
-from lt_kernels.train.checkpoint import AtomicCheckpointIO, random_states, restore_random_states
+from lt_kernels.train.checkpoint import random_states, restore_random_states
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_config, write_config
 from lt_kernels.train.files import read_rows
 from lt_kernels.train.methods import Setting, build_method, find_method, method_names, method_options
@@ -23,6 +23,7 @@ from lt_kernels.train.module import predict
 from lt_kernels.train.rates import rate_factor
 from lt_kernels.train.run import build_module, load_data, train_run
 from lt_kernels.train.scores import score
+from lt_kernels.train.sealed import write_sealed
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 COUNTS = torch.tensor([200, 50, 10, 1])
@@ -209,7 +210,7 @@ def test_random_states_survive_a_weights_only_checkpoint(tmp_path: Path) -> None
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
     draw()
-    AtomicCheckpointIO().save_checkpoint(random_states(), tmp_path / "a.ckpt")
+    write_sealed(random_states(), tmp_path / "a.ckpt")
     first = draw()
     restore_random_states(torch.load(tmp_path / "a.ckpt", weights_only=True))
     assert draw() == first

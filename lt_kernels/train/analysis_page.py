@@ -5,18 +5,19 @@ from __future__ import annotations
 import html
 import io
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import image
 from torch.utils.tensorboard import SummaryWriter
 
+from lt_kernels.storage import fresh_folder, write_whole
 from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analysis_entries import ENTRIES, Analyses
 from lt_kernels.train.analyze import analyze_run
-from lt_kernels.train.config import ConfigError, read_config, read_settings
-from lt_kernels.train.files import CONFIG, RESULT
+from lt_kernels.train.compare import MARK, recorded
+from lt_kernels.train.config import ConfigError, read_config
+from lt_kernels.train.files import CONFIG, RESULT, TENSORBOARD, claimed
 from lt_kernels.train.methods import total_epochs
 from lt_kernels.train.report import STYLE, html_figure, html_table
 
@@ -24,25 +25,26 @@ PAGE = "analysis.html"
 
 
 def write_analysis(analyses: Analyses, out: Path, title: str, step: int) -> Path:
-    """Write PNG, CSV, the page and TensorBoard's images of runs on the same classes; return the page's path."""
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    """Write PNG, CSV, the page and TensorBoard's images of runs on the same classes into a folder that is there; return
+    the page's path.
+    """
+    fresh_folder(out / TENSORBOARD)
     recorded = any(analysis.history is not None for analysis in analyses)
     parts = [_head(title), _summary(analyses), _remarks(analyses)]
-    (out / "summary.csv").write_text(tables.summary(analyses), encoding="utf-8")
-    with SummaryWriter(str(out / "tensorboard")) as writer:
+    write_whole(out / "summary.csv", tables.summary(analyses))
+    with SummaryWriter(str(out / TENSORBOARD)) as writer:
         for entry in ENTRIES:
             if entry.epochs and not recorded:
                 continue
             picture = entry.draw(analyses)
-            (out / f"{entry.stem}.png").write_bytes(picture)
-            (out / f"{entry.stem}.csv").write_text(entry.table(analyses), encoding="utf-8")
+            write_whole(out / f"{entry.stem}.png", picture)
+            write_whole(out / f"{entry.stem}.csv", entry.table(analyses))
             pixels = image.imread(io.BytesIO(picture))[:, :, :3]
             writer.add_image(entry.stem, pixels, step, dataformats="HWC")
             parts.append(f"<h2>{html.escape(entry.title)}</h2>")
             parts.append(html_figure(picture, entry.title, f"{entry.caption} Numbers: {entry.stem}.csv."))
     page = out / PAGE
-    page.write_text("\n".join([*parts, "</body></html>"]), encoding="utf-8")
+    write_whole(page, "\n".join([*parts, "</body></html>"]))
     return page
 
 
@@ -102,10 +104,8 @@ def find_runs(folders: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for name in folders:
         folder = Path(name)
-        mark = folder / "comparison.yaml"
-        inside = (
-            [folder / method / "seed-0" for method in read_settings(mark)["methods_compared"]] if mark.exists() else []
-        )
+        names = recorded(folder)[1] if (folder / MARK).exists() else []
+        inside = [folder / method / "seed-0" for method in names]
         found += inside or [folder]
     for folder in found:
         if not (folder / CONFIG).exists():
@@ -120,11 +120,11 @@ def find_runs(folders: Sequence[str]) -> list[Path]:
 
 def name_runs(folders: Sequence[Path]) -> list[str]:
     """A short name for each run: its method, or the folder above that of its seed, with its seed, or its folder."""
-    settings = [read_settings(folder / CONFIG) for folder in folders]
+    configs = [read_config(folder / CONFIG) for folder in folders]
     for names in (
-        [str(each["method"]) for each in settings],
+        [each.method for each in configs],
         [folder.resolve().parent.name for folder in folders],
-        [f"{each['method']}, seed {each['seed']}" for each in settings],
+        [f"{each.method}, seed {each.seed}" for each in configs],
     ):
         if len(set(names)) == len(names):
             return names
@@ -139,14 +139,19 @@ def analyze_folders(folders: Sequence[str], out: str | None) -> Path:
     """
     runs = find_runs(folders)
     names = name_runs(runs)
+    common = Path(os.path.commonpath([folder.resolve() for folder in runs]))
+    target = Path(out) if out else (runs[0] if len(runs) == 1 else common) / "analysis"
+    with claimed(target):
+        return _analyze(runs, names, target)
+
+
+def _analyze(runs: Sequence[Path], names: Sequence[str], target: Path) -> Path:
     analyses = [analyze_run(name, folder) for name, folder in zip(names, runs, strict=True)]
     for analysis, folder in zip(analyses, runs, strict=True):
         if analysis.counts.tolist() != analyses[0].counts.tolist():
             raise ConfigError(
                 f"RUN must have the classes of {str(runs[0])!r}, with as many samples, got {str(folder)!r}"
             )
-    common = Path(os.path.commonpath([folder.resolve() for folder in runs]))
-    target = Path(out) if out else (runs[0] if len(runs) == 1 else common) / "analysis"
     config = read_config(runs[0] / CONFIG)
     epochs = total_epochs(config.method, config.epochs, config.method_options)
     return write_analysis(analyses, target, f"{config.data}: {', '.join(names)}", epochs)

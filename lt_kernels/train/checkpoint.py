@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import random
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,59 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-LAST = "last.ckpt"
+from lt_kernels.data import LongTailedData
+from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.files import LAST, same_settings
+from lt_kernels.train.sealed import read_sealed, write_sealed
+
+ABOUT = "lt_kernels"  # the key under which a checkpoint says whose it is
+PARTS = ("state_dict", "optimizer_states", "callbacks", "loops", "epoch", "global_step")
 # counters of one loop over batches, as they are between two epochs
 BETWEEN = {"ready": 0, "completed": 0, "started": 0, "processed": 0}
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside, flush to the disk, then rename over: a kill at any moment leaves the old file or the new one."""
+def data_facts(data: LongTailedData) -> dict[str, Any]:
+    """What a checkpoint remembers of its data: a run does not go on with other samples."""
+    counts = np.ascontiguousarray(data.class_counts.numpy())
+    return {
+        "classes": data.num_classes,
+        "training samples": len(data.train[1]),
+        "test samples": len(data.test[1]),
+        "class counts": hashlib.sha256(counts.tobytes()).hexdigest(),
+    }
+
+
+def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData) -> dict[str, Any]:
+    """The checkpoint at `path`, of a run of these settings on this data.
+
+    Errors: ConfigError naming the file and what differs.
+    """
+    checkpoint = read_sealed(path)
+    about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or not all(part in checkpoint for part in PARTS):
+        raise ConfigError(f"{str(path)!r} must be the checkpoint of a run, got another file of tensors")
+    same_settings(config, make_config(about["config"]), path)
+    for name, value in data_facts(data).items():
+        if about["data"].get(name) != value:
+            was = about["data"].get(name)
+            raise ConfigError(f"{str(path)!r} is of a run on other data: {name} were {was}, and are {value}")
+    return checkpoint
+
+
+class SealedCheckpointIO(TorchCheckpointIO):
+    """Checkpoints of one run: whole and sealed, and read back for that run alone."""
+
+    def __init__(self, config: TrainConfig, data: LongTailedData) -> None:
+        self.config, self.data = config, data
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save `checkpoint` at `path`."""
-        path = Path(path)
-        beside = path.with_name(path.name + ".tmp")
-        with open(beside, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        """Save `checkpoint` at `path`, with the run's settings."""
+        about = {"config": self.config.as_dict(), "data": data_facts(self.data)}
+        write_sealed({**checkpoint, ABOUT: about}, Path(path))
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Read the checkpoint back; tensors come to the CPU, and nothing but plain values and tensors is read."""
+        return read_checkpoint(Path(path), self.config, self.data)
 
 
 def random_states() -> dict[str, Any]:

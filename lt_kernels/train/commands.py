@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import contextlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
+from lt_kernels.interrupts import Interrupted
+from lt_kernels.storage import write_whole
 from lt_kernels.train import require
-from lt_kernels.train.compare import available_cores, plan, prepare_folder, write_report
+from lt_kernels.train.compare import MARK, available_cores, plan, prepare_folder, write_report
 from lt_kernels.train.compare import compare as run_comparison
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_settings
+from lt_kernels.train.files import LAST, claimed, hinting
 from lt_kernels.train.tables import rich_table
 
 RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
@@ -21,13 +27,36 @@ RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
 def train(config: str | None, changes: Sequence[str], out: str | None, resume: bool, quiet: bool) -> int:
     """Train one model, or go on with one, and print its accuracies."""
     settings, folder = _settings_of_run(config, changes, out, resume)
-    # the trainer takes seconds to import: after the settings are known to be good
-    from lt_kernels.train.run import train_run
+    with hinting_train(folder):
+        # the trainer takes seconds to import: after the settings are known to be good
+        from lt_kernels.train.run import train_run
 
-    result = train_run(settings, folder, resume, None if quiet else Console(stderr=True))
+        result = train_run(settings, folder, resume, None if quiet else Screen(stderr=True))
     words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
     print(f"{settings.method} on {settings.data}: {words}\nrun: {folder}")
     return 0
+
+
+class Screen(Console):
+    """A terminal, or a pipe whose end is known as such: to rich it is an exit without a word."""
+
+    def on_broken_pipe(self) -> None:
+        """Have the command end as it does for every closed pipe."""
+        raise BrokenPipeError
+
+
+@contextlib.contextmanager
+def hinting_train(folder: Path) -> Iterator[None]:
+    """Have what ends a run say what it kept, and how to go on."""
+    try:
+        yield
+    except (Interrupted, OSError) as error:
+        kept, words = folder / LAST, shlex.join(["--resume", "--out", str(folder)])
+        hint = f"{str(kept)!r} is kept; go on with: lt-kernels train {words}"
+        if not kept.exists():
+            hint = "there was no checkpoint yet: the same command starts anew"
+        setattr(error, "hint", hint)  # noqa: B010 (errors of the system have none)
+        raise
 
 
 def _settings_of_run(
@@ -87,22 +116,40 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     text = require("yaml").safe_dump(
         {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
     )
-    prepare_folder(folder, text, arguments.resume)
-    results = run_comparison(jobs, workers, None if arguments.quiet else Console(stderr=True))
-    summaries = write_report(jobs, results, folder, text, workers)
-    shown = Console()
-    table = rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]")
-    shown.width = max(shown.width, Console(width=1000).measure(table).maximum)  # a table of cut numbers is no table
-    shown.print(table)
+    prepare_folder(folder, arguments.resume)
+    with claimed(folder):
+        prepare_folder(folder, arguments.resume)  # again, now that nobody else writes there
+        write_whole(folder / MARK, text)
+        with hinting(go_on_with(arguments.words)):
+            results = run_comparison(jobs, workers, None if arguments.quiet else Screen(stderr=True))
+            summaries = write_report(jobs, results, folder, text, workers)
+    shown = Screen()
+    print_table(
+        shown, rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]", shown.encoding)
+    )
     print(f"report: {folder / 'report.html'}")
     return 0
+
+
+def print_table(shown: Console, table: Table) -> None:
+    """Print a table in its whole width: one of cut numbers is none."""
+    shown.width = max(shown.width, Console(width=1000).measure(table).maximum)
+    shown.print(table)
+
+
+def go_on_with(words: Sequence[str]) -> str:
+    """How to go on with a command that takes up what there is, once it is told to."""
+    resumed = [*words, *([] if "--resume" in words else ["--resume"])]
+    return f"go on with: {shlex.join(['lt-kernels', *resumed])}"
 
 
 def analyze(runs: Sequence[str], out: str | None) -> int:
     """Draw what finished runs have learnt, and name the page."""
     from lt_kernels.train.analysis_page import analyze_folders
 
-    print(f"analysis: {analyze_folders(runs, out)}")
+    with hinting("the same command writes all of it anew"):
+        page = analyze_folders(runs, out)
+    print(f"analysis: {page}")
     return 0
 
 
@@ -111,9 +158,12 @@ def planar(data: str, methods: str, config: str | None, changes: Sequence[str], 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     settings = apply_overrides({**read_settings(config or recipe(data)), "data": data}, changes)
     jobs = plan(settings, names, 1, Path(), 1)
+    folder = Path(out) if out else Path("runs") / f"{data}-planar"
     from lt_kernels.train.planar import train_planar, write_planes
 
     seed = make_config({**settings, "method": names[0]}).seed
-    planes = [train_planar(job.config.replace(seed=seed)) for job in jobs]
-    print(f"picture: {write_planes(planes, Path(out) if out else Path('runs') / f'{data}-planar')}")
+    with claimed(folder), hinting("nothing was written: the same command starts anew"):
+        planes = [train_planar(job.config.replace(seed=seed)) for job in jobs]
+        picture = write_planes(planes, folder)
+    print(f"picture: {picture}")
     return 0

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.interrupts import Interrupted
+from lt_kernels.storage import LOCK, write_whole
+from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, read_settings
+from lt_kernels.train.files import KEPT, read_result
 from lt_kernels.train.files import prepare_folder as prepare_run
-from lt_kernels.train.files import read_result
 from lt_kernels.train.variants import config_of
+from lt_kernels.train.workers import run_all
 
 MARK = "comparison.yaml"
+SEEDS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Job:
     config: TrainConfig
     folder: Path
     name: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, seed {self.config.seed}"
 
 
 def available_cores() -> int:
@@ -45,8 +50,9 @@ def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder
     """
     if not methods or len(set(methods)) != len(methods):
         raise ConfigError(f"--methods must name at least one method, each once, got {','.join(methods)!r}")
-    if seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, got {seeds}")
+    if not 1 <= seeds <= SEEDS:
+        allowed = "at least 1" if seeds < 1 else f"at most {SEEDS}"
+        raise ConfigError(f"--seeds must be {allowed}, got {seeds}")
     if settings.get("method_options"):
         raise ConfigError(
             f"method_options must be given as methods.NAME in a comparison, got {settings['method_options']!r}"
@@ -66,37 +72,23 @@ def work(job: Job) -> dict[str, Any]:
     return train_run(job.config, job.folder, resume=True)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, dict[str, Any]], None, None]:
     """Do the runs that are not done, `workers` at a time in processes of their own, and yield each when its result is
     there.
     """
     waiting = []
     for job in jobs:
-        if job.folder.exists():
-            prepare_run(job.config, job.folder, resume=True)
-        result = read_result(job.folder)
+        prepare_run(job.config, job.folder, resume=True)
+        result = read_result(job.folder, job.config)
         if result is None:
             waiting.append(job)
         else:
             yield job, result
-    if min(workers, len(waiting)) <= 1:
-        for job in waiting:
-            yield job, work(job)
+    if min(workers, len(waiting)) > 1:
+        yield from run_all(waiting, workers, work)
         return
-    # not fork: a forked process inherits torch's thread pool in whatever state it is
-    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(work, job): job for job in waiting}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            why = (
-                "a process of the comparison was killed (out of memory?); --resume goes on, --jobs 1 takes less memory"
-            )
-            raise ConfigError(why) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for job in waiting:
+        yield job, work(job)
 
 
 def compare(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[str, list[dict[str, Any]]]:
@@ -111,11 +103,12 @@ def compare(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[
         TextColumn("{task.description}"),
     )
     found: dict[Path, dict[str, Any]] = {}
-    with Progress(*parts, console=shown, disable=not shown.is_terminal) as bar:
+    bar = Progress(*parts, console=shown, disable=not shown.is_terminal)
+    with hinting_runs(jobs, found), bar, contextlib.closing(run_jobs(jobs, workers)) as runs:
         task = bar.add_task("", total=len(jobs))
-        for job, result in run_jobs(jobs, workers):
+        for job, result in runs:
             found[job.folder] = result
-            line = f"{job.name}, seed {job.config.seed}: {result['accuracy']['all']:.1f} %"
+            line = f"{job}: {result['accuracy']['all']:.1f} %"
             bar.update(task, advance=1, description=line)
             if not shown.is_terminal:
                 shown.print(f"run {len(found)}/{len(jobs)}: {line}", highlight=False)
@@ -125,12 +118,46 @@ def compare(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[
     return results
 
 
-def prepare_folder(folder: Path, settings: str, resume: bool) -> None:
-    """Mark a folder as this comparison's; without resume a folder in use is an error."""
-    if folder.exists() and any(folder.iterdir()) and not resume:
+@contextlib.contextmanager
+def hinting_runs(jobs: Sequence[Job], found: Mapping[Path, Any]) -> Iterator[None]:
+    """Have what ends a comparison say how much of it is done."""
+    try:
+        yield
+    except (Interrupted, RunFailed, OSError) as error:
+        done = f"{len(found)} of {len(jobs)} runs are done, and what the others have saved is kept"
+        setattr(error, "hint", done)  # noqa: B010 (errors of the system have none)
+        raise
+
+
+def prepare_folder(folder: Path, resume: bool) -> None:
+    """Check that a folder is free for a comparison, or may be gone on with; nothing is written.
+
+    A comparison of which no run has kept anything leaves its folder free. Errors: ConfigError naming --out.
+    """
+    if resume or not folder.exists():
+        return
+    inside = [path for path in folder.iterdir() if path.name != LOCK]
+    kept = [path for name in KEPT for path in folder.glob(f"*/*/{name}")]
+    if inside and (kept or not (folder / MARK).exists()):
         raise ConfigError(f"--out {str(folder)!r} is not empty: finish it with --resume, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(settings, encoding="utf-8")
+
+
+def recorded(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the comparison in a folder, and the names of its methods.
+
+    Errors: ConfigError naming the file.
+    """
+    mark = folder / MARK
+    settings = read_settings(mark)
+    names = settings.pop("methods_compared", None)
+    settings.pop("seeds", None)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
+        raise ConfigError(f"config {str(mark)!r} must name methods in methods_compared, got {names!r}")
+    return settings, names
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def write_report(
@@ -159,5 +186,5 @@ def write_report(
     if all("per_class_iou" in run for runs in results.values() for run in runs):
         pages["classes.csv"] = tables.classes_csv(results)
     for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     return summaries

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
+from lt_kernels.storage import close_whole, naming, open_whole
 from lt_kernels.train import readings
+from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.files import COMPONENTS
 from lt_kernels.train.module import Classifier
+from lt_kernels.train.stored import read_numbers
 
-FILE = "components.csv"
+FILE = COMPONENTS
 NAMES = ("attraction", "repulsion", "offset", "estimated_offset")
 SAMPLES = 2**13  # of the training set, looked at after an epoch
 LOGITS = 2**24
@@ -32,17 +36,20 @@ class History:
 
 
 def read_history(folder: Path) -> History | None:
-    """What a run recorded, or None where it did not."""
+    """What a run recorded, or None where it did not; ConfigError naming the file, where it holds something else."""
     path = folder / FILE
     if not path.exists():
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [[float(cell) if cell else np.nan for cell in row] for row in list(csv.reader(file))[1:]]
+    rows = read_numbers(path, ("epoch", "class"))
     if not rows:
         return None
-    table = np.array(rows)
-    epochs, classes = np.unique(table[:, 0]), len(np.unique(table[:, 1]))
-    values = table[:, 2:].reshape(len(epochs), classes, len(NAMES))
+    if any(name not in rows[0] for name in NAMES):
+        raise ConfigError(f"{str(path)!r} must have columns {', '.join(NAMES)}, got {', '.join(rows[0])}")
+    table = np.array([[row[name] for name in ("epoch", "class", *NAMES)] for row in rows], dtype=float)
+    epochs, classes = np.unique(table[:, 0]), np.unique(table[:, 1])
+    if not np.array_equal(table[:, :2], np.stack(np.meshgrid(epochs, classes, indexing="ij"), -1).reshape(-1, 2)):
+        raise ConfigError(f"{str(path)!r} must have a row for each class in every epoch, in order, got others")
+    values = table[:, 2:].reshape(len(epochs), len(classes), len(NAMES))
     return History(epochs.astype(int), {name: values[:, :, place] for place, name in enumerate(NAMES)})
 
 
@@ -73,8 +80,7 @@ class ComponentLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Write the file anew from the rows."""
-        with (self.folder / FILE).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(["epoch", "class", *NAMES])
+        self.file = open_whole(self.folder / FILE, ",".join(["epoch", "class", *NAMES]) + "\r\n")
         for epoch, values in zip(self.epochs, self.values, strict=True):
             self._write(epoch, values)
 
@@ -85,10 +91,21 @@ class ComponentLog(Callback):
         self._write(self.epochs[-1], self.values[-1])
 
     def _write(self, epoch: int, values: Tensor) -> None:
-        with (self.folder / FILE).open("a", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
+        with naming(self.folder / FILE):
+            table = csv.writer(self.file)
             for index, row in enumerate(values.T.tolist()):
                 table.writerow([epoch, index, *("" if cell != cell else cell for cell in row)])
+            self.file.flush()
+
+    def on_exception(self, trainer: Trainer, pl_module: Classifier, exception: BaseException) -> None:
+        """Close the file of a run that is cut short."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
+        """Close the file."""
+        if hasattr(self, "file"):
+            with naming(self.folder / FILE):
+                close_whole(self.file)
 
     @torch.no_grad()
     def measure(self, module: Classifier) -> Tensor:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lt_kernels.data.samplers import SAMPLERS
+from lt_kernels.storage import write_whole
+from lt_kernels.train import require
+from lt_kernels.train.errors import ConfigError, RunFailed
+from lt_kernels.train.plainyaml import parse, read_yaml
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used: the message names the key, its value and what is allowed."""
+__all__ = ["ConfigError", "RunFailed", "TrainConfig", "apply_overrides", "make_config", "read_config", "read_settings"]
+MOST = 2**63 - 1  # what torch takes for a seed or a size
+THREADS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +89,13 @@ def _reject(key: str, value: object, allowed: str) -> ConfigError:
     return ConfigError(f"{key} must be {allowed}, got {value!r}")
 
 
-def _integer(low: int) -> Callable[[str, Any], int]:
+def _integer(low: int, high: int = MOST) -> Callable[[str, Any], int]:
+    allowed = f"an integer of at least {low}"
+
     def check(key: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise _reject(key, value, f"an integer of at least {low}")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            above = isinstance(value, int) and value > high
+            raise _reject(key, value, f"{allowed} and at most {high}" if above else allowed)
         return value
 
     return check
@@ -100,7 +107,7 @@ def _as_float(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -146,7 +153,22 @@ def _options(key: str, value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise _reject(key, value, "a mapping of option names to values")
+    for name, item in value.items():
+        _check_plain(f"{key}.{name}", item)
     return dict(value)
+
+
+def _check_plain(key: str, value: Any) -> None:
+    """What YAML, JSON and a checkpoint hold, and torch takes: no dates, no sets, no numbers beyond its own."""
+    if isinstance(value, Mapping):
+        _options(key, value)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_plain(f"{key}[{index}]", item)
+    elif isinstance(value, int):
+        _integer(-MOST)(key, value) if not isinstance(value, bool) else None
+    elif not isinstance(value, (str, float, type(None))):
+        raise _reject(key, value, "a number, a word, true or false, a list or a mapping")
 
 
 def _several(check: Callable[[str, Any], Any], allowed: str) -> Callable[[str, Any], tuple[Any, ...]]:
@@ -188,7 +210,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "validate_every": _integer(1),
     "checkpoint_epochs": _integer(1),
     "checkpoint_steps": _integer(0),
-    "threads": _integer(0),
+    "threads": _integer(0, THREADS),
 }
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
@@ -234,13 +256,7 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
-    yaml = _yaml()
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {str(path)!r} is not YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"config {str(path)!r} must hold `key: value` lines, got {type(content).__name__}")
     return content
@@ -255,7 +271,7 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> di
         key, equals, text = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set must be key=value, got {item!r}")
-        value = _yaml().safe_load(text) if text else ""
+        value = parse(text, f"--set {item!r}") if text else ""
         *outer, last = key.strip().split(".")
         inside: Any = result
         for name in outer:
@@ -273,12 +289,9 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: str | Path) -> None:
     """The config as YAML that `read_config` reads back to an equal value."""
-    from lt_kernels.train.files import write_atomically
-
-    write_atomically(Path(path), _yaml().safe_dump(config.as_dict(), sort_keys=False))
+    write_whole(path, config_text(config))
 
 
-def _yaml() -> Any:
-    from lt_kernels.train import require
-
-    return require("yaml")
+def config_text(config: TrainConfig) -> str:
+    """The config as `write_config` writes it."""
+    return require("yaml").safe_dump(config.as_dict(), sort_keys=False)

@@ -1,57 +1,98 @@
-"""The files of a run: which folder is whose, and writing them whole or not at all. Imports no trainer."""
+"""The files of a run: which folder is whose, and what a folder may be asked for. Imports no trainer."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.train.config import ConfigError, TrainConfig, read_config, write_config
+from lt_kernels import storage
+from lt_kernels.interrupts import Interrupted
+from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, config_text, make_config, read_config
+from lt_kernels.train.stored import METRICS, RESULT, checked_result, read_rows
+
+__all__ = ["claimed", "hinting", "prepare_folder", "read_result", "read_rows", "same_settings"]
 
 CONFIG = "config.yaml"
-RESULT = "result.json"
+LAST = "last.ckpt"
+COMPONENTS = "components.csv"
+TENSORBOARD = "tensorboard"
+KEPT = (LAST, RESULT)  # what is lost when a run begins anew
+OWN = (*KEPT, METRICS, COMPONENTS, TENSORBOARD)
 
 
 def prepare_folder(config: TrainConfig, folder: Path, resume: bool) -> None:
-    """Make the folder of a new run, or check that what it holds is the same run.
+    """Check that a folder is free for a run, or holds a part of the same run; nothing is written.
 
-    Errors: ConfigError naming --out (a run is there, and it is not to be resumed) or the setting that differs from
-    that run's.
+    A run that kept nothing, because it failed or was ended before its first checkpoint, leaves its folder free.
+    Errors: ConfigError naming --out (a run is there, and it is not to be resumed, or files that are no run's) or the
+    setting that differs from that run's.
     """
     stored = folder / CONFIG
+    kept = [name for name in KEPT if (folder / name).exists()]
     if not stored.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, stored)
+        own = [name for name in OWN if (folder / name).exists()]
+        if own:
+            raise ConfigError(
+                f"--out must be a run's folder or a new one, got {str(folder)!r} with {own[0]} and without {CONFIG}"
+            )
+        return
+    before = read_config(stored)
+    if not kept:
+        if storage.read_regular(stored, 2**20).decode("utf-8", "replace") != config_text(before):
+            raise ConfigError(f"--out {str(folder)!r} holds a {CONFIG} that is no run's: choose another folder")
         return
     if not resume:
         raise ConfigError(
             f"--out {str(folder)!r} holds a run already: continue it with --resume, or choose another folder"
         )
-    before = read_config(stored).as_dict()
+    same_settings(config, before, stored)
+
+
+def same_settings(config: TrainConfig, before: TrainConfig, stored: Path) -> None:
+    """Refuse to go on with settings other than those of the run that `stored` is of."""
+    known = before.as_dict()
     for key, value in config.as_dict().items():
-        if before[key] != value:
-            raise ConfigError(f"--resume: {key} must be {before[key]!r}, as in {str(stored)!r}, got {value!r}")
+        if known[key] != value:
+            raise ConfigError(f"--resume: {key} must be {known[key]!r}, as in {str(stored)!r}, got {value!r}")
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a run, or None where it is not finished."""
+def read_result(folder: Path, config: TrainConfig | None = None) -> dict[str, Any] | None:
+    """The result of a run, or None where it is not finished.
+
+    Errors: ConfigError naming the file, where it is no result, or with `config`, that of a run of other settings.
+    """
     path = folder / RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    result = checked_result(path)
+    own = make_config(result["config"])
+    if config is not None:
+        same_settings(config, own, path)
+    return result
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename over: a kill leaves the old file or the new one."""
-    beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a folder that --out names, made if it is not there.
+
+    Errors: ConfigError where it cannot be written; FolderInUse.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(storage.held(folder))
+        except OSError as error:
+            raise ConfigError(f"--out {str(folder)!r} cannot be written: {error.strerror}") from error
+        yield
 
 
-def read_rows(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.csv`; a cell left empty is left out."""
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+@contextlib.contextmanager
+def hinting(*hints: str) -> Iterator[None]:
+    """Have what ends a command from outside say how to go on, after what it says already."""
+    try:
+        yield
+    except (Interrupted, RunFailed, OSError) as error:
+        words = filter(None, [getattr(error, "hint", ""), *hints])
+        setattr(error, "hint", "; ".join(words))  # noqa: B010 (errors of the system have none)
+        raise

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from lt_kernels.data import LongTailedData
-from lt_kernels.train.checkpoint import LAST, random_states, restore_random_states
+from lt_kernels.train.checkpoint import random_states, read_checkpoint, restore_random_states
 from lt_kernels.train.config import ConfigError, TrainConfig, read_config
-from lt_kernels.train.files import CONFIG, RESULT
+from lt_kernels.train.files import CONFIG, LAST, RESULT, read_result
 from lt_kernels.train.module import Classifier
 from lt_kernels.train.run import build_module, load_data
 
@@ -26,13 +24,14 @@ def load_run(folder: str | Path) -> tuple[TrainConfig, LongTailedData, Classifie
         if not (folder / name).exists():
             raise ConfigError(f"folder must be that of a finished run, got {str(folder)!r}, which holds no {name}")
     config = read_config(folder / CONFIG)
+    read_result(folder, config)
     data = load_data(config)
     before = random_states()
     try:
         module = build_module(config, data)
     finally:
         restore_random_states(before)
-    checkpoint = torch.load(folder / LAST, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(folder / LAST, config, data)
     module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(checkpoint["state_dict"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
 from lt_kernels.data import LongTailedData
+from lt_kernels.storage import close_whole, fresh_folder, naming, open_whole
+from lt_kernels.train.files import METRICS, TENSORBOARD
 from lt_kernels.train.module import Classifier, predict
 from lt_kernels.train.scores import GROUPS, score
 
@@ -52,18 +53,18 @@ class EpochLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Write the files anew from the rows."""
-        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"))
-        self.file = (self.folder / "metrics.csv").open("w", newline="", encoding="utf-8")
+        fresh_folder(self.folder / TENSORBOARD)
+        self.writer = SummaryWriter(str(self.folder / TENSORBOARD))
+        self.file = open_whole(self.folder / METRICS, ",".join(COLUMNS) + "\r\n")
         self.table = csv.DictWriter(self.file, COLUMNS)
-        self.table.writeheader()
         for row in self.rows:
             self._write(row)
         self.started = time.perf_counter()
 
     def _write(self, row: dict[str, float]) -> None:
-        self.table.writerow(row)
-        self.file.flush()
+        with naming(self.folder / METRICS):
+            self.table.writerow(row)
+            self.file.flush()
         for name in COLUMNS[2:]:
             if name in row:
                 self.writer.add_scalar(name, row[name], int(row["epoch"]))
@@ -108,4 +109,5 @@ class EpochLog(Callback):
         """Close the files."""
         if hasattr(self, "writer"):
             self.writer.close()
-            self.file.close()
+            with naming(self.folder / METRICS):
+                close_whole(self.file)

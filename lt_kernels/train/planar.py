@@ -17,6 +17,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from lt_kernels.data import LongTailedData
+from lt_kernels.storage import write_whole
 from lt_kernels.train import plots
 from lt_kernels.train.analysis_plots import grid
 from lt_kernels.train.analysis_tables import as_csv
@@ -171,8 +172,9 @@ def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
 
 
 def write_planes(planes: Sequence[Plane], out: Path) -> Path:
-    """Write planar.png, planar_features.csv and planar_weights.csv; return the picture's path."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write planar.png, planar_features.csv and planar_weights.csv into a folder that is there; return the picture's
+    path.
+    """
     points = (
         [plane.method, *row]
         for plane in planes
@@ -186,6 +188,6 @@ def write_planes(planes: Sequence[Plane], out: Path) -> Path:
         "planar_weights.csv": as_csv(["method", "class", "training_samples", "x", "y"], weights),
     }
     for name, text in tables.items():
-        (out / name).write_text(text, encoding="utf-8")
-    (out / "planar.png").write_bytes(picture(planes))
+        write_whole(out / name, text)
+    write_whole(out / "planar.png", picture(planes))
     return out / "planar.png"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_kernels import checks
+from lt_kernels.train.sealed import read_tensors
 
 STEPS = 4  # stages of a network, each but the first halving the picture
 
@@ -130,7 +130,7 @@ def load_weights(network: nn.Module, file: str) -> None:
     """Load a state_dict from `file`; parameters that are missing or in excess (but those of `fc`) are an error."""
     if not Path(file).is_file():
         raise ValueError(f"weights must be a file with a state_dict, got {file!r}, which does not exist")
-    stored = torch.load(file, map_location="cpu", weights_only=True)
+    stored = read_tensors(file)
     if not isinstance(stored, dict):
         raise ValueError(f"weights must hold a state_dict, got {type(stored).__name__} in {file!r}")
     stored = {name: value for name, value in stored.items() if not name.startswith("fc.")}

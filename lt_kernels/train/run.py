@@ -18,14 +18,16 @@ import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
 
+from lt_kernels import interrupts
 from lt_kernels.data import LongTailedData, ResumableLoader, load
 from lt_kernels.data.samplers import Order, Staged, make_order
+from lt_kernels.storage import write_whole
 from lt_kernels.train import fitting
-from lt_kernels.train.checkpoint import LAST, AtomicCheckpointIO, ExactResume
+from lt_kernels.train.checkpoint import ExactResume, SealedCheckpointIO
 from lt_kernels.train.components import ComponentLog
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import ConfigError, TrainConfig, write_config
 from lt_kernels.train.epochs import EpochSettings
-from lt_kernels.train.files import RESULT, prepare_folder, read_result, write_atomically
+from lt_kernels.train.files import CONFIG, LAST, RESULT, claimed, prepare_folder, read_result
 from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods import Setting, build_method, run_options, total_epochs
 from lt_kernels.train.module import Classifier, Experts, predict
@@ -45,18 +47,21 @@ def train_run(
     setting cannot be used.
     """
     prepare_folder(config, folder, resume)
-    done = read_result(folder)
+    done = read_result(folder, config)
     if done is not None:
         return done
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with deterministic():
-        data = load_data(config)
-        module = build_module(config, data)
-        log = EpochLog(folder, data, config.validate_every)
-        fit(config, module, log, folder, console)
-        result = summarize(config, module, data, log)
-    write_atomically(folder / RESULT, json.dumps(result, indent=1))
+    with interrupts.raised(), claimed(folder):
+        prepare_folder(config, folder, resume)  # again, now that nobody else writes there
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        with deterministic():
+            data = load_data(config)
+            module = build_module(config, data)
+            write_config(config, folder / CONFIG)  # not before the settings are known to be good
+            log = EpochLog(folder, data, config.validate_every)
+            fit(config, module, log, folder, console)
+            result = summarize(config, module, data, log)
+        write_whole(folder / RESULT, json.dumps(result, indent=1))
     return result
 
 
@@ -110,7 +115,7 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
             if torch.cuda.is_available()
             else "cpu",  # not auto: the losses' float64 tables rule out MPS
             devices=1,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[SealedCheckpointIO(config, log.data)],
             callbacks=[EpochSettings(), log, *bar, *recorder, saver],
             limit_train_batches=config.epoch_steps or 1.0,
             limit_val_batches=0,

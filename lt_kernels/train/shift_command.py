@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from lt_kernels.storage import write_whole
 from lt_kernels.train import require
-from lt_kernels.train.commands import named_methods, recipe
-from lt_kernels.train.compare import MARK, available_cores, plan, prepare_folder
+from lt_kernels.train.commands import Screen, named_methods, print_table, recipe
+from lt_kernels.train.compare import MARK, available_cores, plan, recorded
 from lt_kernels.train.compare import compare as run_comparison
 from lt_kernels.train.config import ConfigError, apply_overrides, read_settings
-from lt_kernels.train.files import CONFIG, RESULT
+from lt_kernels.train.files import CONFIG, RESULT, claimed, hinting
 from lt_kernels.train.shift import evaluate_shifts, same_data
 from lt_kernels.train.shift_report import write_shift
 
@@ -23,15 +22,15 @@ def shift(arguments: argparse.Namespace) -> int:
     """Evaluate runs, trained first where they are not there, on the shifted test sets; print and write the table."""
     if bool(arguments.runs) == bool(arguments.data):
         raise ConfigError("shift must be given either folders of runs or --data with --methods, got both or neither")
-    folders = run_folders(arguments.runs) if arguments.runs else trained(arguments)
-    found = [evaluate_shifts(folder, arguments.most, arguments.cosines) for folder in folders]
-    results, tests = [result for result, _ in found], found[0][1]
-    same_data(results)
-    out = Path(arguments.out) if arguments.out else _beside(arguments)
-    table = write_shift(results, tests, out)
-    shown = Console()
-    shown.width = max(shown.width, Console(width=1000).measure(table).maximum)  # a table of cut numbers is no table
-    shown.print(table)
+    out, shown = Path(arguments.out) if arguments.out else _beside(arguments), Screen()
+    with hinting("the same command goes on"):
+        folders = run_folders(arguments.runs) if arguments.runs else trained(arguments)
+        with claimed(out):
+            found = [evaluate_shifts(folder, arguments.most, arguments.cosines) for folder in folders]
+            results, tests = [result for result, _ in found], found[0][1]
+            same_data(results)
+            table = write_shift(results, tests, out, shown.encoding)
+    print_table(shown, table)
     print(f"shift: {out / 'shift.md'}")
     return 0
 
@@ -70,12 +69,11 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
     workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
-    if not (folder / MARK).exists():
-        text = require("yaml").safe_dump(
-            {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
-        )
-        prepare_folder(folder, text, resume=True)
-    run_comparison(jobs, workers, None if arguments.quiet else Console(stderr=True))
+    with claimed(folder):
+        if not (folder / MARK).exists():
+            text = {**settings, "methods_compared": methods, "seeds": arguments.seeds}
+            write_whole(folder / MARK, require("yaml").safe_dump(text, sort_keys=False))
+        run_comparison(jobs, workers, None if arguments.quiet else Screen(stderr=True))
     return [job.folder for job in jobs]
 
 
@@ -83,7 +81,7 @@ def settings_of(folder: Path, data: str) -> dict[str, Any]:
     """The settings of the comparison that the folder holds, or the data set's recipe."""
     if not (folder / MARK).exists():
         return read_settings(recipe(data))
-    settings = read_settings(folder / MARK)
+    settings, _ = recorded(folder)
     if settings.get("data") != data:
         raise ConfigError(f"--data must be {settings.get('data')!r}, as in {str(folder / MARK)!r}, got {data!r}")
-    return {key: value for key, value in settings.items() if key not in ("methods_compared", "seeds")}
+    return settings

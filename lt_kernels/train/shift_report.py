@@ -13,7 +13,8 @@ from rich import box
 from rich.table import Table
 
 from lt_kernels.data.shift import ShiftedTest
-from lt_kernels.train.files import write_atomically
+from lt_kernels.storage import write_whole
+from lt_kernels.terminal import shown
 from lt_kernels.train.shift import Holds, ShiftResult
 from lt_kernels.train.tables import Spread, spread
 
@@ -67,13 +68,13 @@ def _marked(rows: Sequence[ShiftRow], before: str, after: str) -> list[list[str]
     return lines
 
 
-def shift_table(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str) -> Table:
-    """For a terminal; the best mean of each test set in bold."""
+def shift_table(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str, encoding: str = "utf-8") -> Table:
+    """For a terminal of this encoding; the best mean of each test set in bold."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(_headings(tests)):
         table.add_column(heading, justify="left" if index < 3 else "right", no_wrap=True)
     for line in _marked(rows, "[bold]", "[/]"):
-        table.add_row(*line)
+        table.add_row(*(shown(cell, encoding) for cell in line))
     return table
 
 
@@ -128,13 +129,16 @@ def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title:
     return encoded(figure)
 
 
-def write_shift(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest], folder: Path) -> Table:
-    """Write shift.md, .csv, .json and .png and shift_runs.csv, and return the table for a terminal."""
+def write_shift(
+    results: Sequence[ShiftResult], tests: Sequence[ShiftedTest], folder: Path, encoding: str = "utf-8"
+) -> Table:
+    """Write shift.md, .csv, .json and .png and shift_runs.csv into a folder that is there, and return the table for a
+    terminal.
+    """
     from lt_kernels.train.about import commit, device
 
     rows, first = shift_rows(results), results[0].config
     title = f"{first.data}: accuracy on shifted test sets"
-    folder.mkdir(parents=True, exist_ok=True)
     about = {
         "data": first.data,
         "imbalance": first.imbalance,
@@ -143,9 +147,9 @@ def write_shift(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest], fo
         "device": device(),
         "commit": commit(),
     }
-    write_atomically(folder / "shift.md", shift_markdown(rows, tests))
-    write_atomically(folder / "shift.csv", shift_csv(rows, tests))
-    write_atomically(folder / "shift_runs.csv", shift_runs_csv(results, tests))
-    write_atomically(folder / "shift.json", json.dumps(about, indent=1) + "\n")
-    (folder / "shift.png").write_bytes(shift_picture(rows, tests, title))
-    return shift_table(rows, tests, f"{title} [%]")
+    write_whole(folder / "shift.md", shift_markdown(rows, tests))
+    write_whole(folder / "shift.csv", shift_csv(rows, tests))
+    write_whole(folder / "shift_runs.csv", shift_runs_csv(results, tests))
+    write_whole(folder / "shift.json", json.dumps(about, indent=1) + "\n")
+    write_whole(folder / "shift.png", shift_picture(rows, tests, title))
+    return shift_table(rows, tests, f"{title} [%]", encoding)

@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from lt_kernels.terminal import shown
 from lt_kernels.train.scores import GROUPS
 from lt_kernels.train.variants import title_of
 
@@ -83,15 +84,15 @@ def headings(names: Sequence[str]) -> list[str]:
     return ["method", *(HEADINGS[name] for name in names), "s/epoch"]
 
 
-def rich_table(summaries: Sequence[Summary], title: str) -> Table:
-    """For a terminal; the best mean of each column in bold."""
+def rich_table(summaries: Sequence[Summary], title: str, encoding: str = "utf-8") -> Table:
+    """For a terminal of this encoding; the best mean of each column in bold."""
     names = columns(summaries)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(headings(names)):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     winners = {name: best(summaries, name) for name in names}
     for summary in summaries:
-        first, *middle, last = cells(summary, names)
+        first, *middle, last = (shown(cell, encoding) for cell in cells(summary, names))
         marked = [
             f"[bold]{text}[/]" if winners[name] == summary.method else text
             for name, text in zip(names, middle, strict=True)

@@ -1,0 +1,31 @@
+"""The process that the children are forked from, and a run that nothing disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.injection.nursery import Nursery
+from tests.injection.runs import recipe
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Where children are forked; one for all tests of a process."""
+    for name in ("lightning", "sklearn", "tensorboard"):
+        pytest.importorskip(name, reason="the extra [train] is not installed")
+    made = Nursery(tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `whole` of a run left alone, its recipe.yaml beside it, and in moments.json what happened in it."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    words = ["train", "--config", recipe(root), "--out", root / "whole", "--quiet"]
+    status, text = nursery.run(*words, before=f"moments.record({str(root / 'moments.json')!r})")
+    assert status == 0, text
+    return root / "whole"
