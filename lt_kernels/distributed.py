@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,46 +10,71 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lt_kernels.ops import linear
+from lt_kernels import checks
+from lt_kernels.ops import exchange, linear, shares
+from lt_kernels.ops.exchange import RankError
 from lt_kernels.reference.terms import Terms
+
+__all__ = ["RankError", "clip_grad_norm_", "gather_rows", "shard_bounds"]
+
+
+class Meeting:
+    """One forward pass of all ranks: what must be the same on each, and the number that its backward pass asks for."""
+
+    def __init__(self, group: Any, weight: Tensor) -> None:
+        self.group, self.rows = group, exchange.first_rows(weight)
+        self.said: list[exchange.Check] = []
+        self.call = 0
+
+    def gather(self, payload: Tensor) -> Tensor:
+        """Every rank's numbers [world, n]."""
+        talk = exchange.talk_of(self.group)
+        _, found = exchange.meet(self.group, "forward", payload.device, self.said, rows=self.rows, payload=payload)
+        self.call = talk.met
+        assert found is not None  # there was a payload
+        return found
 
 
 class Copy(torch.autograd.Function):
-    """A tensor that every rank holds alike: its gradient is the sum over the ranks."""
+    """Tensors that every rank holds alike: their gradients are the sums over the ranks."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return value.view_as(value)
+    def forward(ctx: Any, meeting: Meeting, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.meeting = meeting
+        return tuple(value.view_as(value) for value in values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        group, wanted = ctx.meeting.group, ctx.needs_input_grad[1:]
+        total = torch.cat([grad.reshape(-1) for grad, wants in zip(grads, wanted, strict=True) if wants])
+        said = [exchange.check("the gradient", (total.dtype, total.numel()))]
+        exchange.meet(group, "backward", total.device, said, call=ctx.meeting.call)
+        dist.all_reduce(total, group=group)
+        parts = iter(total.split([grad.numel() for grad, wants in zip(grads, wanted, strict=True) if wants]))
+        found = [next(parts).view_as(grad).to(grad.dtype) if wants else None for grad, wants in zip(grads, wanted)]
+        return None, *found
 
 
 class Merge(torch.autograd.Function):
-    """(logaddexp, own, sum, sum, max) of the ranks' statistics in two collectives, the same on every rank."""
+    """(logaddexp, own, sum, sum, max) of the ranks' statistics, gathered at once: the same bits on every rank."""
 
     @staticmethod
     def forward(
-        ctx: Any, rest: Tensor, own: Tensor, own_offset: Tensor, mean: Tensor, rival: Tensor, mine: Tensor, group: Any
+        ctx: Any, rest: Tensor, own: Tensor, own_offset: Tensor, mean: Tensor, rival: Tensor, mine: Tensor, met: Meeting
     ) -> tuple[Tensor, ...]:
-        highest = torch.stack((rest, rival))
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
-        top = torch.where(highest[0] == -torch.inf, 0.0, highest[0])
-        # A sum over one rank's number and zeros, since a maximum may lose a NaN.
-        parts = [(rest - top).exp(), torch.where(mine, own, 0.0), own_offset, mean]
-        packed = torch.cat([part.reshape(-1) for part in parts])
-        dist.all_reduce(packed, group=group)
-        pieces = packed.split([part.numel() for part in parts])
-        total, own, own_offset, mean = (new.reshape(old.shape) for new, old in zip(pieces, parts, strict=True))
-        whole = top + total.log()
+        parts = [rest, torch.where(mine, own, 0.0), own_offset, mean, rival]
+        pieces = met.gather(torch.cat([part.reshape(-1) for part in parts])).split([part.numel() for part in parts], 1)
+        rests, owns, own_offsets, means, rivals = (
+            new.reshape(new.shape[0], *old.shape) for new, old in zip(pieces, parts, strict=True)
+        )
+        highest = rests.amax(0)
+        top = torch.where(highest == -torch.inf, 0.0, highest)
+        whole = top + (rests - top).exp().sum(0).log()
         ctx.save_for_backward(torch.where(rest == -torch.inf, 0.0, (rest - whole).exp()))
-        ctx.mark_non_differentiable(highest)
-        return whole, own, own_offset, mean, highest
+        rival = rivals.amax(0)
+        ctx.mark_non_differentiable(rival)
+        return whole, owns.sum(0), own_offsets.sum(0), means.sum(0), rival
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -65,25 +91,52 @@ class Shard(NamedTuple):
     classes: int
     group: Any
     sizes: list[int]  # every rank's
+    said: tuple[tuple[str, Any], ...] = ()  # of the loss: what must be the same on every rank, with its name
 
     def statistics(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
     ) -> tuple[Tensor, ...]:
         """The statistics over all ranks' classes; `input`, `target` and `terms` are the same on every rank."""
-        input = Copy.apply(input, self.group)
-        local = self.terms(terms)
-        found = linear.statistics(input, weight, bias, target, local, normalize, self.start, self.classes)
-        mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
-        whole, own, own_offset, mean, highest = Merge.apply(*found, mine, self.group)
-        return whole, own.masked_fill(target == terms.ignore_index, -torch.inf), own_offset, mean, highest[1]
+        with exchange.told(self.group, weight):
+            met = Meeting(self.group, weight)
+            met.said += [
+                exchange.check(*one) for one in self.said + shares.said(input, weight, bias, target, terms, normalize)
+            ]
+            if terms.offset is not None and terms.offset.requires_grad:
+                copied, offset = Copy.apply(met, input, terms.offset)
+                terms = terms._replace(offset=offset)
+            else:
+                (copied,) = Copy.apply(met, input)
+            local = self.terms(terms)
+            found = linear.statistics(copied, weight, bias, target, local, normalize, self.start, self.classes)
+            mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
+        whole, own, own_offset, mean, rival = Merge.apply(*found, mine, met)
+        return whole, own.masked_fill(target == terms.ignore_index, -torch.inf), own_offset, mean, rival
 
     def terms(self, terms: Terms) -> Terms:
         """The tables' columns for this rank's classes."""
         part = slice(self.start, self.start + self.size)
         offset, share = terms.offset, terms.mean_weight
-        if offset is not None:
-            offset = (Copy.apply(offset, self.group) if offset.requires_grad else offset)[:, part]
-        return terms._replace(offset=offset, mean_weight=None if share is None else share[:, part])
+        return terms._replace(
+            offset=None if offset is None else offset[:, part], mean_weight=None if share is None else share[:, part]
+        )
+
+
+def together(group: Any, like: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """function(*args, **kwargs), whose errors are every rank's, outside of compiled graphs, where nothing is told.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+    """
+    checked(group)
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_together)(group, like, function, *args, **kwargs)
+    return _together(group, like, function, *args, **kwargs)
+
+
+def _together(group: Any, like: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    with exchange.told(group, like):
+        return function(*args, **kwargs)
 
 
 def checked(group: Any) -> dist.ProcessGroup:
@@ -97,17 +150,29 @@ def checked(group: Any) -> dist.ProcessGroup:
     return group
 
 
-def shard(size: int, group: Any, device: torch.device) -> Shard:
-    """Where this rank's `size` classes stand among all: in the order of the ranks.
+def share(num_classes: int, group: Any) -> shares.Share:
+    """This rank's share of the classes, dealt out evenly.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to, or has more ranks than classes.
+    """
+    rank, world = dist.get_rank(checked(group)), dist.get_world_size(group)
+    return shares.Share(group, rank, world, shard_bounds(num_classes, rank, world), num_classes)
+
+
+def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
+    """Where this rank's rows stand among all: in the order of the ranks.
 
     The ranks are asked: one whose own size is what it was cannot know that the others' are.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
+        RankError: if rows have another width or dtype on another rank.
     """
-    sizes = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(dist.get_world_size(checked(group)))]
-    dist.all_gather(sizes, torch.tensor(size, device=device), group=group)
-    counts, rank = [int(one) for one in sizes], dist.get_rank(group)
+    checked(group)
+    size, said = rows.shape[0], [exchange.check("linear_weight", (str(rows.dtype), rows.shape[1:]))]
+    heads, _ = exchange.meet(group, kind, rows.device, said, size=size, wait=True)
+    counts, rank = heads[:, exchange.SIZE].tolist(), dist.get_rank(group)
     return Shard(sum(counts[:rank]), size, sum(counts), group, counts)
 
 
@@ -115,19 +180,25 @@ def shard(size: int, group: Any, device: torch.device) -> Shard:
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def shard_of(weight: Tensor, group: Any) -> Shard:
+def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
     """`shard` for the rows of a weight; the ranks are asked once for a parameter, since asking waits for the device.
 
+    A bias is remembered with it, as what is sharded too.
+
     Raises:
-        ValueError: if `group` is not a process group that this process belongs to.
+        ValueError: if `group` is not a process group that this process belongs to, or `DistributedDataParallel` would
+            average the rows over its ranks.
     """
-    checked(group)
-    if not (weight.is_leaf and weight.requires_grad):  # what is made anew for each call
-        return shard(weight.shape[0], group, weight.device)
-    layouts = _known.setdefault(weight, {})
-    if group not in layouts:
-        layouts[group] = shard(weight.shape[0], group, weight.device)
-    return layouts[group]
+    shares.refuse_averaging(weight, checked(group))
+    lasting = isinstance(weight, torch.nn.Parameter) or (weight.is_leaf and weight.requires_grad)
+    if not lasting:  # what is made anew for each call
+        return shard(weight, group)
+    layouts, epoch = _known.setdefault(weight, {}), exchange.talk_of(group).epoch
+    if group not in layouts or layouts[group][0] != epoch:
+        layouts[group] = (epoch, shard(weight, group))
+    if bias is not None and bias.is_leaf and bias.requires_grad:
+        _known.setdefault(bias, {}).setdefault(group, layouts[group])
+    return layouts[group][1]
 
 
 def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:
@@ -141,7 +212,7 @@ def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:
         ValueError: if `group` is not a process group that this process belongs to.
     """
     own = weight_shard.detach().contiguous()
-    found = shard(own.shape[0], group, own.device)
+    found = shard(own, group, "gather_rows")
     most = max(found.sizes)
     padded = own.new_zeros((most, *own.shape[1:]))  # a collective wants the same shape of every rank
     padded[: own.shape[0]] = own
@@ -161,3 +232,52 @@ def shard_bounds(num_classes: int, rank: int, world_size: int) -> tuple[int, int
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
     return rank * num_classes // world_size, (rank + 1) * num_classes // world_size
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    group: Any,
+    *,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """`torch.nn.utils.clip_grad_norm_` where some parameters are class weights sharded over the ranks of `group`.
+
+    The norm is that of the whole: torch's own takes each rank's rows for all there are, clips by another factor on each
+    rank, and lets the other parameters drift apart. Class weights and biases are known from their loss with this group.
+
+    Args:
+        parameters: those that are sharded, and those that every rank holds alike, with the same gradients.
+        max_norm: above 0. norm_type: above 0, or inf.
+        error_if_nonfinite: raise if the norm is NaN or infinite, which waits for a device.
+
+    Returns:
+        The norm before clipping, the same on every rank; float64.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+        RankError: on a CPU, if the gradients that every rank should hold alike have another norm on another rank.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    device = parameters[0].device if parameters else torch.device("cpu")
+    with torch.no_grad(), exchange.told(checked(group), parameters[0] if parameters else None):
+        checks.number("max_norm", max_norm, above=0.0)
+        apart: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for one in parameters:
+            if one.grad is not None:
+                apart[group in _known.get(one, ())].append(one.grad)
+        each = torch.stack([torch.nn.utils.get_total_norm(some, norm_type).to(device, torch.float64) for some in apart])
+        _, norms = exchange.meet(group, "clip_grad_norm_", device, payload=each)
+        assert norms is not None  # there was a payload
+        alike, rows = norms.unbind(1)
+        if device.type == "cpu" and not torch.allclose(alike, alike[:1], rtol=1e-6, atol=0.0, equal_nan=True):
+            raise RankError(
+                "gradients of parameters that are not sharded must be the same on every rank, but their norms are "
+                f"{alike.tolist()}: average them first, and call the loss of sharded ones with this group"
+            )
+        total = torch.linalg.vector_norm(torch.cat((alike[:1], rows)), norm_type)
+        if error_if_nonfinite and not bool(total.isfinite()):
+            raise RankError(f"the norm of the gradients must be finite, got {total.item()}")
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+    return total

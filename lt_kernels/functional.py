@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels import checks, distributed
 from lt_kernels.ops import columns, gram, small
 from lt_kernels.ops.loss import Logits, evaluate, features
 from lt_kernels.ops.prepare import as_rows
@@ -136,6 +136,19 @@ def linear_cross_entropy(
             return quick
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
+    rows = (input, linear_weight, linear_bias, target, reduction, group, settings)
+    return _linear(*rows) if group is None else distributed.together(group, linear_weight, _linear, *rows)
+
+
+def _linear(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Any,
+    reduction: Reduction,
+    group: Any,
+    settings: dict[str, Any],
+) -> Tensor:
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
@@ -199,25 +212,22 @@ def cosine_margin_cross_entropy(
     quick = None if group is not None else small.cosine_cross_entropy(input, linear_weight, target, *settings)
     if quick is not None:
         return quick
+    chosen: dict[str, Any] = {"margin": margin, "scale": scale, "weight": weight, "offset": offset}
+    chosen |= {"focal_gamma": focal_gamma, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
+    rows = (input, linear_weight, target, reduction, group, chosen)
+    return _cosine(*rows) if group is None else distributed.together(group, linear_weight, _cosine, *rows)
+
+
+def _cosine(
+    input: Tensor, linear_weight: Tensor, target: Any, reduction: Reduction, group: Any, settings: dict[str, Any]
+) -> Tensor:
     checks.features(input, linear_weight, None)
-    scale = checks.number("scale", scale, above=0.0)
+    margin, settings["scale"] = settings["margin"], checks.number("scale", settings["scale"], above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
     source = features(as_rows(input), linear_weight, None, BOTH, margin, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
-    return evaluate(
-        source,
-        shape,
-        target,
-        reduction,
-        scale=scale,
-        margin=margin,
-        weight=weight,
-        offset=offset,
-        focal_gamma=focal_gamma,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-    )
+    return evaluate(source, shape, target, reduction, **settings)
 
 
 def logit_weight_repulsion(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import checks
-from lt_kernels.distributed import checked, shard_bounds
+from lt_kernels import checks, distributed
 from lt_kernels.lossmodule import Loss
+from lt_kernels.ops import shares
 from lt_kernels.ops.small import cosines
 from lt_kernels.tables import reset_loss
 from lt_kernels.values import MixedTarget
@@ -30,14 +30,11 @@ class _Head(nn.Module):
         self.num_classes = checks.whole("num_classes", num_classes)
         if not isinstance(loss, Loss):
             raise TypeError(f"loss must be one of lt_kernels.losses, got {type(loss).__name__}")
-        if group is not None and (loss.needs_logits or loss.needs_features):
-            raise ValueError(f"group must be None with {type(loss).__name__}, which needs all classes on each rank")
-        self.loss, self.group = loss, group
-        first, last = (
-            (0, num_classes)
-            if group is None
-            else shard_bounds(num_classes, dist.get_rank(checked(group)), dist.get_world_size(group))
-        )
+        self.loss, self.share = loss, None
+        if group is not None:
+            loss.shardable()
+            self.share = distributed.share(num_classes, group)
+        first, last, _ = self.classes()
         self.weight = nn.Parameter(torch.empty(last - first, in_features))
 
     def reset_parameters(self) -> None:
@@ -49,6 +46,60 @@ class _Head(nn.Module):
         """Draw the weights of the head itself."""
         raise NotImplementedError
 
+    @property
+    def group(self) -> Any:
+        """The process group over whose ranks the classes are sharded, or None; set it again after unpickling."""
+        return None if self.share is None else self.share.given()
+
+    @group.setter
+    def group(self, group: Any) -> None:
+        if self.share is None:
+            raise ValueError(f"group must be given when the head is made; this one has all {self.num_classes} classes")
+        self.share.again(distributed.checked(group))
+
+    def classes(self) -> list[int]:
+        """This head's first class, the one after its last, and the number of all."""
+        return [0, self.num_classes, self.num_classes] if self.share is None else self.share.saved()
+
+    def fill(self, values: Tensor, draw: Callable[[Tensor], Any]) -> None:
+        """Fill rows [c, ...] in place; a share of the classes gets the rows that the whole would have."""
+        if self.share is None:
+            draw(values)
+        else:
+            self.share.draw(values, draw)
+
+    def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
+        """The loss."""
+        if self.share is None:
+            return self.flattened(features, target, **options)
+        return distributed.together(self.group, self.weight, self.flattened, features, target, **options)
+
+    def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
+        """The loss of the rows of features and target."""
+        features, target = self.flat(features, target)
+        if self.share is not None and distributed.shard_of(self.weight, self.group).classes != self.num_classes:
+            raise ValueError(f"num_classes must be the same on every rank, got {self.num_classes} on this one")
+        return self.loss.from_features(features, self.weight, target, group=self.group, **options)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if self.share is not None and metadata is not None:
+            metadata[prefix[:-1]]["classes"] = self.classes()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        weight: Any = state_dict.get(prefix + "weight")
+        saved = local_metadata.get("classes")
+        if isinstance(weight, Tensor) and weight.ndim and (saved is not None or self.share is not None):
+            here = str(self.share) if self.share is not None else f"all {self.num_classes} classes"
+            wrong = shares.misfit(self.classes(), saved, weight.shape[0], here)
+            if wrong is not None:
+                rest[-1].append(wrong)  # the messages of load_state_dict, which raises them
+                return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
     def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
         """Features [..., d] and targets [...] as rows."""
         checks.floating("features", features)
@@ -59,12 +110,15 @@ class _Head(nn.Module):
         if isinstance(target, MixedTarget):
             mixed = MixedTarget(target.first.reshape(-1), target.second.reshape(-1), target.lam)
             return features.reshape(-1, self.in_features), mixed
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a tensor or a MixedTarget, got {type(target).__name__}")
         if tuple(target.shape) != tuple(features.shape[:-1]):
             raise ValueError(f"target must have shape {list(features.shape[:-1])}, got {list(target.shape)}")
         return features.reshape(-1, self.in_features), target.reshape(-1)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, num_classes={self.num_classes}"
+        share = "" if self.share is None else f", {self.share}"
+        return f"in_features={self.in_features}, num_classes={self.num_classes}{share}"
 
 
 class LinearHead(_Head):
@@ -88,17 +142,15 @@ class LinearHead(_Head):
     def draw(self) -> None:
         """Draw weights and bias anew, as `torch.nn.Linear` does."""
         bound = 1 / math.sqrt(self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
+        for values in (self.weight,) if self.bias is None else (self.weight, self.bias):
+            self.fill(values, lambda rows: nn.init.uniform_(rows, -bound, bound))
 
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss, or without a target the logits [..., C]."""
         if target is None:
             logits, offset = F.linear(features, self.weight, self.bias), self.loss.predicted_offset(self.weight)
             return logits if offset is None else logits + offset.to(logits.dtype)
-        features, target = self.flat(features, target)
-        return self.loss.from_features(features, self.weight, target, self.bias, group=self.group)
+        return self.of_features(features, target, linear_bias=self.bias)
 
 
 class CosineHead(_Head):
@@ -124,12 +176,11 @@ class CosineHead(_Head):
 
     def draw(self) -> None:
         """Draw weights whose rows have norms of about 1."""
-        nn.init.normal_(self.weight, std=1 / math.sqrt(self.in_features))
+        self.fill(self.weight, lambda rows: nn.init.normal_(rows, std=1 / math.sqrt(self.in_features)))
 
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss, or without a target the cosines [..., C]."""
         if target is None:
             flat = features.reshape(-1, self.in_features)
             return cosines(flat, self.weight).reshape(*features.shape[:-1], -1)
-        features, target = self.flat(features, target)
-        return self.loss.from_features(features, self.weight, target, cosine=True, scale=self.scale, group=self.group)
+        return self.of_features(features, target, cosine=True, scale=self.scale)

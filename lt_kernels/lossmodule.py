@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels import checks, distributed
 from lt_kernels.ops import prepare, small
 from lt_kernels.ops.loss import Logits, evaluate
 from lt_kernels.ops.loss import features as make_source
@@ -94,6 +94,11 @@ class Loss(TableModule):
             super().__setattr__(name, value)
             self._set = False
 
+    def shardable(self) -> None:
+        """Raise if the loss needs all classes on each rank."""
+        if self.needs_logits or self.needs_features:
+            raise ValueError(f"group must be None with {type(self).__name__}, which needs all classes on each rank")
+
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
         """The offset [C] for a batch."""
         return self._buffers["offset"]
@@ -167,19 +172,37 @@ class Loss(TableModule):
     ) -> Tensor:
         """The loss straight from features [N, d] and class weights [C, d]; `cosine` normalises both."""
         scale = self.scale if self.input_kind == "cosine" else scale
+        rows = (features, linear_weight, linear_bias, target)
+        if group is not None:
+            self.shardable()
+            return distributed.together(group, linear_weight, self._of_source, *rows, cosine, scale, group, table)
         if self.needs_logits:
             checks.features(features, linear_weight, linear_bias)
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
-        short = group is None and not cosine and scale is None and isinstance(features, Tensor)
+        short = not cosine and scale is None and isinstance(features, Tensor)
         if short and isinstance(linear_weight, Tensor) and linear_weight.ndim == 2:
             table = self.table(target, linear_weight.shape[0]) if table is None else table
-            plain, rows = self._plain(features, table), (features, linear_weight, linear_bias, target)
+            plain = self._plain(features, table)
             if plain is not None and (found := small.linear_cross_entropy(*rows, *plain)) is not None:
                 return found
-        if cosine and group is None and linear_bias is None and isinstance(linear_weight, Tensor):
+        if cosine and linear_bias is None and isinstance(linear_weight, Tensor):
             table = self.table(target, linear_weight.shape[0]) if table is None else table
             if (found := self._cosine(features, linear_weight, target, scale, table)) is not None:
                 return found
+        return self._of_source(*rows, cosine, scale, None, table)
+
+    def _of_source(
+        self,
+        features: Tensor,
+        linear_weight: Tensor,
+        linear_bias: Tensor | None,
+        target: Tensor | MixedTarget,
+        cosine: bool,
+        scale: float | None,
+        group: Any,
+        table: Tensor | None,
+    ) -> Tensor:
+        """The loss by operators, of all classes or of this rank's share of them."""
         checks.features(features, linear_weight, linear_bias)
         source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
         table = self.table(target, source.classes) if table is None else table

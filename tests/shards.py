@@ -169,13 +169,26 @@ def two_heads(rank: int, world: int, group: Any) -> None:
 
 
 def asked_once(rank: int, world: int, group: Any) -> None:
-    """A parameter's layout is asked for at its first call only, in whatever order heads are called."""
+    """A parameter's layout is asked for at its first call only, in whatever order heads are called.
+
+    From then on a call is one exchange, and its backward pass another with the sum of the features' gradients.
+    """
     sizes = (world, world + 1, 2 * world)
     heads = [LinearHead(D, classes, losses.CrossEntropyLoss(), group=group).double() for classes in sizes]
-    with unittest.mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as asked:
-        for head in (*heads, *heads[::-1], *heads):
-            head(normal(N, D, seed=61), classes_of(N, head.num_classes, seed=60)).backward()
-    assert asked.call_count == len(heads)
+
+    def called(order: list[LinearHead]) -> tuple[int, int]:
+        with (
+            unittest.mock.patch.object(dist, "all_gather", wraps=dist.all_gather) as asked,
+            unittest.mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as summed,
+        ):
+            for head in order:
+                features = normal(N, D, seed=61).requires_grad_()
+                head(features, classes_of(N, head.num_classes, seed=60)).backward()
+        return asked.call_count, summed.call_count
+
+    called(heads[:1])  # makes room for what the next ones send
+    assert called(heads[1:]) == (2 * 3, 2)
+    assert called([*heads[::-1], *heads]) == (2 * 6, 6)
 
 
 def data_parallel(rank: int, world: int, group: Any) -> None:

@@ -92,7 +92,7 @@ def features(
     sphere = margin is not None and margin.kind == SPHERE
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
-    shard = None if group is None else distributed.shard_of(weight, group)
+    shard = None if group is None else distributed.shard_of(weight, group, bias)
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 
 
@@ -135,6 +135,7 @@ def _evaluate(
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     places = shape[:1] + shape[2:] if len(shape) > 1 else ()
     like, classes = source.tensor, source.classes
+    source = _saying(source, target, reduction, average)
     if prepare.is_probability(target):
         losses = _probabilities(source, shape, target, settings, scale, margin)
         return finish([(losses, None, 1.0)], places, reduction, None, -100, like)
@@ -161,6 +162,15 @@ def _evaluate(
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
     parts = list(zip(losses, flat, lams, strict=True))
     return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
+
+
+def _saying(source: Source, target: Any, reduction: str, average: str) -> Source:
+    """The same with what else must be alike on every rank, if the classes are sharded."""
+    if isinstance(source, Logits) or source.shard is None:
+        return source
+    lam = target.lam if isinstance(target, MixedTarget) else None
+    said = (("reduction", reduction), ("average", average), ("lam", lam))
+    return source._replace(shard=source.shard._replace(said=said))
 
 
 def _lams(lam: float | Tensor, places: tuple[int, ...]) -> list[Any]:

@@ -1,0 +1,273 @@
+"""Frames: what the ranks of a group tell each other before they go on, so that an error on one is an error on all.
+
+A frame has a size that every rank knows, whatever went wrong on it: a head of numbers, and room for what the last call
+sent. So a rank that fails still meets the others, and no exchange of one call can be taken for that of another.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lt_kernels import checks
+
+KINDS = ("layout", "forward", "backward", "gather_rows", "clip_grad_norm_")
+# Places in the head: a text of 240 bytes, the first rows of a shard, and what must be the same.
+KIND, CALL, LENGTH, FAILED, TEXT, SIZE, ROWS, CHECKS, HEAD = 0, 1, 2, 3, 4, 34, 35, 39, 80
+
+
+class RankError(ValueError):
+    """What went wrong on one rank of a group, or differs between ranks, raised on all of them."""
+
+
+class Check(NamedTuple):
+    """What must be the same on every rank: its number, and in words what it is here."""
+
+    name: str
+    value: int | Tensor
+    here: str
+
+
+class _Talk:
+    """What this rank knows of the exchanges of a group: the same on every rank."""
+
+    def __init__(self) -> None:
+        self.room = 0  # numbers of what the last call sent
+        self.met = 0  # frames exchanged so far
+        self.over = 0  # calls that have had their last exchange, or a failed one: their errors are told no more
+        self.epoch = 0  # how often ranks were found to make different calls
+        self.pending: tuple[Any, Tensor, list[Check]] | None = None  # heads on their way to the host
+
+
+_talks: WeakKeyDictionary[Any, _Talk] = WeakKeyDictionary()
+
+
+def talk_of(group: Any) -> _Talk:
+    """The state of a group's exchanges."""
+    return _talks.setdefault(group, _Talk())
+
+
+@contextmanager
+def told(group: Any, like: Any) -> Iterator[None]:
+    """What is raised within, before the ranks have met, is raised on every rank; frames are on the device of `like`."""
+    talk = talk_of(group)
+    over = talk.over
+    try:
+        yield
+    except Exception as error:
+        if talk.over == over:
+            _tell(group, talk, error, like.device if isinstance(like, Tensor) else torch.device("cpu"))
+        raise
+
+
+def _tell(group: Any, talk: _Talk, error: Exception, device: torch.device) -> None:
+    """Send the frame of an error, and take no notice of the others': this rank has its own."""
+    known = checks.named(error) if isinstance(error, RuntimeError) else error
+    text = f"{type(known).__name__}: {known}".encode()[: 8 * (SIZE - TEXT)]
+    words = torch.frombuffer(bytearray(text.ljust(8 * (SIZE - TEXT), b"\0")), dtype=torch.int64)
+    talk.over += 1
+    talk.met += 1
+    frame = torch.zeros(HEAD + talk.room, dtype=torch.int64, device="cpu")
+    frame[FAILED], frame[TEXT:SIZE] = 1, words
+    _gather(frame.to(device), group)
+
+
+def _gather(mine: Tensor, group: Any) -> Tensor:
+    """Every rank's row [world, ...]."""
+    all_of = mine.new_empty((dist.get_world_size(group), *mine.shape))
+    dist.all_gather(list(all_of.unbind(0)), mine, group=group)
+    return all_of
+
+
+def meet(
+    group: Any,
+    kind: str,
+    device: torch.device,
+    said: Sequence[Check] = (),
+    *,
+    size: int = 0,
+    rows: Tensor | None = None,
+    payload: Tensor | None = None,
+    call: int | None = None,
+    wait: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """All ranks' heads [world, HEAD] and payloads [world, n], once each has come with what must be the same.
+
+    A CPU looks at the heads here. A GPU is waited for only with `wait`, or where the payload needs other room: else a
+    payload that does not belong together becomes NaN, and the error is raised at the next exchange.
+
+    Raises:
+        RankError: naming the rank, and what it was.
+    """
+    talk, said = talk_of(group), list(said)
+    talk.over += 1
+    _settle(talk, group)
+    talk.met += 1
+    words = torch.zeros(0, dtype=torch.int64, device=device) if payload is None else _words(payload)
+    head = _head(kind, talk.met if call is None else call, len(words), size, device)
+    for place, one in enumerate(said, CHECKS):
+        head[place] = one.value
+    if rows is not None:
+        head[ROWS:CHECKS] = rows
+    other = len(words) > talk.room or (payload is not None and 4 * len(words) < talk.room)
+    frame = torch.cat((head, words if len(words) <= talk.room else words[:0]))
+    frame = torch.cat((frame, frame.new_zeros(HEAD + talk.room - len(frame))))
+    found = _gather(frame, group)
+    heads, sent = found[:, :HEAD], found[:, HEAD : HEAD + len(words)]
+    looked = wait or other or _at_once(device)
+    if looked:
+        judge(heads.tolist(), said, group)
+    if kind == "layout":  # what asks for it goes on to another exchange
+        talk.over -= 1
+    if len(words) > talk.room:
+        sent = _gather(words, group)
+    talk.room = len(words) if other else talk.room
+    if payload is None:
+        return heads, None
+    sent = sent.contiguous().view(payload.dtype)[:, : payload.numel()]
+    return heads, sent if looked else _later(talk, heads, sent, said)
+
+
+def _at_once(device: torch.device) -> bool:
+    """Whether heads can be looked at without waiting for a device."""
+    return device.type == "cpu"
+
+
+def _words(payload: Tensor) -> Tensor:
+    """A payload of floating-point numbers as int64, filled up."""
+    odd = payload.numel() * payload.element_size() % 8
+    return (torch.cat((payload, payload.new_zeros(1))) if odd else payload).view(torch.int64)
+
+
+def _head(kind: str, call: int, length: int, size: int, device: torch.device) -> Tensor:
+    head = torch.zeros(HEAD, dtype=torch.int64, device="cpu")
+    head[KIND], head[CALL], head[LENGTH], head[SIZE] = KINDS.index(kind), call, length, size
+    return head if device.type == "cpu" else head.pin_memory().to(device, non_blocking=True)
+
+
+def _later(talk: _Talk, heads: Tensor, sent: Tensor, said: list[Check]) -> Tensor:
+    """The payloads, or NaN where the heads do not agree; the heads go to the host without being waited for."""
+    same = torch.cat((heads[:, :TEXT], heads[:, CHECKS:]), 1)
+    agreed = (same == same[:1]).all() & (heads[:, FAILED] == 0).all()
+    if heads.device.type == "cpu":
+        talk.pending = (None, heads.clone(), said)
+    else:
+        host = torch.empty(heads.shape, dtype=heads.dtype, pin_memory=True)
+        host.copy_(heads, non_blocking=True)
+        event = torch.Event(device=heads.device)
+        event.record()
+        talk.pending = (event, host, said)
+    return torch.where(agreed, sent, torch.nan)
+
+
+def _settle(talk: _Talk, group: Any) -> None:
+    """Look at the heads of the exchange before, if nobody has."""
+    if talk.pending is not None:
+        (event, heads, said), talk.pending = talk.pending, None
+        if event is not None:
+            event.synchronize()
+        judge(heads.tolist(), said, group)
+
+
+def judge(heads: list[list[int]], said: list[Check], group: Any) -> None:
+    """Raise what all ranks raise: another's error, another call, or what differs."""
+    failed = [f"rank {rank}: {_text(head)}" for rank, head in enumerate(heads) if head[FAILED]]
+    if failed:
+        raise RankError("; ".join(failed))
+    calls = [(KINDS[head[KIND]], head[CALL]) for head in heads]
+    if len(set(calls)) > 1:
+        talk_of(group).epoch += 1
+        named = ", ".join(f"rank {rank} is at {kind} of call {call}" for rank, (kind, call) in enumerate(calls))
+        raise RankError(f"every rank must make the same calls, backward included: {named}")
+    for place, one in enumerate(said, CHECKS):
+        for rank, head in enumerate(heads):
+            if head[place] != heads[0][place]:
+                raise RankError(
+                    f"{one.name} must be the same on every rank, but rank {rank}'s is not rank 0's; on rank "
+                    f"{dist.get_rank(group)} it is {one.here}"
+                )
+    lengths = [head[LENGTH] for head in heads]
+    if len(set(lengths)) > 1:
+        raise RankError(f"every rank must send as much as the others, got {lengths} numbers")
+    _judge_rows(heads)
+
+
+def _judge_rows(heads: list[list[int]]) -> None:
+    """No two ranks have the same first rows."""
+    seen: dict[tuple[int, ...], int] = {}
+    rows = [head[ROWS:CHECKS] for head in heads]
+    least = min(([*each, 0]).index(0) for each in rows)
+    for rank, each in enumerate(rows):
+        first = tuple(each[:least])
+        if least and first in seen:
+            raise RankError(
+                f"linear_weight must be other classes' rows on each rank, but rank {rank} holds those of rank "
+                f"{seen[first]}: keep sharded class weights out of DistributedDataParallel, fully_shard and FSDP over "
+                "the same ranks, load each rank's own rows, and draw them anew (reset_parameters)"
+            )
+        seen[first] = rank
+
+
+def _text(head: list[int]) -> str:
+    return torch.tensor(head[TEXT:SIZE]).numpy().tobytes().rstrip(b"\0").decode(errors="ignore")
+
+
+def word(*values: object) -> int:
+    """A number for settings: the same in every process."""
+    return zlib.crc32(repr(values).encode())
+
+
+def check(name: str, value: Any) -> Check:
+    """What must be the same: a tensor to the bit, anything else as it is written."""
+    if not isinstance(value, Tensor):
+        return Check(name, word(value), repr(value))
+    here = f"{value.dtype} {list(value.shape)}"
+    return Check(name, checksum(value) + word(here), here)
+
+
+_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of splitmix64, as signed numbers
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Each number changed so that sums of changed ones hardly ever agree by chance."""
+    words = (words ^ (words >> 30)) * _ODD[1]
+    words = (words ^ (words >> 27)) * _ODD[2]
+    return words ^ (words >> 31)
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """The bits of each row [N, ...], summed as integers with a factor for each place [N]: without waiting."""
+    rows, width = rows.detach().flatten(1).contiguous(), rows.element_size()
+    if rows.shape[1] * width % 8 == 0:
+        words = rows.view(torch.int64)
+    else:
+        words = rows.view({1: torch.int8, 2: torch.int16, 4: torch.int32}[width]).to(torch.int64)
+    return (words * (2 * torch.arange(words.shape[1], device=words.device) + 1)).sum(1)
+
+
+def checksum(value: Tensor) -> Tensor:
+    """A number of a tensor's bits that is another one when rows change places."""
+    sums = _sums(value.reshape(-1, 1) if value.ndim < 2 or value.shape[0] == 1 else value)
+    return _mixed(sums + _ODD[0] * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
+
+
+def first_rows(weight: Tensor) -> Tensor:
+    """Numbers of the first four rows [4]: 0 for one that is not there, or that could well be another rank's.
+
+    That is a row of fewer than 8 bytes, or of one number only, and rows that are all the same.
+    """
+    rows = weight[: CHECKS - ROWS].detach()
+    found = rows.new_zeros(CHECKS - ROWS, dtype=torch.int64)
+    if rows.shape[1] * rows.element_size() < 8:
+        return found
+    sums = _mixed(_sums(rows))
+    alike = (rows == rows[:, :1]).all(1) | ((sums == sums[:1]).all() & (len(sums) > 1))
+    found[: len(sums)] = torch.where(alike, 0, sums)
+    return found

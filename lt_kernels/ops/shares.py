@@ -1,0 +1,140 @@
+"""A rank's share of the classes: how a head draws, saves and refuses rows, and what is the same on every rank."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lt_kernels.reference.terms import Terms
+
+BLOCK = 2**20  # numbers drawn at a time; on a CPU any blocks of whole sixteens are what one draw gives
+
+
+class Share:
+    """The classes [start, stop) of `classes` that a rank of a group has.
+
+    Copies share the group; a pickle leaves it out, since it belongs to its process.
+    """
+
+    def __init__(self, group: Any, rank: int, world: int, bounds: tuple[int, int], classes: int) -> None:
+        self.group, self.rank, self.world, self.bounds, self.classes = group, rank, world, bounds, classes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Share:
+        return Share(self.group, self.rank, self.world, self.bounds, self.classes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Share, (None, self.rank, self.world, self.bounds, self.classes)
+
+    def __str__(self) -> str:
+        return f"classes {self.bounds[0]} to {self.bounds[1] - 1} of {self.classes} (rank {self.rank} of {self.world})"
+
+    def given(self) -> Any:
+        """The group.
+
+        Raises:
+            ValueError: if it was left behind in another process.
+        """
+        if self.group is None:
+            raise ValueError(
+                f"group must be given again with head.group = ..., got none: this head, with {self}, comes from a "
+                "pickle, which leaves the process group out"
+            )
+        return self.group
+
+    def again(self, group: Any) -> None:
+        """Take a group that has the same rank and size.
+
+        Raises:
+            ValueError: if this rank would have other classes in it.
+        """
+        rank, world = dist.get_rank(group), dist.get_world_size(group)
+        if (rank, world) != (self.rank, self.world):
+            raise ValueError(f"group must fit this head, with {self}, got rank {rank} of {world}")
+        self.group = group
+
+    def draw(self, values: Tensor, fill: Callable[[Tensor], Any]) -> None:
+        """Fill this rank's rows with those that `fill` draws for all: block by block, the others are dropped."""
+        if values.is_meta:
+            return
+        first, last = self.bounds
+        width = max(1, values[0].numel())
+        step = max(16, BLOCK // width // 16 * 16)
+        starts = [*range(0, max(1, self.classes // step) * step, step), self.classes]
+        with torch.no_grad():
+            for start, stop in itertools.pairwise(starts):
+                block = values.new_empty((stop - start, *values.shape[1:]))
+                fill(block)
+                low, high = max(first, start), min(last, stop)
+                if low < high:
+                    values[low - first : high - first] = block[low - start : high - start]
+
+    def saved(self) -> list[int]:
+        """What a checkpoint says of its rows: the first class, the one after the last, and how many there are."""
+        return [*self.bounds, self.classes]
+
+
+def misfit(own: list[int], saved: Any, rows: int, here: str) -> str | None:
+    """Why a checkpoint's rows are not those of a head; None where they may be."""
+    advice = "gather the rows with lt_kernels.distributed.gather_rows and cut them with shard_bounds"
+    if saved is not None and list(saved) != own:
+        return f"weight holds classes {saved[0]} to {saved[1] - 1} of {saved[2]}, this head has {here}: {advice}"
+    if rows != own[1] - own[0]:
+        return f"weight holds {rows} rows, this head has {here}: {advice}"
+    return None
+
+
+def refuse_averaging(weight: Tensor, group: Any) -> None:
+    """Raise where the `DistributedDataParallel` whose forward pass this is would average the rows of different classes.
+
+    What module that is, and which parameters it averages, torch says in private names alone.
+
+    Raises:
+        ValueError: naming what to do.
+    """
+    around = DistributedDataParallel._get_active_ddp_module()
+    if around is None or all(one is not weight for one in around._module_parameters):
+        return
+    ranks = dist.get_process_group_ranks
+    if len(set(ranks(around.process_group)) & set(ranks(group))) > 1:
+        raise ValueError(
+            "linear_weight must not be in DistributedDataParallel over the ranks that its classes are sharded over, "
+            "which would average rows of different classes: keep the head outside, or name its parameters with "
+            "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model, and draw the rows anew "
+            "(reset_parameters)"
+        )
+
+
+# What users call the fields of `Terms`, where that is something else.
+_NAMES = {
+    "mean_weight": "label_smoothing",
+    "smoothing": "label_smoothing",
+    "class_smoothing": "label_smoothing",
+    "class_margin": "margin",
+}
+_NAMES |= {"kind": "margin", "instance": "margin", "guard": "margin", "gamma": "focal_gamma"}
+
+
+def said(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
+) -> tuple[tuple[str, Any], ...]:
+    """What must be the same on every rank, and its name."""
+    learned = torch.is_grad_enabled() and (input.requires_grad, terms.offset is not None and terms.offset.requires_grad)
+    named = (
+        ("input", input),
+        ("target", target),
+        ("requires_grad of input and offset", learned),
+        ("linear_weight", (str(weight.dtype), weight.shape[1])),
+        ("linear_bias", None if bias is None else str(bias.dtype)),
+        ("the kind of logits", normalize),
+    )
+    if target.shape[1] == 0:  # class probabilities
+        return *named, ("target", terms.mean_weight), ("offset", terms.offset)
+    skipped = ("offset_row", "total")  # the target, and the sum of what there is
+    fields = tuple((_NAMES.get(name, name), value) for name, value in terms._asdict().items() if name not in skipped)
+    return named + fields

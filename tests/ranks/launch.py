@@ -1,0 +1,63 @@
+"""Several processes that go through the scenarios of a script together, and what each of them reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TESTS = Path(__file__).resolve().parent.parent
+Scenario = Callable[[int, int, Any], None]
+
+
+def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
+    """What went wrong in each scenario of a script, "" for nothing: one process for each rank, run once."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(script.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-W", "error", str(script)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    found: dict[str, str] = {"": "\n".join(said) if any(rank.returncode for rank in ranks) else ""}
+    for rank in range(world):
+        kept = folder / f"rank{rank}.json"
+        for name, report in json.loads(kept.read_text(encoding="utf-8") if kept.exists() else "{}").items():
+            found[name] = found.get(name, "") + (f"rank {rank}: {report}\n" if report else "")
+    return found
+
+
+def main(scenarios: Sequence[Scenario]) -> None:
+    """Go through all scenarios as one rank; after one that fails the ranks may be out of step, and the others wait."""
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=20))
+    done = {scenario.__name__: "not reached" for scenario in scenarios}
+    for name, scenario in zip(done.copy(), scenarios, strict=True):
+        torch.manual_seed(0)
+        try:
+            scenario(rank, world, dist.group.WORLD)
+            done[name] = ""
+        except BaseException:
+            done[name] = traceback.format_exc()
+            break
+    (folder / f"rank{rank}.json").write_text(json.dumps(done), encoding="utf-8")
+    sys.stderr.flush()
+    os._exit(0 if not any(done.values()) else 1)  # a rank that is still waiting for another is not waited for
