@@ -1,15 +1,19 @@
 """Builds lt_kernels._C, one extension module of CPU kernels with one object per instruction set, where torch and a C++
-compiler are at hand; without them the package is pure Python and its reference kernels serve."""
+compiler are at hand; without them, or with LT_KERNELS_PURE=1, the package is pure Python and its reference kernels
+serve. A compiler that fails is an error."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+from setuptools.command.build_ext import build_ext, customize_compiler, new_compiler
+from setuptools.errors import CompileError, LinkError, PlatformError
 
 try:
     from torch.utils.cpp_extension import include_paths, library_paths
@@ -26,6 +30,10 @@ COMMON = [
     *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
     *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 finds thousands in its own headers of intrinsics
 ]
+# Guarded stacks, checked copies, and tables that are read-only once loaded, which only the linkers of Linux know.
+LINUX = sys.platform.startswith("linux")
+HARDENED = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"] if LINUX else []
+LINKED = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"] if LINUX else []
 INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
@@ -41,7 +49,7 @@ def instruction_set(source: str) -> str:
 
 
 class BuildKernels(build_ext):
-    """Compiles each source with the flags of its instruction set; a failure costs the kernels, not the installation."""
+    """Compiles each source with the flags of its instruction set."""
 
     def build_extension(self, ext: Extension) -> None:
         self.force = True  # the objects below are always new
@@ -49,14 +57,15 @@ class BuildKernels(build_ext):
             ext.extra_objects = self.compile_objects(ext)
             ext.sources = []  # nothing is left for the base class but to link
             super().build_extension(ext)
-        except Exception as error:  # any compiler or linker trouble: the package works without
-            print(f"lt_kernels: C++ kernels not built ({type(error).__name__}: {error}); the reference kernels serve.")
+        except (CompileError, LinkError) as error:  # what the compiler said stands above
+            way = "set LT_KERNELS_PURE=1 to build the package without them: slower, on its reference kernels"
+            raise CompileError(f"the C++ kernels of lt_kernels do not build: {error}; {way}") from error
 
     def compile_objects(self, ext: Extension) -> list[str]:
         """One object per source, as many at a time as there are cores."""
 
         def compile_one(source: str) -> list[str]:
-            flags = COMMON + INSTRUCTION_SETS.get(instruction_set(source), [])
+            flags = COMMON + HARDENED + INSTRUCTION_SETS.get(instruction_set(source), [])
             return self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
@@ -73,13 +82,41 @@ class BuildKernels(build_ext):
             return [obj for objects in pool.map(compile_one, generic_first) for obj in objects]
 
 
+def compiler() -> str:
+    """The C++ compiler that setuptools would call, "" where there is none."""
+    found = new_compiler()
+    customize_compiler(found)
+    if found.compiler_type == "msvc":
+        try:
+            found.initialize()
+        except PlatformError:
+            return ""
+        return "cl"
+    words = getattr(found, "compiler_so_cxx", None) or found.compiler_so
+    return next(iter(filter(shutil.which, words[:1])), "")
+
+
+def why_pure() -> str:
+    """Why the package is built without kernels; "" where it is built with them."""
+    pure = os.environ.get("LT_KERNELS_PURE", "")
+    if pure not in ("", "0", "1"):
+        raise SystemExit(f"LT_KERNELS_PURE must be 0 or 1, got {pure!r}")
+    if pure == "1":
+        return "LT_KERNELS_PURE=1"
+    if include_paths is None:
+        return "no torch at build time"
+    if not glob("csrc/*.cpp"):
+        return "no sources in csrc"
+    return "" if compiler() else "no C++ compiler"
+
+
 def extensions() -> list[Extension]:
-    """lt_kernels._C, or nothing where torch is not there to build against."""
-    sources = sorted(glob("csrc/*.cpp"))
-    if include_paths is None or library_paths is None or not sources:
-        reason = "no torch at build time" if include_paths is None else "no sources in csrc"
-        print(f"lt_kernels: C++ kernels not built ({reason}); the reference kernels serve.")
+    """lt_kernels._C, or nothing where it is not wanted or cannot be built."""
+    reason = why_pure()
+    if reason or include_paths is None or library_paths is None:
+        print(f"lt_kernels: C++ kernels not built ({reason}); the package is pure Python, the reference kernels serve.")
         return []
+    sources = sorted(glob("csrc/*.cpp"))
     if not X86:
         sources = [source for source in sources if instruction_set(source) not in INSTRUCTION_SETS]
     return [
@@ -90,10 +127,10 @@ def extensions() -> list[Extension]:
             library_dirs=library_paths(),
             libraries=["c10", "torch", "torch_cpu"],
             define_macros=MACROS if X86 else [*MACROS, ("LT_GENERIC_ONLY", "1")],
+            extra_link_args=LINKED,
             depends=sorted(glob("csrc/*.h")),
             language="c++",
             py_limited_api=True,
-            optional=True,
         )
     ]
 

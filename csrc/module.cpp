@@ -10,26 +10,31 @@
 #include "turn.h"
 
 namespace lt {
+namespace {
 
-int instruction_set() {
+int best_instruction_set() {
 #if defined(LT_GENERIC_ONLY)
   return 0;
 #else
-  static const int best = [] {
-    __builtin_cpu_init();
-    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (wide) return 2;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? 1 : 0;
-  }();
-  return best;
+  __builtin_cpu_init();
+  bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (wide) return 2;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") ? 1 : 0;
 #endif
 }
 
+const int best = best_instruction_set();
+int chosen = best;  // changed while the module is imported, if at all
+
+}  // namespace
+
+int instruction_set() { return chosen; }
+
 const Kernels& kernels() {
 #if !defined(LT_GENERIC_ONLY)
-  if (instruction_set() == 2) return avx512_kernels;
-  if (instruction_set() == 1) return avx2_kernels;
+  if (chosen == 2) return avx512_kernels;
+  if (chosen == 1) return avx2_kernels;
 #endif
   return generic_kernels;
 }
@@ -39,6 +44,15 @@ const Kernels& kernels() {
 namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyLong_FromLong(lt::instruction_set()); }
+PyObject* best_instruction_set(PyObject*, PyObject*) { return PyLong_FromLong(lt::best); }
+PyObject* choose_instruction_set(PyObject*, PyObject* value) {
+  const long wanted = PyLong_AsLong(value);
+  if (PyErr_Occurred()) return nullptr;
+  if (wanted < 0 || wanted > lt::best)
+    return PyErr_Format(PyExc_ValueError, "this machine has the instruction sets 0 to %d, got %ld", lt::best, wanted);
+  lt::chosen = int(wanted);
+  Py_RETURN_NONE;
+}
 PyObject* intel(PyObject*, PyObject*) {
 #if defined(LT_GENERIC_ONLY)
   Py_RETURN_FALSE;
@@ -64,6 +78,8 @@ PyMethodDef fast(const char* name, Fast function, const char* about) {
 
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
+    {"best_instruction_set", best_instruction_set, METH_NOARGS, "the best one that this machine has"},
+    {"choose_instruction_set", choose_instruction_set, METH_O, "makes the kernels run on another one"},
     {"intel", intel, METH_NOARGS, "whether the processor is Intel's"},
     fast("large_pages", large_pages, "asks for large pages"),
     fast("turn", turn, "a matrix, turned, into another"),

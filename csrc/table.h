@@ -191,7 +191,7 @@ struct Kernels {
 };
 
 extern const Kernels generic_kernels, avx2_kernels, avx512_kernels;
-int instruction_set();  // 0 generic, 1 avx2, 2 avx512: the best that this machine has
+int instruction_set();  // 0 generic, 1 avx2, 2 avx512: the best that this machine has, or what was asked for
 const Kernels& kernels();
 
 }  // namespace lt

@@ -16,6 +16,7 @@ import torch
 import lt_kernels
 from lt_kernels import ops
 from lt_kernels.ops.budget import current_budget
+from lt_kernels.ops.extension import instruction_sets
 from lt_kernels.ops.products import choice
 from lt_kernels.ops.tiles import screening
 
@@ -80,6 +81,7 @@ def _facts() -> list[str]:
         ("CPU", f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {threads}"),
         ("GPU", _gpu()),
         ("C++ extension", extension),
+        ("instructions", instruction_sets()),
         ("repulsion", f"tiles {'screened in int8' if screened else 'not screened'} on the CPU: {why}"),
         ("products", f"large float32 ones on the CPU by {'oneDNN' if faster else 'torch.mm'}: {because}"),
         ("memory budget", f"{current_budget() / 2**20:.0f} MiB of logits in linear and cosine operators"),

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
+from builds.wheels import has_compiler
 
 from lt_kernels import cli, doctor, ops
 from lt_kernels.ops.products import choice
 
-ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("rows", "margins", "linear", "gram", "columns")
-
-
-def has_compiler() -> bool:
-    """A C++ compiler and Python's headers: what the extension is built with."""
-    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    return headers.exists() and any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
 def table_of(report: str) -> list[list[str]]:
@@ -84,63 +73,3 @@ def test_the_extension_is_built_where_a_compiler_is() -> None:
         assert reason
     else:
         assert instruction_set in ("generic", "avx2", "avx512")
-
-
-def build(folder: Path, sources: dict[str, str]) -> str:
-    """Run setup.py in a copy with these C++ sources and return what it printed."""
-    shutil.copy(ROOT / "setup.py", folder)
-    project = '[project]\nname = "lt-kernels"\nversion = "0"\n[tool.setuptools]\npackages = ["lt_kernels"]\n'
-    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
-    (folder / "lt_kernels").mkdir()
-    (folder / "csrc").mkdir()
-    for name, text in sources.items():
-        (folder / "csrc" / name).write_text(text, encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_failing_compiler_costs_the_kernels_not_the_installation(tmp_path: Path) -> None:
-    printed = build(tmp_path, {"module.cpp": "#error this does not compile\n"})
-    assert printed.count("C++ kernels not built") == 1
-    assert list((tmp_path / "lt_kernels").iterdir()) == []
-
-
-def test_without_sources_the_package_is_pure_python(tmp_path: Path) -> None:
-    assert "no sources in csrc" in build(tmp_path, {})
-
-
-@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler and Python's headers")
-def test_each_source_gets_the_flags_of_its_instruction_set(tmp_path: Path) -> None:
-    sources = {"module.cpp": MODULE, "kernels_generic.cpp": GENERIC}
-    if sysconfig.get_platform().endswith("x86_64"):
-        sources |= {"kernels_avx2.cpp": AVX2, "kernels_avx512.cpp": AVX512}
-    assert "not built" not in build(tmp_path, sources)
-    (built,) = (tmp_path / "lt_kernels").iterdir()
-    assert ".abi3." in built.name
-
-
-MODULE = """
-#include <Python.h>
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
-PyMODINIT_FUNC PyInit__C(void) { return PyModule_Create(&module); }
-"""
-GENERIC = """
-#if defined(__AVX2__) || defined(__FAST_MATH__) || !defined(TORCH_TARGET_VERSION)
-#error the generic object must run everywhere
-#endif
-"""
-AVX2 = """
-#if !defined(__AVX2__) || !defined(__FMA__) || !defined(__F16C__) || defined(__AVX512F__)
-#error wrong flags
-#endif
-"""
-AVX512 = """
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
-#error wrong flags
-#endif
-#if defined(__AVX512BF16__)
-#error not every processor with AVX-512 has this
-#endif
-"""

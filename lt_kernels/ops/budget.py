@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+import operator
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +21,27 @@ SLAB = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 TILE = 256  # classes or rows that a GPU's slab is a whole number of, so that no tile of its products is cut
 # Of a group. With fewer, what a group reads and writes once more takes as long as the product that it saves.
 GROUP_ROWS = GROUP_FEATURES = 256
-_budget = [DEFAULT_BUDGET]  # of the process: a context variable would break the graph under torch.compile
+LEAST = 8  # bytes of one float32 logit and of its gradient
+
+
+class _Budget:
+    """The bytes of a context that is entered; an object, so that it is told from others of as many bytes."""
+
+    def __init__(self, bytes: int) -> None:
+        self.bytes = bytes
+
+
+class _Entered(threading.local):
+    """The contexts that this thread is in, the innermost one last.
+
+    A context variable would break the graph under torch.compile.
+    """
+
+    def __init__(self) -> None:
+        self.budgets: list[_Budget] = []
+
+
+_entered = _Entered()
 
 
 class Policy(NamedTuple):
@@ -36,27 +60,66 @@ class Policy(NamedTuple):
     reason: str
 
 
-@contextmanager
-def memory_budget(bytes: int) -> Iterator[None]:
+class memory_budget:
     """Within the context the linear operators hold at most `bytes` of logits at a time (default 256 MiB).
 
-    Logits that fit are kept for the backward pass; else they are made again there, a slab at a time.
+    Logits that fit are kept for the backward pass; else they are made again there, a slab at a time. What counts is the
+    budget of the thread that calls the loss, at the call: other threads have their own, and the backward pass, in
+    whichever thread, keeps to what the forward pass chose. Contexts nest, may end in any order, and serve again; they
+    decorate functions too.
+
+    Args:
+        bytes: a positive integer. One logit and its gradient are held in any case: less than 8, one in float32, warns.
 
     Raises:
         ValueError: if `bytes` is not a positive integer.
+        TypeError: if what it decorates is a generator or a coroutine, whose body runs after the call.
     """
-    if not isinstance(bytes, int) or isinstance(bytes, bool) or bytes < 1:
-        raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
-    before, _budget[0] = _budget[0], bytes
-    try:
-        yield
-    finally:
-        _budget[0] = before
+
+    def __init__(self, bytes: int) -> None:
+        if isinstance(bytes, bool) or not hasattr(type(bytes), "__index__"):
+            raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
+        self.bytes = min(operator.index(bytes), 2**63 - 1)  # more than there is
+        if self.bytes < 1:
+            raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
+        if self.bytes < LEAST:
+            warnings.warn(
+                f"memory_budget({self.bytes}) has no room for one logit and its gradient ({LEAST} bytes in float32): "
+                "logits are made one by one, which is very slow, and take more than that; bytes are what counts here",
+                stacklevel=2,
+            )
+        self._open: list[tuple[list[_Budget], _Budget]] = []
+
+    def __enter__(self) -> None:
+        budget = _Budget(self.bytes)
+        _entered.budgets.append(budget)
+        self._open.append((_entered.budgets, budget))
+
+    def __exit__(self, *_: object) -> None:
+        # The last one that was entered here; of a generator that another thread closes, the one entered there.
+        here = [place for place, (budgets, _) in enumerate(self._open) if budgets is _entered.budgets]
+        budgets, budget = self._open.pop(here[-1] if here else -1)
+        budgets.remove(budget)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if any(
+            kind(function)
+            for kind in (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        ):
+            raise TypeError(f"memory_budget cannot decorate {function!r}, whose body runs later: use `with` within it")
+        bytes = self.bytes
+
+        @functools.wraps(function)
+        def within(*inputs: Any, **settings: Any) -> Any:
+            with memory_budget(bytes):  # made here, as a compiler knows only those that it saw made
+                return function(*inputs, **settings)
+
+        return within
 
 
 def current_budget() -> int:
-    """The bytes of logits that a linear operator may hold at a time."""
-    return _budget[0]
+    """The bytes of logits that a linear operator, called in this thread, may hold at a time."""
+    return _entered.budgets[-1].bytes if _entered.budgets else DEFAULT_BUDGET
 
 
 def choose(input: Tensor, classes: int, itemsize: int) -> Policy:

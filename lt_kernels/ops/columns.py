@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.ops.library import apply, define, few_lade, lade_backward, lade_forward, takes
+from lt_kernels.ops.library import apply, define, few_lade, lade_backward, lade_forward, say_once, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import columns as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -136,6 +136,7 @@ def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: 
 
     The epsilons 1e-8 and 1e-9 are the published code's.
     """
+    say_once()
     rows, width = logits.shape
     kind, by_class = accumulate_type(logits.dtype), importance == "class"
     log_prior, uniform, mean = torch.log(prior + 1e-9), math.log(1 / width + 1e-9), math.log(rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import tiles
-from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, takes
+from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, say_once, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -77,4 +77,5 @@ class Repulsion(torch.autograd.Function):
 
 def repulsion(weight: Tensor, threshold: float, project: bool) -> Tensor:
     """R_i of each class [C], in the dtype of the arithmetic, from class weights [C, d]."""
+    say_once()
     return apply(Repulsion, weight, threshold, project)[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget, products
-from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, takes
+from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, say_once, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import keys as reference
 
@@ -82,6 +82,7 @@ def statistics(
     temperature multiplies their rounding. Classes [N] and [K], where -1 is an empty place; offset [K]; left_out [N] is
     the key that a row does not see, or -1.
     """
+    say_once()
     if left_out is None:
         left_out = torch.full_like(query_class, -1)
     held = min(budget.SLAB.get(query.device.type, budget.DEFAULT_BUDGET), max(1, budget.current_budget() // 2))

@@ -1,18 +1,20 @@
-"""The operator library: one place that defines schemas, registers the reference kernels and loads the C++ ones."""
+"""The operator library: one place that defines schemas and registers the kernels of Python and Triton."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lt_kernels.ops import extension
+from lt_kernels.ops.extension import built, extension_status, instruction_set, intel, say_once
+
+__all__ = ["built", "extension_status", "instruction_set", "intel", "say_once"]
 NAMESPACE = "lt_kernels"
 ROOMS = ("rows", "margins", "linear", "gram", "columns")
 _library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 (lives as long as the process)
@@ -80,80 +82,36 @@ def _loop(operator: Any) -> Callable[..., Any]:
     return rule
 
 
-def _load() -> tuple[Any, str]:
-    """Import the extension: (module, "") or (None, the reason why the reference kernels serve)."""
-    try:
-        return importlib.import_module("lt_kernels._C"), ""
-    except ModuleNotFoundError:
-        why = "no torch, no compiler or an error of its when the package was installed (pip install -v shows it)"
-        return None, f"the C++ extension was not built: {why}"
-    except ImportError as error:
-        return None, f"the C++ extension does not load: {error}"
-
-
-_extension, _reason = _load()
-
-
 def _none(*_: Any) -> None:
     """What a function of the extension gives without it."""
 
 
 # Past the dispatcher (csrc/plain.h, csrc/few.h).
-plain_forward = getattr(_extension, "plain_forward", _none)
-plain_backward = getattr(_extension, "plain_backward", _none)
-linear_forward = getattr(_extension, "linear_forward", _none)
-linear_backward = getattr(_extension, "linear_backward", _none)
-few_cross_entropy = getattr(_extension, "few_cross_entropy", _none)
-few_linear_cross_entropy = getattr(_extension, "few_linear_cross_entropy", _none)
-lade_forward = getattr(_extension, "lade_forward", _none)
-lade_backward = getattr(_extension, "lade_backward", _none)
-few_lade = getattr(_extension, "few_lade", _none)
-cosine_forward = getattr(_extension, "cosine_forward", _none)
-cosine_backward = getattr(_extension, "cosine_backward", _none)
-few_cosine_cross_entropy = getattr(_extension, "few_cosine_cross_entropy", _none)
-_allow_few = getattr(_extension, "allow_few", _none)
-
-
-def extension_status() -> tuple[bool, str, str]:
-    """(is the C++ extension loaded, the instruction set it chose, why it is not loaded)."""
-    return _extension is not None, "" if _extension is None else instruction_set(), _reason
-
-
-def built() -> bool:
-    """Whether the C++ extension is loaded."""
-    return _extension is not None
-
-
-def instruction_set() -> str:
-    """The instruction set that the C++ kernels run on: "avx512", "avx2", "generic"; "none" without the extension."""
-    return "none" if _extension is None else ("generic", "avx2", "avx512")[_extension.instruction_set()]
-
-
-def intel() -> bool:
-    """Whether the processor is Intel's, as far as the C++ extension can tell."""
-    return _extension is not None and bool(_extension.intel())
+plain_forward = getattr(extension.module, "plain_forward", _none)
+plain_backward = getattr(extension.module, "plain_backward", _none)
+linear_forward = getattr(extension.module, "linear_forward", _none)
+linear_backward = getattr(extension.module, "linear_backward", _none)
+few_cross_entropy = getattr(extension.module, "few_cross_entropy", _none)
+few_linear_cross_entropy = getattr(extension.module, "few_linear_cross_entropy", _none)
+lade_forward = getattr(extension.module, "lade_forward", _none)
+lade_backward = getattr(extension.module, "lade_backward", _none)
+few_lade = getattr(extension.module, "few_lade", _none)
+cosine_forward = getattr(extension.module, "cosine_forward", _none)
+cosine_backward = getattr(extension.module, "cosine_backward", _none)
+few_cosine_cross_entropy = getattr(extension.module, "few_cosine_cross_entropy", _none)
+_allow_few = getattr(extension.module, "allow_few", _none)
 
 
 def large_pages(made: Tensor) -> Tensor:
     """A new CPU tensor that nothing was written to yet, on large pages where the system has them (csrc/pages.h)."""
-    if _extension is not None and made.nbytes > 2**22:
-        _extension.large_pages(made.data_ptr(), made.nbytes)
+    if built() and made.nbytes > 2**22:
+        extension.module.large_pages(made.data_ptr(), made.nbytes)
     return made
 
 
 def turn(made: Tensor, out: Tensor) -> None:
     """out [C, d] = made [d, C] turned; both float32 and their rows dense, those of `out` may lie apart."""
-    _extension.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
-
-
-_said: list[str] = []
-
-
-def say_once() -> None:
-    """Warn, once a process, that the reference kernels serve because the extension does not."""
-    if _extension is None and not _said and not torch.compiler.is_compiling():
-        _said.append(_reason)
-        warnings.warn(f"lt_kernels: {_reason}; the reference kernels serve on the CPU.", RuntimeWarning, stacklevel=3)
+    extension.module.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
 
 
 def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
@@ -205,7 +163,8 @@ def apply(function: Any, *inputs: Any) -> Any:
     return function.apply(*inputs) if watched() else function.direct.apply(*inputs)
 
 
-def _has(name: str, key: str) -> bool:
+def has(name: str, key: str) -> bool:
+    """Whether an operator has a kernel of its own for a dispatch key."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
 
 
@@ -214,16 +173,16 @@ def kernels_status() -> list[tuple[str, str, str, str]]:
     rows = []
     for room in ROOMS:
         names = [name for name, (owner, _) in _references.items() if owner == room]
-        compiled = any(_has(name, "CPU") for name in names)
+        compiled = any(has(name, "CPU") for name in names)
         serving = f"C++ ({instruction_set()})" if compiled else "reference"
-        rows.append((room, "cpu", serving, "" if compiled else _reason))
+        rows.append((room, "cpu", serving, "" if compiled else extension.reason))
         rows.append((room, "cuda", *_cuda_status(names)))
     return rows
 
 
 def _cuda_status(names: list[str]) -> tuple[str, str]:
     seen = "" if torch.cuda.is_available() else "no CUDA device is visible to torch"
-    if any(_has(name, "CUDA") for name in names):
+    if any(has(name, "CUDA") for name in names):
         return "Triton", seen
     return "reference", "; ".join(part for part in ("triton is not installed", seen) if part)
 
@@ -236,37 +195,22 @@ def forced() -> str:
     return _forced[0]
 
 
-@contextmanager
-def use_kernels(which: Literal["reference", "compiled", "triton"]) -> Iterator[None]:
-    """Within the context every operator runs on its reference kernels, or the compiled ones (an error if not built).
-
-    "triton" runs the GPU kernels on CPU tensors, by Triton's interpreter (an error unless TRITON_INTERPRET=1 is set):
-    slow, and meant for tests.
-    """
-    if which not in ("reference", "compiled", "triton"):
-        raise ValueError(f"which must be 'reference', 'compiled' or 'triton', got {which!r}")
-    if which == "compiled" and _extension is None:
-        raise RuntimeError(f"which='compiled': {_reason}")
-    if which == "triton" and not (_has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED):
-        raise RuntimeError("which='triton': triton is not installed, or TRITON_INTERPRET=1 is not set")
-    before, _forced[0] = _forced[0], which
-    _allow_few(False)
-    override = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (destroyed below)
-    _override(override, which)
-    try:
-        yield
-    finally:
-        _forced[0] = before
-        _allow_few(not before)
-        override._destroy()
+def force(which: str) -> None:
+    """Take note of the kernels that `use_kernels` asks for."""
+    _forced[0] = which
+    _allow_few(not which)
 
 
-def _override(override: torch.library.Library, which: str) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*other operators may also be overridden.*")  # that is the purpose
-        for name, (room, reference) in _references.items():
-            if which == "triton" and name in _GPU:
-                override.impl(name, _triton_kernel(room, name), "CPU", allow_override=_has(name, "CPU"))
-            for key in ("CPU", "CUDA"):
-                if which == "reference" and _has(name, key):
-                    override.impl(name, reference, key, allow_override=True)
+def interpreted() -> bool:
+    """Whether Triton is there and runs its kernels by its interpreter."""
+    return _has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED
+
+
+def kernels_of(which: str) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """(operator, dispatch key, kernel) of all that must be registered anew so that one wing serves."""
+    for name, (room, reference) in _references.items():
+        if which == "triton" and name in _GPU:
+            yield name, "CPU", _triton_kernel(room, name)
+        for key in ("CPU", "CUDA"):
+            if which == "reference" and has(name, key):
+                yield name, key, reference

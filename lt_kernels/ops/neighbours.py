@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lt_kernels.ops import tiles
 from lt_kernels.ops.gram import forward_op
-from lt_kernels.ops.library import apply, takes, watched
+from lt_kernels.ops.library import apply, say_once, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -209,6 +209,7 @@ class NeighbourList(nn.Module):
 
     def forward(self, weight: Tensor, project: bool) -> Tensor | None:
         """R [C] in the dtype of the arithmetic; None, and the reason in `status`, where the full computation serves."""
+        say_once()
         with torch.no_grad():
             scale = self._ready(weight.detach())
             if scale is None or self.first is None or self.second is None or self.order is None:

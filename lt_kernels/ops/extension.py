@@ -1,0 +1,97 @@
+"""The C++ extension: whether it is there, the instruction set that it runs on, and who is told where it is not."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from typing import Any
+
+import torch
+
+REQUIRED, CPU = "LT_KERNELS_REQUIRE_EXTENSION", "LT_KERNELS_CPU"
+INSTRUCTION_SETS = ("generic", "avx2", "avx512")
+
+
+def _flag(name: str) -> bool:
+    """What an environment variable says that may be 0 (or nothing) or 1."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{name} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def _load() -> tuple[Any, str]:
+    """Import the extension: (module, "") or (None, the reason why the reference kernels serve)."""
+    try:
+        return importlib.import_module("lt_kernels._C"), ""
+    except ModuleNotFoundError:
+        why = "no torch or no compiler when the package was built, or LT_KERNELS_PURE=1 (pip install -v shows it)"
+        return None, f"the C++ extension was not built: {why}"
+    except ImportError as error:
+        return None, f"the C++ extension does not load: {error}"
+
+
+def _demanded(loaded: Any, reason: str) -> Any:
+    """The extension, on the instruction set that the environment asks for; an error where it asks for what is not."""
+    wanted = os.environ.get(CPU, "")
+    if wanted not in ("", *INSTRUCTION_SETS):
+        raise ValueError(f"{CPU} must be one of {', '.join(INSTRUCTION_SETS)}, got {wanted!r}")
+    required = _flag(REQUIRED)
+    if loaded is None:
+        if required or wanted:
+            raise ImportError(f"{REQUIRED if required else CPU} asks for C++ kernels, but {reason}")
+        return None
+    if wanted and wanted not in machine_sets(loaded):
+        has = ", ".join(machine_sets(loaded))
+        raise ValueError(f"{CPU} must be one of {has}, which this machine and this build have, got {wanted!r}")
+    if wanted:
+        loaded.choose_instruction_set(INSTRUCTION_SETS.index(wanted))
+    return loaded
+
+
+def machine_sets(loaded: Any) -> tuple[str, ...]:
+    """The instruction sets that the extension may run on here."""
+    return INSTRUCTION_SETS[: loaded.best_instruction_set() + 1]
+
+
+module, reason = _load()
+module = _demanded(module, reason)
+
+
+def extension_status() -> tuple[bool, str, str]:
+    """(is the C++ extension loaded, the instruction set it chose, why it is not loaded)."""
+    return module is not None, "" if module is None else instruction_set(), reason
+
+
+def built() -> bool:
+    """Whether the C++ extension is loaded."""
+    return module is not None
+
+
+def instruction_set() -> str:
+    """The instruction set that the C++ kernels run on: "avx512", "avx2", "generic"; "none" without the extension."""
+    return "none" if module is None else INSTRUCTION_SETS[module.instruction_set()]
+
+
+def instruction_sets() -> str:
+    """Which instruction sets there are, and who chose among them, in words."""
+    if module is None:
+        return "none without the C++ extension"
+    chosen = f"as {CPU} asks" if os.environ.get(CPU) else f"the best one; {CPU} chooses another"
+    return f"{instruction_set()} of {', '.join(machine_sets(module))}: {chosen}"
+
+
+def intel() -> bool:
+    """Whether the processor is Intel's, as far as the C++ extension can tell."""
+    return module is not None and bool(module.intel())
+
+
+_said: list[str] = []
+
+
+def say_once() -> None:
+    """Warn, once a process, that the reference kernels serve because the extension does not."""
+    if module is None and not _said and not torch.compiler.is_compiling():
+        _said.append(reason)
+        warnings.warn(f"lt_kernels: {reason}; the reference kernels serve on the CPU.", RuntimeWarning, stacklevel=3)
