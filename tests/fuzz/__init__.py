@@ -1,0 +1,1 @@
+"""Cases by the thousand, each judged against dense formulas in float64."""

@@ -1,0 +1,87 @@
+"""Where the judge has no answer, each with its reason; and, for a while, what is known to be wrong."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fuzz import judge
+from fuzz.case import Case
+from fuzz.judge import Spec
+from fuzz.problem import Problem
+
+ABSENT = ("BalancedSoftmaxLoss", "LogitAdjustmentLoss", "LADELoss", "ARBLoss")  # take counts of 0
+
+
+def known(case: Case) -> str:
+    """Temporary: what is being mended elsewhere. Nothing of it may stay."""
+    if case.shift:
+        return "known: large shifts"
+    if case.takes_logits and case.spread > 1:
+        return "known: logits of some size"
+    if case.target.startswith("mixed") and case.weight == "zeros" and case.ignored == "some":
+        return "known: a mean over no weight beside rows that are ignored"
+    if case.special == "inf":
+        return "known: infinite logits"
+    if case.rows == 0 and case.offset == "target":
+        return "known: an empty batch with an offset per target class"
+    if case.margin and case.margin[0] == "SphereFace" and (case.ignored != "none" or case.ignore_index == 0):
+        return "known: SphereFace and a mean of no row"
+    if case.special == "nan" and case.function.startswith("cosine"):
+        return "known: features of ignored rows that are not finite"
+    if case.incoming == "inf" and (case.ignored != "none" or case.ignore_index == 0):
+        return "known: ignored rows and an infinite incoming gradient"
+    if case.reduction == "none" and case.places and case.function in ("linear_head", "cosine_head"):
+        return "known: heads without a reduction have flat rows"
+    if case.target == "mixed rows" and case.places and case.function in ("linear_head", "cosine_head"):
+        return "known: a lam for each row of several places"
+    if case.features == 1 and case.function == "repulsion":
+        return "known: repulsion of one feature"
+    return ""
+
+
+def rounding(problem: Problem) -> float:
+    """How far off a cosine may be that a call reads."""
+    case = problem.case
+    if case.function == "loss":
+        return 0.0
+    if case.mode == "autocast":
+        return 2e-2
+    return {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}[case.dtype]
+
+
+def cosines(problem: Problem) -> Tensor:
+    """The cosines of a case, in float64; of each pair of classes for repulsion."""
+    case, given = problem.case, {**problem.leaves, **problem.frozen}
+    given = {key: value.detach().double() for key, value in given.items()}
+    if case.function == "repulsion":
+        return judge.cosines(given["linear_weight"], given["linear_weight"])[0]
+    if case.takes_logits:
+        rows = given["input"] if given["input"].ndim > 1 else given["input"][None]
+        return rows.movedim(1, -1).reshape(-1, case.classes)
+    return judge.cosines(given["input"].reshape(-1, case.features), given["linear_weight"])[0]
+
+
+def undefined(problem: Problem, spec: Spec) -> str:
+    """Why the judge has no answer to a case; "" if it has one."""
+    case, near = problem.case, rounding(problem)
+    if case.function == "repulsion":
+        apart = cosines(problem).fill_diagonal_(-9.0) - problem.case.options.get("threshold", 0.4)
+        return "a cosine at the threshold: a rounding decides" if (apart.abs() <= near).any() else ""
+    if spec.phi not in ("angular", "sphere"):
+        return ""
+    cosine = cosines(problem)
+    targets = problem.flat[:2] if isinstance(problem.flat, tuple) else (problem.flat,)
+    for target in targets:
+        rows = (target != spec.ignore).nonzero()[:, 0]
+        part, chosen = cosine[rows], target[rows]
+        own = part.gather(1, chosen[:, None])[:, 0]
+        if (own.abs() > 1 - max(1e-6, near)).any():
+            return "the target's cosine is 1 or -1: its slope is infinite"
+        rival = part.scatter(1, chosen[:, None], -9.0).masked_fill(problem.absent, -9.0)
+        if spec.instance and ((rival.amax(1) - own).abs() <= near).any():
+            return "the target's cosine equals the largest other one: a rounding decides"
+        angle = judge.of_class(spec.margin, chosen, own)
+        edges = [angle * (1 + spec.instance * hard * (1 - own) / 2) for hard in (0, 1)]
+        if spec.guard and any(((own + edge.cos()).abs() <= near).any() for edge in edges):
+            return "theta + margin is pi: a rounding decides"
+    return ""

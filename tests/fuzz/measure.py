@@ -1,0 +1,96 @@
+"""What an error is measured by: the tolerance of the dtype, the terms of a sum, and the rounding of computed logits.
+
+The rule of the project is that our error against float64 exceeds that of eager torch by no more than the tolerance. Two
+things make it one that chance cannot break. An error is in units of the largest entry or of the terms that are summed
+to it, whichever is larger: where they cancel, what remains is rounding. And where logits are computed (from features,
+with a scale or an offset), both programs round them, each in its own way, by a few units in the last place of their
+size; given logits are exact, and there the rule stands alone, at any shift.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tolerances import TOLERANCE
+from torch import Tensor
+
+from fuzz.case import Case
+from fuzz.judge import Spec
+from fuzz.problem import Problem
+
+ULPS = 4  # by which a computed logit may be off
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How an error of one tensor is measured."""
+
+    tolerance: float
+    terms: float  # the size of what is summed
+    rounding: float  # what rounded logits make of it, absolute
+
+
+def finite_max(value: Tensor) -> float:
+    """The largest finite entry."""
+    value = value[value.isfinite()].abs()
+    return float(value.max()) if value.numel() else 0.0
+
+
+def low_dtype(case: Case) -> torch.dtype:
+    """The dtype that products are made in."""
+    return torch.bfloat16 if case.mode == "autocast" and not case.takes_logits else case.kind
+
+
+def logit_size(problem: Problem, leaves: dict[str, Tensor], spec: Spec, table: Tensor | None) -> float:
+    """The size of the terms that logits are computed from; 0 where they are given."""
+    case, size = problem.case, 0.0
+    offsets = [one for one in (table, leaves.get("offset")) if one is not None]
+    if case.function in ("linear", "linear_head"):
+        size = finite_max(leaves["input"].reshape(-1, case.features).abs() @ leaves["linear_weight"].abs().T)
+        size += finite_max(leaves.get("linear_bias", torch.zeros(1)))
+    elif case.function in ("cosine", "cosine_head"):
+        size = finite_max(leaves["input"].reshape(-1, case.features).norm(dim=1)) if spec.phi == "sphere" else 1.0
+    elif offsets or spec.scale != 1 or spec.phi != "plain" or case.function == "lade":
+        size = finite_max(leaves["input"])
+    return spec.scale * size + sum(map(finite_max, offsets))
+
+
+def summed(problem: Problem, leaves: dict[str, Tensor], slope: Tensor, spec: Spec) -> dict[str, float]:
+    """For each leaf the size of the terms that its gradient is the sum of; `slope` is that of all logits or cosines."""
+    case, found = problem.case, {}
+    slope = slope.nan_to_num(0.0, 0.0, 0.0).abs()
+    found["linear_bias"] = finite_max(slope.sum(0))
+    found["offset"] = found["linear_bias"] / spec.scale
+    if "linear_weight" in leaves:
+        x, w = leaves["input"].reshape(-1, case.features).abs(), leaves["linear_weight"].abs()
+        if case.function in ("cosine", "cosine_head"):
+            long, wide = (rows.norm(dim=1, keepdim=True).clamp_min(1e-12) for rows in (x, w))
+            x, w = x / long.square() if spec.phi != "sphere" else x, w / wide
+            found["input"] = finite_max(slope @ torch.ones_like(w) / (long if spec.phi != "sphere" else 1.0))
+            found["linear_weight"] = finite_max(slope.T @ (x * long if spec.phi != "sphere" else x) / wide)
+            found["linear_weight"] = max(found["linear_weight"], finite_max(slope.sum(0)[:, None] / wide))
+        else:
+            found["input"], found["linear_weight"] = finite_max(slope @ w), finite_max(slope.T @ x)
+            found["centers"] = finite_max(slope.sum(0)[:, None] * w)
+    return found
+
+
+def scales(
+    problem: Problem, leaves: dict[str, Tensor], slope: Tensor | None, named: tuple[Spec, Tensor | None]
+) -> dict[str, Scale]:
+    """The measure of the value and of each gradient."""
+    case, (spec, table) = problem.case, named
+    low = low_dtype(case)
+    if slope is None:  # repulsion: cosines of pairs, and no logits
+        lengths = leaves["linear_weight"].norm(dim=1)
+        shortest = float(lengths[lengths > 1e-12].min()) if bool((lengths > 1e-12).any()) else 1.0
+        return {"value": Scale(TOLERANCE[low], 1.0, 0.0), "linear_weight": Scale(TOLERANCE[low], 2 / shortest, 0.0)}
+    rounding = ULPS * torch.finfo(low).eps * logit_size(problem, leaves, spec, table)
+    terms = summed(problem, leaves, slope, spec)
+    total = finite_max(slope.nan_to_num(0.0, 0.0, 0.0).abs().sum())
+    found = {"value": Scale(TOLERANCE[low], 0.0, rounding * total / spec.scale)}
+    for name in problem.leaves:
+        size = terms.get(name, 0.0)
+        found[name] = Scale(TOLERANCE[low], size, rounding * (size or finite_max(slope)))
+    return found
