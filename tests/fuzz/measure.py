@@ -56,10 +56,19 @@ def logit_size(problem: Problem, leaves: dict[str, Tensor], spec: Spec, table: T
     return spec.scale * size + sum(map(finite_max, offsets))
 
 
+def smoothed(problem: Problem, spec: Spec) -> float:
+    """The share of smoothing in each entry of a slope: a class whose probability is its share has a slope of 0."""
+    case, eps = problem.case, spec.smoothing
+    most = finite_max(eps) if isinstance(eps, Tensor) else float(eps)
+    weight = 1.0 if spec.weight is None else finite_max(spec.weight)
+    rows = max(1, problem.seen["z"].shape[0]) if case.reduction == "mean" else 1
+    return 2 * spec.scale * most * weight / case.classes / rows
+
+
 def summed(problem: Problem, leaves: dict[str, Tensor], slope: Tensor, spec: Spec) -> dict[str, float]:
     """For each leaf the size of the terms that its gradient is the sum of; `slope` is that of all logits or cosines."""
     case, found = problem.case, {}
-    slope = slope.nan_to_num(0.0, 0.0, 0.0).abs()
+    slope = slope.nan_to_num(0.0, 0.0, 0.0).abs() + smoothed(problem, spec)
     found["linear_bias"] = finite_max(slope.sum(0))
     found["offset"] = found["linear_bias"] / spec.scale
     if "linear_weight" in leaves:
