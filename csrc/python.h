@@ -45,7 +45,7 @@ inline PyObject* nothing() {
 // What is looked up once: torch's functions and types, the names of attributes, and constants.
 struct Known {
   PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
-  PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *requires_grad, *cpu;
+  PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *is_neg, *requires_grad, *cpu;
   PyObject *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
   PyObject *modes, *mm, *large_product, *large_linear, *reduction[4], *never;
   bool whole = false;
@@ -67,7 +67,7 @@ struct Known {
     loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");
     auto text = [](const char* word) { return PyUnicode_InternFromString(word); };
     cpu = text("cpu"), dtype = text("dtype"), is_cpu = text("is_cpu"), shape = text("shape"), data_ptr = text("data_ptr");
-    is_contiguous = text("is_contiguous"), requires_grad = text("requires_grad"), item = text("item");
+    is_contiguous = text("is_contiguous"), is_neg = text("is_neg"), requires_grad = text("requires_grad"), item = text("item");
     new_empty = text("new_empty"), to = text("to"), needs = text("needs_input_grad"), save = text("save_for_backward");
     gradient = text("gradient"), settings = text("settings");
     for (int code = 0; code < 4; ++code) reduction[code] = PyLong_FromLong(code);
@@ -83,7 +83,8 @@ inline const Known* known() {
   return kept->whole ? kept : nullptr;
 }
 
-// Of a tensor that is no subclass: the dtype, and up to two sizes; of anything else neither.
+// Of a tensor that is no subclass and whose memory holds its numbers, not their negatives (as of an imaginary part of a
+// conjugate): the dtype, and up to two sizes; of anything else neither.
 struct View {
   PyObject* dtype = nullptr;  // borrowed: dtypes live as long as torch
   Py_ssize_t dims = -1;
@@ -99,7 +100,9 @@ struct View {
   }
   static PyObject* dtype_of(const Known& torch, PyObject* value) {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
-    return type == torch.tensor || type == torch.parameter ? Ref(PyObject_GetAttr(value, torch.dtype)).it : nullptr;
+    if (type != torch.tensor && type != torch.parameter) return nullptr;
+    if (Ref(PyObject_CallMethodObjArgs(value, torch.is_neg, nullptr)).it != Py_False) return nullptr;
+    return Ref(PyObject_GetAttr(value, torch.dtype)).it;
   }
   bool vector(int64_t size, PyObject* of) const { return dims == 1 && sizes[0] == size && dtype == of; }
 };

@@ -64,6 +64,7 @@ def _usual(input: Tensor) -> bool:
     """Whether a plain call runs eagerly, here, outside of torch.func, modes, autocast and `use_kernels`."""
     return (
         input.is_cpu
+        and not input.is_neg()
         and not library.forced()
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
@@ -203,7 +204,7 @@ def _loss(
 
 def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """A vector [C] in the dtype of the arithmetic."""
-    if table.shape != (classes,) or not table.is_cpu or not table.is_floating_point():
+    if table.shape != (classes,) or not table.is_cpu or not table.is_floating_point() or table.is_neg():
         raise ValueError(table.shape)
     return table.to(dtype).contiguous()
 
