@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.results import RESULTS
-from fuzz.draw import FUNCTIONS
+from fuzz.choices import FUNCTIONS
 from fuzz.run import Tally, run, surroundings
 from lt_kernels import doctor
 

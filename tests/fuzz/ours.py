@@ -135,24 +135,28 @@ def spec_of(problem: Problem) -> tuple[Spec, Tensor | None]:
     return judge_tables.named(case, spec, counts_of(problem), problem.flat)
 
 
+def logits(
+    case: Case, spec: Spec, by: ModuleType, input: Tensor, weight: Any = None, bias: Any = None
+) -> tuple[Any, Any]:
+    """Logits or cosines of flat rows, and the features' norms where a margin reads them."""
+    if case.takes_logits:
+        rows = input if input.ndim > 1 else input[None]
+        return rows.movedim(1, -1).reshape(-1, case.classes), None
+    rows = input.reshape(-1, case.features)
+    if case.function in ("cosine", "cosine_head"):
+        return by.cosines(rows, weight, spec.phi == "sphere")
+    return torch.nn.functional.linear(rows, weight, bias), None
+
+
 def dense(problem: Problem, by: ModuleType) -> Call:
     """The same by `judge` or by `eager`, of leaves in the dtype that these work in."""
     case, (spec, table) = problem.case, spec_of(problem)
-
-    def logits(input: Tensor, linear_weight: Any = None, linear_bias: Any = None) -> tuple[Tensor, Any]:
-        if case.takes_logits:
-            rows = input if input.ndim > 1 else input[None]
-            return rows.movedim(1, -1).reshape(-1, case.classes), None
-        rows = input.reshape(-1, case.features)
-        if case.function in ("cosine", "cosine_head"):
-            return by.cosines(rows, linear_weight, spec.phi == "sphere")
-        return torch.nn.functional.linear(rows, linear_weight, linear_bias), None
 
     def call(offset: Any = None, centers: Any = None, **leaves: Tensor) -> Tensor:
         if case.function == "repulsion":
             given = {"threshold": 0.4, "project": True} | case.options
             return by.repulsion(leaves["linear_weight"], reduction=case.reduction, **given)
-        z, norm = logits(**leaves)
+        z, norm = logits(case, spec, by, *(leaves.get(name) for name in ("input", "linear_weight", "linear_bias")))
         if by is judge:
             problem.seen["z"] = z
         if case.function == "lade":

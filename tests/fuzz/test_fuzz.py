@@ -6,8 +6,8 @@ import pytest
 
 from fuzz import limits
 from fuzz.case import Case
+from fuzz.choices import FUNCTIONS
 from fuzz.corpus import CORPUS
-from fuzz.draw import FUNCTIONS
 from fuzz.run import run
 from fuzz.verdict import judged
 
