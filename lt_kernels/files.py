@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ def read_regular(path: Path, most: int) -> bytes:
     if status.st_size > most:
         raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, at most {most:,} are allowed", str(path))
     return path.read_bytes()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step: a kill leaves the old file or the new one. Errors: OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_text(path: str | Path, what: str = "file") -> str:

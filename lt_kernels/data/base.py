@@ -28,7 +28,7 @@ class LongTailedData:
 
     Photographs are pixels, uint8 or float32 in 0..1: `pixel_mean` and `pixel_deviation` [channels] are what a network
     takes off and divides by. Inputs may also be an `images.ImageList`, which reads files when a batch is asked for.
-    Errors: ValueError naming the field that contradicts another.
+    Errors: TypeError or ValueError naming the field that contradicts another.
     """
 
     name: str
@@ -51,6 +51,8 @@ class LongTailedData:
             inputs, target = getattr(self, part)
             if len(inputs) != len(target):
                 raise ValueError(f"{part} must have as many inputs as targets, got {len(inputs)} and {len(target)}")
+            if target.dtype != torch.int64:
+                raise TypeError(f"{part} targets must be int64, got {target.dtype}")
             wanted = (len(inputs), *inputs.shape[2:]) if self.input_kind == "scene" else (len(inputs),)
             if tuple(target.shape) != wanted:
                 raise ValueError(f"{part} targets must have shape {list(wanted)}, got {list(target.shape)}")

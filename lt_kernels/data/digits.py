@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.profiles import choose, exponential_counts
 
@@ -41,7 +42,7 @@ def digits_lt(
     images, target = scans()
     available = torch.bincount(target)
     rarest = int(available.min())
-    if not 1 <= test_per_class < rarest:
+    if not 1 <= checks.whole("test_per_class", test_per_class) < rarest:
         raise ValueError(f"test_per_class must be in 1..{rarest - 1}, got {test_per_class}")
     counts = exponential_counts(rarest - test_per_class, len(available), 100 if imbalance is None else imbalance)
     test = choose(target, [test_per_class] * len(available), seed)

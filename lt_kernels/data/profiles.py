@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.data.samplers import epoch_generator
 
 
-def _check(n_max: int, num_classes: int, imbalance: float) -> None:
-    if n_max < 1:
-        raise ValueError(f"n_max must be at least 1, got {n_max}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if not imbalance >= 1:  # also refuses NaN
+def _check(n_max: int, num_classes: int, imbalance: float) -> float:
+    checks.whole("n_max", n_max, 1, 2**53)  # beyond that, a count is no longer exact in floating point
+    checks.whole("num_classes", num_classes)
+    ratio = checks.number("imbalance", imbalance)
+    if ratio < 1:
         raise ValueError(f"imbalance must be at least 1 (it is n_max / n_min), got {imbalance}")
+    return ratio
 
 
 def exponential_counts(n_max: int, num_classes: int, imbalance: float) -> list[int]:
@@ -25,7 +26,7 @@ def exponential_counts(n_max: int, num_classes: int, imbalance: float) -> list[i
     Errors: ValueError for n_max or num_classes below 1 or imbalance below 1, or if the last class would be left with no
     sample.
     """
-    _check(n_max, num_classes, imbalance)
+    imbalance = _check(n_max, num_classes, imbalance)
     # in the published order of operations: one rounding elsewhere moves some counts by one
     counts = [int(n_max * (1 / imbalance) ** (c / max(num_classes - 1, 1))) for c in range(num_classes)]
     if counts[-1] < 1:
@@ -40,7 +41,7 @@ def step_counts(n_max: int, num_classes: int, imbalance: float) -> list[int]:
 
     With an odd number of classes the head is the smaller half. Errors: as for `exponential_counts`.
     """
-    _check(n_max, num_classes, imbalance)
+    imbalance = _check(n_max, num_classes, imbalance)
     tail = int(n_max / imbalance)
     if tail < 1:
         raise ValueError(

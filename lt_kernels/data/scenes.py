@@ -80,7 +80,7 @@ def repeat(rows: Tensor, target: Tensor, counts: Sequence[int], generator: torch
 
 
 def _check(test_per_class: int, rarest: int, per_scene: int, size: int, stroke: int) -> None:
-    if not 1 <= test_per_class < rarest:
+    if not 1 <= checks.whole("test_per_class", test_per_class) < rarest:
         raise ValueError(f"test_per_class must be in 1..{rarest - 1}, got {test_per_class}")
     if not 1 <= checks.whole("per_scene", per_scene) <= MOST:
         raise ValueError(f"per_scene must be in 1..{MOST}, so that the scans have room, got {per_scene}")

@@ -7,30 +7,32 @@ import os
 import platform
 import re
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData, register
+from lt_kernels.data.cache import Arrays, kept
 from lt_kernels.data.split import Blocks, Ints, draw_per_class, hold_out, homes, text_windows, window_keys
+from lt_kernels.files import as_path
 
 WORD = re.compile(r"[a-z]+")
-Arrays = dict[str, np.ndarray]
 
 
 def source_files() -> list[Path]:
     """Return the .py files of the running Python's standard library, without installed packages, in a fixed order."""
     library = Path(sysconfig.get_paths()["stdlib"])
     packages = {"site-packages", "dist-packages"}
-    return sorted(path for path in library.rglob("*.py") if packages.isdisjoint(path.parts))
+    return sorted(path for path in library.rglob("*.py") if packages.isdisjoint(path.parts) and path.is_file())
 
 
 def default_cache_dir() -> Path:
-    """Return $XDG_CACHE_HOME/lt_kernels, or ~/.cache/lt_kernels where that variable is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lt_kernels"
+    """Return $XDG_CACHE_HOME/lt_kernels, or ~/.cache/lt_kernels where that variable holds no absolute path."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named if os.path.isabs(named) else os.path.expanduser("~/.cache")) / "lt_kernels"
 
 
 def read_corpus(files: Sequence[Path], max_tokens: int | None) -> tuple[Ints, Ints, list[str]]:
@@ -85,27 +87,15 @@ def prepare(
         passed.update(chosen[short].tolist())
 
 
-def cached(path: Path, files: Sequence[Path], *settings: int | None) -> Arrays:
-    """Return prepare(files, *settings) from `path`, or make it and write it there in one atomic step."""
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
-    made = prepare(files, *settings)  # type: ignore[arg-type]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
-        part = Path(folder) / path.name
-        np.savez(part, **made)  # type: ignore[arg-type]
-        os.replace(part, path)
-    return made
-
-
 def cache_path(cache_dir: str | Path | None, files: Sequence[Path], settings: Sequence[int | None]) -> Path:
     """Return the cache file of these settings for this Python: its version, and a hash of its files and their sizes."""
     library = Path(sysconfig.get_paths()["stdlib"])
     listing = [(path.relative_to(library).as_posix(), path.stat().st_size) for path in files]
     digest = hashlib.sha256(repr((listing, tuple(settings))).encode()).hexdigest()[:16]
-    folder = default_cache_dir() if cache_dir is None else Path(cache_dir)
-    return folder / f"stdlib-words-{platform.python_implementation().lower()}-{platform.python_version()}-{digest}.npz"
+    folder = default_cache_dir() if cache_dir is None else as_path("cache_dir", cache_dir)
+    return (
+        folder / f"stdlib-words-{platform.python_implementation().lower()}-{platform.python_version()}-{digest}.arrays"
+    )
 
 
 def separate(
@@ -183,18 +173,17 @@ def stdlib_words(
     token and no window is in both; counts are those after the split. The classes and the held-out text are the same for
     every seed.
 
-    The first call reads the sources (some seconds); what it found is kept in `cache_dir`. Errors: ValueError naming the
-    argument.
+    The first call reads the sources (some seconds); what it found is kept in `cache_dir`, with a checksum: a damaged
+    file is made anew. Errors: TypeError or ValueError naming the argument.
     """
     if imbalance is not None:
         raise ValueError(f"imbalance must be None for stdlib-words, whose counts are the text's own, got {imbalance}")
-    bounds = {"num_classes": (num_classes, 2), "test_per_class": (test_per_class, 1), "context": (context, 1)}
-    for name, (value, least) in bounds.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if num_classes > np.iinfo(np.uint16).max - 2:
-        raise ValueError(f"num_classes must be at most {np.iinfo(np.uint16).max - 2}, got {num_classes}")
+    checks.whole("num_classes", num_classes, 2, np.iinfo(np.uint16).max - 2)
+    for name, value in (("test_per_class", test_per_class), ("context", context), ("block", block)):
+        checks.whole(name, value)
+    if max_tokens is not None:
+        checks.whole("max_tokens", max_tokens)
     files = source_files()
     settings = (num_classes, test_per_class, context, block, max_tokens)
-    made = cached(cache_path(cache_dir, files, settings), files, *settings)
+    made = kept(cache_path(cache_dir, files, settings), lambda: prepare(files, *settings))
     return assemble(made, test_per_class, context, block, seed)

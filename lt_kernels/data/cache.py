@@ -1,0 +1,63 @@
+"""Arrays that take long to make, kept in a file that tells when it is damaged or another one's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lt_kernels.files import FileError, write_whole
+
+Arrays = dict[str, np.ndarray]
+FORMAT = b"lt_kernels arrays 1\n"  # another number where the arrays mean something else
+DIGEST = 64  # characters of a checksum
+
+
+def _head(path: Path, content: bytes) -> bytes:
+    """What begins a file of this name and content."""
+    return FORMAT + hashlib.sha256(path.name.encode() + b"\0" + content).hexdigest().encode() + b"\n"
+
+
+def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
+    """The arrays of a file, or those that `make` returns, which are then written there in one atomic step.
+
+    A file that is damaged, cut short, of another format or copied from another name is made anew. Errors: FileError
+    where the folder cannot be written to, before anything is made.
+    """
+    stored = path.read_bytes() if path.is_file() else b""
+    content = stored[len(FORMAT) + DIGEST + 1 :]
+    if content and stored.startswith(_head(path, content)):
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    made = _made(path, make)
+    buffer = io.BytesIO()
+    np.savez(buffer, **made)  # type: ignore[arg-type]
+    with _naming(path):
+        write_whole(path, _head(path, buffer.getvalue()) + buffer.getvalue())
+    return made
+
+
+def _made(path: Path, make: Callable[[], Arrays]) -> Arrays:
+    """What `make` returns, which takes long: a folder that cannot be written to is found before."""
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return make()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        wanted = "cache_dir must be a folder that can be written to (without it: $XDG_CACHE_HOME/lt_kernels)"
+        raise FileError(f"{wanted}, got {str(path.parent)!r}: {path.name}: {error.strerror}") from error
