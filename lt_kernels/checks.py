@@ -137,7 +137,7 @@ def readable(*tensors: Tensor) -> bool:
     return all(one.device.type == "cpu" for one in tensors)
 
 
-def _by_key(name: str, value: Any) -> Any:
+def by_key(name: str, value: Any) -> Any:
     """The numbers of a mapping, or of a vector with labels such as pandas' Series, by class; the rest as it is.
 
     Raises:
@@ -166,7 +166,7 @@ def by_class(name: str, value: Any, what: str = "a number") -> Tensor:
     What is no tensor comes to be where a tensor would, but never on the meta device: its values are there to be kept.
     """
     if not isinstance(value, Tensor):
-        value = _by_key(name, value)
+        value = by_key(name, value)
         try:
             array = np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -18,6 +18,7 @@ class LADELoss(Loss):
 
     Args:
         class_counts: training samples of each class [C].
+        ignore_index: rows with this target are left out of both terms.
         alpha: the regulariser's weight. lam, importance, classes: of `functional.lade_regularizer`.
     """
 
@@ -47,7 +48,7 @@ class LADELoss(Loss):
         if isinstance(target, MixedTarget):
             raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
         settings = (self.lam, self.importance, self.classes, self.alpha)
-        regularizer = lade_of_counts(input, target, self.class_counts, *settings)
+        regularizer = lade_of_counts(input, target, self.class_counts, *settings, self.ignore_index)
         return super().forward(input, target) + regularizer
 
 
@@ -63,6 +64,7 @@ class EstimatedOffsetLoss(Loss):
         centers, center_rate: of `regularizers.CenterLoss`.
         use: "subtract" takes the offsets off the logits; "regularize" leaves the logits and keeps L_uniform(o) alone
             (the paper's ablation "uniform constraint only").
+        ignore_index: rows with this target are left out of the loss, of the centres and of their distances.
     """
 
     needs_features: ClassVar[bool] = True
@@ -80,11 +82,15 @@ class EstimatedOffsetLoss(Loss):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if self.reduction != "mean":
+            raise ValueError(f"reduction must be 'mean': two terms are the batch's, got {self.reduction!r}")
         self.use: Literal["subtract", "regularize"] = checks.choice("use", use, ("subtract", "regularize"))
         self.center_weight = checks.number("center_weight", center_weight, 0.0)
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)
-        self.center_loss = CenterLoss(num_classes, in_features, centers=centers, rate=center_rate)
+        self.center_loss = CenterLoss(
+            num_classes, in_features, centers=centers, rate=center_rate, ignore_index=self.ignore_index
+        )
 
     def forward(
         self, input: Tensor, target: Tensor, *, features: Tensor | None = None, linear_weight: Tensor | None = None

@@ -87,7 +87,7 @@ def balanced_contrastive(
     Raises:
         TypeError, ValueError, IndexError: naming the argument.
     """
-    checks.number("temperature", temperature, above=0.0)
+    temperature = checks.number("temperature", temperature, above=0.0)
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     matrix("prototypes", prototypes, matrix("views", views).shape[1])
     checks.same_device("prototypes", prototypes, views)
@@ -96,7 +96,7 @@ def balanced_contrastive(
         shown = [*target.shape] if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"target must be [N] with views [V N, d], whose rows are {views.shape[0]}, got {shown}")
     target = class_indices(target, prototypes.shape[0], samples, views)
-    loss = _balanced_rows(views, prototypes, target.repeat(views.shape[0] // samples), float(temperature))
+    loss = _balanced_rows(views, prototypes, target.repeat(views.shape[0] // samples), temperature)
     loss = loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
     return loss if torch.is_autocast_enabled(views.device.type) else loss.to(views.dtype)
 

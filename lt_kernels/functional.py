@@ -250,10 +250,9 @@ def logit_weight_repulsion(
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
         raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
-    checks.number("threshold", threshold)
-    checks.flag("project", project)
+    threshold, project = checks.number("threshold", threshold), checks.flag("project", project)
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
-    return reduced(gram.repulsion(linear_weight, float(threshold), project), reduction, linear_weight)
+    return reduced(gram.repulsion(linear_weight, threshold, project), reduction, linear_weight)
 
 
 def reduced(value: Tensor, reduction: Reduction, like: Tensor) -> Tensor:
@@ -294,7 +293,7 @@ def lade_regularizer(
     quick = columns.few(logits, target, class_counts, lam, importance, classes)
     if quick is not None:
         return quick
-    checks.number("lam", lam, 0.0)
+    lam = checks.number("lam", lam, 0.0)
     checks.choice("importance", importance, ("class", "sample"))
     checks.choice("classes", classes, ("all", "present"))
     return columns.lade_of_counts(logits, target, checks.counts(class_counts), lam, importance, classes)

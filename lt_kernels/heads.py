@@ -33,9 +33,9 @@ class _Head(nn.Module):
         self.loss, self.share = loss, None
         if group is not None:
             loss.shardable()
-            self.share = distributed.share(num_classes, group)
+            self.share = distributed.share(self.num_classes, group)
         first, last, _ = self.classes()
-        self.weight = nn.Parameter(torch.empty(last - first, in_features))
+        self.weight = nn.Parameter(torch.empty(last - first, self.in_features))
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, and put what the loss learns or gathers back to its start: after `to_empty`, say."""

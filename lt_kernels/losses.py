@@ -76,7 +76,7 @@ class ARBLoss(Loss):
     """-log (n_y e^{z_y} / sum_k n_k e^{z_k}): balanced softmax, with the counts of the training set or of the batch.
 
     With counts="batch", classes that are not in the batch drop out of the sum and get exactly no gradient (ARB-Loss,
-    2022). Under a `MixedTarget` the counts are those of the first targets.
+    2022). Under a `MixedTarget` the counts are those of the first targets; class probabilities are summed.
 
     Args:
         class_counts: training samples of each class [C]; not needed with counts="batch".

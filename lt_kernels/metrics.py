@@ -68,9 +68,7 @@ def per_class_accuracy(prediction: Tensor, target: Tensor, num_classes: int) -> 
 
 
 def _accuracies(per_class: Any) -> Tensor:
-    value = torch.as_tensor(per_class).double()
-    if value.ndim != 1:
-        raise ValueError(f"per_class must have shape [C], got {list(value.shape)}")
+    value = checks.held("per_class", checks.by_class("per_class", per_class))
     if bool(((value < 0) | (value > 1)).any()):
         wrong = value[(value < 0) | (value > 1)][0]
         raise ValueError(f"per_class must be in [0, 1] or NaN, got {float(wrong)}")
@@ -142,7 +140,7 @@ def group_accuracy(
     value = _accuracies(per_class)
     unused = groups is not None and class_counts is None
     count = torch.ones_like(value) if unused else checks.counts(class_counts).to(value.device)
-    weight = torch.ones_like(value) if test_counts is None else torch.as_tensor(test_counts).to(value)
+    weight = torch.ones_like(value) if test_counts is None else checks.by_class("test_counts", test_counts).to(value)
     for name, tensor in {"class_counts": count, "test_counts": weight}.items():
         if tensor.shape != value.shape:
             raise ValueError(f"{name} must have shape {list(value.shape)} as per_class has, got {list(tensor.shape)}")

@@ -39,23 +39,16 @@ def pc_softmax(logits: Tensor, source_counts: Any, target_prior: Any = None) -> 
     and in any unit (None: uniform); a class of prior 0 gets probability 0. Returns the logits' shape and dtype.
     Errors: ValueError or TypeError naming the argument (Hong et al., 2021, "post-compensated softmax").
     """
-    source = _named("source_counts", source_counts)
+    source = checks.counts(source_counts, name="source_counts")
     if not bool((source > 0).all()):
         raise ValueError(f"source_counts must be above 0 for every class, got {float(source.min())}")
     shift = -source.log()
     if target_prior is not None:
-        target = _named("target_prior", target_prior)
+        target = checks.counts(target_prior, name="target_prior")
         if target.shape != source.shape:
             raise ValueError(f"target_prior must have shape {list(source.shape)}, got {list(target.shape)}")
         shift = shift + target.log()
     return (logits + _classes(logits, "source_counts", shift)).softmax(-1).to(logits.dtype)
-
-
-def _named(name: str, value: Any) -> Tensor:
-    try:
-        return checks.counts(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("class_counts", name)) from None
 
 
 def tau_normalize(linear_weight: Tensor, tau: float = 1.0) -> Tensor:

@@ -100,11 +100,20 @@ def spread_smoothing(smoothing: Tensor, spread: Literal["all", "others"] = "all"
 
 
 def batch_log_count(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
-    """log N_c, how often each class occurs in a batch [C], -inf where it does not; no wait for the device."""
-    flat = target.reshape(-1)
+    """log N_c, how often each class occurs in a batch [C], -inf where it does not; no wait for the device.
+
+    Of class probabilities [C], [N, C] or [N, C, d1, ...], N_c is the sum of those of class c.
+    """
+    if isinstance(target, Tensor) and target.is_floating_point():
+        if target.ndim == 0 or target.shape[min(1, target.ndim - 1)] != num_classes:
+            shown = list(target.shape)
+            raise ValueError(f"target must have {num_classes} classes where it holds probabilities, got shape {shown}")
+        share = target.detach().to(torch.float64)
+        return (share if share.ndim == 1 else share.movedim(1, -1).reshape(-1, num_classes).sum(0)).log()
+    flat = checks.indices("target", target, getattr(target, "shape", ()), target).reshape(-1)
     counted = (flat != ignore_index).to(torch.float64)
     count = torch.zeros(num_classes, dtype=torch.float64, device=target.device)
-    return count.scatter_add(0, flat.clamp(0, num_classes - 1).to(torch.int64), counted).log()
+    return count.scatter_add(0, flat.clamp(0, num_classes - 1), counted).log()
 
 
 def class_counts_of(target: Tensor, num_classes: int) -> Tensor:
@@ -114,9 +123,7 @@ def class_counts_of(target: Tensor, num_classes: int) -> Tensor:
         ValueError: if an index is outside [0, num_classes).
     """
     num_classes = checks.whole("num_classes", num_classes)
-    if not isinstance(target, Tensor) or target.is_floating_point():
-        raise TypeError(f"target must be a tensor of class indices, got {target!r}")
-    flat = target.reshape(-1).to(torch.int64)
+    flat = checks.indices("target", target, getattr(target, "shape", ()), target).reshape(-1)
     if flat.numel() and (int(flat.min()) < 0 or int(flat.max()) >= num_classes):
         raise ValueError(f"target must be in 0 to {num_classes - 1}, got {int(flat.min())} to {int(flat.max())}")
     return torch.bincount(flat, minlength=num_classes)

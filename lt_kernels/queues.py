@@ -22,7 +22,8 @@ class Held(NamedTuple):
 def places(prior: Tensor, size: int, per_class: int) -> Tensor:
     """How many places each class has, int64 [C]: `per_class`, and the others by the prior; `size` altogether."""
     prior, classes = prior.cpu(), prior.numel()
-    if checks.whole("queue", size) < classes * checks.whole("per_class", per_class):
+    size, per_class = checks.whole("queue", size), checks.whole("per_class", per_class)
+    if size < classes * per_class:
         raise ValueError(f"queue must be at least {classes * per_class}, {per_class} for each class, got {size}")
     share = (prior.to(torch.float64) / prior.sum()).cumsum(0) * (size - classes * per_class)
     ends = torch.ceil(share - 1e-9).to(torch.int64) + per_class * torch.arange(1, classes + 1, device=share.device)
@@ -49,6 +50,7 @@ class ClassQueue(TableModule):
     def __init__(self, in_features: int, prior: Tensor, size: int, per_class: int) -> None:
         super().__init__()
         count = places(prior, size, per_class)
+        size = int(size)
         self.register_buffer("features", torch.zeros(size, in_features))
         count = follow(count, self.features.device)
         self.count, self.start = count, count.cumsum(0) - count

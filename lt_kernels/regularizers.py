@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks, functional
-from lt_kernels.ops.columns import lade_of_counts
+from lt_kernels.ops.columns import ignored_rows, lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 from lt_kernels.reference.gram import add_rows
 from lt_kernels.tables import TableModule
@@ -135,17 +135,25 @@ class CenterLoss(TableModule):
         centers: "wen" moves each centre towards the batch after the loss is computed in training,
             c_j -= rate sum_{y_i = j} (c_j - x_i) / (1 + N_j); "autograd" makes the centres a parameter.
         rate: in [0, 1].
+        ignore_index: rows with this target have no distance and move no centre; None: there are none.
     """
 
     sums = ("centers",)
 
     def __init__(
-        self, num_classes: int, in_features: int, centers: Literal["wen", "autograd"] = "wen", rate: float = 0.5
+        self,
+        num_classes: int,
+        in_features: int,
+        centers: Literal["wen", "autograd"] = "wen",
+        rate: float = 0.5,
+        *,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         shape = (checks.whole("num_classes", num_classes), checks.whole("in_features", in_features))
         self.mode = checks.choice("centers", centers, ("wen", "autograd"))
         self.rate = checks.number("rate", rate, 0.0, 1.0)
+        self.ignore_index = None if ignore_index is None else checks.ignored("ignore_index", ignore_index)
         if self.mode == "autograd":
             self.centers = nn.Parameter(torch.zeros(shape))
         else:
@@ -165,10 +173,14 @@ class CenterLoss(TableModule):
             raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
         target = checks.indices("target", target, features.shape[:1], features)
         features = features if features.dtype is centers.dtype else features.to(centers.dtype)
+        ignored = None if self.ignore_index is None else ignored_rows(target, self.ignore_index)
+        target = target if ignored is None else target.masked_fill(ignored, 0)
         distance = features - _rows_of(centers, target)
+        distance = distance if ignored is None else distance.masked_fill(ignored[:, None], 0.0)
         if self.training and self.mode == "wen":  # past the slow look-up of a module
-            self._buffers["centers"] = _moved(centers, distance.detach(), target, self.rate)
-        return distance.square().sum() / len(target)
+            counts = distance.new_ones(len(target)) if ignored is None else (~ignored).to(distance.dtype)
+            self._buffers["centers"] = _moved(centers, distance.detach(), target, counts, self.rate)
+        return distance.square().sum() / (len(target) if ignored is None else (~ignored).sum().clamp_min(1))
 
 
 def _rows_of(centers: Tensor, target: Tensor) -> Tensor:
@@ -183,9 +195,9 @@ def _rows_of(centers: Tensor, target: Tensor) -> Tensor:
         raise IndexError(allowed) from error
 
 
-def _moved(centers: Tensor, distance: Tensor, target: Tensor, rate: float) -> Tensor:
+def _moved(centers: Tensor, distance: Tensor, target: Tensor, counts: Tensor, rate: float) -> Tensor:
     """Wen's update; a new tensor, since the old one may be needed by the backward pass."""
     total, count = torch.zeros_like(centers), centers.new_ones(centers.shape[0])  # 1 + N_j
     add_rows(total, target, distance)
-    add_rows(count, target, distance.new_ones(distance.shape[0]))
+    add_rows(count, target, counts)
     return torch.addcdiv(centers, total, count[:, None], value=rate)

@@ -33,6 +33,8 @@ class TwoPartLoss(TableModule):
             raise ValueError(f"base must be a loss of logits or cosines alone, got {type(base).__name__}")
         if base.reduction != "mean":
             raise ValueError(f"base must have reduction 'mean', as the second part has, got {base.reduction!r}")
+        if base.ignore_index != -100:
+            raise ValueError(f"base must keep ignore_index -100: the second part has all rows, got {base.ignore_index}")
         self.base = base
         self.classification_weight = checks.number("classification_weight", classification_weight, 0.0)
 

@@ -33,8 +33,8 @@ class _ClassifierHead(nn.Module):
         if loss.input_kind == "cosine" and cosine == "linear":
             raise ValueError("cosine must be 'cosine' with a loss that takes cosines, got 'linear'")
         self.loss, self.scale = loss, checks.number("scale", scale, above=0.0)
-        self.weight = nn.Parameter(torch.empty(copies * num_classes, in_features))
-        self.bias = nn.Parameter(torch.empty(copies * num_classes)) if cosine == "linear" else None
+        self.weight = nn.Parameter(torch.empty(copies * self.num_classes, self.in_features))
+        self.bias = nn.Parameter(torch.empty(copies * self.num_classes)) if cosine == "linear" else None
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, empty the queue, and put what the loss learns back to its start."""
@@ -122,9 +122,9 @@ class BalancedContrastiveHead(_ClassifierHead):
             raise TypeError(f"loss must be BalancedContrastiveLoss, got {type(loss).__name__}")
         self_contrasted = checks.choice("contrasted", contrasted, ("all", "later"))
         super().__init__(in_features, num_classes, loss, cosine, scale)
-        sizes = (in_features if hidden is None else checks.whole("hidden", hidden),)
+        sizes = (self.in_features if hidden is None else checks.whole("hidden", hidden),)
         sizes = (*sizes, checks.whole("out_features", out_features))
-        self.projection, self.prototypes = _projection(in_features, *sizes), _projection(in_features, *sizes)
+        self.projection, self.prototypes = (_projection(self.in_features, *sizes) for _ in range(2))
         self.contrasted: Literal["all", "later"] = self_contrasted
         self.draw()
 
@@ -175,8 +175,8 @@ class GMLHead(_ClassifierHead):
         super().__init__(in_features, num_classes, loss, "cosine", scale)
         if loss.log_prior.numel() != num_classes:
             raise ValueError(f"loss must have {num_classes} class_counts, got {loss.log_prior.numel()}")
-        self.projection = nn.Linear(in_features, checks.whole("out_features", out_features))
-        self.queue = ClassQueue(in_features, loss.log_prior.exp(), queue, per_class)
+        self.projection = nn.Linear(self.in_features, checks.whole("out_features", out_features))
+        self.queue = ClassQueue(self.in_features, loss.log_prior.exp(), queue, per_class)
         self.draw()
 
     def forward(self, features: Tensor, target: Tensor | None = None, *, teacher: Tensor | None = None) -> Tensor:
@@ -230,7 +230,8 @@ class NCLHead(_ClassifierHead):
     ) -> None:
         if not isinstance(loss, NCLLoss):
             raise TypeError(f"loss must be NCLLoss, got {type(loss).__name__}")
-        super().__init__(in_features, num_classes, loss, cosine, scale, checks.whole("experts", experts))
+        experts = checks.whole("experts", experts)
+        super().__init__(in_features, num_classes, loss, cosine, scale, experts)
         if loss.num_classes != num_classes:
             raise ValueError(f"loss must have {num_classes} class_counts, got {loss.num_classes}")
         self.experts = experts

@@ -61,7 +61,7 @@ def choose(target: Tensor, counts: Sequence[int], seed: int | None = None) -> Te
         torch.arange(len(target)) if seed is None else torch.randperm(len(target), generator=epoch_generator(seed, 0))
     )
     chosen = []
-    for label, count in enumerate(counts):
+    for label, count in enumerate(checks.by_key("counts", counts)):
         of_class = order[target[order] == label]
         if not 0 <= count <= len(of_class):
             raise ValueError(

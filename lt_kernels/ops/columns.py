@@ -112,13 +112,30 @@ def few(
     return None if _compiling() else few_lade(logits, target, counts, lam, importance, classes, factor, _few)
 
 
+def ignored_rows(target: Tensor, ignore_index: int) -> Tensor | None:
+    """Which rows do not count [N]; None where it is seen, without a wait for a device, that all do."""
+    ignored = target == ignore_index
+    return None if checks.readable(ignored) and not bool(ignored.any()) else ignored
+
+
 def lade_of_counts(
-    logits: Tensor, target: Tensor, count: Tensor, lam: float, importance: str, classes: str, factor: float = 1.0
+    logits: Tensor,
+    target: Tensor,
+    count: Tensor,
+    lam: float,
+    importance: str,
+    classes: str,
+    factor: float = 1.0,
+    ignore_index: int | None = None,
 ) -> Tensor:
-    """`factor` times `functional.lade_regularizer`, with settings and counts that were checked before."""
-    quick = few(logits, target, count, lam, importance, classes, factor)
-    if quick is not None:
-        return quick
+    """`factor` times `functional.lade_regularizer`, with settings and counts that were checked before.
+
+    Rows whose target is `ignore_index` are left out of every sum.
+    """
+    if ignore_index is None or ignore_index < 0:  # which is no class to the short way
+        quick = few(logits, target, count, lam, importance, classes, factor)
+        if quick is not None:
+            return quick
     checks.floating("logits", logits)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must be [N, C] with N and C at least 1, got {list(logits.shape)}")
@@ -126,24 +143,40 @@ def lade_of_counts(
     if count.numel() != logits.shape[1]:
         raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
     prior = (count / count.sum()).to(logits.device)
-    value = lade(logits, target, prior, float(lam), importance, classes)
+    ignored = None if ignore_index is None else ignored_rows(target, ignore_index)
+    if ignored is not None:
+        logits, target = logits.masked_fill(ignored[:, None], 0.0), target.masked_fill(ignored, 0)
+    if checks.readable(target):
+        reference.check_target(target, logits.shape[1])
+    value = lade(logits, target, prior, float(lam), importance, classes, None if ignored is None else ~ignored)
     value = value if torch.is_autocast_enabled(logits.device.type) else value.to(logits.dtype)
     return value if factor == 1 else factor * value
 
 
-def lade(logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: str, classes: str) -> Tensor:
+_NOTHING = -(2.0**100)  # as an exponent: exactly 0 beside any logit, and no infinity to subtract from another
+
+
+def lade(
+    logits: Tensor, target: Tensor, prior: Tensor, lam: float, importance: str, classes: str, left: Tensor | None = None
+) -> Tensor:
     """sum_c p_c (-A_c + B_c + lam B_c^2) of logits [N, C], class indices [N] and the prior p [C] in float64.
 
-    The epsilons 1e-8 and 1e-9 are the published code's.
+    The epsilons 1e-8 and 1e-9 are the published code's. `left` [N]: which rows count; of no row the sum is 0.
     """
     say_once()
     rows, width = logits.shape
     kind, by_class = accumulate_type(logits.dtype), importance == "class"
-    log_prior, uniform, mean = torch.log(prior + 1e-9), math.log(1 / width + 1e-9), math.log(rows)
+    log_prior, uniform = torch.log(prior + 1e-9), math.log(1 / width + 1e-9)
+    ones = prior.new_ones(rows) if left is None else left.to(prior.dtype)
+    mean = math.log(rows) if left is None else ones.sum().clamp_min(1).log()
     inside = target.clamp(0, width - 1)  # the operator raises for the others
-    count = torch.zeros_like(prior).index_add(0, inside, prior.new_ones(rows))
+    count = torch.zeros_like(prior).index_add(0, inside, ones)
     share = (prior / (-1e-8 - count)).to(kind)[inside]
     counted = (prior if classes == "all" else prior * (count > 0)).to(kind)
-    shift = (uniform - mean - log_prior if by_class else torch.full_like(prior, -mean)).to(kind)
+    shift = (uniform - mean - log_prior if by_class else torch.zeros_like(prior) - mean).to(kind)
     row_offset = None if by_class else (uniform - log_prior)[inside].to(kind)
+    if left is not None:
+        some = left.any()
+        share, counted = share.where(left, 0.0), counted * some
+        row_offset = torch.where(left | ~some, 0.0 if row_offset is None else row_offset, _NOTHING).to(kind)
     return apply(Lade, logits, target, row_offset, shift, counted, share, lam)[0]

@@ -189,7 +189,7 @@ def _probabilities(
         raise ValueError("target must hold class indices where a margin is set, got probabilities (see MixedTarget)")
     if settings["focal_gamma"]:
         raise ValueError(f"focal_gamma must be 0 with probabilities as target, got {settings['focal_gamma']!r}")
-    if isinstance(settings["label_smoothing"], Tensor):
+    if isinstance(settings["label_smoothing"], Tensor) and settings["label_smoothing"].ndim:
         raise ValueError("label_smoothing must be a number with probabilities as target, got one for each class")
     if tuple(target.shape) != shape:
         raise ValueError(f"target must have shape {list(shape)} where it holds probabilities, got {list(target.shape)}")

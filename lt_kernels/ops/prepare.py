@@ -54,8 +54,8 @@ def _offset_row(target: Tensor | None) -> Tensor:
 
 
 def _smoothing(value: float | Tensor, classes: int, like: Tensor) -> tuple[float, Tensor | None]:
-    if isinstance(value, Tensor):
-        return 1.0, checks.vector("label_smoothing", value, classes, like)
+    if isinstance(value, Tensor) and value.ndim:
+        return 1.0, checks.shares("label_smoothing", checks.vector("label_smoothing", value, classes, like))
     return checks.number("label_smoothing", value, 0.0, 1.0), None
 
 
@@ -89,8 +89,7 @@ def terms(
 ) -> Terms:
     """Checked settings for logits of `shape` with class indices `target` (flat; None for probability targets)."""
     kind = accumulate_type(like.dtype)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
+    ignore_index = checks.ignored("ignore_index", ignore_index)
     gamma = checks.number("focal_gamma", focal_gamma, 0.0)
     smoothing, class_smoothing = _smoothing(label_smoothing, classes, like)
     if weight is not None:
