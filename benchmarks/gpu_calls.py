@@ -129,8 +129,8 @@ def _statistics() -> Iterator[Call]:
         if option == "scales":
             given |= {"row_scale": meta(rows, dtype=kind), "column_scale": meta(classes, dtype=kind)}
         forward = Call("rows", "rows_forward", name, dtype, option)
-        rest, own, _, mean = forward.run(**given)
-        slopes = {"rest": rest, "d_rest": rest, "d_own": own, "d_mean": mean if mean.numel() else None}
+        rest, own, _, mean, top, _ = forward.run(**given)
+        slopes = {"rest": rest, "top": top, "d_rest": rest, "d_own": own, "d_mean": mean if mean.numel() else None}
         slopes |= {"d_own_offset": own, "want_offset": True} if "offset" in given else {}
         backward = Call("rows", "rows_backward", name, dtype, option)
         backward.run(**given, **slopes)
@@ -181,7 +181,7 @@ def _margins() -> Iterator[Call]:
     for option in ("", *LOSSES, "offset and smoothing"):
         for rows, kind in ((256, FP32), (8_192, FP32), (256, FP64)):
             vector = meta(rows, dtype=kind)
-            given = {"rest": vector, "own": vector, "rival": vector, "target": meta(rows, dtype=torch.int64)}
+            given = dict.fromkeys(("rest", "top", "own", "rival"), vector) | {"target": meta(rows, dtype=torch.int64)}
             given |= settings(option, 8_142, kind) | ({"norm": vector} if option == "SphereFace" else {})
             given.pop("reduction", None)
             if option.endswith(("smoothing", "smoothing by class")):
@@ -225,9 +225,9 @@ def _linear() -> Iterator[Call]:
         given |= slabs(given["input"], classes, again=bool(option))
         forward, backward = (Call("linear", f"linear_{way}", name, dtype, option) for way in ("forward", "backward"))
         with precision(option):
-            rest, own, _, mean, kept, row_scale, column_scale = forward.run(**given)
+            rest, own, _, mean, top, _, kept, row_scale, column_scale = forward.run(**given)
             given |= {"kept": kept, "row_scale": row_scale, "column_scale": column_scale, "d_own": own}
-            given |= {"rest": rest, "d_rest": rest, "d_mean": mean if mean.numel() else None}
+            given |= {"rest": rest, "top": top, "d_rest": rest, "d_mean": mean if mean.numel() else None}
             given |= {"d_own_offset": own if "offset" in given else None}
             backward.run(**given, wants=[True, option != "input alone", "bias" in given, "offset" in given])
         yield from (forward, backward)

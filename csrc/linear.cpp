@@ -45,7 +45,7 @@ struct Small {
     const int64_t n = args.n, c = args.c;
     const int64_t line = ((c + 15) / 16 | 1) * 16;  // of an odd number of cache lines: those of a column share no place
     const bool wanted = d_input || d_weights || d_bias;
-    const Memory<A> turned(d * line), logits(n * c), numbers(5 * n);
+    const Memory<A> turned(d * line), logits(n * c), numbers(kSaved * n);
     const A *x = static_cast<const A*>(input), *w = static_cast<const A*>(weights), one = 1;
     Rows rows = args;
     rows.logits = logits;

@@ -27,7 +27,7 @@ template <class A> int64_t absent_target(const Rows& args) {
   return -1;
 }
 
-// The losses [n] of rows for one target each; saved is [rest, d_rest, d_own, d_offset, d_mean] x n.
+// The losses [n] of rows for one target each; saved is [rest, top, d_rest, d_own, d_offset, d_mean] x n.
 template <class A> struct Losses {
   Rows args;
   Margins margins;
@@ -38,10 +38,10 @@ template <class A> struct Losses {
   Losses(const Rows& rows, const Margins& margins, const A* total, int64_t reduction, A* losses, A* saved, A* rival)
       : args(rows), margins(margins), total(total), losses(losses), numbers(saved) {
     const int64_t n = args.n;
-    args.rest_out = numbers, args.own_out = numbers + 2 * n;
+    args.rest_out = numbers, args.top_out = numbers + n, args.own_out = numbers + 3 * n;
     args.rival_out = margins.needs_rival() ? rival : nullptr;
-    args.mean_out = args.share.data ? numbers + 4 * n : nullptr;
-    args.rest = numbers, args.d_rest = numbers + n, args.d_own = numbers + 2 * n;
+    args.mean_out = args.share.data ? numbers + 5 * n : nullptr;
+    args.rest = numbers, args.top = numbers + n, args.d_rest = numbers + 2 * n, args.d_own = numbers + 3 * n;
     args.d_mean = args.mean_out;
     if (reduction == kWeightedMean || reduction == kMean) divide(reduction);
   }
@@ -61,11 +61,11 @@ template <class A> struct Losses {
     const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
     A own_offset = offset && y >= 0 ? offset[y] : A(0);
     A most = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
-    Numbers<A> in{numbers[i], numbers[2 * n + i], most, own_offset, A(1)};
-    if (share) in.mean = numbers[4 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
+    Numbers<A> in{numbers[i], numbers[n + i], numbers[3 * n + i], most, own_offset, A(1)};
+    if (share) in.mean = numbers[5 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
     Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
-    losses[i] = out.loss, numbers[n + i] = share_of(out.d_rest), numbers[2 * n + i] = share_of(out.d_own);
-    numbers[3 * n + i] = share_of(out.d_offset), numbers[4 * n + i] = share_of(out.d_mean);
+    losses[i] = out.loss, numbers[2 * n + i] = share_of(out.d_rest), numbers[3 * n + i] = share_of(out.d_own);
+    numbers[4 * n + i] = share_of(out.d_offset), numbers[5 * n + i] = share_of(out.d_mean);
   }
 
   // Whether these are short rows of a plain loss.

@@ -9,7 +9,7 @@ namespace lt {
 namespace {
 
 struct Columns {
-  const void *rest, *own, *rival, *own_offset, *norm, *mean, *total, *share;
+  const void *rest, *top, *own, *rival, *own_offset, *norm, *mean, *total, *share;
   const int64_t* target;
   int64_t n, ignore_index;
 };
@@ -21,8 +21,8 @@ template <class A> A pick(const void* numbers, int64_t i, A otherwise) {
 template <class A> void all_rows(const Columns& in, const Margins& margins, A* loss, A* slopes) {
   bool smoothed = in.mean && in.total && in.share;
   for (int64_t i = 0; i < in.n; ++i) {
-    Numbers<A> row{pick<A>(in.rest, i, 0), pick<A>(in.own, i, 0), pick<A>(in.rival, i, 0), pick<A>(in.own_offset, i, 0),
-                   pick<A>(in.norm, i, 1), pick<A>(in.mean, i, 0), pick<A>(in.total, i, 0), pick<A>(in.share, i, 0)};
+    Numbers<A> row{pick<A>(in.rest, i, 0), pick<A>(in.top, i, 0), pick<A>(in.own, i, 0), pick<A>(in.rival, i, 0),
+                   pick<A>(in.own_offset, i, 0), pick<A>(in.norm, i, 1), pick<A>(in.mean, i, 0), pick<A>(in.total, i, 0), pick<A>(in.share, i, 0)};
     bool valid = in.target[i] != in.ignore_index;
     if (valid) check_present(row.offset, in.target[i]);
     Result<A> out = margins.row<A>(row, in.target[i], valid, smoothed);
@@ -32,13 +32,13 @@ template <class A> void all_rows(const Columns& in, const Margins& margins, A* l
 }
 
 std::tuple<Tensor, Tensor> margins(
-    Tensor rest, Tensor own, Tensor rival, Tensor target, Optional own_offset, Optional norm, Optional mean,
+    Tensor rest, Tensor top, Tensor own, Tensor rival, Tensor target, Optional own_offset, Optional norm, Optional mean,
     Optional total, Optional share, Optional weight, Optional class_margin, Optional class_smoothing, double scale,
     int64_t kind, double margin, double instance, bool guard, double gamma, double smoothing, int64_t ignore_index) {
   Held held;
   ScalarType type = rest.scalar_type();
   auto numbers = [&](const Optional& tensor, const char* name) { return held.numbers(tensor, type, name); };
-  Columns in{numbers(rest, "rest"), numbers(own, "own"), numbers(rival, "rival"), numbers(own_offset, "offset"),
+  Columns in{numbers(rest, "rest"), numbers(top, "top"), numbers(own, "own"), numbers(rival, "rival"), numbers(own_offset, "offset"),
              numbers(norm, "norm"), numbers(mean, "mean"), numbers(total, "total"), numbers(share, "share"),
              held.indices(target, "target"), rest.size(0), ignore_index};
   Margins settings{scale, int(kind), margin, instance, guard, gamma, smoothing};

@@ -40,7 +40,7 @@ template <class A> inline Phi<A> sphere(A own, int order, A norm) {
   return {norm * psi, slope, psi - c * slope};
 }
 
-template <class A> struct Numbers { A rest, own, rival, offset, norm, mean, total, share; };
+template <class A> struct Numbers { A rest, top, own, rival, offset, norm, mean, total, share; };
 template <class A> struct Result { A loss, d_rest, d_own, d_offset, d_norm, d_mean; };
 
 inline void check_present(double offset, int64_t target) {
@@ -75,7 +75,12 @@ struct Margins {
   template <class A> Result<A> row(const Numbers<A>& in, int64_t target, bool valid, bool smoothed) const {
     if (!valid) return {0, 0, 0, 0, 0, 0};
     Phi<A> p = phi(in, target);
-    A own = A(scale) * p.value + in.offset, v = in.rest - own;
+    const A nothing = -std::numeric_limits<A>::infinity();
+    A own = A(scale) * p.value + in.offset;
+    // As a softmax of it: what is infinite has no loss, and no angle has such a cosine.
+    if (own == -nothing || (kind >= kAngular && std::isinf(in.own))) own = std::numeric_limits<A>::quiet_NaN();
+    own -= in.top == nothing ? A(0) : in.top;  // exact, before anything is added
+    A v = in.rest - own;
     A small = std::exp(-std::fabs(v)), entropy = (v > 0 ? v : A(0)) + std::log1p(small);
     A miss = (v >= 0 ? A(1) : small) / (1 + small), hit = (v >= 0 ? small : A(1)) / (1 + small);
     A focus = gamma != 0 ? std::pow(miss, A(gamma)) : A(1), amount = per_class<A>(weight, 1.0, target);
@@ -83,7 +88,8 @@ struct Margins {
     A d_v = amount * focus * (gamma != 0 ? miss + A(gamma) * hit * entropy : miss), d_u = -d_v, d_mean = 0;
     if (smoothed) {
       A part = per_class<A>(class_smoothing, smoothing, target);
-      loss = (1 - part) * loss + part * (in.total * entropy + (in.total - in.share) * own - in.mean);
+      A larger = v > 0 ? in.total * in.rest - in.share * own : (in.total - in.share) * own;
+      loss = (1 - part) * loss + part * (in.total * std::log1p(small) + larger - in.mean);
       d_u = -(1 - part) * d_v + part * (in.total * hit - in.share);
       d_v = (1 - part) * d_v + part * in.total * miss;
       d_mean = -part;

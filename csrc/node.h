@@ -30,7 +30,7 @@ struct Call {
   template <class A> bool run() const {
     if (first_misfit(args.target, args.n, args.c, args.ignore_index) || absent_target<A>(args) >= 0) return false;
     const bool each = reduction == kNone;
-    std::vector<A> numbers(saved ? 0 : 5 * args.n), losses(each ? 0 : args.n);
+    std::vector<A> numbers(saved ? 0 : kSaved * args.n), losses(each ? 0 : args.n);
     std::vector<A> rival(margins.needs_rival() ? args.n : 0);
     A *result = static_cast<A*>(loss), *kept = saved ? static_cast<A*>(saved) : numbers.data();
     Losses<A> rows(args, margins, nullptr, reduction, each ? result : losses.data(), kept, rival.data());

@@ -32,7 +32,7 @@ Evaluated evaluate(const Known& torch, PyObject* logits, const View& view, PyObj
   if (wanted) out.gradient = dense_like(torch, logits, dense);
   // Needed again where an incoming gradient other than 1 is not to round bfloat16 twice.
   if (out.gradient && kind != view.dtype)
-    out.saved = numbers(torch, logits, kind, Ref(Py_BuildValue("(iL)", 5, (long long)args.n)).it);
+    out.saved = numbers(torch, logits, kind, Ref(Py_BuildValue("(iL)", kSaved, (long long)args.n)).it);
   if (PyErr_Occurred()) return {};
   args.logits = address(torch, logits), args.stride = args.c;
   if (!dense) args.stride = PyLong_AsLongLong(Ref(PyObject_CallMethod(logits, "stride", "i", 0)).it);

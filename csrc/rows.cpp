@@ -59,26 +59,29 @@ struct Inputs : Held {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> rows_forward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rows_forward(
     Tensor logits, Tensor target, double scale, Optional row_scale, Optional column_scale, Optional offset,
     Optional offset_row, Optional mean_weight, int64_t start, int64_t classes, int64_t ignore_index) {
   Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, start, ignore_index);
   Rows& args = in.args;
   check_targets(args.target, args.n * args.slots, classes, ignore_index);
   Tensor rest = empty({args.n}, in.sums), own = empty({args.n, args.slots}, in.sums), rival = empty({args.n}, in.sums);
-  Tensor mean = empty({mean_weight ? args.n : 0}, in.sums);
+  const int64_t means = mean_weight ? args.n : 0;
+  Tensor mean = empty({means}, in.sums), top = empty({args.n}, in.sums), shares = empty({means}, in.sums);
   args.rest_out = rest.mutable_data_ptr(), args.own_out = own.mutable_data_ptr();
-  args.rival_out = rival.mutable_data_ptr(), args.mean_out = mean_weight ? mean.mutable_data_ptr() : nullptr;
+  args.rival_out = rival.mutable_data_ptr(), args.top_out = top.mutable_data_ptr();
+  if (mean_weight) args.mean_out = mean.mutable_data_ptr(), args.shares_out = shares.mutable_data_ptr();
   in.forward();
-  return {rest, own, rival, mean};
+  return {rest, own, rival, mean, top, shares};
 }
 
 std::tuple<Tensor, Tensor> rows_backward(
     Tensor logits, Tensor target, double scale, Optional row_scale, Optional column_scale, Optional offset,
     Optional offset_row, Optional mean_weight, int64_t start, int64_t classes, int64_t ignore_index, Tensor rest,
-    Tensor d_rest, Tensor d_own, Optional d_own_offset, Optional d_mean, Optional grad, bool want_offset) {
+    Tensor top, Tensor d_rest, Tensor d_own, Optional d_own_offset, Optional d_mean, Optional grad, bool want_offset) {
   Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, start, ignore_index);
   in.args.rest = in.numbers(rest, in.sums, "rest");
+  in.args.top = in.numbers(top, in.sums, "top");
   in.args.d_rest = in.numbers(d_rest, in.sums, "d_rest");
   in.args.d_own = in.numbers(d_own, in.sums, "d_own");
   in.args.d_own_offset = in.numbers(d_own_offset, in.sums, "d_own_offset");
@@ -96,7 +99,7 @@ void check_offsets(const Rows& args, bool is_double) {
 template <class A>
 std::tuple<Tensor, Tensor> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction) {
   const int64_t n = in.args.n;
-  Tensor loss = empty({n}, in.sums), saved = empty({5, n}, in.sums), rival = empty({margins.needs_rival() ? n : 0}, in.sums);
+  Tensor loss = empty({n}, in.sums), saved = empty({kSaved, n}, in.sums), rival = empty({margins.needs_rival() ? n : 0}, in.sums);
   auto numbers = [](const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); };
   const Losses<A> losses(in.args, margins, static_cast<const A*>(totals), reduction, numbers(loss), numbers(saved), numbers(rival));
   losses.run(in.type);
@@ -146,8 +149,9 @@ std::tuple<Tensor, Tensor> rows_loss_backward(
   Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
   const char* numbers = static_cast<const char*>(in.numbers(saved, in.sums, "saved"));
   int64_t bytes = in.args.n * (in.sums == ScalarType::Double ? 8 : 4);
-  in.args.rest = numbers, in.args.d_rest = numbers + bytes, in.args.d_own = numbers + 2 * bytes;
-  in.args.d_own_offset = numbers + 3 * bytes, in.args.d_mean = mean_weight ? numbers + 4 * bytes : nullptr;
+  in.args.rest = numbers, in.args.top = numbers + bytes, in.args.d_rest = numbers + 2 * bytes;
+  in.args.d_own = numbers + 3 * bytes, in.args.d_own_offset = numbers + 4 * bytes;
+  in.args.d_mean = mean_weight ? numbers + 5 * bytes : nullptr;
   in.args.grad = in.numbers(grad, in.sums, "grad");
   in.args.one_grad = grad.dim() == 0;
   Tensor d_logits = in.backward(logits);

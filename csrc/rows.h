@@ -33,7 +33,7 @@ template <class T, class A> struct LogitRow {
     return columns ? x * part(columns + j, count) : x;
   }
   vec<A> u(int64_t j, int count) const {
-    vec<A> x = z(j, count) * scale;
+    vec<A> x = apart(z(j, count) * scale);
     return offset ? x + part(offset + j, count) : x;
   }
   // z of one column; -inf where a slot has none.
@@ -41,9 +41,9 @@ template <class T, class A> struct LogitRow {
 };
 
 // What a pass over a block of columns finds, of classes that are no target: the sum of exp(u - shift), the largest u, and
-// where the arguments ask for them the largest z of a class that is there and the sum of share * u.
+// where the arguments ask for them the largest z of a class that is there, the sum of share * (u - shift), that of share.
 template <class A> struct Found {
-  A sum, top, rival, mean;
+  A sum, top, rival, mean, shares;
 };
 
 enum Pass { kTop, kSum, kKeep };  // the largest u alone; all of Found; that, and exp(u - shift) is kept
@@ -74,14 +74,14 @@ template <class T, class A> struct Block {
     const A *shares = share ? share + first : nullptr, row_scale = line.row_scale, scale = line.scale;
     const vec<A> nothing = splat(kNothing<A>);
     const int64_t one = place(0, first, count), two = place(1, first, count);
-    vec<A> total{}, mean{}, top = nothing, rival = nothing;
+    vec<A> total{}, mean{}, weight{}, top = nothing, rival = nothing;
     auto step = [&](int k, int size, bool special) __attribute__((always_inline)) {
       if (kPass != kTop) __builtin_prefetch(logits + k + kBlock);
       vec<A> z = LogitRow<T, A>::part(logits + k, size);
       if (kScaled) z = z * row_scale;
       if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);
       if (special) z = lanes<A>() < size ? without(without(z, one - k, nothing), two - k, nothing) : nothing;
-      vec<A> u = kScaled ? z * scale : z;
+      vec<A> u = kScaled ? apart(z * scale) : z;
       if (kOffset && (!kMore || offset)) {
         vec<A> b = LogitRow<T, A>::part(offset + k, size);
         u = u + b;
@@ -89,7 +89,8 @@ template <class T, class A> struct Block {
       }
       top = max(top, u);
       if (kPass == kTop) return;
-      vec<A> value = exp(u - shift);
+      u = u - shift;
+      vec<A> value = exp(u);
       total = total + value;
       if (kPass == kKeep && size == W) store(kept + k, value);
       else if (kPass == kKeep) store_part<A>(kept + k, value, size);
@@ -98,7 +99,7 @@ template <class T, class A> struct Block {
       if (!shares) return;
       vec<A> part = LogitRow<T, A>::part(shares + k, size);  // the targets' share of the mean belongs to the loss
       if (special) part = without(without(part, one - k, vec<A>{}), two - k, vec<A>{});
-      mean = mean + (part != 0 ? part * u : vec<A>{});
+      mean = mean + (part != 0 ? part * u : vec<A>{}), weight = weight + part;
     };
     // Vectors with a target, and what is left at the end, take the way aside.
     const int whole = count / W * W, near = int(one < two ? one : two) / W * W, far = int(one < two ? two : one) / W * W;
@@ -110,7 +111,7 @@ template <class T, class A> struct Block {
     Found<A> found{};
     found.top = LT_ISA::top<A>(top);
     if (kPass != kTop) found.sum = sum<A>(total);
-    if (kMore) found.rival = LT_ISA::top<A>(rival), found.mean = sum<A>(mean);
+    if (kMore) found.rival = LT_ISA::top<A>(rival), found.mean = sum<A>(mean), found.shares = sum<A>(weight);
     return found;
   }
 
@@ -125,13 +126,14 @@ template <class T, class A> struct Block {
 // How far above the shift a u may be: exp(u - shift) has a rounding error of that many units more, and cannot overflow.
 template <class A> constexpr A kSlack = 2;
 
-// log-sum-exp of what came so far: top + log(total), with a top of at most the slack below the largest.
+// log-sum-exp of what came so far: top + log(total), with a top of at most the slack below the largest; and the sum of
+// share * (u - top) beside that of the shares.
 template <class A> struct Online {
-  A top = kNothing<A>, total = 0;
+  A top = kNothing<A>, total = 0, mean = 0, shares = 0;
 
   void raise(A best) {
     if (!(best > top)) return;
-    total = top == kNothing<A> ? total : total * std::exp(top - best);
+    if (top != kNothing<A>) total *= std::exp(top - best), mean += shares * (top - best);
     top = best;
   }
   A shift() const { return top == kNothing<A> ? A(0) : top; }
@@ -144,10 +146,10 @@ template <class A> struct Online {
       raise(found.top);
       found = block.template pass<kPass>(first, count, shift(), kept);
     }
-    total += found.sum;
+    total += found.sum, mean += found.mean, shares += found.shares;
     return found;
   }
-  A value() const { return total == 0 ? kNothing<A> : shift() + std::log(total); }
+  A value() const { return total == 0 ? kNothing<A> : std::log(total); }  // less the shift, which may be any size
 };
 
 template <class A> inline A at(const void* numbers, int64_t i) { return static_cast<const A*>(numbers)[i]; }
@@ -160,17 +162,16 @@ template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& bloc
   for (int64_t k = 0; k < args.slots; ++k) own[k] = block.line.own(args.column(i, k));
   Online<A> online;
   online.raise(top);
-  A rival = kNothing<A>, mean = 0;
+  A rival = kNothing<A>;
   for (int64_t first = 0; first < classes; first += kBlock) {
     int count = int(classes - first < kBlock ? classes - first : kBlock);
     Found<A> found = online.template add<kPass>(block, first, count, kPass == kKeep ? kept + first : nullptr);
     if (kPass == kKeep) shifts[first / kBlock] = online.shift();
     rival = found.rival > rival ? found.rival : rival;
-    mean += found.mean;
   }
-  static_cast<A*>(args.rest_out)[i] = online.value();
-  if (args.rival_out) static_cast<A*>(args.rival_out)[i] = rival;
-  if (args.mean_out) static_cast<A*>(args.mean_out)[i] = mean;
+  auto give = [i](void* out, A value) { if (out) static_cast<A*>(out)[i] = value; };
+  give(args.rest_out, online.value()), give(args.top_out, online.top), give(args.rival_out, rival);
+  give(args.mean_out, online.mean), give(args.shares_out, online.shares);
 }
 
 // The rows [begin, end), some at a time: first the tops of their first blocks, then the rest.
@@ -191,22 +192,24 @@ template <class T, class A, Pass kPass> void forward_rows(const Rows& args, int6
   }
 }
 
-// What a row's backward needs: slopes times the incoming gradient.
+// What a row's backward needs: slopes times the incoming gradient; that of rest for exp(u - top).
 template <class A> struct Slopes {
-  A rest, d_rest, d_mean, factor;
+  A top, rest, d_rest, d_mean, factor;
   Slopes(const Rows& args, int64_t i) {
     factor = args.grad ? at<A>(args.grad, args.one_grad ? 0 : i) : A(1);
-    rest = at<A>(args.rest, i);
-    if (rest == kNothing<A>) rest = 0;
+    top = some(at<A>(args.top, i)), rest = some(at<A>(args.rest, i));
     d_rest = at<A>(args.d_rest, i) * factor;
     d_mean = args.d_mean ? at<A>(args.d_mean, i) * factor : A(0);
   }
+  static A some(A value) { return value == kNothing<A> ? A(0) : value; }
+  // What exp(u - shift) is multiplied by.
+  A from(A shift) const { return std::exp((shift - top) - rest) * d_rest; }
 };
 
 // d loss / d u of one vector of non-target columns.
 template <class A>
-inline vec<A> slope(const Slopes<A>& s, vec<A> u, const A* share, int64_t j, int count) {
-  vec<A> value = exp(u - s.rest) * s.d_rest;
+inline vec<A> slope(const Slopes<A>& s, A steep, vec<A> u, const A* share, int64_t j, int count) {
+  vec<A> value = exp(u - s.top) * steep;
   if (!share) return value;
   return value + (count == Vec<A>::width ? load(share + j) : load_part<A>(share + j, count)) * s.d_mean;
 }
@@ -218,14 +221,14 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   const LogitRow<T, A> line(args, i);
   const Slopes<A> slopes(args, i);
   const A *share = args.d_mean ? args.share.at<A>(i) : nullptr, *columns = line.columns, *offset = line.offset;
-  const A inner = line.scale * line.row_scale, outer = slopes.d_rest * inner, mean = slopes.d_mean * inner;
+  const A inner = line.scale * line.row_scale, outer = slopes.from(slopes.top) * inner, mean = slopes.d_mean * inner;
   const T* logits = line.logits;
   const int64_t classes = args.c;
   auto step = [&](int64_t j, int count) {
     auto part = [&](auto* from) { return LogitRow<T, A>::part(from + j, count); };
     vec<A> z = part(logits), cosine = columns ? z * part(columns) : z;
-    vec<A> u = offset ? cosine * inner + part(offset) : cosine * inner;
-    vec<A> d = exp(u - slopes.rest) * outer;
+    vec<A> u = offset ? apart(cosine * inner) + part(offset) : apart(cosine * inner);
+    vec<A> d = exp(u - slopes.top) * outer;
     if (share) d = d + part(share) * mean;
     if (columns) d = d * part(columns);
     if (count == W) store(out + j, d);
@@ -256,7 +259,7 @@ template <class T, class A> void finish_row(const Rows& args, int64_t i, const A
   const A scale = A(args.scale) * row_scale, mean = slopes.d_mean * scale;
   for (int64_t first = 0; first < args.c; first += kBlock) {
     const int count = int(args.c - first < kBlock ? args.c - first : kBlock);
-    const A factor = std::exp(shifts[first / kBlock] - slopes.rest) * slopes.d_rest * scale;
+    const A factor = slopes.from(shifts[first / kBlock]) * scale;
     auto step = [&](int64_t j, int size) {
       vec<A> d = LogitRow<A, A>::part(kept + j, size) * factor;
       if (share) d = d + LogitRow<A, A>::part(share + j, size) * mean;
@@ -281,12 +284,13 @@ template <class T, class A> void offset_columns(const Rows& args, int64_t begin,
     if (args.skipped(i)) continue;
     LogitRow<T, A> from(args, i);
     Slopes<A> slopes(args, i);
+    const A steep = slopes.from(slopes.top);
     A* line = out + args.offset.row(i) * args.c;
     const A* share = args.d_mean ? args.share.at<A>(i) : nullptr;
     alignas(64) A d[W];
     for (int64_t j = begin; j < end; j += W) {
       int count = int(end - j < W ? end - j : W);
-      store(d, slope(slopes, from.u(j, count), share, j, count));
+      store(d, slope(slopes, steep, from.u(j, count), share, j, count));
       for (int64_t k = 0; k < args.slots; ++k) {
         int64_t lane = args.column(i, k) - j;
         if (lane >= 0 && lane < count) d[lane] = 0;

@@ -80,19 +80,21 @@ template <class A> struct Together {
 
   static void set(vec<A>& all, int lane, A value) { all = lanes<A>() == lane ? splat(value) : all; }
 
+  // The target's u less the top; no number where it is infinite, as a softmax of it.
+  vec<A> above() const { return (own == std::numeric_limits<A>::infinity() ? own - own : own) - top; }
   // The slopes, and the factor of the kept exponentials; no logarithm is waited for.
   void slopes(A divisor) {
-    const vec<A> e = exp(own - top), part = amount / (sum + e);  // part * sum: amount * (1 - p_y)
-    d_rest = sum == 0 ? sum : part * sum;
+    const vec<A> less = above(), e = exp(less), part = amount / (sum + e);  // part * sum: amount * (1 - p_y)
+    d_rest = sum == 0 ? less - less : part * sum;
     d_rest = d_rest == 0 ? d_rest : d_rest / divisor;
     store(factor, sum == 0 ? sum : part / divisor), store(d_own, -d_rest);
   }
   void save(const Plain& plain, int64_t n, int64_t from, int rows) const {
-    const vec<A> rest = sum == 0 ? splat(kNothing<A>) : top + log_of_more<A>(sum), v = rest - own;
+    const vec<A> rest = sum == 0 ? splat(kNothing<A>) : log_of_more<A>(sum), v = rest - above();
     const vec<A> loss = amount * ((v > 0 ? v : vec<A>{}) + log_of_one_and<A>(exp(v > 0 ? -v : v)));
     store_part<A>(static_cast<A*>(plain.losses) + from, loss, rows);
-    const vec<A> saved[] = {rest, d_rest, -d_rest, -d_rest, vec<A>{}};
-    for (int k = 0; plain.numbers && k < 5; ++k) store_part<A>(static_cast<A*>(plain.numbers) + k * n + from, saved[k], rows);
+    const vec<A> saved[kSaved] = {rest, top, d_rest, -d_rest, -d_rest, vec<A>{}};
+    for (int k = 0; plain.numbers && k < kSaved; ++k) store_part<A>(static_cast<A*>(plain.numbers) + k * n + from, saved[k], rows);
   }
 };
 

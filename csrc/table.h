@@ -6,6 +6,7 @@
 namespace lt {
 
 constexpr int kBlock = 1024;  // columns of a row at a time
+constexpr int kSaved = 6;     // numbers that a loss saves of each row
 constexpr int kGroup = 8;     // short rows at a time, at most: while one of them waits, the others go on
 
 enum Type { kFloat, kDouble, kBFloat16, kHalf };
@@ -37,9 +38,11 @@ struct Rows {
   const void *row_scale = nullptr, *column_scale = nullptr;  // [n], [c]
   Lookup offset, share;
   // forward
-  void *rest_out = nullptr, *own_out = nullptr, *rival_out = nullptr, *mean_out = nullptr;
+  void *rest_out = nullptr, *top_out = nullptr, *own_out = nullptr, *rival_out = nullptr;
+  void *mean_out = nullptr, *shares_out = nullptr;
   // backward
-  const void *rest = nullptr, *d_rest = nullptr, *d_own = nullptr, *d_own_offset = nullptr, *d_mean = nullptr;
+  const void *rest = nullptr, *top = nullptr;
+  const void *d_rest = nullptr, *d_own = nullptr, *d_own_offset = nullptr, *d_mean = nullptr;
   const void* grad = nullptr;  // a factor for all slopes: [n], or one number, or none
   bool one_grad = false;
   void *d_logits = nullptr, *d_offset = nullptr;  // [n, c]; [offset.rows, c]
@@ -65,7 +68,7 @@ struct Rows {
   }
 };
 
-// What plain losses need besides their rows: weight [c] or none; losses [n]; numbers [5, n], as `Losses` saves them.
+// What plain losses need besides their rows: weight [c] or none; losses [n]; numbers [kSaved, n], as `Losses` saves them.
 struct Plain {
   const void* weight;
   double divisor;

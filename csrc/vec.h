@@ -48,6 +48,12 @@ template <class A> inline vec<A> load(const A* from) {
   return value;
 }
 template <class A> inline void store(A* to, vec<A> value) { std::memcpy(to, &value, sizeof value); }
+// Keeps a product from being fused with the sum that it goes into: rounded alike wherever it is made.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+template <class V> LT_INLINE V apart(V product) { return __builtin_assoc_barrier(product); }
+#else
+template <class V> LT_INLINE V apart(V product) { return product; }
+#endif
 template <class A> inline vec<A> splat(A value) { return vec<A>{} + value; }
 #if LT_BYTES == 64  // a > b ? a : b in one instruction, which a compiler may not choose for itself
 inline vec<float> max(vec<float> a, vec<float> b) { return _mm512_max_ps(a, b); }

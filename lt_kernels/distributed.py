@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lt_kernels import checks
 from lt_kernels.ops import exchange, linear, shares
 from lt_kernels.ops.exchange import RankError
+from lt_kernels.reference.margins import finite
 from lt_kernels.reference.terms import Terms
 
 __all__ = ["RankError", "clip_grad_norm_", "gather_rows", "shard_bounds"]
@@ -57,30 +58,40 @@ class Copy(torch.autograd.Function):
 
 
 class Merge(torch.autograd.Function):
-    """(logaddexp, own, sum, sum, max) of the ranks' statistics, gathered at once: the same bits on every rank."""
+    """The statistics of all ranks' classes from those of each, gathered at once: the same bits on every rank."""
 
     @staticmethod
     def forward(
-        ctx: Any, rest: Tensor, own: Tensor, own_offset: Tensor, mean: Tensor, rival: Tensor, mine: Tensor, met: Meeting
+        ctx: Any,
+        rest: Tensor,
+        own: Tensor,
+        own_offset: Tensor,
+        mean: Tensor,
+        rival: Tensor,
+        top: Tensor,
+        shares: Tensor,
+        mine: Tensor,
+        met: Meeting,
     ) -> tuple[Tensor, ...]:
-        parts = [rest, torch.where(mine, own, 0.0), own_offset, mean, rival]
+        parts = [rest, torch.where(mine, own, 0.0), own_offset, mean, rival, top, shares]
         pieces = met.gather(torch.cat([part.reshape(-1) for part in parts])).split([part.numel() for part in parts], 1)
-        rests, owns, own_offsets, means, rivals = (
+        rests, owns, own_offsets, means, rivals, tops, amounts = (
             new.reshape(new.shape[0], *old.shape) for new, old in zip(pieces, parts, strict=True)
         )
-        highest = rests.amax(0)
-        top = torch.where(highest == -torch.inf, 0.0, highest)
-        whole = top + (rests - top).exp().sum(0).log()
-        ctx.save_for_backward(torch.where(rest == -torch.inf, 0.0, (rest - whole).exp()))
-        rival = rivals.amax(0)
-        ctx.mark_non_differentiable(rival)
-        return whole, owns.sum(0), own_offsets.sum(0), means.sum(0), rival
+        highest, rival, shares = tops.amax(0), rivals.amax(0), amounts.sum(0)
+        whole = (rests + (finite(tops) - finite(highest))).exp().sum(0).log()
+        if mean.numel():
+            means = means + amounts * (finite(tops) - finite(highest))
+        share = (rest + (finite(top) - finite(highest)) - whole).exp()
+        ctx.save_for_backward(torch.where(rest == -torch.inf, 0.0, share))
+        ctx.mark_non_differentiable(rival, highest, shares)
+        return whole, owns.sum(0), own_offsets.sum(0), means.sum(0), rival, highest, shares
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, _: Any) -> Any:
+    def backward(ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, *_: Any) -> Any:
         (share,) = ctx.saved_tensors
-        return d_rest * share, d_own, d_own_offset, d_mean, None, None, None
+        return d_rest * share, d_own, d_own_offset, d_mean, *(None,) * 5
 
 
 class Shard(NamedTuple):
@@ -110,8 +121,8 @@ class Shard(NamedTuple):
             local = self.terms(terms)
             found = linear.statistics(copied, weight, bias, target, local, normalize, self.start, self.classes)
             mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
-        whole, own, own_offset, mean, rival = Merge.apply(*found, mine, met)
-        return whole, own.masked_fill(target == terms.ignore_index, -torch.inf), own_offset, mean, rival
+        rest, own, *more = Merge.apply(*found, mine, met)
+        return rest, own.masked_fill(target == terms.ignore_index, -torch.inf), *more
 
     def terms(self, terms: Terms) -> Terms:
         """The tables' columns for this rank's classes."""

@@ -199,16 +199,19 @@ def run_rows(box, isa, scene, kind):
     logits = scene["logits"]
     rows, classes = logits.shape
     view = {2: torch.int16}.get(logits.element_size(), logits.dtype)
-    sizes = {"rest": rows, "own": scene["target"].shape, "rival": rows, "mean": rows}
+    sizes = {"rest": rows, "own": scene["target"].shape, "rival": rows, "mean": rows, "top": rows, "shares": rows}
     out = {key: np.full(size, np.nan, kind) for key, size in sizes.items()}
     given = {**scene, "logits": logits.view(view).numpy()}
-    outputs = {f"{key}_out": value for key, value in out.items() if key != "mean" or "share" in scene}
+    outputs = {f"{key}_out": value for key, value in out.items() if key not in ("mean", "shares") or "share" in scene}
     box.run_rows(isa, {**given, **outputs})
     d_logits = torch.full_like(logits, torch.nan)
     d_offset = np.zeros((rows, classes), kind)
     offsets = {"d_offset": d_offset} if "offset" in scene else {}
-    box.run_rows(isa, {**given, "rest": out["rest"], "d_logits": d_logits.view(view).numpy(), **offsets})
-    return {key: torch.from_numpy(value) for key, value in out.items()}, d_logits, torch.from_numpy(d_offset)
+    made = {"rest": out["rest"], "top": out["top"], "d_logits": d_logits.view(view).numpy()}
+    box.run_rows(isa, {**given, **made, **offsets})
+    top = np.where(out["top"] == -np.inf, 0, out["top"])
+    found = {**out, "rest": out["rest"] + top, "mean": out["mean"] + top * out["shares"]}
+    return {key: torch.from_numpy(value) for key, value in found.items()}, d_logits, torch.from_numpy(d_offset)
 
 
 @pytest.mark.parametrize("rich", [False, True], ids=["plain", "rich"])
@@ -276,14 +279,14 @@ def test_short_plain_rows(box, dtype, tables):
         view = {2: torch.int16}.get(logits.element_size(), logits.dtype)
         for isa in box.instruction_sets():
             for wanted in (True, False):
-                losses, numbers = np.full(len(logits), np.nan, kind), np.full((5, len(logits)), np.nan, kind)
+                losses, numbers = np.full(len(logits), np.nan, kind), np.full((6, len(logits)), np.nan, kind)
                 gradient = torch.full_like(logits, torch.nan)
                 out = {"losses": losses, "numbers": numbers}
                 out |= {"d_logits": gradient.view(view).numpy()} if wanted else {}
                 box.run_plain(isa, {**scene, "logits": logits.view(view).numpy(), **out})
                 name = f"{isa}, {classes} classes"
                 np.testing.assert_allclose(losses, exact, rtol=2e-5 if kind is np.float32 else 1e-12, err_msg=name)
-                assert np.isfinite(numbers[1:]).all(), name
+                assert np.isfinite(numbers[2:]).all(), name
                 if wanted:
                     close = torch.isclose(gradient.double(), exact_gradient, rtol=tight, atol=1e-7 * tight)
                     close |= (dtype == torch.float16) & (exact_gradient.abs() < 1e-4)  # steps of 2^-24

@@ -47,7 +47,8 @@ class _Walk(slabs.Backward):
         rows = p.input.shape[0]
         mean = None if p.mean_weight is None else numbers(rows)
         slopes = numbers(rows), numbers(rows, 1), None, mean
-        super().__init__(problem, (numbers(0), row_scale, column_scale, numbers(rows)), slopes, (*wants, False))
+        saved = numbers(0), row_scale, column_scale, numbers(rows), numbers(rows)
+        super().__init__(problem, saved, slopes, (*wants, False))
         self.terms, self.divisor = terms, divisor
         self.made: dict[int, Tensor] = {}  # the logits of the group, by their first class
 
@@ -72,13 +73,13 @@ class _Walk(slabs.Backward):
         def norm(values: Tensor) -> Any:
             return self.column_scale if values is p.weight else self.row_scale[rows]  # type: ignore[index]
 
-        rest, own, rival, mean, *_ = reference.by_slabs(part, False, norm, self.product)
+        rest, own, rival, mean, top, *_ = reference.by_slabs(part, False, norm, self.product)
         shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
         t = t._replace(total=total, **tables)
-        losses, slopes = margins.loss(rest, own[:, 0], rival, part.target[:, 0], shift, mean, t)
+        losses, slopes = margins.loss(rest, top, own[:, 0], rival, part.target[:, 0], shift, mean, t)
         slopes = slopes if self.divisor is None else counted(slopes / self.divisor, part.target[:, 0], t.ignore_index)
         d_rest, d_own, _, d_mean = self.slopes
-        self.rest[rows] = rest
+        self.rest[rows], self.top[rows] = rest, top
         d_rest[rows], d_own[rows, 0] = slopes[0], slopes[1]  # type: ignore[index]
         if d_mean is not None:
             d_mean[rows] = slopes[4]

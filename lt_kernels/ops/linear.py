@@ -29,7 +29,8 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, ...]:
     mean = 0 if p.mean_weight is None else rows
     row_scale = rows if p.normalize == reference.BOTH else 0
     column_scale = classes if p.normalize >= reference.COLUMNS else 0
-    numbers = [p.input.new_empty(size, dtype=kind) for size in ((rows,), (rows, p.target.shape[1]), (rows,), (mean,))]
+    sizes = ((rows,), (rows, p.target.shape[1]), (rows,), (mean,), (rows,), (mean,))
+    numbers = [p.input.new_empty(size, dtype=kind) for size in sizes]
     kept = p.input.new_empty((rows, classes) if keep else (0,), dtype=reference.product_type(p.input))
     return *numbers, kept, *(p.input.new_empty(size, dtype=kind) for size in (row_scale, column_scale))
 
@@ -49,14 +50,15 @@ def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
 
 forward_op = define(
     "linear",
-    f"linear_forward({_VALUES}, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"linear_forward({_VALUES}, bool keep) -> ({', '.join(['Tensor'] * 9)})",
     reference.linear_forward,
     _forward_fake,
 )
 backward_op = define(
     "linear",
-    f"linear_backward({_VALUES}, Tensor kept, Tensor row_scale, Tensor column_scale, Tensor rest, Tensor d_rest, "
-    "Tensor d_own, Tensor? d_own_offset, Tensor? d_mean, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"linear_backward({_VALUES}, Tensor kept, Tensor row_scale, Tensor column_scale, Tensor rest, Tensor top, "
+    "Tensor d_rest, Tensor d_own, Tensor? d_own_offset, Tensor? d_mean, bool[] wants) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     reference.linear_backward,
     _backward_fake,
 )
@@ -69,7 +71,10 @@ if extension_status()[0]:
 
 @takes(15)
 class LinearStatistics(torch.autograd.Function):
-    """(rest, own, own_offset, mean, rival, ...) of features and class weights; gradients for both, bias and offset."""
+    """(rest, own, own_offset, mean, rival, top, shares, ...) of features and class weights; gradients as of rows.
+
+    They are there for both, the bias and the offset.
+    """
 
     generate_vmap_rule = True
 
@@ -84,12 +89,12 @@ class LinearStatistics(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[4:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:7], output[0], *output[5:])
+        ctx.save_for_backward(*inputs[:7], output[0], output[5], *output[7:])
         ctx.settings, ctx.inputs, ctx.own_shape = inputs[7:14], len(inputs), output[1].shape
 
     @staticmethod
     def backward(ctx: Any, d_rest: Any, d_own: Any, d_own_offset: Any, d_mean: Any, *_: Any) -> tuple[Any, ...]:
-        input, weight, bias, target, offset, row, mean_weight, rest, *saved = ctx.saved_tensors
+        input, weight, bias, target, offset, row, mean_weight, rest, top, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad
         wants = [needs[0], needs[1], bias is not None and needs[2], offset is not None and needs[4]]
         d_rest = torch.zeros_like(rest) if d_rest is None else d_rest.contiguous()
@@ -108,6 +113,7 @@ class LinearStatistics(torch.autograd.Function):
             *ctx.settings,
             *saved,
             rest,
+            top,
             d_rest,
             d_own,
             d_own_offset,
@@ -158,9 +164,9 @@ def statistics(
     start: int = 0,
     classes: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of input [N, d] and weight [C, d]."""
+    """(rest, own, own_offset, mean, rival, top, shares) of input [N, d] and weight [C, d], as those of rows."""
     policy = budget.choose(input, weight.shape[0], reference.product_type(input).itemsize)
     classes = weight.shape[0] if classes is None else classes
     slabs = policy.row_slab, policy.class_slab
     whole = problem((input, weight, bias, target), terms, normalize, start, classes, slabs=slabs)
-    return LinearStatistics.apply(*whole, policy.keep)[:5]
+    return LinearStatistics.apply(*whole, policy.keep)[:7]

@@ -31,7 +31,7 @@ class Logits(NamedTuple):
         return self.values.shape[1]
 
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
-        """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) for K targets a row."""
+        """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         return rows.statistics(self.values, target, terms)
 
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
@@ -60,7 +60,7 @@ class Features(NamedTuple):
         return self.weight.shape[0] if self.shard is None else self.shard.classes
 
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
-        """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) for K targets a row."""
+        """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         if self.shard is None:
             return linear.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
         return self.shard.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
@@ -105,8 +105,8 @@ def small_logits(input: Tensor, weight: Tensor, bias: Tensor | None, normalize: 
 
 
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
-    rest, own, own_offset, mean, rival = source.statistics(target[:, None], terms)
-    return margins.loss(rest, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
+    rest, own, own_offset, mean, rival, top, _ = source.statistics(target[:, None], terms)
+    return margins.loss(rest, top, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
@@ -184,7 +184,10 @@ def _lams(lam: float | Tensor, places: tuple[int, ...]) -> list[Any]:
 def _probabilities(
     source: Source, shape: tuple[int, ...], target: Tensor, settings: dict[str, Any], scale: float, margin: Any
 ) -> Tensor:
-    """The loss for class probabilities: total * rest - mean, with the probabilities as the shares of the mean."""
+    """The loss for class probabilities: total * rest - mean, with the probabilities as the shares of the mean.
+
+    Both are those of u less the row's largest, which leaves the difference as it is.
+    """
     if margin is not None:
         raise ValueError("target must hold class indices where a margin is set, got probabilities (see MixedTarget)")
     if settings["focal_gamma"]:
@@ -198,7 +201,7 @@ def _probabilities(
     terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
     if target.requires_grad:
         return _dense(source, terms)
-    rest, _, _, mean, _ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
+    rest, _, _, mean, *_ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
     return terms.total * rest - mean
 
 

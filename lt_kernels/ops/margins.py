@@ -20,18 +20,18 @@ def _fake(rest: Tensor, *_: Any) -> tuple[Tensor, ...]:
 
 margins_op = define(
     "margins",
-    "margins(Tensor rest, Tensor own, Tensor rival, Tensor target, Tensor? own_offset, Tensor? norm, Tensor? mean, "
-    "Tensor? total, Tensor? share, Tensor? weight, Tensor? class_margin, Tensor? class_smoothing, float scale, "
-    "int kind, float margin, float instance, bool guard, float gamma, float smoothing, int ignore_index) "
+    "margins(Tensor rest, Tensor top, Tensor own, Tensor rival, Tensor target, Tensor? own_offset, Tensor? norm, "
+    "Tensor? mean, Tensor? total, Tensor? share, Tensor? weight, Tensor? class_margin, Tensor? class_smoothing, "
+    "float scale, int kind, float margin, float instance, bool guard, float gamma, float smoothing, int ignore_index) "
     "-> (Tensor, Tensor)",
     reference.margins,
     _fake,
 )
 
 
-@takes(20)
+@takes(21)
 class Margins(torch.autograd.Function):
-    """loss [N] from the statistics; gradients for rest, own, own_offset, norm and mean."""
+    """loss [N] from the statistics; gradients for rest, own, own_offset, norm and mean, as if top were constant."""
 
     generate_vmap_rule = True
 
@@ -43,7 +43,7 @@ class Margins(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1], inputs[3])
+        ctx.save_for_backward(output[1], inputs[4])
         ctx.inputs, ctx.ignore_index = len(inputs), inputs[-1]
 
     @staticmethod
@@ -52,7 +52,7 @@ class Margins(torch.autograd.Function):
             return (None,) * ctx.inputs
         slopes, target = ctx.saved_tensors
         found = first_order(torch.mul, counted(grad, target, ctx.ignore_index), slopes).unbind()
-        places = (0, 1, 4, 5, 6)  # rest, own, own_offset, norm, mean among the inputs
+        places = (0, 2, 5, 6, 7)  # rest, own, own_offset, norm, mean among the inputs
         grads: list[Tensor | None] = [None] * ctx.inputs
         for place, value in zip(places, found, strict=True):
             grads[place] = value if ctx.needs_input_grad[place] else None
@@ -61,6 +61,7 @@ class Margins(torch.autograd.Function):
 
 def loss(
     rest: Tensor,
+    top: Tensor,
     own: Tensor,
     rival: Tensor,
     target: Tensor,
@@ -80,7 +81,9 @@ def loss(
         total = pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0].contiguous()
     offset = own_offset if t.offset is not None else None
     return apply(
-        Margins, rest, own, rival, target, offset, norm, None if share is None else mean, total, share, *t[LOSS_FIELDS]
+        Margins,
+        *(rest, top, own, rival, target, offset, norm, None if share is None else mean, total, share),
+        *t[LOSS_FIELDS],
     )
 
 
@@ -88,19 +91,26 @@ def mixed_losses(
     statistics: tuple[Tensor, ...], target: list[Tensor], terms: Terms, norm: Tensor | None = None
 ) -> list[Tensor]:
     """The losses [N] of the first and of the second target, from the statistics without both."""
-    rest, own, own_offset, mean, rival = statistics
+    rest, own, own_offset, mean, rival, top, shares = statistics
     same = target[0] == target[1]
     parts = []
     for slot, other in ((0, 1), (1, 0)):
         other_u = terms.scale * own[:, other] + own_offset[:, other]
         away = same | (target[other] == terms.ignore_index)
-        full = _logaddexp(rest, other_u.masked_fill(away, -torch.inf))
+        put = other_u.masked_fill(away, -torch.inf)
+        whole = torch.maximum(top, put.detach())
+        down = reference.finite(top) - reference.finite(whole)
+        above = put - reference.finite(whole)
+        full = _logaddexp(rest + down, above)
         best = torch.maximum(rival, own[:, other].detach().masked_fill(away, -torch.inf))
         full_mean = mean
         if terms.mean_weight is not None:
             share = at_target(terms.mean_weight, terms.offset_row, target[other])
-            full_mean = mean + torch.where(away | (share == 0), 0.0, share * other_u.masked_fill(away, 0.0))
-        parts.append(loss(full, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm)[0])
+            full_mean = mean + down * shares
+            full_mean = full_mean + torch.where(away | (share == 0), 0.0, share * above.masked_fill(away, 0.0))
+        parts.append(
+            loss(full, whole, own[:, slot], best, target[slot], own_offset[:, slot], full_mean, terms, norm)[0]
+        )
     return parts
 
 

@@ -31,11 +31,8 @@ def _numbers(logits: Tensor, *sizes: int) -> Tensor:
 
 def _forward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     rows, mean = logits.shape[0], 0 if rest[5] is None else logits.shape[0]
-    return (
-        _numbers(logits, rows),
-        _numbers(logits, rows, target.shape[1]),
-        _numbers(logits, rows),
-        _numbers(logits, mean),
+    return tuple(
+        _numbers(logits, *sizes) for sizes in ((rows,), (rows, target.shape[1]), (rows,), (mean,), (rows,), (mean,))
     )
 
 
@@ -47,7 +44,7 @@ def _backward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 
 def _loss_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     loss = _numbers(logits, logits.shape[0]) if rest[-1] == reference.NONE else _numbers(logits)
-    return loss, _numbers(logits, 5, logits.shape[0])
+    return loss, _numbers(logits, 6, logits.shape[0])
 
 
 def _loss_backward_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -57,12 +54,15 @@ def _loss_backward_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 forward_op = define(
-    "rows", f"rows_forward({_VALUES}) -> (Tensor, Tensor, Tensor, Tensor)", reference.rows_forward, _forward_fake
+    "rows",
+    f"rows_forward({_VALUES}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference.rows_forward,
+    _forward_fake,
 )
 backward_op = define(
     "rows",
-    f"rows_backward({_VALUES}, Tensor rest, Tensor d_rest, Tensor d_own, Tensor? d_own_offset, Tensor? d_mean, "
-    "Tensor? grad, bool want_offset) -> (Tensor, Tensor)",
+    f"rows_backward({_VALUES}, Tensor rest, Tensor top, Tensor d_rest, Tensor d_own, Tensor? d_own_offset, "
+    "Tensor? d_mean, Tensor? grad, bool want_offset) -> (Tensor, Tensor)",
     reference.rows_backward,
     _backward_fake,
 )
@@ -171,7 +171,10 @@ def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
 
 @takes(9)
 class RowStatistics(torch.autograd.Function):
-    """(rest [N], own [N, K], own_offset [N, K], mean [N], rival [N]) of logits [N, C] and K targets a row."""
+    """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) of logits [N, C], K targets a row; the others [N].
+
+    Gradients are those while top is constant: neither rest + top nor mean + shares * top depends on it.
+    """
 
     generate_vmap_rule = True
 
@@ -187,29 +190,29 @@ class RowStatistics(torch.autograd.Function):
         classes: int,
         ignore_index: int,
     ) -> tuple[Tensor, ...]:
-        rest, own, rival, mean = forward_op(
+        rest, own, rival, mean, *more = forward_op(
             logits, target, scale, None, None, offset, offset_row, mean_weight, start, classes, ignore_index
         )
-        return rest, own, own_offsets(offset, offset_row, target - start, own), mean, rival
+        return rest, own, own_offsets(offset, offset_row, target - start, own), mean, rival, *more
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(output[4])
-        ctx.save_for_backward(*inputs[:5], output[0])
+        ctx.mark_non_differentiable(*output[4:])
+        ctx.save_for_backward(*inputs[:5], output[0], output[5])
         ctx.settings = inputs[5:]
 
     @staticmethod
     def backward(
-        ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, _: Any
+        ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, *_: Any
     ) -> tuple[Tensor | None, ...]:
-        logits, target, offset, row, mean_weight, rest = ctx.saved_tensors
+        logits, target, offset, row, mean_weight, *saved = ctx.saved_tensors
         scale, start, classes, ignore_index = ctx.settings
         want_offset = offset is not None and ctx.needs_input_grad[2]
         tables, fixed = (offset, row, mean_weight), (start, classes, ignore_index)
         slopes = [value.contiguous() for value in (d_rest, d_own, d_own_offset)]
         mean = None if mean_weight is None else d_mean.contiguous()
         d_logits, d_table = first_order(
-            backward_op, logits, target, scale, None, None, *tables, *fixed, rest, *slopes, mean, None, want_offset
+            backward_op, logits, target, scale, None, None, *tables, *fixed, *saved, *slopes, mean, None, want_offset
         )
         return d_logits, None, d_table if want_offset else None, *(None,) * 6
 
@@ -233,7 +236,7 @@ def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = referenc
 
 
 def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
-    """(rest, own, own_offset, mean, rival) of logits [N, C] and class indices [N, K], differentiable."""
+    """(rest, own, own_offset, mean, rival, top, shares) of logits [N, C] and class indices [N, K], differentiable."""
     t = terms
     return apply(
         RowStatistics,

@@ -66,4 +66,4 @@ class Backward(reference.Backward):
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the reference's returns."""
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
-    return Backward(Problem(*shared), rest[:4], rest[4:8], rest[8]).run()  # type: ignore[arg-type]
+    return Backward(Problem(*shared), rest[:5], rest[5:9], rest[9]).run()  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.reference.linear import as_they_are
+from lt_kernels.reference.margins import finite
 
 _NOBODY = -(2**62)  # a target that no row has, so that no row is ignored
 
@@ -58,7 +59,8 @@ def keys_forward(*inputs: Any, linear: Callable[..., Tensor] = F.linear) -> tupl
             tables = (torch.where(same, -torch.inf, offset), torch.where(same, offset, -torch.inf))
             shared = (None, None, 0, size + 1, _NOBODY)
             kernel = torch.ops.lt_kernels.rows_forward.default
-            parts.append([kernel(logits, target, 1.0, None, None, table, *shared)[0] for table in tables])
+            found = [kernel(logits, target, 1.0, None, None, table, *shared) for table in tables]
+            parts.append([rest + finite(top) for rest, _, _, _, top, _ in found])
     rest, own = (torch.cat(part) for part in zip(*parts, strict=True))
     return rest, own
 

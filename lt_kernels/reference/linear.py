@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lt_kernels.reference.margins import finite
 from lt_kernels.reference.rows import accumulate_type
 
 PLAIN, COLUMNS, BOTH = range(3)  # which norms divide the product: none, the classes', the rows' and the classes'
@@ -96,12 +97,17 @@ def _merge(first: tuple[Tensor, ...] | None, second: tuple[Tensor, ...]) -> tupl
     """The statistics of the union of two disjoint sets of classes."""
     if first is None:
         return second
-    rest, own, rival, mean = zip(first, second, strict=True)
-    return torch.logaddexp(*rest), torch.maximum(*own), torch.maximum(*rival), mean[0] + mean[1]
+    rest, own, rival, mean, top, shares = zip(first, second, strict=True)
+    both = torch.maximum(*top)
+    down = [finite(one) - finite(both) for one in top]
+    rest = torch.logaddexp(rest[0] + down[0], rest[1] + down[1])
+    if mean[0].numel():
+        mean = [one + step * share for one, step, share in zip(mean, down, shares, strict=True)]
+    return rest, torch.maximum(*own), torch.maximum(*rival), mean[0] + mean[1], both, shares[0] + shares[1]
 
 
 def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
-    """(rest, own, rival, mean, kept logits, row scale, column scale); the last three are empty where not used."""
+    """(rest, own, rival, mean, top, shares, kept logits, row scale, column scale); empty where not used."""
     return by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), inverse_norm)  # type: ignore[arg-type]
 
 
@@ -148,7 +154,7 @@ class Backward:
     ) -> None:
         p, (self.want_input, self.want_weight, self.want_bias, self.want_offset) = problem, wants
         self.problem, self.slopes = problem, slopes
-        self.kept, row_scale, column_scale, self.rest = saved
+        self.kept, row_scale, column_scale, self.rest, self.top = saved
         self.weight = p.weight  # of the slab of classes that is being walked, as it is multiplied
         self.row_scale = row_scale if p.normalize == BOTH else None
         self.column_scale = column_scale if p.normalize >= COLUMNS else None
@@ -187,6 +193,7 @@ class Backward:
             p.classes,
             p.ignore_index,
             self.rest[rows],
+            self.top[rows],
             *slopes,
             None,
             self.want_offset,
@@ -286,6 +293,6 @@ def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 
 
 
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the statistics: the problem, then kept, the scales, rest, four slopes (some may be None), wants."""
+    """Gradients of the statistics: the problem, kept, the scales, rest, top, four slopes (some may be None), wants."""
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
-    return Backward(Problem(*shared), rest[:4], rest[4:8], rest[8]).run()  # type: ignore[arg-type]
+    return Backward(Problem(*shared), rest[:5], rest[5:9], rest[9]).run()  # type: ignore[arg-type]

@@ -10,6 +10,11 @@ from torch import Tensor
 from lt_kernels.reference.terms import ADDITIVE, ANGULAR, SPHERE, loss_terms
 
 
+def finite(top: Tensor) -> Tensor:
+    """The largest u of rows, 0 where they have none: what may be subtracted from a u of -inf."""
+    return torch.where(top == -torch.inf, 0.0, top)
+
+
 def _sine(cosine: Tensor) -> Tensor:
     return ((1 - cosine) * (1 + cosine)).clamp_min(0).sqrt()
 
@@ -71,6 +76,17 @@ def _per_row(table: Tensor | None, value: float, target: Tensor, like: Tensor) -
     return table[target.clamp(0, table.shape[0] - 1)]
 
 
+def _diverged(own: Tensor, own_u: Tensor, kind: int) -> Tensor:
+    """Where a target's logit is infinite, and its loss no number, as that of a softmax; no angle has such a cosine."""
+    return own.abs() == torch.inf if kind in (ANGULAR, SPHERE) else own_u == torch.inf
+
+
+def _mean_entropy(v: Tensor, rest: Tensor, above: Tensor, total: Tensor, share: Tensor) -> Tensor:
+    """total * (log-sum-exp of all u) - share * (the target's u), both less top; no difference of large numbers."""
+    tail = (-v.abs()).exp().log1p()
+    return total * tail + torch.where(v > 0, total * rest - share * above, (total - share) * above)
+
+
 def _check_offset(own_offset: Tensor | None, valid: Tensor, target: Tensor) -> None:
     if own_offset is None or own_offset.device.type != "cpu":
         return
@@ -84,6 +100,7 @@ def _check_offset(own_offset: Tensor | None, valid: Tensor, target: Tensor) -> N
 
 def margins(
     rest: Tensor,
+    top: Tensor,
     own: Tensor,
     rival: Tensor,
     target: Tensor,
@@ -105,7 +122,8 @@ def margins(
     row_margin = _per_row(t.class_margin, t.margin, target, own)
     value, slope, norm_slope = phi(t.kind, own, row_margin, int(t.margin), hard, t.instance, t.guard, norm)
     own_u = t.scale * value if own_offset is None else t.scale * value + own_offset
-    v = rest - own_u
+    above = own_u.masked_fill(_diverged(own, own_u, t.kind), torch.nan) - finite(top)  # before anything is added to it
+    v = rest - above
     entropy, miss = torch.logaddexp(v, torch.zeros_like(v)), v.sigmoid()
     focus = miss**t.gamma if t.gamma else torch.ones_like(miss)
     amount = _per_row(t.weight, 1.0, target, own)
@@ -114,7 +132,7 @@ def margins(
     d_u, d_mean = -d_v, torch.zeros_like(v)
     if mean is not None and total is not None and share is not None:
         part = _per_row(t.class_smoothing, t.smoothing, target, own)
-        loss = (1 - part) * loss + part * (total * entropy + (total - share) * own_u - mean)
+        loss = (1 - part) * loss + part * (_mean_entropy(v, rest, above, total, share) - mean)
         d_u = -(1 - part) * d_v + part * (total * (1 - miss) - share)
         d_v = (1 - part) * d_v + part * total * miss
         d_mean = -part

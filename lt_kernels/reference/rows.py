@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.margins import margins
+from lt_kernels.reference.margins import finite, margins
 from lt_kernels.reference.terms import LOSS_FIELDS, Terms
 
 NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions; MEAN divides by the number of rows that count
@@ -89,26 +89,33 @@ class Inputs(NamedTuple):
         return column, inside, _excluded(column, inside, width) | _skipped(self.target, self.ignore_index)[:, None]
 
 
-def rows_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of [N, C] logits: rest [N], own [N, K], rival [N] and the weighted mean [N], without the K targets."""
+def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
+    """Statistics of [N, C] logits without the K targets: (rest, own [N, K], rival, mean, top, shares); the others [N].
+
+    top is the largest u; rest and mean are those of u - top, and shares is the sum of what the mean weighs with.
+    """
     i = Inputs(*inputs)
     check_target(i.target, i.classes, i.ignore_index)
     z, u = i.values()
     column, inside, hidden = i.targets()
     own = z.gather(1, column).masked_fill(~inside, -torch.inf)
-    rest = u.masked_fill(hidden, -torch.inf).logsumexp(1)
+    seen = u.masked_fill(hidden, -torch.inf)
+    top = seen.amax(1)
+    above = finite(top)[:, None]  # kept apart: at its size what is added to it is lost
+    rest = (seen - above).exp().sum(1).log()
     rival = z.masked_fill(hidden | (u == -torch.inf), -torch.inf).amax(1)  # a class that is not there is no rival
     if i.mean_weight is None:
-        return rest, own, rival, rest.new_zeros(0)
-    share = pick(i.mean_weight, i.offset_row).expand_as(u)
-    mean = torch.where((share != 0) & ~hidden, share * u, 0.0).sum(1)
-    return rest, own, rival, mean
+        return rest, own, rival, rest.new_zeros(0), top, rest.new_zeros(0)
+    share = pick(i.mean_weight, i.offset_row).expand_as(u).masked_fill(hidden, 0.0)
+    mean = torch.where(share != 0, share * (u - above), 0.0).sum(1)
+    return rest, own, rival, mean, top, share.sum(1)
 
 
 class Slopes(NamedTuple):
     """What comes back to the statistics, and what is wanted of it; the order is that of the operator's arguments."""
 
     rest: Tensor  # [N], as the forward pass found it
+    top: Tensor  # [N], as well
     d_rest: Tensor  # [N]
     d_own: Tensor  # [N, K]
     d_own_offset: Tensor | None  # [N, K]
@@ -134,8 +141,7 @@ def rows_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
     i, s = Inputs(*inputs[: len(Inputs._fields)]), Slopes(*inputs[len(Inputs._fields) :]).with_grad()
     _, u = i.values()
     column, inside, hidden = i.targets()
-    chance = (u - torch.where(s.rest == -torch.inf, 0.0, s.rest)[:, None]).exp()
-    d_u = s.d_rest[:, None] * chance
+    d_u = (s.d_rest * (-finite(s.rest)).exp())[:, None] * (u - finite(s.top)[:, None]).exp()
     if s.d_mean is not None and i.mean_weight is not None:
         d_u = d_u + s.d_mean[:, None] * pick(i.mean_weight, i.offset_row)
     d_u = d_u.masked_fill(hidden, 0.0)
@@ -159,22 +165,22 @@ def _fold(d_u: Tensor, offset: Tensor, row: Tensor | None) -> Tensor:
 def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """Statistics and loss in one call, for one target a row; the settings are the fields of `Terms` and the reduction.
 
-    Returns the loss, [N] or reduced, and (rest, d_rest, d_own, d_offset, d_mean) [5, N] with the slopes of that.
+    Returns the loss, [N] or reduced, and (rest, top, d_rest, d_own, d_offset, d_mean) [6, N] with the slopes of that.
     """
     t, reduction, tables = Terms(*settings[:-1]), settings[-1], settings[:3]
-    rest, own, rival, mean = rows_forward(
+    rest, own, rival, mean, top, _ = rows_forward(
         logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index
     )
     share, own_offset = at_target(t.mean_weight, t.offset_row, target), at_target(t.offset, t.offset_row, target)
     total = None if t.total is None else pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0]
-    loss, slopes = margins(rest, own[:, 0], rival, target, own_offset, None, mean, total, share, *t[LOSS_FIELDS])
+    loss, slopes = margins(rest, top, own[:, 0], rival, target, own_offset, None, mean, total, share, *t[LOSS_FIELDS])
     slopes = torch.cat((slopes[:3], slopes[4:]))
     if reduction in (WEIGHTED_MEAN, MEAN):
         divisor = divisor_of(target, t.weight if reduction == WEIGHTED_MEAN else None, t.ignore_index).to(loss.dtype)
         loss, slopes = loss.sum() / divisor, torch.where(target == t.ignore_index, 0.0, slopes / divisor)
     elif reduction == SUM:
         loss = loss.sum()
-    return loss, torch.cat((rest[None], slopes))
+    return loss, torch.cat((rest[None], top[None], slopes))
 
 
 def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,10 +219,10 @@ def rows_loss_backward(
     """The gradient of `rows_loss` for the logits [N, C] and, if wanted, the offset's own shape [R, C]."""
     tables, classes = (offset, offset_row, mean_weight), logits.shape[1]
     inputs = Inputs(logits, target[:, None], scale, None, None, *tables, 0, classes, ignore_index)
-    rest, d_rest, d_own, d_offset, d_mean = saved
+    rest, top, d_rest, d_own, d_offset, d_mean = saved
     mean = None if mean_weight is None else d_mean
     factor = grad.expand(target.shape[0])
-    return rows_backward(*inputs, rest, d_rest, d_own[:, None], d_offset[:, None], mean, factor, want_offset)
+    return rows_backward(*inputs, rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, factor, want_offset)
 
 
 def at_target(table: Tensor | None, row: Tensor | None, target: Tensor) -> Tensor | None:

@@ -20,7 +20,6 @@ from lt_kernels.reference.linear import BOTH, COLUMNS, Problem
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
 from lt_kernels.triton.products import rounded, slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
 
-LOG2_E = 1.4426950408889634
 GENERATION = 9  # of the GPU (9: Hopper) that is assumed where launches are only recorded
 NEAR = 8 * 2**20  # bytes of features whose programs run side by side: they stay in the L2 cache, beside class weights
 CAST = 128 * 2**20  # bytes of class weights cast at a time, where they have another dtype than the features
@@ -209,7 +208,7 @@ def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | None) -> tuple[Tensor, ...]:
-    """(rest, own, rival, mean) from tiles: each program's part of the classes first, then the parts together."""
+    """(rest, own, rival, mean, top, shares) from tiles: each program's part of the classes, then the parts together."""
     (rows, size), slots, tile = p.input.shape, p.target.shape[1], tile_for(p, gradient=False)
     high = blocks(rows, tile.rows)
     cast = p.weight.dtype != p.input.dtype
@@ -219,7 +218,7 @@ def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | Non
     walks = [parts_for(high, wide, tile.programs(p.input)) for wide in tiles]
     splits = [blocks(wide, walk) for wide, walk in zip(tiles, walks)]
     with_mean = p.mean_weight is not None
-    parts = p.input.new_empty((3 + slots + with_mean, sum(splits), rows), dtype=torch.float32)
+    parts = p.input.new_empty((3 + slots + 2 * with_mean, sum(splits), rows), dtype=torch.float32)
     for index, piece in enumerate(pieces):
         weight = p.weight[piece].to(p.input.dtype)
         arguments = {
@@ -229,7 +228,7 @@ def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | Non
             "parts": parts,
             "before": sum(splits[:index]),
             "splits": sum(splits),
-            "scale": p.scale * LOG2_E,
+            "scale": p.scale,
             "tiles": walks[index],
             "FEW_ROWS": rows < tile.rows,
             "FEW_CLASSES": weight.shape[0] < tile.classes,
@@ -239,10 +238,11 @@ def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | Non
 
 
 def _merged(p: Problem, parts: Tensor, row_scale: Tensor | None) -> tuple[Tensor, ...]:
-    """(rest, own, rival, mean) of all parts of the classes, in their order."""
+    """(rest, own, rival, mean, top, shares) of all parts of the classes, in their order."""
     (rows, slots), splits = p.target.shape, parts.shape[1]
     rest, own, rival = parts.new_empty(rows), parts.new_empty(rows, slots), parts.new_empty(rows)
-    mean = parts.new_empty(0 if p.mean_weight is None else rows)
+    top = parts.new_empty(rows)
+    mean, shares = (parts.new_empty(0 if p.mean_weight is None else rows) for _ in range(2))
     arguments = {
         "parts": parts,
         "target": p.target,
@@ -251,6 +251,8 @@ def _merged(p: Problem, parts: Tensor, row_scale: Tensor | None) -> tuple[Tensor
         "own": own,
         "rival": rival,
         "mean": None if p.mean_weight is None else mean,
+        "top_out": top,
+        "shares": None if p.mean_weight is None else shares,
         "N": rows,
         "splits": splits,
         "ignore": p.ignore_index,
@@ -259,7 +261,7 @@ def _merged(p: Problem, parts: Tensor, row_scale: Tensor | None) -> tuple[Tensor
         "BS": power_of_two(splits, 1, 64),
     }
     launch(statistics_merge_kernel, (blocks(rows, 32),), arguments)
-    return rest, own, rival, mean
+    return rest, own, rival, mean, top, shares
 
 
 class Backward(reference.Backward):
@@ -305,6 +307,7 @@ class Backward(reference.Backward):
             "row_scale": None if self.row_scale is None else self.row_scale[rows],
             "column_scale": None if self.column_scale is None else self.column_scale[classes],
             "rest": self.rest[rows],
+            "top": self.top[rows],
             "d_rest": d_rest,
             "d_own": d_own,
             "d_mean": None if p.mean_weight is None else d_mean,
@@ -340,4 +343,4 @@ class Backward(reference.Backward):
 def linear_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As the reference: gradients of the statistics."""
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
-    return Backward(dense(Problem(*shared)), rest[:4], rest[4:8], rest[8]).run()
+    return Backward(dense(Problem(*shared)), rest[:5], rest[5:9], rest[9]).run()

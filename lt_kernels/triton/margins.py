@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lt_kernels.reference.terms import Terms, loss_terms
 from lt_kernels.triton.launch import blocks, launch
-from lt_kernels.triton.numbers import number, part
-from lt_kernels.triton.phi import focal_loss, phi, smoothed
+from lt_kernels.triton.numbers import number, part, times
+from lt_kernels.triton.phi import focal_loss, phi, smoothed, target_above
 
 BLOCK = 256  # rows a program: N is small, and a row takes some hundred instructions
 
@@ -33,6 +33,7 @@ def at_class(table, value, target, classes, like):
 @triton.jit
 def row_loss(
     rest,
+    top,
     own,
     rival,
     target,
@@ -58,13 +59,13 @@ def row_loss(
     """(loss, d_rest, d_own, d_offset, d_norm, d_mean) of rows that count."""
     scale, own_margin = number(scale, own.dtype), at_class(class_margin, margin, target, classes, own)
     value, slope, norm_slope = phi(kind, own, rival, own_margin, order, number(instance, own.dtype), guard, norm)
-    own_u = value * scale if own_offset is None else value * scale + own_offset
+    above = target_above(times(value, scale), own, own_offset, top, kind)
     amount = at_class(weight, 1.0, target, classes, own)
-    loss, d_v, entropy, miss, hit = focal_loss(rest - own_u, amount, number(gamma, own.dtype), focal)
+    loss, d_v, miss, hit = focal_loss(rest - above, amount, number(gamma, own.dtype), focal)
     d_u, d_mean = -d_v, tl.zeros_like(d_v)
     if mean is not None:
         part = at_class(class_smoothing, smoothing, target, classes, own)
-        loss, d_v, d_u, d_mean = smoothed(loss, d_v, own_u, entropy, miss, hit, mean, total, share, part)
+        loss, d_v, d_u, d_mean = smoothed(loss, d_v, rest, above, miss, hit, mean, total, share, part)
     return loss, d_v, d_u * slope * scale, d_u, d_u * norm_slope * scale, d_mean
 
 
@@ -73,6 +74,7 @@ def margins_kernel(
     loss_out,  # [N]
     slopes_out,  # [5, N]
     rest,  # [N], as all up to share; own_offset and what follows it may be absent
+    top,
     own,
     rival,
     target,
@@ -103,6 +105,7 @@ def margins_kernel(
     label = tl.load(target + row, mask=inside, other=ignore)
     found = row_loss(
         part(rest, row, inside),
+        part(top, row, inside),
         part(own, row, inside),
         part(rival, row, inside),
         label,
@@ -142,6 +145,7 @@ def loss_settings(t: Terms) -> dict[str, Any]:
 
 def margins(
     rest: Tensor,
+    top: Tensor,
     own: Tensor,
     rival: Tensor,
     target: Tensor,
@@ -156,7 +160,15 @@ def margins(
     rows, t = rest.shape[0], loss_terms(*settings)
     if mean is None or total is None or share is None:
         mean = total = share = None
-    vectors = {"rest": rest, "own": own, "rival": rival, "target": target, "own_offset": own_offset, "norm": norm}
+    vectors = {
+        "rest": rest,
+        "top": top,
+        "own": own,
+        "rival": rival,
+        "target": target,
+        "own_offset": own_offset,
+        "norm": norm,
+    }
     vectors |= {"mean": mean, "total": total, "share": share}
     given = {name: None if vector is None else vector.contiguous() for name, vector in vectors.items()}
     loss, slopes = torch.empty_like(given["rest"]), rest.new_empty(5, rows)

@@ -43,13 +43,13 @@ def exp(x, exact: tl.constexpr = True):
 
 
 @triton.jit
-def exp_below(x, shift, exact: tl.constexpr):
-    """e^(x - shift); without `exact` by one fused step and ex2, as input of 16 bits at full speed leaves time for."""
-    if exact or x.dtype == tl.float64:
-        value = exp(x - shift, exact)
-    else:
-        value = tl.exp2(x * LOG2E - shift * LOG2E)
-    return value
+def times(x, y):
+    """x y, rounded before anything is added to it.
+
+    A compiler may fuse a product with the sum that it goes into, here and not there; the difference of two large
+    numbers that were made alike would then be their rounding errors.
+    """
+    return tl.fma(x, y, tl.zeros_like(x))
 
 
 @triton.jit
@@ -74,6 +74,12 @@ def merge(top, total, other_top, other_total):
 
 
 @triton.jit
+def log_total(total):
+    """log of a sum of exp(x - largest); -inf of nothing."""
+    return tl.where(total == 0, float("-inf"), tl.log(tl.where(total == 0, 1.0, total)))
+
+
+@triton.jit
 def log_sum(top, total):
     """The log-sum-exp that (largest, sum) stand for; -inf of nothing."""
-    return tl.where(total == 0, float("-inf"), finite(top) + tl.log(tl.where(total == 0, 1.0, total)))
+    return finite(top) + log_total(total)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lt_kernels.reference import terms
-from lt_kernels.triton.numbers import exp, log1p
+from lt_kernels.triton.numbers import exp, finite, log1p
 
 ADDITIVE: tl.constexpr = tl.constexpr(terms.ADDITIVE)
 ANGULAR: tl.constexpr = tl.constexpr(terms.ANGULAR)
@@ -127,19 +127,31 @@ def chances(v):
 
 
 @triton.jit
+def target_above(u, own, own_offset, top, kind: tl.constexpr):
+    """The target's u less the row's top; no number where it is infinite, as a softmax of it, nor of such a cosine."""
+    u = u if own_offset is None else u + own_offset
+    diverged = u == float("inf")
+    if kind == ANGULAR or kind == SPHERE:  # noqa: SIM109 (constants of Triton are in no tuple)
+        diverged = tl.abs(own) == float("inf")
+    return tl.where(diverged, float("nan"), u) - finite(top)
+
+
+@triton.jit
 def focal_loss(v, amount, gamma, focal: tl.constexpr):
-    """amount * miss^gamma * entropy and its slope; then what smoothing needs: entropy, miss, hit."""
+    """amount * miss^gamma * entropy and its slope; then what smoothing needs: miss, hit."""
     entropy, relief, miss, hit = chances(v)
     steep = miss
     if focal:
         amount = amount * exp(-relief * gamma)  # log(miss) = -relief: no power of a 0
         steep = miss + hit * tl.where(hit == 0, 0.0, entropy) * gamma
-    return amount * entropy, amount * steep, entropy, miss, hit
+    return amount * entropy, amount * steep, miss, hit
 
 
 @triton.jit
-def smoothed(loss, d_v, own_u, entropy, miss, hit, mean, total, share, part):
+def smoothed(loss, d_v, rest, above, miss, hit, mean, total, share, part):
     """The loss mixed with the mean over the classes, and its slopes for v, for the target's logit, and for the mean."""
-    loss = (1 - part) * loss + part * (total * entropy + (total - share) * own_u - mean)
+    larger = tl.where(rest > above, total * rest - share * above, (total - share) * above)
+    tail = log1p(exp(-tl.abs(rest - above)))
+    loss = (1 - part) * loss + part * (total * tail + larger - mean)
     d_u = -(1 - part) * d_v + part * (total * hit - share)
     return loss, (1 - part) * d_v + part * total * miss, d_u, -part

@@ -12,10 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import finite, log_sum, merge
+from lt_kernels.triton.numbers import exp, finite, log_total, times
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -153,7 +152,7 @@ def statistics_kernel(
     mean_weight,  # as offset
     row_scale,  # [N] or None
     column_scale,  # [C] or None
-    parts,  # [3 + K + 1 with a mean, splits, N]: largest u, sum of 2^(u - largest), rival, own of each slot, mean
+    parts,  # [3 + K + 2 with a mean, splits, N]: top, sum of exp(u - top), rival, own of each slot, mean, shares
     N,
     C,
     R,
@@ -161,7 +160,7 @@ def statistics_kernel(
     mean_stride,
     start,  # the index of the first class here
     ignore,
-    scale,  # in base 2
+    scale,
     group,
     tiles,  # of classes, one after another in a program
     before,  # splits of other classes
@@ -183,7 +182,8 @@ def statistics_kernel(
     y, second = _local(target, edge + row, 0, K, start, C, ignore), _local(target, edge + row, 1, K, start, C, ignore)
     line, slope = _line(offset_row, edge + row, R), _row_scale(row_scale, edge + row, scale)
     top = tl.full([BN], float("-inf"), tl.float32)
-    rival, own, other, total, mean = top, top, top, tl.zeros([BN], tl.float32), tl.zeros([BN], tl.float32)
+    rival, own, other, total = top, top, top, tl.zeros([BN], tl.float32)
+    mean, shares = total, total
     x += edge.to(tl.int64) * D
     for tile in tl.range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(C, BC)), flatten=True):
         first = _edge(tile, C, BC)
@@ -197,22 +197,22 @@ def statistics_kernel(
             z = tl.where(mine | also | (place < tile * BC - first) | (place >= C), float("-inf"), z)
         if mean_weight is not None:
             share = _entries(mean_weight, line, mean_stride, first + column, MEAN_BY_ROW)
-            u = z * slope[:, None]
-            if offset is not None:
-                u += LOG2_E * _entries(offset, line, offset_stride, first + column, OFFSET_BY_ROW)
-            mean += tl.sum(share * tl.where((share != 0) & (z != float("-inf")), u, 0.0), 1)
+            share = tl.where(z == float("-inf"), 0.0, share)
         if offset is None:
             rival = tl.maximum(rival, tl.max(z, 1))
-            new = rival * slope
-            z = z * slope[:, None] - finite(new)[:, None]
+            new = times(rival, slope)
+            z = (z - finite(rival)[:, None]) * slope[:, None]
         else:
-            shift = LOG2_E * _entries(offset, line, offset_stride, first + column, OFFSET_BY_ROW)
+            shift = _entries(offset, line, offset_stride, first + column, OFFSET_BY_ROW)
             z += tl.where(shift == float("-inf"), shift, 0.0)  # a class that is not there is no rival
             rival = tl.maximum(rival, tl.max(z, 1))
-            z = z * slope[:, None] + shift
+            z = times(z, slope[:, None]) + shift
             new = tl.maximum(top, tl.max(z, 1))
             z -= finite(new)[:, None]
-        total = total * tl.exp2(top - finite(new)) + tl.sum(tl.exp2(z), 1)
+        total = total * tl.exp2((top - finite(new)) * LOG2_E) + tl.sum(tl.exp2(z * LOG2_E), 1)
+        if mean_weight is not None:
+            mean += shares * (finite(top) - finite(new)) + tl.sum(share * tl.where(share != 0, z, 0.0), 1)
+            shares += tl.sum(share, 1)
         top = new
     inside = (row == tl.arange(0, BN)) & (row >= block * BN - edge)  # each row once
     parts += (before + split).to(tl.int64) * N + edge + row
@@ -226,6 +226,7 @@ def statistics_kernel(
         tl.store(parts + 4 * hop, other, mask=inside)
     if mean_weight is not None:
         tl.store(parts + (3 + K) * hop, mean, mask=inside)
+        tl.store(parts + (4 + K) * hop, shares, mask=inside)
 
 
 @triton.jit(do_not_specialize=["N", "splits", "ignore"])
@@ -237,6 +238,8 @@ def statistics_merge_kernel(
     own,  # [N, K]
     rival,  # [N]
     mean,  # [N] or None
+    top_out,  # [N]
+    shares,  # [N] or None
     N,
     splits,
     ignore,
@@ -252,21 +255,28 @@ def statistics_merge_kernel(
         rho = tl.load(row_scale + row, mask=inside, other=0.0)
     skipped = _ignored(target, tl.minimum(row, N - 1), K, ignore)
     top, total = tl.full([BN], float("-inf"), tl.float32), tl.zeros([BN], tl.float32)
-    best, added = top, total
+    best, added, amount = top, total, total
     for first in range(0, splits, BS):
         there = (first + part < splits)[:, None] & inside[None, :]
         at = parts + (first + part).to(tl.int64)[:, None] * N + row[None, :]
-        level = tl.load(at, mask=there, other=float("-inf")) * LN_2
+        level = tl.load(at, mask=there, other=float("-inf"))
         sums = tl.load(at + hop, mask=there, other=0.0)
-        most = tl.max(level, 0)
-        top, total = merge(top, total, most, tl.sum(sums * tl.exp(level - finite(most)[None, :]), 0))
+        most = tl.maximum(top, tl.max(level, 0))
+        down = finite(level) - finite(most)[None, :]
+        total = total * exp(top - finite(most)) + tl.sum(sums * exp(level - finite(most)[None, :]), 0)
         best = tl.maximum(best, tl.max(tl.load(at + 2 * hop, mask=there, other=float("-inf")), 0))
         if mean is not None:
-            added += tl.sum(tl.load(at + (3 + K) * hop, mask=there, other=0.0), 0) * LN_2
-    tl.store(rest + row, tl.where(skipped, float("-inf"), log_sum(top, total)), mask=inside)
+            each = tl.load(at + (4 + K) * hop, mask=there, other=0.0)
+            added += amount * (finite(top) - finite(most))
+            added += tl.sum(tl.load(at + (3 + K) * hop, mask=there, other=0.0) + each * down, 0)
+            amount += tl.sum(each, 0)
+        top = most
+    tl.store(rest + row, tl.where(skipped, float("-inf"), log_total(total)), mask=inside)
+    tl.store(top_out + row, tl.where(skipped, float("-inf"), top), mask=inside)
     tl.store(rival + row, tl.where(skipped | (best == float("-inf")), float("-inf"), finite(best) * rho), mask=inside)
     if mean is not None:
         tl.store(mean + row, tl.where(skipped, 0.0, added), mask=inside)
+        tl.store(shares + row, tl.where(skipped, 0.0, amount), mask=inside)
     for slot in tl.static_range(K):
         seen = tl.full([BN], float("-inf"), tl.float32)
         for first in range(0, splits, BS):
@@ -290,6 +300,7 @@ def slab_gradient_kernel(
     row_scale,  # [N] or None
     column_scale,  # [C] or None
     rest,  # [N]
+    top,  # [N]
     d_rest,  # [N]
     d_own,  # [N, K]
     d_mean,  # [N] or None
@@ -319,21 +330,21 @@ def slab_gradient_kernel(
     row, column = tl.minimum(tl.arange(0, BN), N - 1 - edge), tl.minimum(tl.arange(0, BC), C - 1 - first)
     z = _product(x + edge.to(tl.int64) * D, w + first.to(tl.int64) * D, row, column, D, BD, INTERPRETED)
     row, column = edge + row, first + column
-    z = _scaled(z, bias, column_scale, column) * _row_scale(row_scale, row, scale * LOG2_E)[:, None]
+    z = times(_scaled(z, bias, column_scale, column), _row_scale(row_scale, row, scale)[:, None])
     line = _line(offset_row, row, R)
     if offset is not None:
-        z += LOG2_E * _entries(offset, line, offset_stride, column, OFFSET_BY_ROW)
+        z += _entries(offset, line, offset_stride, column, OFFSET_BY_ROW)
     skipped = _ignored(target, row, K, ignore)
-    level = tl.where(skipped, float("inf"), finite(tl.load(rest + row)) * LOG2_E)
     factor = tl.full([BN], 1.0, tl.float32)
     if row_scale is not None:
         factor = tl.load(row_scale + row)
     if unit is not None:
         factor *= tl.load(unit)
-    d = tl.exp2(z - level[:, None]) * (tl.load(d_rest + row) * factor * scale)[:, None]
+    steep = tl.load(d_rest + row) * exp(-finite(tl.load(rest + row))) * factor * scale
+    d = tl.exp2((z - finite(tl.load(top + row))[:, None]) * LOG2_E) * steep[:, None]
     if d_mean is not None:
         share = _entries(mean_weight, line, mean_stride, column, MEAN_BY_ROW)
-        d += tl.where(skipped, 0.0, tl.load(d_mean + row) * factor * scale)[:, None] * share
+        d += (tl.load(d_mean + row) * factor * scale)[:, None] * share
     y, second = _local(target, row, 0, K, start, C, ignore), _local(target, row, 1, K, start, C, ignore)
     here = ((y >= first) & (y < first + BC)) | ((second >= first) & (second < first + BC))
     if tl.max(here.to(tl.int32), 0) > 0:
@@ -343,6 +354,8 @@ def slab_gradient_kernel(
         d += tl.where(mine, (_slot(d_own, row, 0, K) * factor)[:, None], 0.0)
         if K > 1:
             d += tl.where(also, (_slot(d_own, row, 1, K) * factor)[:, None], 0.0)
+    if tl.max(skipped.to(tl.int32), 0) > 0:  # their gradient is 0 whatever they hold
+        d = tl.where(skipped[:, None], 0.0, d)
     if column_scale is not None:
         d *= tl.load(column_scale + column)[None, :]
     at = (edge + tl.arange(0, BN)).to(tl.int64)[:, None] * out_stride + (first + tl.arange(0, BC))[None, :]

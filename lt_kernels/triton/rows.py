@@ -136,56 +136,57 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 class Statistics(NamedTuple):
-    """What the statistics' kernels write; of P parts of each row unless total is None, where top is rest."""
+    """What the statistics' kernels write, of P parts of each row; total is rest where that is one."""
 
-    top: Tensor  # [P, N]
-    total: Tensor | None  # [P, N]
-    rival: Tensor | None  # [P, N]
-    mean: Tensor | None  # [P, N]
+    top: Tensor  # [P, N], as the next four
+    total: Tensor
+    rival: Tensor | None
+    mean: Tensor | None
+    shares: Tensor | None
     own: Tensor  # [N, K]
 
 
-def _statistics(
-    plan: Plan, given: dict[str, Any], rest: Tensor, rival: Tensor | None, mean: Tensor | None, own: Tensor
-) -> Statistics:
+def _statistics(plan: Plan, given: dict[str, Any], whole: Statistics) -> Statistics:
     """The statistics, in the given tensors ([N], and own [N, K]) where the rows have one part."""
-    found = Statistics(rest, None, rival, mean, own)
+    found = whole
     if plan.parts > 1:
-        top, total = rest.new_empty((2, plan.parts, plan.rows)).unbind()
-        rivals, means = (None if one is None else torch.empty_like(top) for one in (rival, mean))
-        found = Statistics(top, total, rivals, means, own)
-    outputs = {"top_out": found.top, "rival_out": found.rival, "mean_out": found.mean, "own_out": own}
+        place = (plan.parts, plan.rows)
+        parts = [None if one is None else one.new_empty(place) for one in whole[:-1]]
+        parts[4] = None if whole.mean is None else whole.mean.new_empty(place)  # their means are of u less their tops
+        found = Statistics(*parts, whole.own)  # type: ignore[arg-type]
+    outputs = {f"{name}_out": value for name, value in found._asdict().items()}
     if plan.short:
         launch(short_statistics_kernel, plan.grid(), {**outputs, **given}, warps=plan.warps)
     else:
-        more = {"total_out": found.total, "span": plan.span}
+        more = {"span": plan.span, "whole_row": plan.parts == 1}
         launch(long_statistics_kernel, plan.grid(), {**outputs, **given, **more}, warps=plan.warps)
     return found
 
 
-def rows_forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of [N, C] logits: rest [N], own [N, K], rival [N] and the weighted mean [N], without the K targets."""
+def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
+    """(rest [N], own [N, K], rival [N], mean [N], top [N], shares [N]) of [N, C] logits without the K targets."""
     i = Inputs(*inputs)
     plan, given = _given(i)
     kind, rows = accumulate_type(i.logits.dtype), plan.rows
-    rest, rival = (i.logits.new_empty(rows, dtype=kind) for _ in range(2))
-    mean = i.logits.new_empty(0 if i.mean_weight is None else rows, dtype=kind)
+    rest, rival, top = (i.logits.new_empty(rows, dtype=kind) for _ in range(3))
+    mean, shares = (i.logits.new_empty(0 if i.mean_weight is None else rows, dtype=kind) for _ in range(2))
     own = i.logits.new_empty(i.target.shape, dtype=kind)
-    found = _statistics(plan, given, rest, rival, None if i.mean_weight is None else mean, own)
-    if found.total is not None:
+    means = (None, None) if i.mean_weight is None else (mean, shares)
+    found = _statistics(plan, given, Statistics(top, rest, rival, *means, own))
+    if plan.parts > 1:
         whole = power_of_two(plan.parts)
         block = max(1, 2048 // whole)
-        outputs = {"rest_out": rest, "rival_out": rival, "mean_out": mean}
-        parts = {"top": found.top, "total": found.total, "rival": found.rival, "mean": found.mean}
+        outputs = {"rest_out": rest, "top_out": top, "rival_out": rival, "mean_out": mean, "shares_out": shares}
+        parts = {name: value for name, value in found._asdict().items() if name != "own"}
         sizes = {"rows": rows, "pieces": plan.parts, "P": whole, "block": block}
         launch(merge_kernel, (blocks(rows, block),), {**outputs, **parts, **sizes})
-    return rest, own, rival, mean
+    return rest, own, rival, mean, top, shares
 
 
 def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     """Statistics and loss for one target a row; the settings are the fields of `Terms` and the reduction.
 
-    Returns the loss, [N] or reduced, and (rest, d_rest, d_own, d_offset, d_mean) [5, N] with the slopes of that.
+    Returns the loss, [N] or reduced, and (rest, top, d_rest, d_own, d_offset, d_mean) [6, N] with the slopes of that.
     """
     t, reduction = Terms(*settings[:-1]), settings[-1]
     share = None if t.total is None else t.mean_weight
@@ -193,10 +194,11 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     inputs = Inputs(logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index)
     plan, given = _given(inputs)
     kind = accumulate_type(logits.dtype)
-    saved, spare = (logits.new_empty((size, plan.rows), dtype=kind) for size in (5, 3))
+    saved, spare = (logits.new_empty((size, plan.rows), dtype=kind) for size in (6, 3))
     rival, mean, own = spare.unbind()
     ranked = t.kind == ANGULAR and t.instance != 0  # only the margin of hard rows asks for rivals
-    found = _statistics(plan, given, saved[0], rival if ranked else None, None if share is None else mean, own)
+    whole = Statistics(saved[1], saved[0], rival if ranked else None, None if share is None else mean, None, own)
+    found = _statistics(plan, given, whole)
     more = {"share_total": None if share is None else _dense(t.total), **loss_settings(t)}
     return _loss(plan, {**found._asdict(), **given, **more}, saved, reduction), saved
 
@@ -235,7 +237,8 @@ def _gradient(i: Inputs, s: Slopes) -> tuple[Tensor, Tensor]:
     i = i if s.d_mean is not None else i._replace(mean_weight=None)
     plan, given = _given(i)
     mean = None if i.mean_weight is None else s.d_mean
-    slopes = {"rest": s.rest, "d_rest": s.d_rest, "d_own": s.d_own, "d_own_offset": s.d_own_offset, "d_mean": mean}
+    slopes = {"rest": s.rest, "top": s.top}
+    slopes |= {"d_rest": s.d_rest, "d_own": s.d_own, "d_own_offset": s.d_own_offset, "d_mean": mean}
     given |= {name: _dense(slope) for name, slope in slopes.items()}
     given |= {"grad": _dense(s.grad), "one_grad": s.grad is not None and s.grad.dim() == 0}
     d_logits, d_offset = i.logits.new_empty(i.logits.shape), s.rest.new_empty(0)
@@ -289,9 +292,9 @@ def rows_loss_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of `rows_loss` for the logits [N, C] and, if wanted, the offset's own shape [R, C]."""
     tables, classes = (offset, offset_row, mean_weight), logits.shape[1]
-    rest, d_rest, d_own, d_offset, d_mean = saved.unbind()
+    rest, top, d_rest, d_own, d_offset, d_mean = saved.unbind()
     mean = None if mean_weight is None else d_mean
     return _gradient(
         Inputs(logits, target[:, None], scale, None, None, *tables, 0, classes, ignore_index),
-        Slopes(rest, d_rest, d_own[:, None], d_offset[:, None], mean, grad, want_offset),
+        Slopes(rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, grad, want_offset),
     )

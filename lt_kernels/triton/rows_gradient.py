@@ -20,13 +20,14 @@ from lt_kernels.triton.rows_tiles import (
 
 
 @triton.jit
-def slopes_of(rest, d_rest, grad, one_grad: tl.constexpr, row, inside):
-    """(rest with 0 for -inf, d_rest times the factor of all slopes, that factor) of rows."""
+def slopes_of(rest, top, d_rest, grad, one_grad: tl.constexpr, row, inside):
+    """(top with 0 for -inf, what exp(u - top) is multiplied by, the factor of all slopes) of rows."""
     factor = tl.full((), 1.0, rest.dtype.element_ty)
     if grad is not None:
         factor = tl.load(grad) if one_grad else tl.load(grad + row, mask=inside, other=0.0)
     d_rest = tl.load(d_rest + row, mask=inside, other=0.0) * factor
-    return finite(tl.load(rest + row, mask=inside, other=0.0)), d_rest, factor
+    d_rest *= exp(-finite(tl.load(rest + row, mask=inside, other=0.0)))
+    return finite(tl.load(top + row, mask=inside, other=0.0)), d_rest, factor
 
 
 @triton.jit
@@ -53,9 +54,9 @@ def in_logits(slope, column, row_scale, column_scale, inside):
 
 
 @triton.jit
-def d_values(u, share, rest, d_rest, d_mean, exact: tl.constexpr):
+def d_values(u, share, top, steep, d_mean, exact: tl.constexpr):
     """The slope of each u that is no target."""
-    slope = exp(u - rest, exact) * d_rest
+    slope = exp(u - top, exact) * steep
     if d_mean is not None:
         slope += share * d_mean
     return slope
@@ -88,6 +89,7 @@ def long_gradient_kernel(
     offset_row,  # [N]
     share,  # as offset
     rest,  # [N]
+    top,  # [N]
     d_rest,  # [N]
     d_own,  # [N, K]
     d_own_offset,  # [N, K]
@@ -126,7 +128,7 @@ def long_gradient_kernel(
     share_at = table_start(share_kind, row, offset_row, share_lines, width, head, origin, dense)
     out_at = origin if dense else row * width + head
     by_row = part(row_scale, row, True)
-    low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, True)
+    high, d_high, factor = slopes_of(rest, top, d_rest, grad, one_grad, row, True)
     d_middle = part(d_mean, row, True)
     d_middle = None if d_middle is None else d_middle * factor
     one, two = own_slopes(d_own, row, first, second, True, factor, slots)
@@ -142,7 +144,7 @@ def long_gradient_kernel(
         after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < end, other=0.0)
         c = part(column_scale, here + lanes, inside)
         _, u = values(x.to(A), by_row, c, part(offset, offset_at + t + lanes, inside), s, scaled)
-        d_u = d_values(u, part(share, share_at + t + lanes, inside), low, d_low, d_middle, exact)
+        d_u = d_values(u, part(share, share_at + t + lanes, inside), high, d_high, d_middle, exact)
         d_x = d_logits_of(d_u, by_row, c, s, scaled)
         if skipped | covers(first, here, size) | covers(second, here, size):
             is_first = is_column(first - here, coarse, fine, group)
@@ -161,7 +163,7 @@ def long_gradient_kernel(
         c = part(column_scale, column, there)
         b = part(offset, offset_at - head + column, there)
         _, u = values(x, by_row, c, b, s, scaled)
-        d_u = d_values(u, part(share, share_at - head + column, there), low, d_low, d_middle, exact)
+        d_u = d_values(u, part(share, share_at - head + column, there), high, d_high, d_middle, exact)
         d_x = place_targets(d_logits_of(d_u, by_row, c, s, scaled), column, first, second, one, two, skipped)
         tl.store(d_logits + row * width + column, d_x.to(d_logits.dtype.element_ty), mask=there)
         if d_table is not None:
@@ -181,6 +183,7 @@ def short_gradient_kernel(
     offset_row,  # [N]
     share,  # as offset
     rest,  # [N]
+    top,  # [N]
     d_rest,  # [N]
     d_own,  # [N, K]
     d_own_offset,  # [N, K]
@@ -209,7 +212,7 @@ def short_gradient_kernel(
     width, s, present = width * unit, number(scale, A), row < rows
     first, second, skipped = targets(target, row, present, start, width, ignore, slots)
     by_row = part(row_scale, row, present)
-    low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, present)
+    high, d_high, factor = slopes_of(rest, top, d_rest, grad, one_grad, row, present)
     d_middle = part(d_mean, row, present)
     d_middle = None if d_middle is None else d_middle * factor
     one, two = own_slopes(d_own, row, first, second, present, factor, slots)
@@ -228,7 +231,7 @@ def short_gradient_kernel(
     d_middle = None if d_middle is None else d_middle[:, None]
     c = part(column_scale, column, column < width)
     _, u = values(x, by_row, c, b, s, scaled)
-    d_u = d_values(u, a, low[:, None], d_low[:, None], d_middle, exact)
+    d_u = d_values(u, a, high[:, None], d_high[:, None], d_middle, exact)
     d_x = d_logits_of(d_u, by_row, c, s, scaled)
     first, second, skipped = first[:, None], second[:, None], skipped[:, None]
     d_x = place_targets(d_x, column, first, second, one[:, None], two[:, None], skipped)
@@ -252,6 +255,7 @@ def table_gradient_kernel(
     offset_row,  # [N]
     share,  # as offset, or [N, C]
     rest,  # [N]
+    top,  # [N]
     d_rest,  # [N]
     d_own_offset,  # [N, K]
     d_mean,  # [N]
@@ -291,7 +295,7 @@ def table_gradient_kernel(
             row = tl.load(order + row, mask=present, other=0)
         inside = present[:, None] & (column < width)
         first, second, skipped = targets(target, row, present, start, width, ignore, slots)
-        low, d_low, factor = slopes_of(rest, d_rest, grad, one_grad, row, present)
+        high, d_high, factor = slopes_of(rest, top, d_rest, grad, one_grad, row, present)
         d_middle = part(d_mean, row, present)
         d_middle = None if d_middle is None else d_middle * factor
         one, two = own_slopes(d_own_offset, row, first, second, present, factor, slots)
@@ -304,7 +308,7 @@ def table_gradient_kernel(
         by_row = None if by_row is None else by_row[:, None]
         d_middle = None if d_middle is None else d_middle[:, None]
         _, u = values(x, by_row, c, b, s, scaled)
-        d_u = d_values(u, a, low[:, None], d_low[:, None], d_middle, exact)
+        d_u = d_values(u, a, high[:, None], d_high[:, None], d_middle, exact)
         skipped = (skipped | ~present)[:, None]
         total += place_targets(d_u, column, first[:, None], second[:, None], one[:, None], two[:, None], skipped)
     sums = tl.sum(total, 0)[None, :]

@@ -24,23 +24,25 @@ def at_target(table, kind: tl.constexpr, row, offset_row, lines, label, width, i
 
 
 @triton.jit
-def store_slopes(saved, rest, slopes, row, rows, inside):
-    """(rest, d_rest, d_own, d_offset, d_mean) of rows."""
+def store_slopes(saved, rest, top, slopes, row, rows, inside):
+    """(rest, top, d_rest, d_own, d_offset, d_mean) of rows."""
     rows = rows.to(tl.int64)
     tl.store(saved + row, rest, mask=inside)
+    tl.store(saved + rows + row, top, mask=inside)
     for k in tl.static_range(4):
-        tl.store(saved + (k + 1) * rows + row, slopes[k], mask=inside)
+        tl.store(saved + (k + 2) * rows + row, slopes[k], mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore", "order", "pieces"])
 def loss_kernel(
     loss_out,  # [N]; [] where it is reduced and there is one program
-    saved,  # [5, N]: rest (which is there already where there is one part), d_rest, d_own, d_offset, d_mean
+    saved,  # [6, N]: rest and top (which are there already where there is one part), d_rest, d_own, d_offset, d_mean
     sums_out,  # [2, programs]: of the losses and of the weights
-    top,  # [P, N] for P parts of each row, as the next three; rest where there is no total
-    total,
+    top,  # [P, N] for P parts of each row, as the next four
+    total,  # rest where there is one part
     rival,  # absent where no margin asks for it
     mean,
+    shares,  # only where there are parts
     own,  # [N]
     target,  # [N]
     offset,  # [1, C], [N, C] or [R, C]
@@ -76,12 +78,12 @@ def loss_kernel(
     inside = row < rows
     label = tl.load(target + row, mask=inside, other=ignore)
     counts = label != ignore
-    if total is None:
-        rest = tl.load(top + row, mask=inside, other=0.0)
+    if P == 1:
+        rest, high = tl.load(total + row, mask=inside, other=0.0), tl.load(top + row, mask=inside, other=0.0)
         best = part(rival, row, inside)
         middle = part(mean, row, inside)
     else:
-        rest, best, middle = merged(top, total, rival, mean, row, inside, rows, pieces, P)
+        rest, high, best, middle, _ = merged(top, total, rival, mean, shares, row, inside, rows, pieces, P)
     middle = None if mean is None else middle
     best = rest if rival is None else best
     own_offset = at_target(offset, offset_kind, row, offset_row, offset_lines, label, width, inside)
@@ -89,8 +91,8 @@ def loss_kernel(
     all_shares = part(share_total, line_of(share_kind, row, offset_row, share_lines, inside), inside)
     z = part(own, row, inside)
     loss, d_rest, d_own, d_offset, _, d_mean = row_loss(
-        rest, z, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin, class_smoothing,
-        width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal
+        rest, high, z, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin,
+        class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal
     )  # fmt: skip
     loss, d_rest, d_own = tl.where(counts, loss, 0.0), tl.where(counts, d_rest, 0.0), tl.where(counts, d_own, 0.0)
     d_offset, d_mean = tl.where(counts, d_offset, 0.0), tl.where(counts, d_mean, 0.0)
@@ -110,13 +112,13 @@ def loss_kernel(
             tl.store(loss_out, sum / divisor)
             d_rest, d_own = tl.where(counts, d_rest / divisor, 0.0), tl.where(counts, d_own / divisor, 0.0)
             d_offset, d_mean = tl.where(counts, d_offset / divisor, 0.0), tl.where(counts, d_mean / divisor, 0.0)
-    store_slopes(saved, rest, (d_rest, d_own, d_offset, d_mean), row, rows, inside)
+    store_slopes(saved, rest, high, (d_rest, d_own, d_offset, d_mean), row, rows, inside)
 
 
 @triton.jit(do_not_specialize=["rows", "programs", "ignore"])
 def divide_kernel(
     loss_out,  # []
-    saved,  # [5, N]: all but the first line are divided, in place
+    saved,  # [6, N]: all but the first two lines are divided, in place
     sums,  # [2, programs]
     target,  # [N]
     rows,
@@ -138,6 +140,6 @@ def divide_kernel(
             row = (first + tl.arange(0, block)).to(tl.int64)
             inside = row < rows
             counts = tl.load(target + row, mask=inside, other=ignore) != ignore
-            for k in tl.static_range(1, 5):
+            for k in tl.static_range(2, 6):
                 slope = tl.load(saved + k * rows.to(tl.int64) + row, mask=inside, other=0.0)
                 tl.store(saved + k * rows.to(tl.int64) + row, tl.where(counts, slope / count, 0.0), mask=inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, exp_below, finite, log_sum, merge, number, part
+from lt_kernels.triton.numbers import exp, finite, log_total, merge, number, part
 from lt_kernels.triton.rows_tiles import (
     NOTHING,
     block_of,
@@ -26,39 +26,61 @@ from lt_kernels.triton.rows_tiles import (
 
 
 @triton.jit
-def store_statistics(top_out, total_out, rival_out, mean_out, place, inside, top, total, rival, mean):
-    """A part's (top, total), or the log-sum-exp where there is no other part; rival and mean where asked for."""
-    if total_out is None:
-        tl.store(top_out + place, log_sum(top, total), mask=inside)
-    else:
-        tl.store(top_out + place, top, mask=inside)
-        tl.store(total_out + place, total, mask=inside)
+def store_statistics(
+    top_out, total_out, rival_out, mean_out, shares_out, place, inside, top, total, rival, mean, shares,
+    whole: tl.constexpr,
+):  # fmt: skip
+    """A part's statistics, of a whole row the logarithm of its total; rival, mean and shares where asked for."""
+    tl.store(top_out + place, top, mask=inside)
+    tl.store(total_out + place, log_total(total) if whole else total, mask=inside)
     if rival_out is not None:
         tl.store(rival_out + place, rival, mask=inside)
     if mean_out is not None:
         tl.store(mean_out + place, mean, mask=inside)
+    if shares_out is not None:
+        tl.store(shares_out + place, shares, mask=inside)
 
 
 @triton.jit
-def add_block(top, total, rival, mean, z, u, share, ranked: tl.constexpr, exact: tl.constexpr):
+def add_block(top, total, rival, mean, shares, z, u, share, ranked: tl.constexpr, exact: tl.constexpr):
     """The lanes' statistics [W] with a block [T, W, G] more: all T x G numbers of a lane are one thread's."""
     peak = tl.maximum(top, tl.max(tl.max(u, 2), 0))
     shift = finite(peak)
-    new = tl.sum(tl.sum(exp_below(u, shift[None, :, None], exact), 2), 0)
-    total = total * exp(top - shift, exact) + new
+    u = u - shift[None, :, None]
+    total = total * exp(top - shift, exact) + tl.sum(tl.sum(exp(u, exact), 2), 0)
     if share is not None:
-        mean += tl.sum(tl.sum(weighted(share, u), 2), 0)
+        mean += shares * (finite(top) - shift) + tl.sum(tl.sum(weighted(share, u), 2), 0)
+        shares += tl.sum(tl.sum(share, 2), 0)
     if ranked:
         rival = tl.maximum(rival, tl.max(tl.max(z, 2), 0))
-    return peak, total, rival, mean
+    return peak, total, rival, mean, shares
+
+
+@triton.jit
+def gathered(top, total, rival, mean, shares):
+    """The statistics of all lanes together."""
+    best = tl.max(top, 0)
+    down = finite(top) - finite(best)
+    total, mean = tl.sum(total * exp(top - finite(best)), 0), tl.sum(mean + shares * down, 0)
+    return best, total, tl.max(rival, 0), mean, tl.sum(shares, 0)
+
+
+@triton.jit
+def joined(first, second):
+    """The statistics of the union of two sets of classes, each (top, total, rival, mean, shares)."""
+    top, total = merge(first[0], first[1], second[0], second[1])
+    left, right = finite(first[0]) - finite(top), finite(second[0]) - finite(top)
+    mean = (first[3] + first[4] * left) + (second[3] + second[4] * right)
+    return top, total, tl.maximum(first[2], second[2]), mean, first[4] + second[4]
 
 
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
 def long_statistics_kernel(
-    top_out,  # [P, N] for P parts of each row; rest where there is no total_out
-    total_out,  # [P, N]
-    rival_out,  # [P, N]
-    mean_out,  # [P, N]
+    top_out,  # [P, N] for P parts of each row, as the next four
+    total_out,  # rest where a row has one part
+    rival_out,
+    mean_out,
+    shares_out,
     own_out,  # [N, K]
     logits,  # [N, C], `stride` from row to row
     target,  # [N, K]
@@ -81,6 +103,7 @@ def long_statistics_kernel(
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
     dense: tl.constexpr,
+    whole_row: tl.constexpr,  # the row has one part
     unit: tl.constexpr,
     group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
     T: tl.constexpr,
@@ -102,7 +125,7 @@ def long_statistics_kernel(
     coarse, fine = lattice(T, W, group)
     lanes, size = coarse + fine, T * W * group
     top, rival = tl.full((W,), NOTHING, A), tl.full((W,), NOTHING, A)
-    total, mean = tl.zeros((W,), A), tl.zeros((W,), A)
+    total, mean, shares = tl.zeros((W,), A), tl.zeros((W,), A), tl.zeros((W,), A)
     low = piece * span
     # All that is read from afar is asked for before anything is waited for, the target too, which says if it is needed.
     x = tl.load(logits + (origin + low) + lanes, mask=low + coarse < stop, other=0.0)
@@ -132,19 +155,20 @@ def long_statistics_kernel(
             z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
             if share is not None:
                 a = tl.where(hidden, 0.0, a)
-        top, total, rival, mean = add_block(top, total, rival, mean, z, u, a, rival_out is not None, exact)
+        top, total, rival, mean, shares = add_block(
+            top, total, rival, mean, shares, z, u, a, rival_out is not None, exact
+        )
         x = after
-    best = tl.max(top, 0)
-    total, top, rival, mean = tl.sum(total * exp(top - finite(best)), 0), best, tl.max(rival, 0), tl.sum(mean, 0)
-
+    found = gathered(top, total, rival, mean, shares)
     if group > unit:
         hidden = ~there | skipped | (column == first) | (column == second)
         z, u = values(edge.to(A), by_row, edge_c, edge_b, s, scaled)
-        edge_top, edge_total, edge_rival, edge_mean = summary(peers(z, u, edge_b), u, edge_a, hidden, 0, exact)
-        top, total = merge(top, total, edge_top, edge_total)
-        rival, mean = tl.maximum(rival, edge_rival), mean + edge_mean
+        found = joined(found, summary(peers(z, u, edge_b), u, edge_a, hidden, 0, exact))
     place = piece * rows + row
-    store_statistics(top_out, total_out, rival_out, mean_out, place, True, top, total, rival, mean)
+    store_statistics(
+        top_out, total_out, rival_out, mean_out, shares_out, place, True,
+        found[0], found[1], found[2], found[3], found[4], whole_row,
+    )  # fmt: skip
     if slots > 0:
         store_own(own_out, row * slots, own, first, piece == 0, by_row, column_scale)
     if slots == 2:
@@ -153,9 +177,11 @@ def long_statistics_kernel(
 
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
 def short_statistics_kernel(
-    top_out,  # [N]: rest
-    rival_out,  # [N]
-    mean_out,  # [N]
+    top_out,  # [N], as the next four
+    total_out,  # rest
+    rival_out,
+    mean_out,
+    shares_out,
     own_out,  # [N, K]
     logits,  # [N, C], `stride` from row to row
     target,  # [N, K]
@@ -201,8 +227,10 @@ def short_statistics_kernel(
     a = block_of(share, share_kind, share_line, column, inside, width)
     z, u = values(x, by_row, part(column_scale, column, column < width), b, number(scale, A), scaled)
     hidden = ~inside | skipped[:, None] | (column == first[:, None]) | (column == second[:, None])
-    top, total, rival, mean = summary(peers(z, u, b), u, a, hidden, 1, exact)
-    store_statistics(top_out, None, rival_out, mean_out, row, present, top, total, rival, mean)
+    top, total, rival, mean, shares = summary(peers(z, u, b), u, a, hidden, 1, exact)
+    store_statistics(
+        top_out, total_out, rival_out, mean_out, shares_out, row, present, top, total, rival, mean, shares, True
+    )
     by_row = part(row_scale, row, present)
     if slots > 0:
         store_own(own_out, row * slots, own, first, present, by_row, column_scale)
@@ -211,27 +239,33 @@ def short_statistics_kernel(
 
 
 @triton.jit
-def merged(top, total, rival, mean, row, inside, rows, pieces, P: tl.constexpr):
-    """(rest, rival, mean) of rows from the statistics of their parts; any numbers for what there is not."""
+def merged(top, total, rival, mean, shares, row, inside, rows, pieces, P: tl.constexpr):
+    """(rest, top, rival, mean, shares) of rows from those of their parts; any numbers for what there is not."""
     piece = tl.arange(0, P)[:, None]
     place, there = piece * rows + row[None, :], (piece < pieces) & inside[None, :]
     tops = tl.load(top + place, mask=there, other=NOTHING)
     totals = tl.load(total + place, mask=there, other=0.0)
     best = tl.max(tops, 0)
-    rest = log_sum(best, tl.sum(totals * exp(tops - finite(best)[None, :]), 0))
+    down = finite(tops) - finite(best)[None, :]
+    rest = log_total(tl.sum(totals * exp(tops - finite(best)[None, :]), 0))
     rivals = rest if rival is None else tl.max(tl.load(rival + place, mask=there, other=NOTHING), 0)
-    return rest, rivals, rest if mean is None else tl.sum(part(mean, place, there), 0)
+    each = tl.zeros_like(totals) if mean is None else part(shares, place, there)
+    means = rest if mean is None else tl.sum(part(mean, place, there) + each * down, 0)
+    return rest, best, rivals, means, tl.sum(each, 0)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def merge_kernel(
-    rest_out,  # [N], as the next two
+    rest_out,  # [N], as the next four
+    top_out,
     rival_out,
     mean_out,
-    top,  # [P, N], as the next three
+    shares_out,
+    top,  # [P, N], as the next four
     total,
     rival,
     mean,
+    shares,
     rows,
     pieces,
     P: tl.constexpr,
@@ -239,8 +273,10 @@ def merge_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = row < rows
-    found_rest, found_rival, found_mean = merged(top, total, rival, mean, row, inside, rows, pieces, P)
-    tl.store(rest_out + row, found_rest, mask=inside)
-    tl.store(rival_out + row, found_rival, mask=inside)
+    found = merged(top, total, rival, mean, shares, row, inside, rows, pieces, P)
+    tl.store(rest_out + row, found[0], mask=inside)
+    tl.store(top_out + row, found[1], mask=inside)
+    tl.store(rival_out + row, found[2], mask=inside)
     if mean is not None:
-        tl.store(mean_out + row, found_mean, mask=inside)
+        tl.store(mean_out + row, found[3], mask=inside)
+        tl.store(shares_out + row, found[4], mask=inside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, finite, part
+from lt_kernels.triton.numbers import exp, finite, part, times
 
 # How the lines of a table [1, C], [N, C] or [R, C] belong to the rows of logits.
 ONE: tl.constexpr = tl.constexpr(0)
@@ -66,7 +66,7 @@ def values(x, row_scale, column_scale, offset, scale, scaled: tl.constexpr):
     """(z, u): logits times the scales of their row and column, and scale * z + offset."""
     z = x if row_scale is None else x * row_scale
     z = z if column_scale is None else z * column_scale
-    u = z * scale if scaled else z
+    u = times(z, scale) if scaled else z
     return z, u if offset is None else u + offset
 
 
@@ -84,13 +84,15 @@ def weighted(share, u):
 
 @triton.jit
 def summary(z, u, share, hidden, axis: tl.constexpr, exact: tl.constexpr):
-    """(top, total, rival, mean) along an axis of what is not hidden in a block; without shares mean is any number."""
+    """(top, total, rival, mean, shares) along an axis of what is not hidden; the last two are any without shares."""
     z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
     top = tl.max(u, axis)
-    total, mean = tl.sum(exp(u - tl.expand_dims(finite(top), axis), exact), axis), top
+    u = u - tl.expand_dims(finite(top), axis)
+    total, mean, shares = tl.sum(exp(u, exact), axis), top, top
     if share is not None:
-        mean = tl.sum(weighted(tl.where(hidden, 0.0, share), u), axis)
-    return top, total, tl.max(z, axis), mean
+        share = tl.where(hidden, 0.0, share)
+        mean, shares = tl.sum(weighted(share, u), axis), tl.sum(share, axis)
+    return top, total, tl.max(z, axis), mean, shares
 
 
 @triton.jit

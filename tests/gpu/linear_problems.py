@@ -84,6 +84,16 @@ def slopes(p: Problem) -> list[Tensor | None]:
     return moved([*found, normal(rows, slots, seed=43, dtype=kind), mean])
 
 
+def sums(found: Any) -> tuple[Tensor, ...]:
+    """The statistics with the sums that rest is the logarithm of: near 1, where a logarithm is near 0."""
+    return found[0].exp(), *found[1:6]
+
+
+def saved(found: Any) -> tuple[Tensor, ...]:
+    """What the backward pass takes of the statistics."""
+    return *found[6:], found[0], found[4]
+
+
 def judge(ours: Any, usual: Any, exact: Any) -> None:
     """By the interpreter, whose products are float32's: exact. On a GPU: as good as the definition in that dtype."""
     for index, (mine, others, truth) in enumerate(zip(ours, usual, exact, strict=True)):
@@ -96,12 +106,12 @@ def check(module: Any, p: Problem, offset: bool = False, keep: bool = False) -> 
     """Statistics and all gradients of `module` (the kernels under test) against the definition in float64."""
     found, usual = module.linear_forward(*p, keep), reference.linear_forward(*p, keep)
     exact = reference.linear_forward(*wide(p), False)
-    judge(found[:4], usual[:4], exact[:4])
-    judge(found[5:], usual[5:], exact[5:])
-    assert found[4].shape == usual[4].shape
-    assert found[4].dtype == usual[4].dtype
+    judge(sums(found), sums(usual), sums(exact))
+    judge(found[7:], usual[7:], exact[7:])
+    assert found[6].shape == usual[6].shape
+    assert found[6].dtype == usual[6].dtype
     back, wants = slopes(p), [True, True, p.bias is not None, offset]
-    ours = module.linear_backward(*p, *found[4:], found[0], *back, wants)
-    others = reference.linear_backward(*p, *usual[4:], usual[0], *back, wants)
-    truth = reference.linear_backward(*wide(p), *exact[4:], exact[0], *wide(back), wants)
+    ours = module.linear_backward(*p, *saved(found), *back, wants)
+    others = reference.linear_backward(*p, *saved(usual), *back, wants)
+    truth = reference.linear_backward(*wide(p), *saved(exact), *wide(back), wants)
     judge(ours, others, truth)

@@ -69,11 +69,17 @@ def judge(ours: Any, usual: Any, exact: Any, dtype: torch.dtype) -> None:
         assert error(mine, truth) <= limit, f"{index}: error {error(mine, truth):.2e}, limit {limit:.2e}"
 
 
-def slopes(i: reference.Inputs, rest: Tensor, grad: bool) -> tuple[Any, ...]:
-    """What comes back to the statistics; the offset's gradient is wanted where there is one."""
-    (n, slots), kind = i.target.shape, rest.dtype
-    found = (
-        rest,
+def sums(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The statistics with the sums that rest is the logarithm of: near 1, where a logarithm is near 0."""
+    return found[0].exp(), *found[1:]
+
+
+def slopes(i: reference.Inputs, found: tuple[Tensor, ...], grad: bool) -> tuple[Any, ...]:
+    """What comes back to the statistics that were found; the offset's gradient is wanted where there is one."""
+    (n, slots), kind = i.target.shape, found[0].dtype
+    back = (
+        found[0],
+        found[4],
         normal(n, seed=11, dtype=kind),
         normal(n, slots, seed=12, dtype=kind),
         normal(n, slots, seed=13, dtype=kind) if grad else None,
@@ -81,4 +87,4 @@ def slopes(i: reference.Inputs, rest: Tensor, grad: bool) -> tuple[Any, ...]:
         normal(n, seed=15, dtype=kind) if grad else None,
         i.offset is not None,
     )
-    return tuple(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found)
+    return tuple(value.to(DEVICE) if isinstance(value, Tensor) else value for value in back)

@@ -50,7 +50,7 @@ def launched(sizes: tuple[int, int, int], **given: Any) -> list[Any]:
     with recorded() as calls, Library():
         *_, kept, row_scale, column_scale = found = linear.linear_forward(*p, False)
         slopes = found[0], found[1], None, None
-        saved = (kept, row_scale, column_scale, found[0])
+        saved = (kept, row_scale, column_scale, found[0], found[4])
         linear.linear_backward(*p, *saved, *slopes, [True, True, False, False])
     return calls
 

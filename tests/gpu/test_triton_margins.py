@@ -47,7 +47,8 @@ def problem(n: int, dtype: torch.dtype, kind: tuple[Any, ...], smooth: bool, gam
     target[n // 2 :: 5] = -100
     norm = normal(n, seed=2, dtype=dtype).abs() if code == SPHERE else None
     own = normal(n, seed=3, dtype=dtype).tanh() * (1 if norm is None else norm)
-    vectors = [normal(n, seed=4, dtype=dtype, spread=3), own, normal(n, seed=5, dtype=dtype), target]
+    rest, top, rival = (normal(n, seed=seed, dtype=dtype, spread=spread) for seed, spread in ((4, 3), (13, 1), (5, 1)))
+    vectors = [rest, top, own, rival, target]
     vectors += [normal(n, seed=6, dtype=dtype) if tables else None, norm]
     vectors += [normal(n, seed=seed, dtype=dtype).abs() if smooth else None for seed in (7, 8, 9)]
     classes = [normal(C, seed=seed, dtype=dtype).abs() if tables else None for seed in (10, 11)]
@@ -99,7 +100,7 @@ def alone(own: Tensor, kind: tuple[Any, ...]) -> list[Any]:
     """Arguments by which d_own is -phi' and loss is -phi: so much is missing that nothing else is left."""
     code, margin, instance, guard = kind
     zero = torch.zeros_like(own)
-    vectors = [zero + 1e4, own, zero + 2, torch.zeros(len(own), dtype=torch.int64, device=own.device)]
+    vectors = [zero + 1e4, zero, own, zero + 2, torch.zeros(len(own), dtype=torch.int64, device=own.device)]
     return [*vectors, *(None,) * 8, 1.0, code, margin, instance, guard, 0.0, 0.0, -100]
 
 
@@ -124,7 +125,7 @@ def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
 def of_distance(v: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """loss and slopes of plain rows with rest - own = v."""
     zero, target = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64, device=v.device)
-    return margins.margins(v, zero, zero, target, *(None,) * 8, 1.0, PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
+    return margins.margins(v, zero, zero, zero, target, *(None,) * 8, 1.0, PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 5.0])
@@ -149,9 +150,9 @@ def test_any_distance(dtype: torch.dtype, gamma: float) -> None:
 
 def test_not_a_number_is_not_hidden() -> None:
     for kind in KINDS:
-        for place in (0, 1):
+        for place in (0, 1, 2):
             given = problem(4, torch.float32, kind, False, 0.0, False)
-            given[3][:] = 0
+            given[4][:] = 0
             given[place][1] = torch.nan
             loss, _ = margins.margins(*given)
             assert loss[1].isnan()

@@ -33,7 +33,7 @@ template <class A> A merge(const A* u, const int64_t* sizes, int64_t blocks) {
   Online<A> online;
   for (int64_t b = 0, first = 0; b < blocks; first += sizes[b++])
     online.template add<kSum>(block, first, int(sizes[b]), nullptr);
-  return online.value();
+  return online.shift() + online.value();
 }
 
 // The floats with the bits first + k stride, ...: a vector of them.

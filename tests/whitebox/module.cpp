@@ -78,7 +78,7 @@ template <class A> void bind_numbers(py::module_& m) {
     Margins margins{1.0, kPlain, 0.0, 0.0, false, gamma, 0.0};
     py::array_t<A> out({py::ssize_t(6), own.size()});
     for (py::ssize_t i = 0; i < own.size(); ++i) {
-      Result<A> r = margins.row<A>({rest.data()[i], own.data()[i], 0, 0, 1, 0, 0, 0}, 0, true, false);
+      Result<A> r = margins.row<A>({rest.data()[i], 0, own.data()[i], 0, 0, 1, 0, 0, 0}, 0, true, false);
       A values[] = {r.loss, r.d_rest, r.d_own, r.d_offset, r.d_norm, r.d_mean};
       for (int k = 0; k < 6; ++k) out.mutable_at(k, i) = values[k];
     }
@@ -107,7 +107,7 @@ struct RowsCall {
     args.start = given["start"].cast<int64_t>(), args.ignore_index = -100, args.scale = given["scale"].cast<double>();
     args.row_scale = data("row_scale"), args.column_scale = data("column_scale");
     args.offset = lookup("offset"), args.share = lookup("share");
-    args.rest = data("rest"), args.d_rest = data("d_rest"), args.d_own = data("d_own"), args.d_mean = data("d_mean");
+    args.rest = data("rest"), args.top = data("top"), args.d_rest = data("d_rest"), args.d_own = data("d_own"), args.d_mean = data("d_mean");
     args.d_own_offset = data("d_own_offset");
   }
   void* out(const char* name) { return given.contains(name) ? py::array(given[name]).mutable_data() : nullptr; }
@@ -117,8 +117,9 @@ void run_rows(const std::string& isa, py::dict values) {
   RowsCall call(values);
   const Probe& with = probe(isa);
   Rows& args = call.args;
-  args.rest_out = call.out("rest_out"), args.own_out = call.out("own_out"), args.rival_out = call.out("rival_out");
-  args.mean_out = call.out("mean_out"), args.d_logits = call.out("d_logits"), args.d_offset = call.out("d_offset");
+  args.rest_out = call.out("rest_out"), args.top_out = call.out("top_out"), args.own_out = call.out("own_out"), args.rival_out = call.out("rival_out");
+  args.mean_out = call.out("mean_out"), args.shares_out = call.out("shares_out");
+  args.d_logits = call.out("d_logits"), args.d_offset = call.out("d_offset");
   if (args.rest_out) with.rows_forward[call.type](args, 0, args.n);
   if (args.d_logits) with.rows_backward[call.type](args, 0, args.n);
   if (args.d_offset) with.rows_offset[call.type](args, 0, args.c);
