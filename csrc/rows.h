@@ -161,7 +161,7 @@ template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& bloc
   A* own = static_cast<A*>(args.own_out) + i * args.slots;
   for (int64_t k = 0; k < args.slots; ++k) own[k] = block.line.own(args.column(i, k));
   Online<A> online;
-  online.raise(top);
+  if (classes) online.raise(top);
   A rival = kNothing<A>;
   for (int64_t first = 0; first < classes; first += kBlock) {
     int count = int(classes - first < kBlock ? classes - first : kBlock);

@@ -171,7 +171,7 @@ def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
 
 @takes(9)
 class RowStatistics(torch.autograd.Function):
-    """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) of logits [N, C], K targets a row; the others [N].
+    """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) of logits, K targets a row; others [N].
 
     Gradients are those while top is constant: neither rest + top nor mean + shares * top depends on it.
     """

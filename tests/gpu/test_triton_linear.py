@@ -113,7 +113,7 @@ def test_shards(normalize: int) -> None:
         halves.append(linear.linear_forward(*half, False))
     rest, own, rival, _, top, _ = zip(*(half[:6] for half in halves), strict=True)
     both = torch.maximum(*top)
-    rest = torch.logaddexp(*(one + (its - both) for one, its in zip(rest, top, strict=True)))
+    rest = torch.logaddexp(*(one + (its - both).nan_to_num(0.0) for one, its in zip(rest, top, strict=True)))
     judge((rest, both), (rest, both), (whole[0], whole[4]))
     merged = torch.maximum(*own), torch.maximum(*rival)
     judge(merged, merged, whole[1:3])
