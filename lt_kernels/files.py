@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Any
+
+from lt_kernels.storage import read_regular
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 LARGEST = 2**30  # bytes of a text
@@ -27,33 +26,6 @@ def as_path(name: str, value: Any) -> Path:
     return Path(os.fsdecode(value))
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """What a file holds, at most `most` bytes; what is no regular file is not opened: a pipe would wait for ever.
-
-    Errors: OSError, whose strerror says why.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    if status.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, at most {most:,} are allowed", str(path))
-    return path.read_bytes()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a kill leaves the old file or the new one. Errors: OSError."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def read_text(path: str | Path, what: str = "file") -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put first, its lines ended by "\\n".
 
@@ -65,6 +37,8 @@ def read_text(path: str | Path, what: str = "file") -> str:
         content = read_regular(path, LARGEST)
     except OSError as error:
         raise FileError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise FileError(f"the {what} {str(path)!r} {error}") from error
     if content.startswith(_WIDE):
         raise FileError(f"the {what} {str(path)!r} must be UTF-8, it begins as UTF-16 or UTF-32 does")
     try:

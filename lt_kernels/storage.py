@@ -119,11 +119,13 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
     Errors: OSError; ValueError for what is no regular file and for more than `most` bytes.
     """
-    # not blocked by a pipe without a writer
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not blocked by a pipe without a writer
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("is no regular file")
-        return read_bounded(file.fileno(), most)
+        return read_bounded(descriptor, most)
+    finally:
+        os.close(descriptor)
 
 
 def read_bounded(descriptor: int, most: int) -> bytes:

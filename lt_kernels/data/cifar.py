@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData, register
-from lt_kernels.data.pickles import PickleError, read_plain
+from lt_kernels.data.pickles import read_plain
 from lt_kernels.data.profiles import choose, exponential_counts
-from lt_kernels.files import FileError, as_path, read_regular
+from lt_kernels.files import FileError, as_path
+from lt_kernels.storage import read_regular
 
 # Of the training images of CIFAR-10, as the published runs centre both sets.
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -57,7 +58,7 @@ def read_batch(file: Path) -> dict[str, Any]:
     """
     try:
         return read_plain(read_regular(file, LARGEST))
-    except (PickleError, OSError) as error:
+    except (OSError, ValueError) as error:  # PickleError is one
         raise FileError(f"{str(file)!r} is not a file of the CIFAR archive's python version: {error}") from error
 
 

@@ -74,7 +74,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for name, reason in [("pipe", "no regular file"), (".", "no regular file"), ("loop", "symbolic links"),
                          ("gone\n", "No such file")]:  # fmt: skip
-        with pytest.raises(FileError, match=f"the list .* cannot be read: .*{reason}"):
+        with pytest.raises(FileError, match=f"the list .* .*{reason}"):
             read_text(tmp_path / name, "list")
 
 
