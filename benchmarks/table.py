@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Row
+from lt_kernels.train.cells import markdown_cell, unquoted
 
 TIME = "s/epoch"
 WORDS = ("counted", "grouped")  # what a report calls its samples: no facts
@@ -61,10 +62,15 @@ def rewritten(text: str, folder: Path) -> str:
     for path in sorted([*folder.glob("compare-*.csv"), *folder.glob("shift-*.csv")]):
         text = section(text, path.stem, compare_table(path))
     for path in sorted(folder.glob("pairs-*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *lines = csv.reader(file)
+        header, *lines = _cells(path)
         text = section(text, path.stem, markdown(header, lines))
     return text
+
+
+def _cells(path: Path) -> list[list[str]]:
+    """The rows of a table that a comparison wrote, as Markdown's cells."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [[markdown_cell(unquoted(cell)) for cell in row] for row in csv.reader(file)]
 
 
 def section(text: str, name: str, made: str) -> str:
@@ -178,8 +184,7 @@ def collect(runs: Path, folder: Path) -> None:
 def compare_table(path: Path) -> str:
     """The CSV as Markdown, the best of each column bold, under one line on data, device and commit."""
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *lines = csv.reader(file)
+    header, *lines = _cells(path)
     columns = [column if name in (header[0], TIME) else _bold(column) for name, column in zip(header, zip(*lines))]
     told = {name: value for name, value in about.items() if _is_plain(value) and name not in WORDS}
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())

@@ -66,7 +66,7 @@ def matrices(
     for axis, analysis, matrix in zip(axes, analyses, shown, strict=True):
         axis.grid(False)
         image = axis.imshow(matrix.values, cmap=colours, vmin=centre - reach, vmax=centre + reach)
-        axis.set_title(analysis.name, fontsize=10)
+        axis.set_title(plots.literal(analysis.name), fontsize=10)
         _class_ticks(axis, analysis, matrix)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
     figure.suptitle(title + _averaged(shown[0]), fontsize=11)
@@ -141,7 +141,7 @@ def offsets(analyses: Analyses) -> bytes:
 
 def _curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[str, Any], label: str = "") -> None:
     points = plots.class_curve(analysis.counts.astype(float), values)
-    axis.plot(*points, label=label or analysis.name, linewidth=1.4, markersize=5, **style)
+    axis.plot(*points, label=label or plots.literal(analysis.name), linewidth=1.4, markersize=5, **style)
 
 
 def _same_scale(axes: Sequence[Axes]) -> None:
@@ -166,7 +166,8 @@ def false_positives(analyses: Analyses) -> bytes:
     styles = styles_of(analyses, marks=few)
     for analysis in analyses:
         ranks = np.arange(1, len(analysis.cumulative) + 1)
-        axis.plot(ranks, analysis.cumulative, label=analysis.name, markersize=4, linewidth=1.4, **styles[analysis.name])
+        style = {**styles[analysis.name], "markersize": 4, "linewidth": 1.4}
+        axis.plot(ranks, analysis.cumulative, label=plots.literal(analysis.name), **style)
     for edge in boundaries(analyses[0]):
         axis.axvline(edge + 0.5, color="0.4", linewidth=0.8, linestyle=":")
     _name_groups(axis, analyses[0])
@@ -223,7 +224,7 @@ def logit_means(analyses: Analyses) -> bytes:
         logarithmic(axis, analyses[0])
         axis.xaxis.label.set_fontsize(8)
         axis.set_ylabel("mean logit of the class", fontsize=8)
-        axis.set_title(analysis.name, fontsize=10)
+        axis.set_title(plots.literal(analysis.name), fontsize=10)
     figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
     plots.side_legend(figure, axes[0])
     return plots.encoded(figure)
@@ -273,4 +274,4 @@ def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> 
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel(HISTORY[name], fontsize=8)
-    axis.set_title(f"{analysis.name}: {name.replace('_', ' ')}", fontsize=10)
+    axis.set_title(f"{plots.literal(analysis.name)}: {name.replace('_', ' ')}", fontsize=10)

@@ -50,8 +50,8 @@ def angles(analyses: Analyses) -> bytes:
             _, _, values = zip(*quartiles(analysis, kind), strict=True)
             low, middle, high = np.array(values).T
             at = np.arange(len(middle)) - 0.4 + (place + 0.5) * width
-            style = {**styles[analysis.name], "linestyle": "none"}
-            axis.errorbar(at, middle, [middle - low, high - middle], label=analysis.name, markersize=5, **style)
+            style = {**styles[analysis.name], "linestyle": "none", "markersize": 5}
+            axis.errorbar(at, middle, [middle - low, high - middle], label=plots.literal(analysis.name), **style)
         labels = [label for label, _, _ in quartiles(analyses[0], kind)]
         axis.set_xticks(np.arange(len(labels)), labels)
         axis.set_ylim(bottom=0)
@@ -76,7 +76,7 @@ def logits(analyses: Analyses) -> bytes:
             density = histogram.densities[group, sign]
             axis.stairs(density, histogram.edges, fill=True, alpha=0.4, color=colour, label=label)
             axis.stairs(density, histogram.edges, color=colour)
-        axis.set_title(f"{analysis.name}, {group}", fontsize=10)
+        axis.set_title(f"{plots.literal(analysis.name)}, {group}", fontsize=10)
         axis.set_xlabel("logit", fontsize=8)
         axis.set_ylabel("density [1 / logit]", fontsize=8)
         axis.set_xlim(*_extent(analysis))
@@ -109,7 +109,8 @@ def calibration(analyses: Analyses) -> bytes:
             axis.bar(least, top - bottom, 0.94 * width, bottom, align="edge", color=colour, alpha=0.6, label=label)
         axis.plot(least + width / 2, number / number.sum(), ".-", color="0.25", linewidth=0.9, label="share of samples")
         axis.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
-        axis.set_title(f"{analysis.name}: ECE {100 * analysis.summary['calibration_error']:.1f} %", fontsize=10)
+        error = 100 * analysis.summary["calibration_error"]
+        axis.set_title(f"{plots.literal(analysis.name)}: ECE {error:.1f} %", fontsize=10)
         axis.set_xlabel("confidence")
         axis.set_ylabel("accuracy, share")
         axis.set_xlim(0, 1)
@@ -136,7 +137,7 @@ def _bars(axis: Axes, analyses: Analyses, values: Sequence[Sequence[float]]) -> 
     styles, width = styles_of(analyses), 0.84 / len(analyses)
     for place, (analysis, row) in enumerate(zip(analyses, values, strict=True)):
         left = np.arange(len(row)) - 0.42 + (place + 0.5) * width
-        axis.bar(left, row, width * 0.92, label=analysis.name, color=styles[analysis.name]["color"])
+        axis.bar(left, row, width * 0.92, label=plots.literal(analysis.name), color=styles[analysis.name]["color"])
 
 
 def balance(analyses: Analyses) -> bytes:
@@ -145,7 +146,7 @@ def balance(analyses: Analyses) -> bytes:
     styles, names = styles_of(analyses), [analysis.name for analysis in analyses]
     for axis, (key, title) in zip(axes, BALANCE.items(), strict=True):
         values = [analysis.summary[key] for analysis in analyses]
-        axis.barh(names, values, color=[styles[name]["color"] for name in names])
+        axis.barh([plots.literal(name) for name in names], values, color=[styles[name]["color"] for name in names])
         for place, value in enumerate(values):
             axis.annotate(f"{value:.2g}", (value, place), xytext=(3, 0), textcoords="offset points", va="center")
         axis.margins(x=0.2)

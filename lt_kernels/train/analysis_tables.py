@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from lt_kernels.train.analysis_plots_samples import quartiles
 from lt_kernels.train.analyze import Analysis, Matrix
+from lt_kernels.train.cells import csv_text
 
 Rows = Iterator[Sequence[Any]]
 OF_CLASS = ("run", "class", "name", "training_samples")
@@ -18,11 +17,7 @@ OF_CLASS = ("run", "class", "name", "training_samples")
 
 def as_csv(head: Sequence[str], rows: Rows) -> str:
     """A table; what is not a number is left empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return buffer.getvalue()
+    return csv_text([head, *([_cell(value) for value in row] for row in rows)])
 
 
 def _cell(value: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lt_kernels.train.cells import csv_text
 from lt_kernels.train.methods import REPULSION_SUFFIX
 from lt_kernels.train.tables import Spread, spread
 
@@ -76,6 +75,4 @@ def paired(results: Results) -> list[Pair]:
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
     """The table as CSV."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([HEADINGS, *(pair.cells() for pair in pairs)])
-    return buffer.getvalue()
+    return csv_text([HEADINGS, *(pair.cells() for pair in pairs)])

@@ -29,6 +29,7 @@ MARKERS = "osD^vP*Xh<>"
 # Up to this many classes each is a point; beyond, classes of like counts are averaged.
 POINTS = 40
 BINS = 12
+LONGEST = 48  # characters of a name
 
 
 def canvas(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -41,6 +42,14 @@ def canvas(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def literal(name: str) -> str:
+    """A name as a picture shows it: dollar signs begin no mathematics, an underscore keeps it from no legend, and
+    a long one is cut.
+    """
+    short = name if len(name) <= LONGEST else name[: LONGEST - 3] + "..."
+    return (" " + short if short.startswith("_") else short).replace("$", "\\$")
 
 
 def encoded(figure: Figure) -> bytes:
@@ -81,7 +90,7 @@ def group_bars(summaries: Sequence[Summary], grouped: str = "samples") -> bytes:
             [value.mean for value in values],
             width * 0.92,
             yerr=errors,
-            label=summary.method,
+            label=literal(summary.method),
             color=styles[summary.method]["color"],
             error_kw={"elinewidth": 1, "ecolor": "0.45"},
         )
@@ -131,7 +140,8 @@ def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> b
         counts = np.array(runs[0]["class_counts"], dtype=float)
         classes = len(counts)
         accuracy = np.mean([run["per_class"] for run in runs], axis=0)
-        axis.plot(*class_curve(counts, accuracy), label=method, markersize=5, linewidth=1.4, **styles[method])
+        label = literal(method)
+        axis.plot(*class_curve(counts, accuracy), label=label, markersize=5, linewidth=1.4, **styles[method])
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_ylim(-2, 102)
@@ -161,8 +171,9 @@ def training_curves(rows: Rows) -> bytes:
     for method, runs in rows.items():
         style = {key: value for key, value in styles[method].items() if key != "marker"}
         mark = {"marker": styles[method]["marker"]} if len(runs[0]) <= 20 else {}
-        left.plot(*_mean_curve(runs, "loss"), label=method, linewidth=1.3, markersize=4, **style, **mark)
-        right.plot(*_mean_curve(runs, "all"), label=method, linewidth=1.3, markersize=4, **style, **mark)
+        label = literal(method)
+        left.plot(*_mean_curve(runs, "loss"), label=label, linewidth=1.3, markersize=4, **style, **mark)
+        right.plot(*_mean_curve(runs, "all"), label=label, linewidth=1.3, markersize=4, **style, **mark)
     lowest = min(row["loss"] for runs in rows.values() for run in runs for row in run)
     if lowest > 0:
         left.set_yscale("log")

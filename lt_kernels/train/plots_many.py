@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from lt_kernels.train.plots import GROUP_LABELS, Results, Rows, canvas, class_bins, encoded
+from lt_kernels.train.plots import GROUP_LABELS, Results, Rows, canvas, class_bins, encoded, literal
 from lt_kernels.train.tables import Summary, columns
 
 MANY = 16  # methods, from which on these are drawn
@@ -26,7 +26,9 @@ def group_points(summaries: Sequence[Summary], grouped: str = "samples") -> byte
         if plain is not None:
             axis.axvline(plain.values[name].mean, color="black", linestyle="--", linewidth=1)
         axis.set_ylim(-0.6, len(ranked) - 0.4)
-        axis.set_yticks(places, [summary.method for summary in ranked] if axis is panels[0] else [], fontsize=8)
+        axis.set_yticks(
+            places, [literal(summary.method) for summary in ranked] if axis is panels[0] else [], fontsize=8
+        )
         axis.set_title(GROUP_LABELS[name], fontsize=9)
     panels[len(names) // 2].set_xlabel("accuracy on the test set [%]; a triangle: further to the left")
     figure.suptitle(
@@ -60,7 +62,7 @@ def class_table(results: Results) -> bytes:
     figure, (axis,) = canvas(3.4 + 0.5 * len(bins), 1.6 + 0.19 * len(ranked))
     shown = axis.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=100)
     axis.grid(visible=False)
-    axis.set_yticks(np.arange(len(ranked)), ranked, fontsize=8)
+    axis.set_yticks(np.arange(len(ranked)), [literal(name) for name in ranked], fontsize=8)
     labels = [f"{np.exp(np.log(np.maximum(counts[chosen], 1)).mean()):.0f}" for chosen in bins]
     axis.set_xticks(np.arange(len(bins)), labels, fontsize=8)
     axis.set_xlabel(f"training {counted} of the class" + (", ranges of like counts" if len(bins) < len(counts) else ""))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from lt_kernels.data.shift import ShiftedTest
 from lt_kernels.storage import write_whole
 from lt_kernels.terminal import shown
+from lt_kernels.train.cells import csv_text, markdown_cell, markdown_table
 from lt_kernels.train.shift import Holds, ShiftResult
 from lt_kernels.train.tables import Spread, spread
 
@@ -70,24 +70,23 @@ def _marked(rows: Sequence[ShiftRow], before: str, after: str) -> list[list[str]
 
 def shift_table(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str, encoding: str = "utf-8") -> Table:
     """For a terminal of this encoding; the best mean of each test set in bold."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(_headings(tests)):
         table.add_column(heading, justify="left" if index < 3 else "right", no_wrap=True)
     for line in _marked(rows, "[bold]", "[/]"):
-        table.add_row(*(shown(cell, encoding) for cell in line))
+        table.add_row(*(shown(cell, encoding) for cell in (escape(line[0]), *line[1:])))
     return table
 
 
 def shift_markdown(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest]) -> str:
     """As a Markdown table; the best mean of each test set in bold."""
-    lines = ["| " + " | ".join(_headings(tests)) + " |", "|---|---|---" + "|---:" * len(tests) + "|"]
-    lines += ["| " + " | ".join(line) + " |" for line in _marked(rows, "**", "**")]
-    return "\n".join(lines) + "\n"
+    lines = [[markdown_cell(line[0]), *line[1:]] for line in _marked(rows, "**", "**")]
+    return markdown_table(_headings(tests), lines, left=3)
 
 
 def shift_csv(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest]) -> str:
     """The printed table as CSV: `mean ± spread` cells."""
-    return _csv([_headings(tests), *map(_cells, rows)])
+    return csv_text([_headings(tests), *map(_cells, rows)])
 
 
 def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest]) -> str:
@@ -98,18 +97,12 @@ def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest])
             for test, value in zip(tests, values or ()):
                 about = [result.name, result.config.seed, PRIOR[compensated]]
                 lines.append([*about, test.name, len(test.rows), value])
-    return _csv(lines)
-
-
-def _csv(lines: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
+    return csv_text(lines)
 
 
 def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str) -> bytes:
     """Accuracy against the shift, PNG: as trained on the left, compensated on the right."""
-    from lt_kernels.train.plots import canvas, encoded, method_styles, side_legend
+    from lt_kernels.train.plots import canvas, encoded, literal, method_styles, side_legend
 
     figure, panels = canvas(14, 5, panels=2)
     styles = method_styles(list(dict.fromkeys(row.method for row in rows)))
@@ -117,14 +110,16 @@ def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title:
     for compensated, axis in zip((False, True), panels):
         for row in (row for row in rows if row.compensated == compensated):
             means, errors = [value.mean for value in row.values], [value.deviation or 0 for value in row.values]
-            axis.errorbar(range(len(tests)), means, errors, label=row.method, **styles[row.method], markersize=5)
+            axis.errorbar(
+                range(len(tests)), means, errors, label=literal(row.method), **styles[row.method], markersize=5
+            )
         axis.set_xticks(range(len(tests)), [test.name for test in tests], rotation=45, ha="right")
         axis.set_ylim(max(0, lowest - 3), 100)
         axis.set_xlabel("shift of the test set: like the training set (forward), or against it (backward)")
         axis.set_ylabel("accuracy over the test set's samples [%]")
     panels[0].set_title("Logits as trained", fontsize=11)
     panels[1].set_title("Compensated for the test set's class prior", fontsize=11)
-    figure.suptitle(f"{title} (mean over seeds; bars: sample standard deviation)", fontsize=12)
+    figure.suptitle(f"{literal(title)} (mean over seeds; bars: sample standard deviation)", fontsize=12)
     side_legend(figure, panels[0])
     return encoded(figure)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from lt_kernels.terminal import shown
+from lt_kernels.train.cells import csv_text, markdown_cell, markdown_table
 from lt_kernels.train.scores import GROUPS
 from lt_kernels.train.variants import title_of
 
@@ -87,12 +87,12 @@ def headings(names: Sequence[str]) -> list[str]:
 def rich_table(summaries: Sequence[Summary], title: str, encoding: str = "utf-8") -> Table:
     """For a terminal of this encoding; the best mean of each column in bold."""
     names = columns(summaries)
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(headings(names)):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     winners = {name: best(summaries, name) for name in names}
     for summary in summaries:
-        first, *middle, last = (shown(cell, encoding) for cell in cells(summary, names))
+        first, *middle, last = (escape(shown(cell, encoding)) for cell in cells(summary, names))
         marked = [
             f"[bold]{text}[/]" if winners[name] == summary.method else text
             for name, text in zip(names, middle, strict=True)
@@ -105,63 +105,49 @@ def markdown(summaries: Sequence[Summary]) -> str:
     """As a Markdown table; the best mean of each column in bold."""
     names = columns(summaries)
     winners = {name: best(summaries, name) for name in names}
-    lines = ["| " + " | ".join(headings(names)) + " |", "|---" + "|---:" * (len(names) + 1) + "|"]
+    lines = []
     for summary in summaries:
         first, *middle, last = cells(summary, names)
-        marked = [
-            f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, middle, strict=True)
-        ]
-        lines.append("| " + " | ".join([first, *marked, last]) + " |")
-    return "\n".join(lines) + "\n"
+        marked = [f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, middle)]
+        lines.append([markdown_cell(first), *marked, last])
+    return markdown_table(headings(names), lines, left=1)
 
 
 def table_csv(summaries: Sequence[Summary]) -> str:
     """The printed table as CSV: `mean ± spread` cells."""
     names = columns(summaries)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(headings(names))
-    writer.writerows(cells(summary, names) for summary in summaries)
-    return buffer.getvalue()
+    return csv_text([headings(names), *(cells(summary, names) for summary in summaries)])
 
 
 def summary_csv(summaries: Sequence[Summary]) -> str:
     """One row a method, unrounded: mean and spread of each column apart."""
     names = [*columns(summaries), TIME]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["method", "seeds", *(f"{name}_{part}" for name in names for part in ("mean", "spread"))])
+    parts = [f"{name}_{part}" for name in names for part in ("mean", "spread")]
+    rows: list[Sequence[Any]] = [["method", "seeds", *parts]]
     for summary in summaries:
         pairs = [summary.values[name] for name in names]
-        writer.writerow(
-            [summary.method, summary.seeds, *(cell for pair in pairs for cell in (pair.mean, pair.deviation))]
-        )
-    return buffer.getvalue()
+        rows.append([summary.method, summary.seeds, *(cell for pair in pairs for cell in (pair.mean, pair.deviation))])
+    return csv_text(rows)
 
 
 def runs_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """One row a run, unrounded."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     names = [name for name in GROUPS if all(name in run["accuracy"] for runs in results.values() for run in runs)]
-    writer.writerow(["method", "seed", *names, TIME, "seconds"])
+    rows: list[Sequence[Any]] = [["method", "seed", *names, TIME, "seconds"]]
     for method, runs in results.items():
         for run in runs:
-            writer.writerow(
-                [method, run["config"]["seed"], *(run["accuracy"][name] for name in names), run[TIME], run["seconds"]]
-            )
-    return buffer.getvalue()
+            accuracies = (run["accuracy"][name] for name in names)
+            rows.append([method, run["config"]["seed"], *accuracies, run[TIME], run["seconds"]])
+    return csv_text(rows)
 
 
 def classes_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """One row a method and class, unrounded: accuracy and intersection over union in percent, where pixels have
     classes; means over seeds.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["method", "class", "training_count", "accuracy", "iou"])
+    rows: list[Sequence[Any]] = [["method", "class", "training_count", "accuracy", "iou"]]
     for method, runs in results.items():
         for label, count in enumerate(runs[0]["class_counts"]):
             means = [statistics.fmean(run[name][label] for run in runs) for name in ("per_class", "per_class_iou")]
-            writer.writerow([method, label, count, *means])
-    return buffer.getvalue()
+            rows.append([method, label, count, *means])
+    return csv_text(rows)
