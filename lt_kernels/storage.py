@@ -152,6 +152,7 @@ def held(folder: Path) -> Iterator[None]:
     descriptor = _locked(folder)
     _HELD.add(descriptor)
     try:
+        _sign(descriptor)
         for path in folder.iterdir():
             if TEMPORARY.fullmatch(path.name):
                 path.unlink()
@@ -186,7 +187,6 @@ def _locked(folder: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # else the holder removed the file between our two calls, and the lock is on a file without a name
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                _sign(descriptor)
                 return descriptor
         except BlockingIOError as error:
             text = os.pread(descriptor, 4096, 0)

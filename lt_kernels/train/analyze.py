@@ -85,7 +85,8 @@ def analyze_run(name: str, folder: Path) -> Analysis:
     from lt_kernels.train.loading import load_run
 
     _, data, module = load_run(folder)
-    return analyze(name, take_reading(module, data), data.class_names, read_history(folder))
+    history = read_history(folder, data.num_classes)
+    return analyze(name, take_reading(module, data), data.class_names, history)
 
 
 def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), history: History | None = None) -> Analysis:

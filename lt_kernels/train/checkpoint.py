@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData) -> di
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or not all(part in checkpoint for part in PARTS):
         raise ConfigError(f"{str(path)!r} must be the checkpoint of a run, got another file of tensors")
-    same_settings(config, make_config(about["config"]), path)
+    same_settings(config, make_config(about["config"]), path, "checkpoint of another run")
     for name, value in data_facts(data).items():
         if about["data"].get(name) != value:
             was = about["data"].get(name)

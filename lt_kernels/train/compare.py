@@ -134,7 +134,7 @@ def prepare_folder(folder: Path, resume: bool) -> None:
 
     A comparison of which no run has kept anything leaves its folder free. Errors: ConfigError naming --out.
     """
-    if resume or not folder.exists():
+    if resume or not folder.is_dir():
         return
     inside = [path for path in folder.iterdir() if path.name != LOCK]
     kept = [path for name in KEPT for path in folder.glob(f"*/*/{name}")]

@@ -35,8 +35,11 @@ class History:
     values: dict[str, np.ndarray]
 
 
-def read_history(folder: Path) -> History | None:
-    """What a run recorded, or None where it did not; ConfigError naming the file, where it holds something else."""
+def read_history(folder: Path, num_classes: int | None = None) -> History | None:
+    """What a run recorded, of `num_classes` classes if they are known, or None where it did not.
+
+    Errors: ConfigError naming the file, where it holds something else.
+    """
     path = folder / FILE
     if not path.exists():
         return None
@@ -47,6 +50,8 @@ def read_history(folder: Path) -> History | None:
         raise ConfigError(f"{str(path)!r} must have columns {', '.join(NAMES)}, got {', '.join(rows[0])}")
     table = np.array([[row[name] for name in ("epoch", "class", *NAMES)] for row in rows], dtype=float)
     epochs, classes = np.unique(table[:, 0]), np.unique(table[:, 1])
+    if num_classes is not None and len(classes) != num_classes:
+        raise ConfigError(f"{str(path)!r} must have the {num_classes} classes of the data, got {len(classes)}")
     if not np.array_equal(table[:, :2], np.stack(np.meshgrid(epochs, classes, indexing="ij"), -1).reshape(-1, 2)):
         raise ConfigError(f"{str(path)!r} must have a row for each class in every epoch, in order, got others")
     values = table[:, 2:].reshape(len(epochs), len(classes), len(NAMES))

@@ -50,12 +50,12 @@ def prepare_folder(config: TrainConfig, folder: Path, resume: bool) -> None:
     same_settings(config, before, stored)
 
 
-def same_settings(config: TrainConfig, before: TrainConfig, stored: Path) -> None:
-    """Refuse to go on with settings other than those of the run that `stored` is of."""
+def same_settings(config: TrainConfig, before: TrainConfig, stored: Path, what: str = "--resume") -> None:
+    """Refuse to go on with settings other than those of the run that `stored` is of; `what` begins the error."""
     known = before.as_dict()
     for key, value in config.as_dict().items():
         if known[key] != value:
-            raise ConfigError(f"--resume: {key} must be {known[key]!r}, as in {str(stored)!r}, got {value!r}")
+            raise ConfigError(f"{what}: {key} must be {known[key]!r}, as in {str(stored)!r}, got {value!r}")
 
 
 def read_result(folder: Path, config: TrainConfig | None = None) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def read_result(folder: Path, config: TrainConfig | None = None) -> dict[str, An
     result = checked_result(path)
     own = make_config(result["config"])
     if config is not None:
-        same_settings(config, own, path)
+        same_settings(config, own, path, "result of another run")
     return result
 
 

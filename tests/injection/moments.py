@@ -17,16 +17,21 @@ def die() -> None:
 
 
 def at_each(happens: Callable[[str], None]) -> None:
-    """Call `happens` with a moment's name before it; of a write half is written before."""
+    """Call `happens` with a moment's name before it; of a write half is written before, and the rest is no moment."""
     from lt_kernels.train import epochs
+
+    rest = [0]
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def instead(*arguments: Any, **options: Any) -> Any:
             if name == "open" and not arguments[1] & os.O_CREAT:
                 return call(*arguments, **options)
-            if name == "write" and len(arguments[1]) > 1:
-                half = len(arguments[1]) // 2
-                written = call(arguments[0], arguments[1][:half])
+            if name == "write" and len(arguments[1]) == rest[0]:
+                rest[0] = 0
+                return call(*arguments)
+            if name == "write":
+                written = call(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                rest[0] = len(arguments[1]) - written
                 happens(name)
                 return written
             happens(name)
@@ -45,14 +50,31 @@ def at_each(happens: Callable[[str], None]) -> None:
     epochs.EpochSettings.on_train_batch_start = step
 
 
-def die_at(number: int) -> None:
-    """Die at the moment of this number, from 0."""
+def do_at(number: int, action: Callable[[], None]) -> None:
+    """Do something at the moment of this number, from 0."""
     passed = [0]
 
     def happens(name: str) -> None:
-        if passed[0] == number:
-            die()
         passed[0] += 1
+        if passed[0] == number + 1:
+            action()
+
+    at_each(happens)
+
+
+def die_at(number: int) -> None:
+    """Die at the moment of this number, from 0."""
+    do_at(number, die)
+
+
+def at_step(number: int, action: Callable[[], None]) -> None:
+    """Do something before the step of this number, from 0."""
+    steps = [0]
+
+    def happens(name: str) -> None:
+        steps[0] += name == "step"
+        if name == "step" and steps[0] == number + 1:
+            action()
 
     at_each(happens)
 

@@ -1,0 +1,164 @@
+"""Ctrl-C, SIGTERM, a closed terminal and processes that die: what is done is kept, nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.injection.nursery import Child, Nursery, until
+from tests.injection.runs import bits, left_over, recipe, same
+
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@pytest.mark.parametrize("number", STATUS, ids=lambda number: number.name)
+def test_a_signal_ends_train_with_a_word_and_resume_goes_on(
+    nursery: Nursery, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It comes within the second epoch, at step 15 of 20."""
+    out = tmp_path / "run"
+    words = ["train", "--config", whole.parent / "recipe.yaml", "--out", out, "--quiet"]
+    at_step_15 = f"moments.at_step(15, lambda: os.kill(os.getpid(), {number.value}))"
+    status, text = nursery.run(*words, before=at_step_15)
+    assert status == STATUS[number]
+    assert text == (
+        f"lt-kernels train: interrupted by {number.name}; '{out}/last.ckpt' is kept; "
+        f"go on with: lt-kernels train --resume --out {out}\n"
+    )
+    assert left_over(out) == []
+    assert not (out / "result.json").exists()
+    assert nursery.run("train", "--resume", "--out", out, "--quiet")[0] == 0
+    assert same(bits(out), bits(whole))
+
+
+def test_a_signal_before_the_first_checkpoint(nursery: Nursery, whole: Path, tmp_path: Path) -> None:
+    words = ["train", "--config", whole.parent / "recipe.yaml", "--out", tmp_path / "run", "--quiet"]
+    status, text = nursery.run(*words, before="moments.at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))")
+    assert status == 143
+    assert "there was no checkpoint yet: the same command starts anew" in text
+    assert nursery.run(*words)[0] == 0, "the same command, without --resume"
+    assert same(bits(tmp_path / "run"), bits(whole))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_signal_while_a_checkpoint_is_written(nursery: Nursery, whole: Path, tmp_path: Path, call: str) -> None:
+    names = json.loads((whole.parent / "moments.json").read_text())
+    moment = [place for place, name in enumerate(names) if name == call][4]
+    words = ["train", "--config", whole.parent / "recipe.yaml", "--out", tmp_path / "run", "--quiet"]
+    stop = f"moments.do_at({moment}, lambda: os.kill(os.getpid(), signal.SIGINT))"
+    status, text = nursery.run(*words, before=stop)
+    assert status == 130
+    assert text.count("\n") == 1
+    assert left_over(tmp_path / "run") == [], "what was half written is gone"
+    assert nursery.run(*words, "--resume")[0] == 0
+    assert same(bits(tmp_path / "run"), bits(whole))
+
+
+def test_an_ignored_signal_stays_ignored(nursery: Nursery, whole: Path, tmp_path: Path) -> None:
+    """As under nohup."""
+    words = ["train", "--config", whole.parent / "recipe.yaml", "--out", tmp_path / "run", "--quiet"]
+    hang_up = "moments.at_step(5, lambda: os.kill(os.getpid(), signal.SIGHUP))"
+    before = f"signal.signal(signal.SIGHUP, signal.SIG_IGN); {hang_up}"
+    assert nursery.run(*words, before=before)[0] == 0
+    assert same(bits(tmp_path / "run"), bits(whole))
+
+
+# two methods over two seeds, two at a time; long enough that none is done before it is stopped
+COMPARE = ["compare", "--data", "digits-lt", "--methods", "ce,bs", "--seeds", "2", "--jobs", "2", "--quiet"]
+
+
+def begun(nursery: Nursery, out: Path, epochs: int) -> tuple[Child, list[str]]:
+    """A comparison of which two runs have saved something."""
+    words = [*COMPARE, "--epochs", str(epochs), "--out", str(out)]
+    child = nursery.start(*words)
+    until(lambda: len(list(out.glob("*/seed-0/last.ckpt"))) == 2)
+    return child, words
+
+
+def group(number: int) -> list[int]:
+    """The processes of a group that are running; one that ended, and is not yet asked for its status, is not."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[2]) == number and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def workers_of(child: Child) -> list[int]:
+    """The processes that train, of those that a comparison has started."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in group(child.pid)}
+    return [pid for pid, line in lines.items() if b"spawn_main" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find processes in")
+def test_ctrl_c_ends_a_comparison_and_all_of_its_processes(nursery: Nursery, tmp_path: Path) -> None:
+    """It reaches the whole group, as from a terminal; what is done is not done again."""
+    child, words = begun(nursery, tmp_path / "out", epochs=400)
+    os.killpg(child.pid, signal.SIGINT)
+    assert child.wait() == 130
+    found = re.fullmatch(
+        r"lt-kernels compare: interrupted by SIGINT; (\d) of 4 runs are done, and what the others have saved is kept; "
+        r"go on with: lt-kernels (.*)\n",
+        child.text(),
+    )
+    assert found is not None, child.text()
+    assert found[2] == " ".join([*words, "--resume"])
+    until(lambda: group(child.pid) == [], seconds=10)
+    assert not list(tmp_path.rglob("*.lock"))
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(list((tmp_path / "out").glob("*/seed-0/last.ckpt"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find processes in")
+def test_a_dead_worker_ends_a_comparison_which_resumes_to_the_same_bits(nursery: Nursery, tmp_path: Path) -> None:
+    child, words = begun(nursery, tmp_path / "out", epochs=60)
+    os.kill(workers_of(child)[0], signal.SIGKILL)
+    assert child.wait() == 1
+    assert re.match(r"lt-kernels compare: the process of (ce|bs), seed \d was ended by SIGKILL", child.text())
+    assert "go on with: lt-kernels compare" in child.text()
+    until(lambda: group(child.pid) == [], seconds=10)
+    resumed = [word if word != "2" or place != words.index("--jobs") + 1 else "1" for place, word in enumerate(words)]
+    threads = ["--set", f"threads={max(1, len(os.sched_getaffinity(0)) // 2)}"]
+    assert nursery.run(*resumed, *threads, "--resume")[0] == 0
+    single = [*resumed[:-1], str(tmp_path / "alone"), *threads]
+    assert nursery.run(*single)[0] == 0
+    for method in ("ce", "bs"):
+        for seed in ("seed-0", "seed-1"):
+            place = Path(method) / seed
+            assert same(bits(tmp_path / "out" / place), bits(tmp_path / "alone" / place)), place
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find processes in")
+def test_workers_do_not_outlive_a_comparison_that_is_killed(nursery: Nursery, tmp_path: Path) -> None:
+    child, _ = begun(nursery, tmp_path / "out", epochs=400)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    until(lambda: group(child.pid) == [], seconds=10)
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder(nursery: Nursery, tmp_path: Path) -> None:
+    """The second is told of the first, whose process ends in its own time; then the folder is free."""
+    out = tmp_path / "run"
+    words = ["train", "--config", recipe(tmp_path, epochs=500), "--out", out, "--quiet"]
+    first = nursery.start(*words)
+    until(lambda: (out / "last.ckpt").exists())
+    status, text = nursery.run(*words, "--resume")
+    assert status == 2
+    assert re.match(rf"lt-kernels train: '{out}' is being written by process {first.pid} on \S+, since [\d: -]+;", text)
+    assert nursery.run("analyze", tmp_path, "--out", out)[0] == 2
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert nursery.run(*words, "--resume", before="moments.at_step(1, moments.die)")[0] == -signal.SIGKILL
