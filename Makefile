@@ -9,12 +9,13 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz compat lint bench gpu-check gpu-compile readme clean
+.PHONY: help setup demo test fuzz inject compat lint bench gpu-check gpu-compile readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
 	@echo "make test    set up and run the tests"
 	@echo "make fuzz    judge CASES=20000 random calls of every public function; SEED=7 repeats a run"
+	@echo "make inject  kill runs at 30 moments, fill disks, damage files, send signals; resume and compare every bit"
 	@echo "make compat  set up and run the tests with the oldest torch; TORCH=2.12.1 PYTHON=python3.13 names others"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
@@ -46,6 +47,10 @@ test: setup
 CASES := 20000
 fuzz: setup
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+# Kills, full disks, signals and odd files; the figure of the kills is printed as it is measured.
+inject: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/injection $(ARGS)
 
 # What a torch pins is left to it. NumPy 2.4 is too new for the interpreter of Triton 3.6, which torch 2.11 asks for.
 TORCH := 2.11.0
