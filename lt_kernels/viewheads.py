@@ -192,7 +192,7 @@ class GMLHead(_ClassifierHead):
             self.classified(self.loss, first, target),
             target,
             self.projection(last),
-            self.projection(held.features),
+            self.projection(held.features.to(self.projection.weight.dtype)),  # of mixed precision without autocast
             held.labels,
             own,
         )
