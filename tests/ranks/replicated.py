@@ -138,7 +138,7 @@ def fully_sharded(rank: int, world: int, group: Any) -> None:
 
 
 def mixed_precision(rank: int, world: int, group: Any) -> None:
-    """Under fully_shard's bfloat16 the tables stay as they are, and the loss is that of rounded weights and features."""
+    """Under fully_shard's bfloat16 the tables stay as they are; the loss is that of rounded weights and features."""
     mesh = init_device_mesh("cpu", (world,))
     for name, make in MAKERS.items():
         if name == "bcl":  # torch's batch norm takes no bfloat16 weights beside its float32 statistics

@@ -192,7 +192,7 @@ def copied(rank: int, world: int, group: Any) -> None:
 
 
 def states(rank: int, world: int, group: Any) -> None:
-    """A state_dict of other classes is refused by name; a rank's own, and rows that are gathered and cut, are loaded."""
+    """A state_dict of other classes is refused by name; a rank's own, and rows gathered and cut, are loaded."""
     head, other = head_of(group, C), head_of(group, C)
     file = io.BytesIO()
     torch.save(nn.Sequential(head).state_dict(), file)
