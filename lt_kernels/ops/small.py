@@ -64,9 +64,9 @@ def _usual(input: Tensor) -> bool:
     """Whether a plain call runs eagerly, here, outside of torch.func, modes, autocast and `use_kernels`."""
     return (
         input.is_cpu
-        and not input.is_neg()
         and not library.forced()
         and not torch.compiler.is_compiling()
+        and not input.is_neg()  # where a compiler looks on, a reason to end the graph
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
