@@ -64,7 +64,7 @@ struct Evaluated {
     args.row_scale = scales.data(), args.column_scale = scales.data() + args.n * bytes;
     norms(torch, values[kInput], args.n, left.sizes[1], call.type, scales.data());
     norms(torch, values[kWeights], args.c, left.sizes[1], call.type, scales.data() + args.n * bytes);
-    if (PyErr_Occurred()) return;
+    if (PyErr_Occurred() || !within(scales.data(), args.n + args.c, is_wide)) return;
     Ref product(linear_of(torch, values[kInput], values[kWeights], Py_None));
     if (!product) return;
     Ref made(loss_of(torch, product.it, left.dtype, call.reduction, args.n));
@@ -81,6 +81,16 @@ struct Evaluated {
     if (!PyErr_Occurred() && ::run(call)) loss = std::move(made);
   }
 
+  // Whether products of the rows are finite; an error, for other ways to serve, where a row is too long.
+  static bool within(const void* inverse, int64_t count, bool is_wide) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double one = is_wide ? static_cast<const double*>(inverse)[i] : static_cast<const float*>(inverse)[i];
+      if (one == 0 || one > 0x1p-50) continue;
+      PyErr_SetString(PyExc_ValueError, "input");
+      return false;
+    }
+    return true;
+  }
   static void norms(const Known& torch, PyObject* rows, int64_t n, int64_t d, Type type, void* inverse) {
     if (const void* data = address(torch, rows)) each_row(kernels().row_norms[type], {data, d, inverse}, n);
   }

@@ -252,7 +252,8 @@ def logit_weight_repulsion(
         raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
     threshold, project = checks.number("threshold", threshold), checks.flag("project", project)
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
-    return reduced(gram.repulsion(linear_weight, threshold, project), reduction, linear_weight)
+    found = gram.repulsion(small.in_range(linear_weight), threshold, project)
+    return reduced(found, reduction, linear_weight)
 
 
 def reduced(value: Tensor, reduction: Reduction, like: Tensor) -> Tensor:

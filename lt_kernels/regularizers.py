@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks, functional
+from lt_kernels.ops import small
 from lt_kernels.ops.columns import ignored_rows, lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 from lt_kernels.reference.gram import add_rows
@@ -75,7 +76,7 @@ class LogitWeightRepulsion(nn.Module):
         """R of class weights [C, d]."""
         value = None
         if self.near is not None:
-            value = self.near(checks.floating("linear_weight", linear_weight), self.project)
+            value = self.near(small.in_range(checks.floating("linear_weight", linear_weight)), self.project)
         if value is None:
             return functional.logit_weight_repulsion(
                 linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction
@@ -180,7 +181,10 @@ class CenterLoss(TableModule):
         if self.training and self.mode == "wen":  # past the slow look-up of a module
             counts = distance.new_ones(len(target)) if ignored is None else (~ignored).to(distance.dtype)
             self._buffers["centers"] = _moved(centers, distance.detach(), target, counts, self.rate)
-        return distance.square().sum() / (len(target) if ignored is None else (~ignored).sum().clamp_min(1))
+        kind = distance.dtype
+        distance = distance.float() if kind is torch.float16 else distance  # squares pass 65,504 from 256 on
+        rows = len(target) if ignored is None else (~ignored).sum().clamp_min(1)
+        return (distance.square().sum() / rows).to(kind)
 
 
 def _rows_of(centers: Tensor, target: Tensor) -> Tensor:

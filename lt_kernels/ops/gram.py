@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Repulsion(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, threshold: float, project: bool) -> tuple[Tensor, ...]:
         total, *saved = forward_op(weight, threshold)
-        return total.log() - float(threshold < 1), total, *saved
+        return (total / math.e if threshold < 1 else total).log(), total, *saved  # a lone class has exactly 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

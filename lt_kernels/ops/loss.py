@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lt_kernels import checks, distributed
 from lt_kernels.ops import groups, library, linear, margins, prepare, products, rows, small
-from lt_kernels.reference.linear import COLUMNS, PLAIN
+from lt_kernels.reference.linear import BOTH, COLUMNS, PLAIN
 from lt_kernels.reference.rows import MEAN, accumulate_type, divisor_of
 from lt_kernels.reference.terms import SPHERE, Terms
 from lt_kernels.values import Margin, MixedTarget
@@ -87,12 +87,17 @@ def features(
     """A source of statistics from features, cast as autocast asks (masters are not); few logits are made whole."""
     if group is None and small.few(input, weight.shape[0], normalize == PLAIN):
         return small_logits(input, weight, bias, normalize, margin)
-    if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
-        input = input.to(torch.get_autocast_dtype(input.device.type))
     sphere = margin is not None and margin.kind == SPHERE
+    direction = normalize == BOTH and not sphere
+    if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
+        kind = torch.get_autocast_dtype(input.device.type)
+        input = small.narrowed(input, kind) if direction else input.to(kind)
+    elif direction:
+        input = small.in_range(input)
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
     shard = None if group is None else distributed.shard_of(weight, group, bias)
+    weight = weight if normalize == PLAIN else small.in_range(weight)
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 
 
@@ -100,7 +105,7 @@ def small_logits(input: Tensor, weight: Tensor, bias: Tensor | None, normalize: 
     """All logits or cosines in plain torch, whose graph costs less than an operator's where they are few."""
     if margin is not None and margin.kind == SPHERE:
         values = F.linear(input, small.unit(weight), None)
-        return Logits(values, torch.linalg.vector_norm(input, dim=1).to(accumulate_type(values.dtype)))
+        return Logits(values, torch.linalg.vector_norm(input, dim=1, dtype=accumulate_type(values.dtype)))
     return Logits(products.with_graph(input, weight, bias) if normalize == PLAIN else small.cosines(input, weight))
 
 

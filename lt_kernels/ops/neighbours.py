@@ -168,7 +168,7 @@ class Listed(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, project: bool, total: Tensor, *pairs: Tensor) -> Tensor:
-        return total.log() - 1
+        return (total / math.e).log()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
