@@ -100,6 +100,7 @@ def _usual(input: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
+        and not input.is_neg()  # which a compiler cannot ask
     )
 
 
