@@ -39,9 +39,16 @@ def _logits(options: Options, op: OpInfo, *about: Any, **_: Any) -> Iterator[Sam
         yield SampleInput(made((N, C, 2)), args=(_target(N, 2),), kwargs={"reduction": "none"})
         ignored = torch.tensor([1, -100, 3, -100])
         yield SampleInput(made((N, C)), args=(ignored,), kwargs={})
-    if op.variant_test_name == "targets":
+    if op.variant_test_name == "probabilities":
         yield SampleInput(made((N, C)), args=(table((N, C)).softmax(1),), kwargs={"label_smoothing": 0.1})
-        yield SampleInput(made((N, C)), args=(MixedTarget(_target(N), _target(N), 0.3),), kwargs={})
+    if op.variant_test_name == "mixed":
+        for given in ({}, {"focal_gamma": 1.5, "reduction": "none"}):
+            yield SampleInput(made((N, C)), args=(_target(N), _target(N)), kwargs=given)
+
+
+def _mixed(logits: Tensor, first: Tensor, second: Tensor, **options: Any) -> Tensor:
+    """Two targets a row, each a tensor among the arguments."""
+    return functional.offset_cross_entropy(logits, MixedTarget(first, second, 0.3), **options)
 
 
 def _features(options: Options, op: OpInfo, *about: Any, **_: Any) -> Iterator[SampleInput]:
@@ -74,11 +81,11 @@ def _refused(first: tuple[int, ...], rest: tuple[Any, ...], op: OpInfo, device: 
     yield ErrorInput(
         SampleInput(good.to(torch.complex64), args=rest), error_type=TypeError, error_regex="|".join(tensors)
     )
-    yield ErrorInput(SampleInput(torch.zeros(2, 0), args=rest), error_type=ValueError, error_regex="must be|must have")
+    yield ErrorInput(SampleInput(good[None, None], args=rest), error_type=ValueError, error_regex="must be|must have")
     if op.name != "lade_regularizer":
         wrong = SampleInput(good, args=rest, kwargs={"reduction": "average"})
         yield ErrorInput(wrong, error_type=ValueError, error_regex="reduction must be one of")
-    if op.name == "logit_weight_repulsion":
+    if op.name in ("logit_weight_repulsion", "lade_regularizer") or op.variant_test_name == "mixed":
         return
     place = 1 if op.name in ("linear_cross_entropy", "cosine_margin_cross_entropy") else 0
     for target, kind, words in (
@@ -95,7 +102,7 @@ def _entry(name: str, variant: str, samples: Callable[..., Any], options: Option
     """An entry; `twice`: whether it has second derivatives."""
     weights, target = torch.ones(C, D), torch.zeros(N, dtype=torch.int64)
     first, rest = {
-        "offset_cross_entropy": ((N, C), (target,)),
+        "offset_cross_entropy": ((N, C), (target, target) if variant == "mixed" else (target,)),
         "linear_cross_entropy": ((N, D), (weights, target)),
         "cosine_margin_cross_entropy": ((N, D), (weights, target)),
         "logit_weight_repulsion": ((C, D), ()),
@@ -104,7 +111,7 @@ def _entry(name: str, variant: str, samples: Callable[..., Any], options: Option
     return OpInfo(
         name,
         variant_test_name=variant,
-        op=getattr(functional, name),
+        op=_mixed if variant == "mixed" else getattr(functional, name),
         dtypes=floating_types_and(torch.bfloat16, torch.float16),
         sample_inputs_func=partial(samples, options),
         error_inputs_func=partial(_refused, first, rest),
@@ -129,7 +136,8 @@ MARGINS: Options = [
 ENTRIES = [
     _entry("offset_cross_entropy", "plain", _logits, PLAIN, twice=True),
     _entry("offset_cross_entropy", "tables", _logits, TABLES),
-    _entry("offset_cross_entropy", "targets", _logits, []),
+    _entry("offset_cross_entropy", "probabilities", _logits, []),
+    _entry("offset_cross_entropy", "mixed", _logits, []),
     _entry("linear_cross_entropy", "plain", _features, [*PLAIN, {"bias": True}], twice=True),
     _entry("linear_cross_entropy", "tables", _features, TABLES),
     _entry("cosine_margin_cross_entropy", "margins", _features, MARGINS),
