@@ -142,7 +142,7 @@ def running(d: Draw, function: str) -> None:
     if function not in ("offset", "loss", "lade", "repulsion"):
         logits = d.made["rows"] * d.made["classes"]  # a small budget has many slabs, which take their time
         budgets = (
-            *((1,) if logits < 60 else ()),
+            *((16,) if logits < 60 else ()),
             *((512,) if logits < 600 else ()),
             *((4096,) if logits < 5000 else ()),
         )

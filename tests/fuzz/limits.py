@@ -14,22 +14,8 @@ ABSENT = ("BalancedSoftmaxLoss", "LogitAdjustmentLoss", "LADELoss", "ARBLoss")  
 
 def known(case: Case) -> str:
     """Temporary: what is being mended elsewhere. Nothing of it may stay."""
-    if case.shift:
-        return "known: large shifts"
-    if case.spread > 1:
-        return "known: logits of some size"
-    if case.target.startswith("mixed") and (case.ignored != "none" or case.ignore_index == 0):
-        return "known: a mean over no weight beside rows that are ignored"
-    if case.special == "inf":
-        return "known: infinite logits"
     if case.rows == 0 and case.offset == "target":
         return "known: an empty batch with an offset per target class"
-    if case.margin and case.margin[0] == "SphereFace" and (case.ignored != "none" or case.ignore_index == 0):
-        return "known: SphereFace and a mean of no row"
-    if case.special == "nan" and case.function.startswith("cosine"):
-        return "known: features of ignored rows that are not finite"
-    if case.incoming == "inf" and (case.ignored != "none" or case.ignore_index == 0):
-        return "known: ignored rows and an infinite incoming gradient"
     if case.reduction == "none" and case.places and case.function in ("linear_head", "cosine_head"):
         return "known: heads without a reduction have flat rows"
     if case.target == "mixed rows" and case.places and case.function in ("linear_head", "cosine_head"):

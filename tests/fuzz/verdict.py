@@ -174,8 +174,12 @@ def compared(name: str, ours: Tensor, theirs: Tensor, exact: Tensor, scale: Scal
     return max(0.0, excess)
 
 
-def must_be_zero(problem: Problem, found: Outcome) -> None:
-    """No gradient, to the bit, for rows that are ignored and for classes that are not there."""
+def must_be_zero(problem: Problem, found: Outcome, theirs: Outcome) -> None:
+    """No gradient, to the bit, for rows that are ignored and for classes that are not there.
+
+    Where features are not finite, 0 times these is NaN in torch's products too; and its products of bfloat16 with an
+    odd inner size let a NaN of one row reach the row before it. There the row is asked for only if it is 0 in torch.
+    """
     case = problem.case
     if "input" not in found or case.mode == "no_grad":
         return
@@ -185,7 +189,9 @@ def must_be_zero(problem: Problem, found: Outcome) -> None:
     targets = problem.flat[:2] if isinstance(problem.flat, tuple) else (problem.flat,)
     if not targets[0].is_floating_point():
         nobody = torch.stack([one == case.ignore_index for one in targets]).all(0)
-        if not (slope[nobody] == 0).all():
+        products = not case.takes_logits and (case.special == "nan" or measure.low_dtype(case) == torch.bfloat16)
+        right = (slope == 0) | (~theirs["input"].isfinite().reshape(slope.shape) & products)
+        if not right[nobody].all():
             raise Wrong(f"an ignored row has a gradient: {slope[nobody]}")
     finite = case.special in ("none", "equal") and case.incoming != "inf"
     tables = finite and (case.offset != "none" or case.loss in limits.ABSENT)
@@ -221,7 +227,7 @@ def judged(case: Case) -> Verdict:
     theirs = outcome(*usual, case, mode)
     if found.keys() != truth.keys():
         raise Wrong(f"gradients of {sorted(found)}, not of {sorted(truth)}")
-    must_be_zero(problem, found)
+    must_be_zero(problem, found, theirs)
     with torch.no_grad():
         shown = not bool(found["value"].isfinite().all())  # that something diverged; the gradients need not, too
         parts = [
