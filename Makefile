@@ -83,6 +83,7 @@ readme: setup
 	$(BIN)/lt-kernels bench --plot
 	$(BIN)/python -m benchmarks.growth_table
 	$(BIN)/python -m benchmarks.methods_table
+	$(BIN)/python -m benchmarks.reliability_table
 
 clean:
 	rm -rf build dist *.egg-info lt_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis

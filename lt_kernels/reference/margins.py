@@ -124,16 +124,16 @@ def margins(
     own_u = t.scale * value if own_offset is None else t.scale * value + own_offset
     above = own_u.masked_fill(_diverged(own, own_u, t.kind), torch.nan) - finite(top)  # before anything is added to it
     v = rest - above
-    entropy, miss = torch.logaddexp(v, torch.zeros_like(v)), v.sigmoid()
+    entropy, miss, hit = torch.logaddexp(v, torch.zeros_like(v)), v.sigmoid(), (-v).sigmoid()
     focus = miss**t.gamma if t.gamma else torch.ones_like(miss)
     amount = _per_row(t.weight, 1.0, target, own)
     loss = amount * focus * entropy
-    d_v = amount * focus * (miss + t.gamma * (1 - miss) * entropy if t.gamma else miss)
+    d_v = amount * focus * (miss + t.gamma * hit * entropy if t.gamma else miss)
     d_u, d_mean = -d_v, torch.zeros_like(v)
     if mean is not None and total is not None and share is not None:
         part = _per_row(t.class_smoothing, t.smoothing, target, own)
         loss = (1 - part) * loss + part * (_mean_entropy(v, rest, above, total, share) - mean)
-        d_u = -(1 - part) * d_v + part * (total * (1 - miss) - share)
+        d_u = -(1 - part) * d_v + part * (total * hit - share)
         d_v = (1 - part) * d_v + part * total * miss
         d_mean = -part
     slopes = torch.stack((d_v, d_u * t.scale * slope, d_u, d_u * t.scale * norm_slope, d_mean))

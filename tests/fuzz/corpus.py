@@ -25,7 +25,10 @@ CORPUS = [
     Case(rows=2, classes=1024, smoothing=0.1, spread=50.0, wing="compiled"),
     Case(rows=2, special="inf", wing="reference"),
     Case(rows=2, target="mixed", special="inf"),
+    # the probability of the target as 1 less that of all others
+    Case(rows=5, classes=127, smoothing=1.0, reduction="sum", spread=0.01, wing="reference"),
     # shapes
+    Case(places=(0,), offset="target"),
     Case(rows=0, offset="target"),
     Case(function="linear", rows=0, offset="target"),
     Case(function="cosine", rows=0, offset="target", scale=30.0),

@@ -189,7 +189,9 @@ def must_be_zero(problem: Problem, found: Outcome, theirs: Outcome) -> None:
     targets = problem.flat[:2] if isinstance(problem.flat, tuple) else (problem.flat,)
     if not targets[0].is_floating_point():
         nobody = torch.stack([one == case.ignore_index for one in targets]).all(0)
-        products = not case.takes_logits and (case.special == "nan" or measure.low_dtype(case) == torch.bfloat16)
+        products = not case.takes_logits and (
+            case.special in ("nan", "inf") or measure.low_dtype(case) == torch.bfloat16
+        )
         right = (slope == 0) | (~theirs["input"].isfinite().reshape(slope.shape) & products)
         if not right[nobody].all():
             raise Wrong(f"an ignored row has a gradient: {slope[nobody]}")
