@@ -41,8 +41,8 @@ def caption(found: Mapping[str, Any]) -> str:
     run = f"{found['cases']:,} cases judged from seed {found['seed']} in {found['seconds']:,} s"
     return (
         f"{found['device']}, torch {found['torch']}, commit {found['commit']}, {found['date']}: {run}, "
-        f"{found['failures']} wrong answers. Drawn, but without an answer of the judge's: {skipped or 'none'}. The last "
-        "column is the largest error beyond that of eager torch, in units of the tolerance: 1 would be wrong."
+        f"{found['failures']} wrong answers. Drawn, but without an answer of the judge's: {skipped or 'none'}. The "
+        "last column is the largest error beyond that of eager torch, in units of the tolerance: 1 would be wrong."
     )
 
 

@@ -20,10 +20,6 @@ def known(case: Case) -> str:
         return "known: heads without a reduction have flat rows"
     if case.target == "mixed rows" and case.places and case.function in ("linear_head", "cosine_head"):
         return "known: a lam for each row of several places"
-    if case.special == "long" and case.dtype == "float16":
-        return "known: norms beyond float16"
-    if case.features == 1 and case.function == "repulsion":
-        return "known: repulsion of one feature"
     return ""
 
 
