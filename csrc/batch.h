@@ -21,7 +21,7 @@ inline void sum_columns(const ColumnSums& args, Type type) {
 
 // Their gradient, all rows.
 inline void slope_columns(const ColumnSums& args, Type type) {
-  torch::stable::parallel_for(0, args.n, std::max<int64_t>(1, 16384 / args.c), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, args.n, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, args.c)), [&](int64_t begin, int64_t end) {
     kernels().columns_backward[type](args, begin, end);
   });
 }

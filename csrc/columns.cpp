@@ -13,21 +13,16 @@ struct Inputs : Held {
   ScalarType sums;
 
   Inputs(const Tensor& logits, const Tensor& target, const Optional& row_offset)
-      : type(type_of(logits)), sums(arithmetic(logits)) {
-    STD_TORCH_CHECK(logits.dim() == 2 && target.dim() == 1 && target.size(0) == logits.size(0),
-                    "lt_kernels: logits must be [N, C] and target [N]");
+      : type(type_of(logits, "logits")), sums(arithmetic(logits)) {
+    expect_matrix(logits, "logits");
     const Tensor& rows = keep(dense_rows(logits));
     args.logits = rows.const_data_ptr();
     args.n = rows.size(0), args.c = rows.size(1), args.stride = rows.stride(0);
-    args.target = indices(target, "target");
+    args.target = indices(target, "target", {args.n});
     for (int64_t i = 0; i < args.n; ++i)
       STD_TORCH_CHECK(args.target[i] >= 0 && args.target[i] < args.c, "target holds ", args.target[i],
                       "; allowed are 0 to ", args.c - 1);
-    args.row_offset = vector(row_offset, args.n, "row_offset");
-  }
-  const void* vector(const Optional& tensor, int64_t size, const char* name) {
-    STD_TORCH_CHECK(!tensor || tensor->numel() == size, "lt_kernels: ", name, " does not fit the logits");
-    return numbers(tensor, sums, name);
+    args.row_offset = numbers(row_offset, sums, "row_offset", {args.n});
   }
 };
 
@@ -42,9 +37,9 @@ std::tuple<Tensor, Tensor> columns_forward(Tensor logits, Tensor target, Optiona
 
 Tensor columns_backward(Tensor logits, Tensor target, Optional row_offset, Tensor lse, Tensor d_lse, Tensor d_own) {
   Inputs in(logits, target, row_offset);
-  in.args.lse = in.vector(lse, in.args.c, "lse");
-  in.args.d_lse = in.vector(d_lse, in.args.c, "d_lse");
-  in.args.d_own = in.vector(d_own, in.args.n, "d_own");
+  in.args.lse = in.numbers(lse, in.sums, "lse", {in.args.c});
+  in.args.d_lse = in.numbers(d_lse, in.sums, "d_lse", {in.args.c});
+  in.args.d_own = in.numbers(d_own, in.sums, "d_own", {in.args.n});
   Tensor d_logits = empty({in.args.n, in.args.c}, logits.scalar_type());
   in.args.d_logits = d_logits.mutable_data_ptr();
   slope_columns(in.args, in.type);

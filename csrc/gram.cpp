@@ -25,17 +25,18 @@ struct TileInputs : Held {
   Tile args{};
   ScalarType sums;
   bool wide;
+  int64_t classes;
 
   TileInputs(const Tensor& product, ScalarType type, const Tensor& scale, double threshold, int64_t row, int64_t column)
-      : sums(scale.scalar_type()), wide(sums == ScalarType::Double) {
-    STD_TORCH_CHECK(product.scalar_type() == type, "lt_kernels: product has the wrong dtype");
+      : sums(scale.scalar_type()), wide(sums == ScalarType::Double), classes(scale.numel()) {
+    expect(product, "product", type, {kAny, kAny});
     const Tensor& rows = keep(dense_rows(product));
     args.product = rows.const_data_ptr();
     args.rows = rows.size(0), args.columns = rows.size(1), args.stride = rows.stride(0);
     args.row = row, args.column = column, args.threshold = threshold;
-    args.scale = numbers(scale, wide ? ScalarType::Double : ScalarType::Float, "scale");
-    bool fits = row >= 0 && column >= 0 && row + args.rows <= scale.numel() && column + args.columns <= scale.numel();
-    STD_TORCH_CHECK(fits, "lt_kernels: the tile lies outside of the classes");
+    args.scale = numbers(scale, wide ? ScalarType::Double : ScalarType::Float, "scale", {classes});
+    expect(row, "row", 0, classes - args.rows);
+    expect(column, "column", 0, classes - args.columns);
   }
 };
 
@@ -76,9 +77,10 @@ struct Pairs {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
   Held held;
+  expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
   int64_t classes = rows.size(0), d = rows.size(1);
-  STD_TORCH_CHECK(type_of(rows) != kDouble, "lt_kernels: gram_units takes no float64");
+  STD_TORCH_CHECK(type_of(rows) != kDouble, "lt_kernels: weight must be float32, bfloat16 or float16, got float64");
   Tensor scale = empty({classes}, ScalarType::Float), step = empty({classes}, ScalarType::Float);
   Tensor error = empty({classes}, ScalarType::Float), unit = empty({classes, d}, ScalarType::Char);
   Units args{rows.const_data_ptr(), d, rows.stride(0), data<int8_t>(unit), data<float>(scale), data<float>(step),
@@ -102,11 +104,13 @@ void list_passed(const Tile& tile, int32_t* first, int32_t* second) {
 // first and second of the pairs that may be active, and how many they are: -1 if there is no room for them.
 std::tuple<Tensor, Tensor, Tensor> gram_screen(Tensor product, Tensor step, Tensor error, double threshold,
                                                int64_t features, int64_t row, int64_t column, int64_t capacity) {
+  expect(step, "step", ScalarType::Float, {kAny});
   TileInputs in(product, ScalarType::Int, step, threshold, row, column);
+  expect(features, "features", 0, kMost);
+  expect(capacity, "capacity", 0, kMost);
   Tile& tile = in.args;
-  tile.step = static_cast<const float*>(in.numbers(step, ScalarType::Float, "step"));
-  tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error"));
-  STD_TORCH_CHECK(error.numel() == step.numel(), "lt_kernels: step and error must have a number for each class");
+  tile.step = static_cast<const float*>(in.args.scale);
+  tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error", {in.classes}));
   tile.d = features;
   std::vector<int64_t> numbers(tile.rows + 1, 0);
   std::vector<uint64_t> passed(tile.rows * tile.words());
@@ -141,6 +145,7 @@ void with_columns(const TileInputs& in, const TileSums (&kernel)[2], const Tenso
 
 Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int64_t column, int64_t capacity) {
   TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
+  expect(capacity, "capacity", 0, kMost);
   Pairs pairs(in.args, capacity, in.sums);
   in.args.row_sum = data<double>(pairs.row_sum), in.args.begins = pairs.begins.data();
   with_columns(in, kernels().gram_sums, pairs.column_sum);
@@ -155,7 +160,7 @@ Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int
 std::tuple<Tensor, Tensor, Tensor> gram_coefficients(Tensor product, Tensor scale, Tensor slope, double threshold,
                                                      int64_t row, int64_t column) {
   TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
-  in.args.slope = in.numbers(slope, in.sums, "slope");
+  in.args.slope = in.numbers(slope, in.sums, "slope", {in.classes});
   Tensor factor = empty({in.args.rows, in.args.columns}, in.sums);
   Tensor across = empty({in.args.rows}, ScalarType::Double), down = zeros(in.args.columns, ScalarType::Double);
   in.args.value = factor.mutable_data_ptr(), in.args.row_sum = data<double>(across);
@@ -191,9 +196,10 @@ std::vector<int32_t> least_neighbours(const int32_t* first, const int32_t* secon
 }
 
 void check_classes(const int32_t* first, const int32_t* second, int64_t count, int64_t classes) {
-  for (int64_t k = 0; k < count; ++k)
-    STD_TORCH_CHECK(first[k] >= 0 && first[k] < classes && second[k] >= 0 && second[k] < classes,
-                    "lt_kernels: first and second must be classes");
+  for (int64_t k = 0; k < count; ++k) {
+    STD_TORCH_CHECK(first[k] >= 0 && first[k] < classes, "first holds ", first[k], "; allowed are 0 to ", classes - 1);
+    STD_TORCH_CHECK(second[k] >= 0 && second[k] < classes, "second holds ", second[k], "; allowed are 0 to ", classes - 1);
+  }
 }
 
 // The neighbours at each place, in the order of the pairs, with their coefficients; and that of w_i in row i.
@@ -248,7 +254,7 @@ void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsK
 template <class A>
 void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope, A* own, int64_t size,
             PairsKernel kernel) {
-  const bool many = in.count >= 2 * in.classes;
+  const bool many = in.classes > 0 && in.count >= 2 * in.classes;
   std::vector<int32_t> order(in.classes);
   for (int64_t i = 0; i < in.classes; ++i) order[i] = int32_t(i);
   if (many) order = sorted(least_neighbours(in.first, in.second, in.count, in.classes), in.classes);
@@ -261,23 +267,22 @@ void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope
 Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value,
                   Tensor count, bool project, bool wide) {
   Held held;
+  expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
-  int64_t classes = rows.size(0), d = rows.size(1), pairs = *static_cast<const int64_t*>(count.const_data_ptr());
-  ScalarType sums = arithmetic(rows);
-  STD_TORCH_CHECK(first.scalar_type() == ScalarType::Int && second.scalar_type() == ScalarType::Int &&
-                      pairs >= 0 && pairs <= std::min(first.numel(), std::min(second.numel(), value.numel())),
-                  "lt_kernels: first, second and value do not hold ", pairs, " pairs");
-  PairList list{static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr()),
-                static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr()),
-                held.numbers(value, sums, "value"), pairs, classes, project};
+  const int64_t classes = rows.size(0), d = rows.size(1), room = first.numel();
+  const ScalarType sums = arithmetic(rows);
+  const int64_t pairs = *held.indices(count, "count", {1});
+  expect(pairs, "count", 0, room);
+  PairList list{static_cast<const int32_t*>(held.numbers(first, ScalarType::Int, "first", {room})),
+                static_cast<const int32_t*>(held.numbers(second, ScalarType::Int, "second", {room})),
+                held.numbers(value, sums, "value", {room}), pairs, classes, project};
   check_classes(list.first, list.second, pairs, classes);
-  STD_TORCH_CHECK(scale.numel() == classes && slope.numel() == classes && own.numel() == classes &&
-                      own.scalar_type() == sums && own.is_contiguous(),
-                  "lt_kernels: scale, slope and own must have a number for each class");
-  Tensor factor = torch::stable::clone(own), out = empty({classes, d}, wide ? sums : rows.scalar_type());
+  const void *scales = held.numbers(scale, sums, "scale", {classes});
+  const void* slopes = held.numbers(slope, sums, "slope", {classes});
+  expect(own, "own", sums, {classes});
+  Tensor factor = torch::stable::clone(dense(own)), out = empty({classes, d}, wide ? sums : rows.scalar_type());
   Neighbours args{rows.const_data_ptr(), rows.stride(0), 0, d};
   args.out = out.mutable_data_ptr(), args.d = d;
-  const void *scales = held.numbers(scale, sums, "scale"), *slopes = held.numbers(slope, sums, "slope");
   PairsKernel kernel = (wide ? kernels().gram_pairs_wide : kernels().gram_pairs)[type_of(rows)];
   if (sums == ScalarType::Double)
     gather(list, args, static_cast<const double*>(scales), static_cast<const double*>(slopes), data<double>(factor), 8,
@@ -305,21 +310,19 @@ std::vector<int32_t> visits(const Listed& in, int64_t pairs, int64_t classes, co
 // The cosines of listed pairs, in runs of one first class.
 Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
   Held held;
+  expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
-  int64_t classes = rows.size(0), d = rows.size(1), pairs = first.numel();
-  ScalarType sums = arithmetic(rows);
-  STD_TORCH_CHECK(first.scalar_type() == ScalarType::Int && second.scalar_type() == ScalarType::Int &&
-                      second.numel() == pairs && scale.numel() == classes,
-                  "lt_kernels: first and second must be int32 of one length, and scale have a number for each class");
-  const int32_t* from = static_cast<const int32_t*>(held.keep(dense(first)).const_data_ptr());
-  const int32_t* to = static_cast<const int32_t*>(held.keep(dense(second)).const_data_ptr());
+  const int64_t classes = rows.size(0), d = rows.size(1), pairs = first.numel();
+  const ScalarType sums = arithmetic(rows);
+  const auto* from = static_cast<const int32_t*>(held.numbers(first, ScalarType::Int, "first", {pairs}));
+  const auto* to = static_cast<const int32_t*>(held.numbers(second, ScalarType::Int, "second", {pairs}));
   check_classes(from, to, pairs, classes);
   Tensor value = empty({pairs}, sums);
   std::vector<int64_t> begins;
   for (int64_t k = 0; k < pairs; ++k)
     if (k == 0 || from[k] != from[k - 1]) begins.push_back(k);
   begins.push_back(pairs);
-  Listed args{rows.const_data_ptr(), d, rows.stride(0), held.numbers(scale, sums, "scale"), from, to};
+  Listed args{rows.const_data_ptr(), d, rows.stride(0), held.numbers(scale, sums, "scale", {classes}), from, to};
   std::vector<int32_t> order = visits(args, pairs, classes, begins);
   args.begins = begins.data(), args.order = order.data(), args.value = value.mutable_data_ptr();
   const int64_t runs = order.size(), work = d * (pairs / std::max<int64_t>(runs, 1));

@@ -11,7 +11,7 @@ namespace {
 struct Columns {
   const void *rest, *top, *own, *rival, *own_offset, *norm, *mean, *total, *share;
   const int64_t* target;
-  int64_t n, ignore_index;
+  int64_t n, ignore_index, classes;  // classes: those of the tables, or -1 without one
 };
 
 template <class A> A pick(const void* numbers, int64_t i, A otherwise) {
@@ -24,6 +24,8 @@ template <class A> void all_rows(const Columns& in, const Margins& margins, A* l
     Numbers<A> row{pick<A>(in.rest, i, 0), pick<A>(in.top, i, 0), pick<A>(in.own, i, 0), pick<A>(in.rival, i, 0),
                    pick<A>(in.own_offset, i, 0), pick<A>(in.norm, i, 1), pick<A>(in.mean, i, 0), pick<A>(in.total, i, 0), pick<A>(in.share, i, 0)};
     bool valid = in.target[i] != in.ignore_index;
+    STD_TORCH_CHECK(!valid || in.classes < 0 || (in.target[i] >= 0 && in.target[i] < in.classes), "target holds ",
+                    in.target[i], "; allowed are 0 to ", in.classes - 1);
     if (valid) check_present(row.offset, in.target[i]);
     Result<A> out = margins.row<A>(row, in.target[i], valid, smoothed);
     loss[i] = out.loss, slopes[i] = out.d_rest, slopes[in.n + i] = out.d_own, slopes[2 * in.n + i] = out.d_offset;
@@ -36,15 +38,23 @@ std::tuple<Tensor, Tensor> margins(
     Optional total, Optional share, Optional weight, Optional class_margin, Optional class_smoothing, double scale,
     int64_t kind, double margin, double instance, bool guard, double gamma, double smoothing, int64_t ignore_index) {
   Held held;
-  ScalarType type = rest.scalar_type();
-  auto numbers = [&](const Optional& tensor, const char* name) { return held.numbers(tensor, type, name); };
-  Columns in{numbers(rest, "rest"), numbers(top, "top"), numbers(own, "own"), numbers(rival, "rival"), numbers(own_offset, "offset"),
+  const ScalarType type = rest.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  expect(rest, "rest", type, {kAny});
+  const int64_t n = rest.size(0);
+  auto numbers = [&](const Optional& tensor, const char* name) { return held.numbers(tensor, type, name, {n}); };
+  const Optional& table = weight ? weight : class_margin ? class_margin : class_smoothing;
+  const int64_t classes = table ? table->numel() : -1;
+  auto by_class = [&](const Optional& tensor, const char* name) { return held.numbers(tensor, type, name, {classes}); };
+  Columns in{numbers(rest, "rest"), numbers(top, "top"), numbers(own, "own"), numbers(rival, "rival"),
+             numbers(own_offset, "own_offset"),
              numbers(norm, "norm"), numbers(mean, "mean"), numbers(total, "total"), numbers(share, "share"),
-             held.indices(target, "target"), rest.size(0), ignore_index};
-  Margins settings{scale, int(kind), margin, instance, guard, gamma, smoothing};
-  settings.weight = numbers(weight, "weight");
-  settings.class_margin = numbers(class_margin, "margin");
-  settings.class_smoothing = numbers(class_smoothing, "label_smoothing");
+             held.indices(target, "target", {n}), n, ignore_index, classes};
+  Margins settings{scale, kind, margin, instance, guard, gamma, smoothing};
+  check_kind(settings);
+  STD_TORCH_CHECK(!in.mean == !in.total && !in.mean == !in.share, "lt_kernels: mean, total and share must be given together");
+  settings.weight = by_class(weight, "weight");
+  settings.class_margin = by_class(class_margin, "class_margin");
+  settings.class_smoothing = by_class(class_smoothing, "class_smoothing");
   Tensor loss = empty({in.n}, type), slopes = empty({5, in.n}, type);
   if (type == ScalarType::Double)
     all_rows(in, settings, static_cast<double*>(loss.mutable_data_ptr()), static_cast<double*>(slopes.mutable_data_ptr()));

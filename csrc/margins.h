@@ -50,7 +50,7 @@ inline void check_present(double offset, int64_t target) {
 
 struct Margins {
   double scale;
-  int kind;
+  int64_t kind;
   double margin, instance;
   bool guard;
   double gamma, smoothing;

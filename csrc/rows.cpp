@@ -16,25 +16,37 @@ struct Inputs : Held {
   Rows args;
   Type type;
   ScalarType sums;
+  bool smoothed;
 
   Inputs(const Tensor& logits, const Tensor& target, double scale, const Optional& row_scale,
          const Optional& column_scale, const Optional& offset, const Optional& offset_row, const Optional& mean_weight,
-         int64_t start, int64_t ignore_index)
-      : type(type_of(logits)), sums(arithmetic(logits)) {
+         int64_t start, int64_t classes, int64_t ignore_index, bool slotted)
+      : type(type_of(logits, "logits")), sums(arithmetic(logits)), smoothed(mean_weight.has_value()) {
+    expect_matrix(logits, "logits");
     const Tensor& rows = keep(dense_rows(logits));
     args.logits = rows.const_data_ptr();
     args.n = rows.size(0), args.c = rows.size(1), args.stride = rows.stride(0);
-    args.target = indices(target, "target");
-    args.slots = target.dim() == 1 ? 1 : target.size(1);
-    STD_TORCH_CHECK(args.slots <= 2, "lt_kernels: target must have at most two classes a row");
-    STD_TORCH_CHECK(target.size(0) == args.n, "lt_kernels: target must have a row for each of the logits'");
+    args.target = slotted ? indices(target, "target", {args.n, kAny}) : indices(target, "target", {args.n});
+    args.slots = slotted ? target.size(1) : 1;
+    STD_TORCH_CHECK(args.slots <= 2, "lt_kernels: target must have at most two classes a row, got ", args.slots);
+    classes = slotted ? classes : args.c;  // those of a shard, or the logits' own
+    expect(classes, "classes", args.c, kMost);
+    expect(start, "start", 0, classes - args.c);
+    check_targets(args.target, args.n * args.slots, classes, ignore_index);
     args.start = start, args.ignore_index = ignore_index, args.scale = scale;
-    args.row_scale = numbers(row_scale, sums, "row_scale");
-    args.column_scale = numbers(column_scale, sums, "column_scale");
+    args.row_scale = numbers(row_scale, sums, "row_scale", {args.n});
+    args.column_scale = numbers(column_scale, sums, "column_scale", {args.c});
     args.offset = lookup(offset, offset_row, args.n, args.c, sums, "offset");
     args.share = lookup(mean_weight, offset_row, args.n, args.c, sums, "mean_weight");
+    check_chosen(args.offset), check_chosen(args.share);
   }
 
+  // The rows of a table that offset_row chooses, of rows that are not ignored, are there.
+  void check_chosen(const Lookup& table) const {
+    for (int64_t i = 0; table.index && i < args.n; ++i)
+      STD_TORCH_CHECK((table.index[i] >= 0 && table.index[i] < table.rows) || args.skipped(i), "offset_row holds ",
+                      table.index[i], "; allowed are 0 to ", table.rows - 1);
+  }
   void run(RowsKernel kernel, int64_t count, int64_t work) const {
     torch::stable::parallel_for(0, count, std::max<int64_t>(1, 16384 / std::max<int64_t>(work, 1)),
                                 [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
@@ -62,9 +74,8 @@ struct Inputs : Held {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rows_forward(
     Tensor logits, Tensor target, double scale, Optional row_scale, Optional column_scale, Optional offset,
     Optional offset_row, Optional mean_weight, int64_t start, int64_t classes, int64_t ignore_index) {
-  Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, start, ignore_index);
+  Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, start, classes, ignore_index, true);
   Rows& args = in.args;
-  check_targets(args.target, args.n * args.slots, classes, ignore_index);
   Tensor rest = empty({args.n}, in.sums), own = empty({args.n, args.slots}, in.sums), rival = empty({args.n}, in.sums);
   const int64_t means = mean_weight ? args.n : 0;
   Tensor mean = empty({means}, in.sums), top = empty({args.n}, in.sums), shares = empty({means}, in.sums);
@@ -79,14 +90,14 @@ std::tuple<Tensor, Tensor> rows_backward(
     Tensor logits, Tensor target, double scale, Optional row_scale, Optional column_scale, Optional offset,
     Optional offset_row, Optional mean_weight, int64_t start, int64_t classes, int64_t ignore_index, Tensor rest,
     Tensor top, Tensor d_rest, Tensor d_own, Optional d_own_offset, Optional d_mean, Optional grad, bool want_offset) {
-  Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, start, ignore_index);
-  in.args.rest = in.numbers(rest, in.sums, "rest");
-  in.args.top = in.numbers(top, in.sums, "top");
-  in.args.d_rest = in.numbers(d_rest, in.sums, "d_rest");
-  in.args.d_own = in.numbers(d_own, in.sums, "d_own");
-  in.args.d_own_offset = in.numbers(d_own_offset, in.sums, "d_own_offset");
-  in.args.d_mean = in.numbers(d_mean, in.sums, "d_mean");
-  in.args.grad = in.numbers(grad, in.sums, "grad");
+  Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, start, classes, ignore_index, true);
+  in.args.rest = in.numbers(rest, in.sums, "rest", {in.args.n});
+  in.args.top = in.numbers(top, in.sums, "top", {in.args.n});
+  in.args.d_rest = in.numbers(d_rest, in.sums, "d_rest", {in.args.n});
+  in.args.d_own = in.numbers(d_own, in.sums, "d_own", {in.args.n, in.args.slots});
+  in.args.d_own_offset = in.numbers(d_own_offset, in.sums, "d_own_offset", {in.args.n, in.args.slots});
+  in.args.d_mean = in.numbers(d_mean, in.sums, "d_mean", {in.args.n});
+  in.args.grad = in.numbers(grad, in.sums, "grad", {in.args.n});
   Tensor d_logits = in.backward(logits);
   return {d_logits, in.offset_gradient(want_offset)};
 }
@@ -113,12 +124,14 @@ std::tuple<Tensor, Tensor> evaluate(
     Inputs& in, const Optional& total, const Optional& weight, const Optional& class_margin,
     const Optional& class_smoothing, Margins margins, int64_t ignore_index, int64_t reduction) {
   bool is_double = in.sums == ScalarType::Double;
-  check_targets(in.args.target, in.args.n, in.args.c, ignore_index);
   check_offsets(in.args, is_double);
-  margins.weight = in.numbers(weight, in.sums, "weight");
-  margins.class_margin = in.numbers(class_margin, in.sums, "margin");
-  margins.class_smoothing = in.numbers(class_smoothing, in.sums, "label_smoothing");
-  const void* totals = in.numbers(total, in.sums, "total");
+  expect(reduction, "reduction", kNone, kMean);
+  check_kind(margins);
+  margins.weight = in.numbers(weight, in.sums, "weight", {in.args.c});
+  margins.class_margin = in.numbers(class_margin, in.sums, "class_margin", {in.args.c});
+  margins.class_smoothing = in.numbers(class_smoothing, in.sums, "class_smoothing", {in.args.c});
+  const void* totals = in.numbers(total, in.sums, "total", {in.args.share.rows});
+  STD_TORCH_CHECK(total.has_value() == in.smoothed, "lt_kernels: total and mean_weight must be given together");
   return is_double ? losses_of<double>(in, margins, totals, reduction) : losses_of<float>(in, margins, totals, reduction);
 }
 
@@ -126,8 +139,8 @@ std::tuple<Tensor, Tensor> rows_loss(
     Tensor logits, Tensor target, Optional offset, Optional offset_row, Optional mean_weight, Optional total,
     Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
     double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
-  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
-  Margins margins{scale, int(kind), margin, instance, guard, gamma, smoothing};
+  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
+  Margins margins{scale, kind, margin, instance, guard, gamma, smoothing};
   return evaluate(in, total, weight, class_margin, class_smoothing, margins, ignore_index, reduction);
 }
 
@@ -135,10 +148,10 @@ std::tuple<Tensor, Tensor, Tensor> rows_loss_gradient(
     Tensor logits, Tensor target, Optional offset, Optional offset_row, Optional mean_weight, Optional total,
     Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
     double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
-  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
+  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
   Tensor d_logits = empty({in.args.n, in.args.c}, logits.scalar_type());
   in.args.d_logits = d_logits.mutable_data_ptr();
-  Margins margins{scale, int(kind), margin, instance, guard, gamma, smoothing};
+  Margins margins{scale, kind, margin, instance, guard, gamma, smoothing};
   auto [loss, saved] = evaluate(in, total, weight, class_margin, class_smoothing, margins, ignore_index, reduction);
   return {loss, saved, d_logits};
 }
@@ -146,14 +159,14 @@ std::tuple<Tensor, Tensor, Tensor> rows_loss_gradient(
 std::tuple<Tensor, Tensor> rows_loss_backward(
     Tensor logits, Tensor target, Tensor saved, Tensor grad, Optional offset, Optional offset_row,
     Optional mean_weight, double scale, int64_t ignore_index, bool want_offset) {
-  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, ignore_index);
-  const char* numbers = static_cast<const char*>(in.numbers(saved, in.sums, "saved"));
+  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
+  const char* numbers = static_cast<const char*>(in.numbers(saved, in.sums, "saved", {kSaved, in.args.n}));
   int64_t bytes = in.args.n * (in.sums == ScalarType::Double ? 8 : 4);
   in.args.rest = numbers, in.args.top = numbers + bytes, in.args.d_rest = numbers + 2 * bytes;
   in.args.d_own = numbers + 3 * bytes, in.args.d_own_offset = numbers + 4 * bytes;
   in.args.d_mean = mean_weight ? numbers + 5 * bytes : nullptr;
-  in.args.grad = in.numbers(grad, in.sums, "grad");
   in.args.one_grad = grad.dim() == 0;
+  in.args.grad = in.args.one_grad ? in.numbers(grad, in.sums, "grad", {}) : in.numbers(grad, in.sums, "grad", {in.args.n});
   Tensor d_logits = in.backward(logits);
   return {d_logits, in.offset_gradient(want_offset)};
 }

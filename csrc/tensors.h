@@ -8,6 +8,8 @@
 #include <torch/headeronly/util/shim_utils.h>
 
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "pages.h"
 #include "table.h"
@@ -18,19 +20,64 @@ using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 using torch::headeronly::ScalarType;
 
-inline Type type_of(const Tensor& tensor) {
+inline Type type_of(const Tensor& tensor, const char* name = "the first tensor") {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return kFloat;
     case ScalarType::Double: return kDouble;
     case ScalarType::BFloat16: return kBFloat16;
     case ScalarType::Half: return kHalf;
-    default: STD_TORCH_CHECK(false, "lt_kernels: float32, float64, bfloat16 or float16 expected");
+    default: STD_TORCH_CHECK(false, "lt_kernels: ", name, " must be float32, float64, bfloat16 or float16");
   }
 }
 
 inline ScalarType arithmetic(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+constexpr int64_t kAny = -1;  // a size that nothing depends on
+using Sizes = std::initializer_list<int64_t>;
+
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Int: return "int32";
+    default: return "another dtype";
+  }
+}
+inline std::string shape_of(const int64_t* sizes, size_t dims) {
+  std::string text = "[";
+  for (size_t d = 0; d < dims; ++d) text += (d ? ", " : "") + (sizes[d] == kAny ? "any" : std::to_string(sizes[d]));
+  return text + "]";
+}
+[[noreturn]] inline void refuse(const Tensor& tensor, const char* name, ScalarType type, Sizes sizes) {
+  std::vector<int64_t> found(size_t(tensor.dim()));
+  for (size_t d = 0; d < found.size(); ++d) found[d] = tensor.size(int64_t(d));
+  STD_TORCH_CHECK(false, "lt_kernels: ", name, " must be ", name_of(type), " ", shape_of(sizes.begin(), sizes.size()),
+                  ", got ", name_of(tensor.scalar_type()), " ", shape_of(found.data(), found.size()));
+}
+
+// The door of the operators: every tensor that they take has this dtype and these sizes, or the error names it. Only CPU
+// tensors come here, as torch looks for a kernel by the devices of all of them.
+inline void expect(const Tensor& tensor, const char* name, ScalarType type, Sizes sizes) {
+  bool fits = tensor.scalar_type() == type && size_t(tensor.dim()) == sizes.size();
+  for (size_t d = 0; fits && d < sizes.size(); ++d)
+    fits = sizes.begin()[d] == kAny || tensor.size(int64_t(d)) == sizes.begin()[d];
+  if (!fits) refuse(tensor, name, type, sizes);
+}
+inline void expect_matrix(const Tensor& tensor, const char* name) {
+  type_of(tensor, name);
+  STD_TORCH_CHECK(tensor.dim() == 2, "lt_kernels: ", name, " must have 2 dimensions, got ", tensor.dim());
+}
+// And every number is in its range, ends included.
+inline void expect(int64_t value, const char* name, int64_t least, int64_t most) {
+  STD_TORCH_CHECK(value >= least && value <= most, "lt_kernels: ", name, " must be from ", least, " to ", most, ", got ",
+                  value);
+}
+constexpr int64_t kMost = int64_t(1) << 62;
 
 // An uninitialised CPU tensor; straight through the shim, which costs a fraction of a dispatched call.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -48,6 +95,13 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   return made;
 }
 
+// The kind of phi, and SphereFace's order, which is its margin.
+template <class M> void check_kind(const M& margins) {
+  expect(margins.kind, "kind", 0, 3);
+  STD_TORCH_CHECK(margins.kind != 3 || (margins.margin >= 1 && margins.margin < 2147483648.0),
+                  "lt_kernels: margin must be from 1 to 2147483647 for this kind, got ", margins.margin);
+}
+
 // Rows of a matrix must be dense; they may lie apart.
 inline Tensor dense_rows(const Tensor& tensor) {
   return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
@@ -60,26 +114,27 @@ struct Held {
   int count = 0;
 
   const Tensor& keep(Tensor tensor) { return tensors[count++] = std::move(tensor); }
-  const void* numbers(const Optional& tensor, ScalarType type, const char* name) {
+  const void* numbers(const Optional& tensor, ScalarType type, const char* name, Sizes sizes) {
     if (!tensor) return nullptr;
-    STD_TORCH_CHECK(tensor->scalar_type() == type, "lt_kernels: ", name, " must have the dtype of the arithmetic");
+    expect(*tensor, name, type, sizes);
     return keep(dense(*tensor)).const_data_ptr();
   }
-  const int64_t* indices(const Tensor& tensor, const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long, "lt_kernels: ", name, " must be int64");
-    return static_cast<const int64_t*>(keep(dense(tensor)).const_data_ptr());
+  const int64_t* indices(const Tensor& tensor, const char* name, Sizes sizes) {
+    return static_cast<const int64_t*>(numbers(tensor, ScalarType::Long, name, sizes));
   }
   Lookup lookup(const Optional& table, const Optional& index, int64_t n, int64_t c, ScalarType type, const char* name) {
     Lookup found;
     if (!table) return found;
-    STD_TORCH_CHECK(table->scalar_type() == type, "lt_kernels: ", name, " must have the dtype of the arithmetic");
+    expect(*table, name, type, {kAny, c});
     const Tensor& rows = keep(dense_rows(*table));
     found.data = rows.const_data_ptr();
     found.rows = rows.size(0);
     found.stride = rows.stride(0);
-    if (found.rows > 1 && index) found.index = indices(*index, "offset_row");
-    bool fits = rows.size(1) == c && (found.rows == 1 || (found.index ? index->size(0) : found.rows) == n);
-    STD_TORCH_CHECK(fits, "lt_kernels: ", name, " does not fit the logits");
+    const int64_t* chosen = index ? indices(*index, "offset_row", {n}) : nullptr;
+    if (found.rows > 1) found.index = chosen;
+    const bool fits = found.rows == 1 || found.rows == n || (chosen && found.rows > 0);
+    STD_TORCH_CHECK(fits, "lt_kernels: ", name, " must have 1 or ", n, " rows, or some that offset_row chooses from, got ",
+                    found.rows);
     return found;
   }
 };

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import tiles
-from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, say_once, takes
+from lt_kernels.ops.library import apply, define, say_once, serve, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.rows import accumulate_type
@@ -43,10 +43,8 @@ backward_op = define(
 )
 
 
-if extension_status()[0]:  # the tiles' driver pays with the C++ kernels only
-    _kernels = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (lives as long as the process)
-    _kernels.impl("gram_forward", tiles.forward, "CPU")
-    _kernels.impl("gram_backward", tiles.backward, "CPU")
+serve("gram_forward", tiles.forward)
+serve("gram_backward", tiles.backward)
 
 
 @takes(3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget, products
-from lt_kernels.ops.library import NAMESPACE, apply, define, extension_status, say_once, takes
+from lt_kernels.ops.library import apply, define, say_once, serve, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import keys as reference
 
@@ -42,10 +42,8 @@ def _backward_here(*inputs: Any) -> tuple[Tensor, Tensor]:
     return reference.keys_backward(*inputs, linear=products.linear, product=products.product)
 
 
-if extension_status()[0]:
-    _kernels = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (lives as long as the process)
-    _kernels.impl("keys_forward", _forward_here, "CPU")
-    _kernels.impl("keys_backward", _backward_here, "CPU")
+serve("keys_forward", _forward_here)
+serve("keys_backward", _backward_here)
 
 
 @takes(7)

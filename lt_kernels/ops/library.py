@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import extension
+from lt_kernels.ops.door import Door, one_device
 from lt_kernels.ops.extension import built, extension_status, instruction_set, intel, say_once
 
 __all__ = ["built", "extension_status", "instruction_set", "intel", "say_once"]
 NAMESPACE = "lt_kernels"
 ROOMS = ("rows", "margins", "linear", "gram", "columns")
 _library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 (lives as long as the process)
+_doors: dict[str, Door] = {}
 _references: dict[str, tuple[str, Callable[..., Any]]] = {}
 # The operators that have a kernel for GPUs: the function of that name in lt_kernels/triton/<room>.py.
 _GPU = (
@@ -40,9 +42,11 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
     """Define `schema`, register its reference kernel, its fake and its vmap rule; return the operator."""
     name = schema[: schema.index("(")]
     _library.define(schema)
-    _library.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    _doors[name] = Door(room, operator)
+    reference = _doors[name].guarding(reference)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", _on_one_device(fake), lib=_library)
     torch.library.register_vmap(f"{NAMESPACE}::{name}", _loop(operator), lib=_library)
     _references[name] = (room, reference)
     if _has_triton and name in _GPU:
@@ -50,10 +54,25 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
     return operator
 
 
+def serve(name: str, kernel: Callable[..., Any]) -> None:
+    """Let a kernel in Python serve an operator on the CPU; a loop around C++ ones, it pays where these are."""
+    if built():
+        _library.impl(name, _doors[name].guarding(kernel), "CPU")
+
+
+def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*inputs: Any) -> Any:
+        one_device(inputs)
+        return fake(*inputs)
+
+    return checked
+
+
 def _triton_kernel(room: str, name: str) -> Callable[..., Any]:
     """The GPU kernel of an operator; triton, which takes a while, is imported when the first one is called."""
 
     def kernel(*args: Any) -> Any:
+        _doors[name].check(args)
         function = getattr(importlib.import_module(f"lt_kernels.triton.{room}"), name)
         if args[0].device.type != "cuda":  # Triton's interpreter, on CPU tensors
             return function(*args)

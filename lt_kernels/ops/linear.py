@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget, slabs
-from lt_kernels.ops.library import NAMESPACE, define, extension_status, takes
+from lt_kernels.ops.library import define, serve, takes
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
@@ -63,10 +63,8 @@ backward_op = define(
     _backward_fake,
 )
 
-if extension_status()[0]:
-    _kernels = torch.library.Library(NAMESPACE, "IMPL")  # noqa: TOR901 (lives as long as the process)
-    _kernels.impl("linear_forward", slabs.linear_forward, "CPU")
-    _kernels.impl("linear_backward", slabs.linear_backward, "CPU")
+serve("linear_forward", slabs.linear_forward)
+serve("linear_backward", slabs.linear_backward)
 
 
 @takes(15)

@@ -33,5 +33,6 @@ def columns_backward(
     logits: Tensor, target: Tensor, row_offset: Tensor | None, lse: Tensor, d_lse: Tensor, d_own: Tensor
 ) -> Tensor:
     """The gradient of `columns_forward` for the logits [N, C], in their dtype."""
+    check_target(target, logits.shape[1])
     chance = (_values(logits, row_offset) - torch.where(lse == -torch.inf, 0.0, lse)).exp()
     return (d_lse * chance).scatter_add(1, target[:, None], d_own[:, None]).to(logits.dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.reference.terms import check_places
 
 TILE = 1024  # classes of a tile of cosines, along both sides
 PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
@@ -209,7 +210,11 @@ def gram_pairs(
 
     With `project` the sum is without its part along w_i. In the dtype of the weight or, with `wide`, of the arithmetic.
     """
+    room, classes = first.numel(), weight.shape[0]
+    check_places("count", count, room + 1)
     listed = slice(0, int(count))
+    for name, place in (("first", first), ("second", second)):
+        check_places(name, place[listed], classes)
     first, second, value = first[listed].long(), second[listed].long(), value[listed]
     push = value.exp() * (slope[first] + slope[second])
     return pushed(weight, scale, own, first, second, push, value, project, wide)
@@ -250,6 +255,8 @@ def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
 
 def gram_listed(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """The cosines of listed pairs, some at a time: what is gathered holds no more numbers than a slab of cosines."""
+    for name, place in (("first", first), ("second", second)):
+        check_places(name, place, weight.shape[0])
     value, some = scale.new_empty(first.numel()), max(1, _SLAB // max(weight.shape[1], 1))
     for start in range(0, first.numel(), some):
         part = slice(start, start + some)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lt_kernels.reference.linear import as_they_are
 from lt_kernels.reference.margins import finite
+from lt_kernels.reference.terms import check_places
 
 _NOBODY = -(2**62)  # a target that no row has, so that no row is ignored
 
@@ -43,6 +44,10 @@ class Keys(NamedTuple):
         """Which keys are of a row's class [n, K]."""
         return self.query_class[rows, None] == self.key_class
 
+    def check(self) -> None:
+        """Raise for a key that is left out and is none; only on a CPU: no sync."""
+        check_places("left_out", self.left_out, self.key.shape[0], self.left_out >= 0)
+
     def seen(self) -> Tensor:
         """The offsets [K], -inf for an empty place."""
         return self.offset.masked_fill(self.key_class < 0, -torch.inf)
@@ -51,6 +56,7 @@ class Keys(NamedTuple):
 def keys_forward(*inputs: Any, linear: Callable[..., Tensor] = F.linear) -> tuple[Tensor, Tensor]:
     """(rest [N], own [N]); -inf where there is no such key. `linear` makes the logits."""
     p, parts = Keys(*inputs), []
+    p.check()
     size, offset = p.key.shape[0], p.seen()
     with as_they_are(p.query.device):
         for rows in p.slabs():
@@ -70,6 +76,7 @@ def keys_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of queries and keys; the problem, then rest, own, their slopes, and which are wanted (else empty)."""
     p, (rest, own, d_rest, d_own, wants) = Keys(*inputs[:7]), inputs[7:]
+    p.check()
     rest, own = (torch.where(value == -torch.inf, 0.0, value) for value in (rest, own))  # all its keys have share 0
     d_query = p.query.new_zeros(p.query.shape if wants[0] else (0,))
     d_key = p.key.new_zeros(p.key.shape if wants[1] else (0,))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.terms import ADDITIVE, ANGULAR, SPHERE, loss_terms
+from lt_kernels.reference.terms import ADDITIVE, ANGULAR, SPHERE, check_places, loss_terms
 
 
 def finite(top: Tensor) -> Tensor:
@@ -117,6 +117,9 @@ def margins(
     """
     t = loss_terms(*settings)
     valid = target != t.ignore_index
+    for table in (t.weight, t.class_margin, t.class_smoothing):
+        if table is not None:
+            check_places("target", target, table.shape[0], valid)
     _check_offset(own_offset, valid, target)
     hard = (rival > own).to(own.dtype)
     row_margin = _per_row(t.class_margin, t.margin, target, own)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.reference.margins import finite, margins
-from lt_kernels.reference.terms import LOSS_FIELDS, Terms
+from lt_kernels.reference.terms import LOSS_FIELDS, Terms, check_places
 
 NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions; MEAN divides by the number of rows that count
 
@@ -82,6 +82,15 @@ class Inputs(NamedTuple):
         u = z if self.scale == 1.0 else self.scale * z
         return z, u if self.offset is None else u + pick(self.offset, self.offset_row)
 
+    def check_rows(self) -> None:
+        """Raise for a row of a table that is not there, of rows that are not ignored."""
+        if self.offset_row is None:
+            return
+        counted = ~_skipped(self.target, self.ignore_index)
+        for table in (self.offset, self.mean_weight):
+            if table is not None and table.shape[0] > 1:
+                check_places("offset_row", self.offset_row, table.shape[0], counted)
+
     def targets(self) -> tuple[Tensor, Tensor, Tensor]:
         """Each target's column [N, K], whether it is one of ours [N, K], and what is hidden from the sums [N, C]."""
         width = self.logits.shape[1]
@@ -96,6 +105,7 @@ def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
     """
     i = Inputs(*inputs)
     check_target(i.target, i.classes, i.ignore_index)
+    i.check_rows()
     z, u = i.values()
     column, inside, hidden = i.targets()
     own = z.gather(1, column).masked_fill(~inside, -torch.inf)
@@ -139,6 +149,8 @@ class Slopes(NamedTuple):
 def rows_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
     """Gradient of the statistics with respect to the logits [N, C] and, if wanted, to the offset's own shape [R, C]."""
     i, s = Inputs(*inputs[: len(Inputs._fields)]), Slopes(*inputs[len(Inputs._fields) :]).with_grad()
+    check_target(i.target, i.classes, i.ignore_index)
+    i.check_rows()
     _, u = i.values()
     column, inside, hidden = i.targets()
     d_u = (s.d_rest * (-finite(s.rest)).exp())[:, None] * (u - finite(s.top)[:, None]).exp()

@@ -1,4 +1,4 @@
-"""The settings of a loss as one value, made by the public functions and read by every operator."""
+"""The settings of a loss as one value, made by the public functions and read by every operator; what places may be."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)  # kinds of phi
+
+
+def check_places(name: str, place: Tensor, size: int, counted: Tensor | None = None) -> None:
+    """Raise for a place outside of [0, size), among those that are `counted`; only on a CPU: no sync."""
+    if place.device.type != "cpu" or place.numel() == 0:
+        return
+    wrong = (place < 0) | (place >= size)
+    wrong = wrong if counted is None else wrong & counted
+    if bool(wrong.any()):
+        raise IndexError(f"{name} holds {int(place[wrong][0])}; allowed are 0 to {size - 1}")
 
 
 class Terms(NamedTuple):
