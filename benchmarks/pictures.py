@@ -6,6 +6,7 @@ the sweeps of `--growth`, <device>-limits.png from the cases of the README's tab
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmarks.growth import Line
 from benchmarks.providers import LIMITS
 from benchmarks.results import Row
 from benchmarks.table import APART
+from lt_kernels.storage import write_whole
 
 # Okabe and Ito's colours, which people who confuse red with green tell apart; each has a marker of its own too.
 STYLES: dict[str, dict[str, Any]] = {
@@ -73,7 +75,9 @@ def draw(folder: Path, into: Path) -> list[Path]:
             made[into / f"{path.stem}-limits.png"] = limit_bars(shares, about(rows))
     into.mkdir(parents=True, exist_ok=True)
     for path, figure in made.items():
-        figure.savefig(path, format="png", metadata={"Software": None})
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
+        write_whole(path, picture.getvalue())
     return list(made)
 
 

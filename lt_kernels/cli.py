@@ -16,6 +16,9 @@ from lt_kernels import interrupts, terminal
 from lt_kernels.storage import FolderInUse
 
 ROOT = Path(__file__).resolve().parents[1]
+# what a command that was interrupted has done, where it does not say so itself
+BEGUN = dict.fromkeys(("train", "compare", "analyze", "planar", "shift"), "nothing was begun")
+BEGUN["bench"] = "cases that were measured are kept"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with terminal.streams():
+        with interrupts.raised(), terminal.streams():
             return _guarded(words)
+    except interrupts.Interrupted as stop:  # after its work
+        return stop.status
     except OSError as error:  # of stdout or stderr themselves
         terminal.silence()
         if isinstance(error, BrokenPipeError):
@@ -36,10 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(words: Sequence[str]) -> int:
     """The status of a command; what ends it for a reason that a user can mend is said in a line."""
     try:
-        with interrupts.raised():
-            return _run(words)
+        return _run(words)
     except interrupts.Interrupted as stop:
-        return _say(words, str(stop), stop.hint or "nothing was begun", stop.status)
+        return _say(words, str(stop), stop.hint or BEGUN.get(words[0] if words else "", ""), stop.status)
     except BrokenPipeError:
         raise
     except FolderInUse as error:

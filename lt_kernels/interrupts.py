@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; what kill and job schedulers send; the terminal was closed
+TWICE = 1.0  # seconds
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -30,21 +33,26 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Within, the signals of SIGNALS raise `Interrupted`, but for those that are ignored or that somebody handles.
+    """Within, the first of SIGNALS raises `Interrupted`, but for those that are ignored or that somebody handles.
 
-    Does nothing outside of the main thread, where no signal arrives.
+    More that come within a second of it are the same wish, said twice; one that comes later ends the process at once,
+    which files outlive as they do a kill. Does nothing outside of the main thread, where no signal arrives.
     """
-    before = {}
+    before, came = {}, []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(time.monotonic())
+        if len(came) == 1:
+            raise Interrupted(number)
+        if came[-1] - came[0] > TWICE:
+            os._exit(128 + number)
+
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, _raise)
+                before[number] = signal.signal(number, handle)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)

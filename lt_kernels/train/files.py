@@ -77,8 +77,10 @@ def read_result(folder: Path, config: TrainConfig | None = None) -> dict[str, An
 def claimed(folder: Path) -> Iterator[None]:
     """Hold a folder that --out names, made if it is not there.
 
-    Errors: ConfigError where it cannot be written; FolderInUse.
+    Errors: ConfigError where it cannot be written, or its name is no text; FolderInUse.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):  # TensorBoard, for one, takes no others
+        raise ConfigError(f"--out must be a path in UTF-8, got {str(folder)!r}")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(storage.held(folder))

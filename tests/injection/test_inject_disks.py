@@ -132,3 +132,16 @@ def test_a_path_that_cannot_be_a_folder_is_named(nursery: Nursery, whole: Path, 
         assert status == 2
         assert text.startswith(f"lt-kernels {words[0]}: --out '{out}' cannot be written: ")
         assert text.count("\n") == 1
+
+
+def test_a_path_that_is_no_text_is_named(nursery: Nursery, whole: Path, tmp_path: Path) -> None:
+    status, text = nursery.run(*words_of(whole, tmp_path / "run\udcff"))
+    assert status == 2
+    assert text == f"lt-kernels train: --out must be a path in UTF-8, got '{tmp_path}/run\\udcff'\n"
+
+
+def test_a_run_on_a_read_only_disk_can_be_analysed(nursery: Nursery, whole: Path, disk: Disk, tmp_path: Path) -> None:
+    disk.remount("size=10m")
+    shutil.copytree(whole, disk.folder / "run")
+    disk.remount("ro")
+    assert nursery.run("analyze", disk.folder / "run", "--out", tmp_path / "analysis")[0] == 0

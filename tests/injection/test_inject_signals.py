@@ -68,6 +68,28 @@ def test_an_ignored_signal_stays_ignored(nursery: Nursery, whole: Path, tmp_path
     assert same(bits(tmp_path / "run"), bits(whole))
 
 
+def test_a_signal_that_comes_twice_is_one(nursery: Nursery, whole: Path, tmp_path: Path) -> None:
+    """As of `timeout`, which sends it to a process and to its group; a third one, later, ends what hangs at once."""
+    words = ["train", "--config", whole.parent / "recipe.yaml", "--out", tmp_path / "run", "--quiet"]
+    twice = "os.kill(os.getpid(), signal.SIGTERM)"
+    before = f"""
+from lt_kernels.train.logs import EpochLog
+close = EpochLog.teardown
+def again(*rest):
+    {twice}
+    close(*rest)
+EpochLog.teardown = again
+moments.at_step(15, lambda: {twice})
+"""
+    status, text = nursery.run(*words, before=before)
+    assert (status, text.count("\n")) == (143, 1)
+    assert left_over(tmp_path / "run") == []
+    late = before.replace("def again(*rest):", "def again(*rest):\n    __import__('time').sleep(1.1)")
+    assert nursery.run(*words, "--resume", before=late.replace("step(15", "step(3")) == (143, "")
+    assert nursery.run(*words, "--resume")[0] == 0
+    assert same(bits(tmp_path / "run"), bits(whole))
+
+
 # two methods over two seeds, two at a time; long enough that none is done before it is stopped
 COMPARE = ["compare", "--data", "digits-lt", "--methods", "ce,bs", "--seeds", "2", "--jobs", "2", "--quiet"]
 
