@@ -128,13 +128,16 @@ def named(error: RuntimeError) -> Exception:
     return error
 
 
-def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at here and now: on a CPU, neither compiling nor under torch.func or a mode."""
+def known() -> bool:
+    """Whether tensors have values here and now: neither compiling nor under torch.func or a mode (of fake tensors)."""
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    if torch._C._len_torch_dispatch_stack() > 0:  # of fake tensors, for one
-        return False
-    return all(one.device.type == "cpu" for one in tensors)
+    return torch._C._len_torch_dispatch_stack() == 0
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether values can be looked at without a wait: `known`, and on a CPU."""
+    return known() and all(one.device.type == "cpu" for one in tensors)
 
 
 def by_key(name: str, value: Any) -> Any:

@@ -129,8 +129,9 @@ class EstimatedOffsetLoss(Loss):
 
     def total(self, loss: Tensor, table: Tensor, features: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy with the two other terms; `table` is -o."""
-        loss = loss + _times(self.center_weight, self.center_loss(features, target))
-        return loss + _times(self.uniform_weight, negative_entropy(table))
+        total = loss + _times(self.center_weight, self.center_loss(features, target))
+        total = total + _times(self.uniform_weight, negative_entropy(table))
+        return total if total.dtype is loss.dtype else total.to(loss.dtype)  # of features of half precision
 
 
 def _times(factor: float, term: Tensor) -> Tensor:

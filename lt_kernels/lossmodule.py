@@ -248,6 +248,6 @@ def _table(name: str, value: Tensor) -> Tensor:
     checks.held(name, checks.floating(name, value))
     if value.ndim != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be 1-D with a number for each class, got shape {list(value.shape)}")
-    if bool(value.isnan().any()):
+    if checks.known() and bool(value.isnan().any()):
         raise ValueError(f"{name} must not hold NaN, got one for class {int(value.isnan().nonzero()[0])}")
     return value

@@ -76,7 +76,7 @@ def label_aware_smoothing(
     checks.choice("shape", shape, ("concave", "linear", "convex", "exp"))
     power = checks.number("power", power, above=0.0)
     spread = count.max() - count.min()
-    r = torch.ones_like(count) if float(spread) == 0 else (count - count.min()) / spread
+    r = torch.where(spread == 0, 1.0, (count - count.min()) / spread)
     if shape == "convex":
         return head + (head - tail) * torch.sin(1.5 * math.pi + math.pi * r / 2)
     rise = {"concave": torch.sin(math.pi * r / 2), "linear": r, "exp": r**power}[shape]
@@ -94,7 +94,7 @@ def spread_smoothing(smoothing: Tensor, spread: Literal["all", "others"] = "all"
     if checks.choice("spread", spread, ("all", "others")) == "all":
         return smoothing
     classes = smoothing.numel()
-    if classes == 1 or float(smoothing.max()) > (classes - 1) / classes:
+    if classes == 1 or (checks.known() and float(smoothing.max()) > (classes - 1) / classes):
         raise ValueError(f"head and tail must be at most (C - 1)/C with spread='others', got up to {smoothing.max()}")
     return smoothing * (classes / (classes - 1))
 

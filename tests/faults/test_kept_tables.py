@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from every_loss import COUNTS, FILLED, PLAIN, TARGET, WEIGHT, C, D, N, input_of, tables, value
+from every_loss import COUNTS, FILLED, HEADS, PLAIN, TARGET, WEIGHT, C, D, N, input_of, tables, value
 from helpers import normal
 from tolerances import assert_close
 from torch import Tensor, nn
@@ -60,6 +60,17 @@ def test_what_follows_the_dtype_and_what_does_not() -> None:
     head = FILLED["gml"]().half()
     assert {head.weight.dtype, head.queue.features.dtype, head.loss.log_temperature.dtype} == {torch.float16}
     assert {head.queue.labels.dtype, head.queue.count.dtype} == {torch.int64}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_of_half_precision_has_the_loss_of_its_numbers(name: str) -> None:
+    """Its loss is in the dtype of the features, and near that of the same numbers in float64."""
+    head = FILLED[name]().bfloat16().eval()
+    exact = copy.deepcopy(head).double()
+    features = normal(N, getattr(head, "experts", 1) * D, seed=3, dtype=torch.bfloat16)
+    found = head(features, TARGET)
+    assert found.dtype == torch.bfloat16
+    assert_close(found, exact(features.double(), TARGET), torch.bfloat16)
 
 
 def test_centres_of_a_model_of_half_precision_still_move() -> None:

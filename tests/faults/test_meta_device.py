@@ -9,9 +9,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from every_loss import ALL, COUNTS, FILLED, OTHERS, PLAIN, C, D, tables, value
+from every_loss import ALL, COUNTS, FILLED, OTHERS, PLAIN, C, D, N, tables, value
 from tolerances import assert_close
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lt_kernels import functional, heads, losses, posthoc, priors, regularizers, schedules
 
@@ -112,6 +113,17 @@ def test_counts_without_values_are_named(name: str) -> None:
 def test_weights_without_values_are_named() -> None:
     with pytest.raises(ValueError, match="weight must have values, got a tensor on the meta device"):
         losses.CrossEntropyLoss(torch.ones(C, device="meta"))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if "weight" not in name and name not in ("focal", "cosine ldam")]
+)
+def test_everything_is_built_of_fake_tensors(name: str) -> None:
+    """As tools do that estimate the memory of a step: no value is asked for."""
+    with FakeTensorMode():
+        module = ALL[name]()
+        width = getattr(module, "experts", 1) * D if hasattr(module, "in_features") else C
+        assert module(torch.empty(N, width), torch.zeros(N, dtype=torch.int64)).shape == ()
 
 
 @contextmanager
