@@ -168,21 +168,26 @@ def by_class(name: str, value: Any, what: str = "a number") -> Tensor:
 
     What is no tensor comes to be where a tensor would, but never on the meta device: its values are there to be kept.
     """
-    if not isinstance(value, Tensor):
-        value = by_key(name, value)
-        try:
-            array = np.asarray(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}") from error
-        if array.dtype.kind not in "iuf":
-            raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}")
-        home = torch.get_default_device()
-        value = torch.from_numpy(array.astype(np.float64)).to("cpu" if home.type == "meta" else home)
+    value = value if isinstance(value, Tensor) else _vector(name, by_key(name, value))
     if value.ndim != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be 1-D with {what} for each class, got shape {list(value.shape)}")
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be integers or real numbers, got {value.dtype}")
     return value.detach().to(torch.float64, copy=True)
+
+
+def _vector(name: str, value: Any) -> Tensor:
+    """A sequence or array of numbers as float64."""
+    if torch.compiler.is_compiling():  # where an array's dtype cannot be asked for
+        return torch.as_tensor(value, dtype=torch.float64)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}") from error
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}")
+    home = torch.get_default_device()
+    return torch.from_numpy(array.astype(np.float64)).to("cpu" if home.type == "meta" else home)
 
 
 def shares(name: str, value: Tensor) -> Tensor:

@@ -128,6 +128,16 @@ def test_value_counts_of_pandas() -> None:
         priors.log_prior(pandas.Series(["cat", "dog", "cat"]).value_counts())
 
 
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("given", [COUNTS, tuple(COUNTS), {1: 5, 0: 3, 2: 2}, torch.tensor(COUNTS)], ids=repr)
+def test_counts_within_a_compiled_graph(given: Any) -> None:
+    def call(logits: Tensor) -> Tensor:
+        return functional.lade_regularizer(logits, TARGET, given) + priors.log_prior(given).sum()
+
+    found = torch.compile(call, backend="eager", fullgraph=True)(LOGITS)
+    assert float(found) == pytest.approx(float(call(LOGITS)), rel=1e-5)
+
+
 def test_a_literal_prior() -> None:
     assert priors.log_prior({1: 5, 0: 3, 2: 2}).exp().tolist() == pytest.approx([0.3, 0.5, 0.2])
     assert priors.log_prior(Counter(LABELS.tolist())).exp().tolist() == pytest.approx([0.3, 0.5, 0.2])
