@@ -60,12 +60,13 @@ def _run(words: Sequence[str]) -> int:
         return _dispatch(words[0], words[1:])
     arguments = parser().parse_args(words)
     arguments.words = list(words)
+    from lt_kernels.files import FileError
     from lt_kernels.train import MissingTrainer
     from lt_kernels.train.config import ConfigError, RunFailed
 
     try:
         return arguments.run(arguments)
-    except (ConfigError, MissingTrainer) as error:
+    except (ConfigError, FileError, MissingTrainer) as error:
         return _say(words, str(error), "", 2)
     except RunFailed as error:
         return _say(words, str(error), error.hint, 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from lt_kernels.files import FileError
 from lt_kernels.interrupts import Interrupted
 from lt_kernels.storage import FolderInUse
 from lt_kernels.train.errors import ConfigError, RunFailed
@@ -120,6 +121,8 @@ def _outcome(work: Work, job: Any) -> tuple[str | None, Any]:
         return None, work(job)
     except (ConfigError, FolderInUse, RunFailed) as error:
         return type(error).__name__, f"{job}: {error}"
+    except FileError as error:
+        return "ConfigError", f"{job}: {error}"
     except OSError as error:
         return "OSError", f"{job}: {error.filename or 'a file'}: {error.strerror or error}"
     except Interrupted as stop:
