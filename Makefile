@@ -9,11 +9,12 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz inject compat lint bench gpu-check gpu-compile readme clean
+.PHONY: help setup verify demo test fuzz inject compat lint bench gpu-check gpu-compile readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
 	@echo "make test    set up and run the tests"
+	@echo "make verify  set up .venv-verified from wheels whose hashes are known; then make test VENV=.venv-verified"
 	@echo "make fuzz    judge CASES=20000 random calls of every public function; SEED=7 repeats a run"
 	@echo "make inject  kill runs at 30 moments, fill disks, damage files, send signals; resume and compare every bit"
 	@echo "make compat  set up and run the tests with the oldest torch; TORCH=2.12.1 PYTHON=python3.13 names others"
@@ -36,6 +37,20 @@ $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
 	@touch $@
 
 setup: $(VENV)/.package
+
+# Nothing whose hash is another than constraints-hashed.txt says, but torch: its wheels differ between the builds for CPUs
+# and for CUDA, and from registry to registry. What torch brings along is put in anew, by its hash.
+VERIFIED := .venv-verified
+verify:
+	$(PYTHON) -m venv $(VERIFIED)
+	$(VERIFIED)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(VERIFIED)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+		--force-reinstall --only-binary :all: -r constraints-hashed.txt
+	@touch $(VERIFIED)/.torch
+	$(VERIFIED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(VERIFIED)/bin/python -m pip check
+	@$(VERIFIED)/bin/python -m lt_kernels.doctor
+	@touch $(VERIFIED)/.package
 
 demo: setup
 	rm -rf runs/demo

@@ -17,7 +17,7 @@ from benchmarks import table
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [
     ROOT / "setup.py",
-    *(p for d in ("lt_kernels", "benchmarks", "tests") for p in sorted((ROOT / d).rglob("*.py"))),
+    *(p for d in ("lt_kernels", "benchmarks", "tools", "tests") for p in sorted((ROOT / d).rglob("*.py"))),
 ]
 KERNELS = sorted([*(ROOT / "csrc").glob("*.*"), *(ROOT / "tests").rglob("*.cpp")])
 WORDS = [path for path in ROOT.glob("*") if path.suffix in (".md", ".toml", ".yaml", ".txt") or path.name == "Makefile"]
@@ -98,7 +98,11 @@ def test_no_banned_words(path: Path) -> None:
     assert [word for word in banned if word in text] == []
 
 
-@pytest.mark.parametrize("path", [ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / "constraints.txt"], ids=short)
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / "constraints.txt", ROOT / "constraints-hashed.txt"],
+    ids=short,
+)
 def test_set_up_names_no_host(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert re.findall(r"https?://|--(?:extra-)?index-url|--trusted-host", text) == []

@@ -1,0 +1,1 @@
+"""Scripts of the repository that write files about what it depends on."""
