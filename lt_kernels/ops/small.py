@@ -234,8 +234,8 @@ def _loss(
 
 
 def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """A vector [C] in the dtype of the arithmetic."""
-    if table.shape != (classes,) or not table.is_cpu or not table.is_floating_point() or table.is_neg():
+    """A vector [C] in the dtype of the arithmetic; a subclass may have its numbers elsewhere, as DTensor has."""
+    if type(table) not in _VECTORS or table.shape != (classes,) or not table.is_cpu or not table.is_floating_point() or table.is_neg():
         raise ValueError(table.shape)
     return table.to(dtype).contiguous()
 
