@@ -200,7 +200,7 @@ def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
         ValueError: if `group` is not a process group that this process belongs to, or `DistributedDataParallel` would
             average the rows over its ranks.
     """
-    shares.refuse_averaging(weight, checked(group))
+    shares.refuse_wrapped(weight, checked(group))
     lasting = isinstance(weight, torch.nn.Parameter) or (weight.is_leaf and weight.requires_grad)
     if not lasting:  # what is made anew for each call
         return shard(weight, group)

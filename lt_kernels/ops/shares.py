@@ -89,14 +89,16 @@ def misfit(own: list[int], saved: Any, rows: int, here: str) -> str | None:
     return None
 
 
-def refuse_averaging(weight: Tensor, group: Any) -> None:
-    """Raise where the `DistributedDataParallel` whose forward pass this is would average the rows of different classes.
+def refuse_wrapped(weight: Tensor, group: Any) -> None:
+    """Raise for a DTensor, and where `DistributedDataParallel` around this would average rows of different classes.
 
     What module that is, and which parameters it averages, torch says in private names alone.
 
     Raises:
-        ValueError: naming what to do.
+        TypeError, ValueError: naming what to do.
     """
+    if hasattr(weight, "placements"):
+        raise TypeError("linear_weight must be this rank's rows as a plain tensor, got a DTensor: give its to_local()")
     around = DistributedDataParallel._get_active_ddp_module()
     if around is None or all(one is not weight for one in around._module_parameters):
         return

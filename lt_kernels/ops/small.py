@@ -22,6 +22,7 @@ from lt_kernels.values import Margin
 
 SMALL = 2**15  # logits; from here on the operators win, where the short ways do not go (docs/kernels.md)
 CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
+_VECTORS = (Tensor, torch.nn.Parameter)
 _TYPES = (torch.float32, torch.float64, torch.bfloat16)
 _compiling = torch.compiler.is_dynamo_compiling
 _few, _few_linear = library.few_cross_entropy, library.few_linear_cross_entropy
@@ -235,7 +236,13 @@ def _loss(
 
 def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """A vector [C] in the dtype of the arithmetic; a subclass may have its numbers elsewhere, as DTensor has."""
-    if type(table) not in _VECTORS or table.shape != (classes,) or not table.is_cpu or not table.is_floating_point() or table.is_neg():
+    if (
+        type(table) not in _VECTORS
+        or table.shape != (classes,)
+        or not table.is_cpu
+        or not table.is_floating_point()
+        or table.is_neg()
+    ):
         raise ValueError(table.shape)
     return table.to(dtype).contiguous()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from every_loss import BARE, HEADS, PLAIN, C, D, tables
@@ -15,9 +16,10 @@ from launch import main
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lt_kernels import heads, losses
+from lt_kernels import functional, heads, losses
 
 N = 6  # rows of a rank
 NO_IGNORE = ("linear lade", "linear offset", "bcl", "gml", "ncl")  # every row counts in their second terms
@@ -185,5 +187,28 @@ def own_state(rank: int, world: int, group: Any) -> None:
             torch.testing.assert_close(state, own, msg=lambda text, name=name, sync=sync: f"{name}, {sync}: {text}")
 
 
+def distributed_tables(rank: int, world: int, group: Any) -> None:
+    """A DTensor beside plain tensors is an error, and never taken for a table that is not there."""
+    mesh = init_device_mesh("cpu", (world,))
+    weight, table = normal(N, D, seed=40), normal(N, seed=41)
+    features, target = normal(N, D, seed=42), classes_of(N, N, seed=43)
+    logits = features @ weight.T
+    for placement in (Shard(0), Replicate()):
+        held = distribute_tensor(table.exp(), mesh, [placement])
+        for call in (
+            lambda held=held: functional.offset_cross_entropy(logits, target, offset=held),
+            lambda held=held: functional.offset_cross_entropy(logits, target, held),
+            lambda held=held: functional.linear_cross_entropy(features, weight, target, offset=held),
+            lambda held=held: functional.linear_cross_entropy(features, weight, target, weight=held),
+            lambda held=held: functional.cosine_margin_cross_entropy(features, weight, target, weight=held),
+            lambda held=held: losses.CrossEntropyLoss(table.exp()).evaluate(logits, target, table=held),
+        ):
+            with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+                call()
+    rows = distribute_tensor(weight, mesh, [Shard(0)])
+    with pytest.raises(TypeError, match="linear_weight must be this rank's rows as a plain tensor, got a DTensor"):
+        functional.linear_cross_entropy(features, rows, target, group=group)
+
+
 if __name__ == "__main__":
-    main([data_parallel, as_torch, two_passes, fully_sharded, mixed_precision, own_state])
+    main([data_parallel, as_torch, two_passes, fully_sharded, mixed_precision, own_state, distributed_tables])

@@ -72,6 +72,22 @@ def drawn(rank: int, world: int, group: Any) -> None:
                     assert torch.equal(after, then)
 
 
+def deferred(rank: int, world: int, group: Any) -> None:
+    """Built on the meta device and drawn there where it goes, a sharded head has the same rows."""
+    torch.manual_seed(3)
+    whole = LinearHead(D, C, losses.BalancedSoftmaxLoss(COUNTS))
+    with torch.device("meta"):
+        head = LinearHead(D, C, losses.BalancedSoftmaxLoss(COUNTS), group=group)
+    assert head.weight.is_meta
+    head.to_empty(device="cpu")
+    torch.manual_seed(3)
+    head.reset_parameters()
+    mine = slice(*shard_bounds(C, rank, world))
+    assert torch.equal(head.weight, whole.weight[mine])
+    assert torch.equal(head.bias, whole.bias[mine])
+    torch.testing.assert_close(head(INPUT.float(), TARGET), whole(INPUT.float(), TARGET))
+
+
 def same_rows(rank: int, world: int, group: Any) -> None:
     """Ranks that hold the same rows are an error of all; rows that are all the same are not."""
     for classes in (EVEN, C, world):
@@ -240,4 +256,4 @@ def modes(rank: int, world: int, group: Any) -> None:
 if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's of FSDP
-        main([drawn, same_rows, averaged_by_ddp, beside_ddp, fully_sharded, clipped, copied, states, modes])
+        main([drawn, deferred, same_rows, averaged_by_ddp, beside_ddp, fully_sharded, clipped, copied, states, modes])
