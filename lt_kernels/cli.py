@@ -17,7 +17,7 @@ from lt_kernels.storage import FolderInUse
 
 ROOT = Path(__file__).resolve().parents[1]
 # what a command that was interrupted has done, where it does not say so itself
-BEGUN = dict.fromkeys(("train", "compare", "analyze", "planar", "shift"), "nothing was begun")
+BEGUN: dict[str, str] = dict.fromkeys(["train", "compare", "analyze", "planar", "shift"], "nothing was begun")
 BEGUN["bench"] = "cases that were measured are kept"
 
 
