@@ -114,7 +114,7 @@ def linear_cross_entropy(
         linear_bias: [C].
         group: a process group over whose ranks the classes are sharded: `linear_weight` and `linear_bias` are this
             rank's rows, in the order of the ranks; all else is the same on every rank, `weight` and `offset` for all
-            classes. Every rank gets the loss; the gradient of `input` is summed over the ranks.
+            classes. Every rank gets the loss, or the error of any; the gradient of `input` is summed over the ranks.
 
     The rest, and what is returned and raised, as for `offset_cross_entropy`.
     """

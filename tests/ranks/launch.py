@@ -33,7 +33,7 @@ def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
         for rank in range(world)
     ]
     try:
-        said = [rank.communicate(timeout=240)[1] for rank in ranks]
+        said = [rank.communicate(timeout=400)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -50,7 +50,7 @@ def main(scenarios: Sequence[Scenario]) -> None:
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=20))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     done = {scenario.__name__: "not reached" for scenario in scenarios}
     for name, scenario in zip(done.copy(), scenarios, strict=True):
         torch.manual_seed(0)
