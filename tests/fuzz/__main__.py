@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -51,27 +52,40 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=None, help="drawn and printed where it is not given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no more after that time")
     parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results/fuzz.json")
     return parser.parse_args()
+
+
+def run_all(work: list[tuple[str, int, int]], jobs: int, most_seconds: float) -> tuple[Tally, float]:
+    """Every piece of work, or as much as is begun in that time; and the seconds that it took."""
+    tally, start, done = Tally(), time.monotonic(), 0
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=surroundings) as pool:
+        futures = [pool.submit(run, *one) for one in work]
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            found, done = future.result(), done + 1
+            tally.add(found)
+            for failure in found.failures:
+                print(f"\n{failure}\n", flush=True)
+            if done % 8 == 0 or done == len(work):
+                passed = f"{sum(tally.cases.values()):,} passed, {sum(tally.skipped.values()):,} without an answer"
+                print(f"{time.monotonic() - start:6.0f} s: {passed}, {len(tally.failures)} wrong", flush=True)
+            if time.monotonic() - start > most_seconds:
+                for waiting in futures:
+                    waiting.cancel()
+    return tally, time.monotonic() - start
 
 
 def main() -> int:
     """Run the cases; 1 if one of them has a wrong answer."""
     chosen = arguments()
     seed = random.SystemRandom().randrange(2**31) if chosen.seed is None else chosen.seed
-    work, tally, start = chunks(chosen.cases, seed), Tally(), time.monotonic()
     print(f"{chosen.cases:,} cases from seed {seed}, {chosen.jobs} processes, torch {torch.__version__}", flush=True)
-    with ProcessPoolExecutor(chosen.jobs, get_context("spawn"), initializer=surroundings) as pool:
-        for done, future in enumerate(as_completed([pool.submit(run, *one) for one in work]), 1):
-            found = future.result()
-            tally.add(found)
-            for failure in found.failures:
-                print(f"\n{failure}\n", flush=True)
-            if done % 20 == 0 or done == len(work):
-                passed = f"{sum(tally.cases.values()):,} passed, {sum(tally.skipped.values()):,} without an answer"
-                print(f"{time.monotonic() - start:6.0f} s: {passed}, {len(tally.failures)} wrong", flush=True)
+    tally, seconds = run_all(chunks(chosen.cases, seed), chosen.jobs, 60 * chosen.minutes)
     if chosen.write:
-        text = json.dumps(figures(tally, seed, time.monotonic() - start), indent=1)
+        text = json.dumps(figures(tally, seed, seconds), indent=1)
         Path(RESULTS / "fuzz.json").write_text(text + "\n", encoding="utf-8")
     return 1 if tally.failures else 0
 

@@ -27,6 +27,8 @@ CORPUS = [
     Case(rows=2, target="mixed", special="inf"),
     # the probability of the target as 1 less that of all others
     Case(rows=5, classes=127, smoothing=1.0, reduction="sum", spread=0.01, wing="reference"),
+    # a class of weight 0 and probability 0
+    Case(weight="zeros", offset="class", smoothing=0.1, special="-inf"),
     # shapes
     Case(places=(0,), offset="target"),
     Case(rows=0, offset="target"),

@@ -90,7 +90,7 @@ def rows_loss(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tenso
     eps = of_class(spec.smoothing, target, first)
     if isinstance(spec.smoothing, Tensor) or spec.smoothing:
         log_p = torch.where(there, torch.log_softmax(u, 1), 0.0)
-        uniform = -(weight * log_p).sum(1) / there.sum(1)
+        uniform = -torch.where(weight != 0, weight * log_p, 0.0).sum(1) / there.sum(1)  # 0 log 0 is 0
         first = (1 - eps) * first + torch.where(eps > 0, eps * uniform, 0.0)
     return first * torch.where((u == INF).any(1), math.nan, 1.0)  # as torch has it: inf - inf
 
