@@ -57,9 +57,11 @@ def logit_size(problem: Problem, leaves: dict[str, Tensor], spec: Spec, table: T
 
 
 def smoothed(problem: Problem, spec: Spec) -> float:
-    """The share of smoothing in each entry of a slope: a class whose probability is its share has a slope of 0."""
+    """The share that a class has in a target, by smoothing or given: where its probability is its share, they cancel."""
     case, eps = problem.case, spec.smoothing
     most = finite_max(eps) if isinstance(eps, Tensor) else float(eps)
+    if case.target == "probability":
+        most = case.classes * finite_max(problem.flat)
     weight = 1.0 if spec.weight is None else finite_max(spec.weight)
     rows = max(1, problem.seen["z"].shape[0]) if case.reduction == "mean" else 1
     return 2 * spec.scale * most * weight / case.classes / rows

@@ -189,7 +189,7 @@ def leaves_of(case: Case, source: Source, absent: Tensor, bounded: bool) -> dict
         if case.special == "zero row":
             weight[source.one(len(weight))] = 0.0
         if case.special == "long" and "input" not in found:
-            weight = weight * 3e4
+            weight = weight * 3e4 / weight.abs().amax()
         found["linear_weight"] = weight
     if case.bias:
         found["linear_bias"] = source.normal(case.classes)
