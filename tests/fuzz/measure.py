@@ -57,7 +57,7 @@ def logit_size(problem: Problem, leaves: dict[str, Tensor], spec: Spec, table: T
 
 
 def smoothed(problem: Problem, spec: Spec) -> float:
-    """The share that a class has in a target, by smoothing or given: where its probability is its share, they cancel."""
+    """The share of a class in a target, by smoothing or given: where its probability is its share, they cancel."""
     case, eps = problem.case, spec.smoothing
     most = finite_max(eps) if isinstance(eps, Tensor) else float(eps)
     if case.target == "probability":
