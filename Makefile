@@ -9,7 +9,7 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify demo test fuzz inject compat lint bench gpu-check gpu-compile readme clean
+.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
@@ -18,6 +18,7 @@ help:
 	@echo "make fuzz    judge CASES=20000 random calls of every public function; SEED=7 repeats a run"
 	@echo "make inject  kill runs at 30 moments, fill disks, damage files, send signals; resume and compare every bit"
 	@echo "make compat  set up and run the tests with the oldest torch; TORCH=2.12.1 PYTHON=python3.13 names others"
+	@echo "make sanitize  the kernels with address and undefined-behaviour sanitizers, under a part of the tests; ARGS=FILES names another"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
 	@echo "make gpu-check  check and measure everything on this machine's GPU, with the torch that is there; installs nothing"
@@ -75,6 +76,10 @@ compat:
 	mkdir -p $(OTHER)
 	{ grep -vE '^($(FREE))==' constraints.txt; echo 'torch==$(TORCH)'; echo 'numpy<2.4'; } > $(OTHER)/constraints.txt
 	$(MAKE) test VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt
+
+# Into build/sanitize, a copy with a library of its own; GCC's runtime of the sanitizers is needed (docs/sanitizers.md).
+sanitize: setup
+	$(BIN)/python tests/sanitize $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
