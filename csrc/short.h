@@ -87,7 +87,7 @@ template <class A> struct Together {
     const vec<A> less = above(), e = exp(less), part = amount / (sum + e);  // part * sum: amount * (1 - p_y)
     d_rest = sum == 0 ? less - less : part * sum;
     d_rest = d_rest == 0 ? d_rest : d_rest / divisor;
-    store(factor, sum == 0 ? sum : part / divisor), store(d_own, -d_rest);
+    store(factor, sum == 0 ? d_rest : part / divisor), store(d_own, -d_rest);
   }
   void save(const Plain& plain, int64_t n, int64_t from, int rows) const {
     const vec<A> rest = sum == 0 ? splat(kNothing<A>) : log_of_more<A>(sum), v = rest - above();

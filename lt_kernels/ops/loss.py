@@ -206,8 +206,8 @@ def _probabilities(
     terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
     if target.requires_grad:
         return _dense(source, terms)
-    rest, _, _, mean, *_ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
-    return terms.total * rest - mean
+    rest, _, _, mean, _, top, _ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
+    return (terms.total * rest - mean) * torch.where(top == -torch.inf, torch.nan, 1.0)  # no softmax of nothing
 
 
 def _dense(source: Source, terms: Terms) -> Tensor:

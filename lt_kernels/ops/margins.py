@@ -115,8 +115,8 @@ def mixed_losses(
 
 
 def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
-    """logaddexp whose gradient is 0, not NaN, where both are -inf."""
+    """logaddexp that is the first where both are -inf, in its gradient too."""
     neither = (first == -torch.inf) & (second == -torch.inf)
-    return torch.logaddexp(first.masked_fill(neither, 0.0), second.masked_fill(neither, 0.0)).masked_fill(
-        neither, -torch.inf
+    return torch.where(
+        neither, first, torch.logaddexp(first.masked_fill(neither, 0.0), second.masked_fill(neither, 0.0))
     )
