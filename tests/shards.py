@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import traceback
@@ -225,6 +226,22 @@ def edges(rank: int, world: int, group: Any) -> None:
         linear_cross_entropy(target=PRESENT.clamp(max=0), offset=ABSENT, **call)
 
 
+def far(rank: int, world: int, group: Any) -> None:
+    """Equal logits of any size, of which a rank has a part: log C; and one part far above the other."""
+    first, last = distributed.shard_bounds(C, rank, world)
+    for size in (1e2, 1e5, 1e15):
+        features, weight = torch.full((N, 1), size), torch.full((C, 1), size)[first:last].requires_grad_()
+        for target in (TARGET, MIXED, PROBABILITIES.float()):
+            loss = linear_cross_entropy(features, weight, target, label_smoothing=0.1, group=group)
+            assert abs(loss.item() - math.log(C)) < 1e-5, (size, loss)
+    bias = torch.where(torch.arange(C) < 5, 1e6, -1e6).requires_grad_()
+    logits = normal(N, D, seed=90, dtype=torch.float32), normal(C, D, seed=91, dtype=torch.float32)
+    whole = linear_cross_entropy(*logits, TARGET, linear_bias=bias, label_smoothing=0.1)
+    part = logits[0], logits[1][first:last]
+    loss = linear_cross_entropy(*part, TARGET, linear_bias=bias[first:last], label_smoothing=0.1, group=group)
+    assert abs(loss.item() / whole.item() - 1) < 1e-6, (loss, whole)
+
+
 def bad_groups(rank: int, world: int, group: Any) -> None:
     """What is no group, or has this rank not in it, is named; and so are fewer classes than ranks, on every rank."""
     others = dist.new_group([0])
@@ -251,7 +268,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         group = dist.group.WORLD
         for sizes in SHARDS[world]:
             functions(rank, sizes, group)
-        for part in (heads, state, two_heads, asked_once, data_parallel, edges, bad_groups):
+        for part in (heads, state, two_heads, asked_once, data_parallel, edges, far, bad_groups):
             part(rank, world, group)
         dist.barrier()
     except BaseException:
