@@ -36,7 +36,7 @@ SHAPE: Mapping[str, Any] = {
 def read_text(path: Path) -> str:
     """A file's text; ConfigError naming it, where it cannot be read."""
     try:
-        return read_regular(path, MOST).decode("utf-8")
+        return read_regular(path, MOST).decode("utf-8-sig")  # a spreadsheet puts a mark first
     except OSError as error:
         raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

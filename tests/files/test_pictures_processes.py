@@ -28,7 +28,7 @@ pytestmark = [
 def pictures(tmp_path: Path) -> ImageList:
     for level in LEVELS:
         pillow.new("L", (8, 8), level).save(tmp_path / f"{level}.png")
-    return ImageList([f"{level}.png" for level in LEVELS], tmp_path, 8, 8, threads=2)
+    return ImageList([f"{level}.png" for level in LEVELS], tmp_path, 8, 8, threads=1)
 
 
 def levels(images: torch.Tensor) -> list[int]:
