@@ -167,7 +167,7 @@ PyObject* few_cosine_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
   const View left(*torch, values[kInput]), right(*torch, values[kWeights]);
   const int64_t rows = left.sizes[0], classes = right.sizes[0];
   const bool is_wide = left.dtype == torch->float64;
-  if (!few(rows, classes, PyLong_AsLongLong(values[16]) / (is_wide ? 16 : 8))) return nothing();  // with their gradient
+  if (!few(rows, classes, at_most(values[16]) / (is_wide ? 16 : 8))) return nothing();  // with their gradient
   if (!matrix(*torch, left, is_wide ? torch->float64 : torch->float32, values[kInput])) return nothing();
   if (!matrix(*torch, right, left.dtype, values[kWeights]) || left.sizes[1] != right.sizes[1]) return nothing();
   if (!View(*torch, values[kTarget]).vector(rows, torch->int64) || !here(*torch, values[kTarget])) return nothing();
@@ -178,7 +178,8 @@ PyObject* few_cosine_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
     if (!view.vector(classes, view.dtype) || learned(*torch, table) || !here(*torch, table)) return nothing();
   }
   if (!(number(values[kScale], 0) > 0) || std::isnan(number(values[kGamma], 0))) return nothing();
-  if (number(values[14], 0) != 0 || !PyLong_CheckExact(values[kIgnore])) return nothing();
+  if (number(values[14], 0) != 0 || !PyLong_CheckExact(values[kIgnore]) || !fits(values[kIgnore]))
+    return nothing();
   const int reduction = place_of(values[kReduction], {"none", "mean", "sum"});
   const int batch = place_of(values[15], {"weighted", "batch"});
   if (reduction < 0 || batch < 0) return nothing();

@@ -25,7 +25,7 @@ struct Settings {
     if (reduction < 0 || !PyFloat_Check(values[3]) || PyFloat_AsDouble(values[3]) != 0) return false;
     if (!PyFloat_Check(smoothing) || !(PyFloat_AsDouble(smoothing) >= 0)) return false;
     // An ignored row is left to the operators: torch makes its gradient NaN where its logits are infinite.
-    if (!PyLong_CheckExact(values[5]) || PyLong_AsLongLong(values[5]) >= 0) return false;
+    if (!PyLong_CheckExact(values[5]) || !fits(values[5]) || PyLong_AsLongLong(values[5]) >= 0) return false;
     if (View::dtype_of(torch, target) != torch.int64) return false;
     if (weight != Py_None && View::dtype_of(torch, weight) != dtype) return false;
     return offset == Py_None || View(torch, offset).vector(classes, dtype);
@@ -83,11 +83,11 @@ bool allowed = true;
 }  // namespace
 
 // What torch is known by, where the short ways may be taken: not where somebody asks for kernels by name, nor where a
-// dispatch mode is to see every step.
+// dispatch mode or torch.jit.trace is to see every step.
 const Known* lt::few_allowed() {
   const Known* torch = allowed ? known() : nullptr;
   Ref modes(torch ? PyObject_CallNoArgs(torch->modes) : nullptr);
-  return modes && PyLong_AsLong(modes.it) == 0 ? torch : nullptr;
+  return modes && PyLong_AsLong(modes.it) == 0 && off(torch->tracing, nullptr) ? torch : nullptr;
 }
 
 // Whether to; not where somebody asks for kernels by name.
@@ -121,7 +121,7 @@ PyObject* few_linear_cross_entropy(PyObject*, PyObject* const* values, Py_ssize_
   const Known* torch = few_allowed();
   if (!torch || count != 13) return nothing();
   const View view(*torch, values[0]), table(*torch, values[1]);
-  const int64_t rows = view.sizes[0], classes = table.sizes[0], budget = PyLong_AsLongLong(values[11]);
+  const int64_t rows = view.sizes[0], classes = table.sizes[0], budget = at_most(values[11]);
   if (table.dims != 2 || table.dtype != view.dtype) return nothing();
   if (!few(rows, classes, budget / (view.dtype == torch->float64 ? 16 : 8))) return nothing();  // with their gradient
   if (!plain(*torch, view, values[0])) return nothing();

@@ -47,7 +47,7 @@ struct Known {
   PyObject *tensor, *parameter, *float32, *float64, *bfloat16, *int64, *add, *loss, *linear;
   PyObject *empty_like, *autocast, *transformed, *dtype, *is_cpu, *shape, *data_ptr, *is_contiguous, *is_neg, *requires_grad, *cpu;
   PyObject *contiguous, *grad_mode, *graph_stays, *item, *new_empty, *to, *needs, *save, *gradient, *settings;
-  PyObject *modes, *mm, *large_product, *large_linear, *reduction[4], *never;
+  PyObject *modes, *tracing, *mm, *large_product, *large_linear, *reduction[4], *never;
   bool whole = false;
 
   Known() {
@@ -63,6 +63,7 @@ struct Known {
     mm = of(torch, "mm"), large_product = of(products, "product"), large_linear = of(products, "linear");
     contiguous = of(torch, "contiguous_format"), empty_like = of(torch, "empty_like");
     transformed = of(transforms, "peek_interpreter_stack"), modes = of(inner, "_len_torch_dispatch_stack");
+    tracing = of(inner, "_is_tracing");
     grad_mode = of(torch, "is_grad_enabled"), graph_stays = of(autograd, "_get_current_graph_task_keep_graph");
     loss = of(functions, "cross_entropy_loss"), linear = of(functions, "linear");
     auto text = [](const char* word) { return PyUnicode_InternFromString(word); };
@@ -102,6 +103,9 @@ struct View {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(value));
     if (type != torch.tensor && type != torch.parameter) return nullptr;
     if (Ref(PyObject_CallMethodObjArgs(value, torch.is_neg, nullptr)).it != Py_False) return nullptr;
+    Ref place(PyObject_CallMethodObjArgs(value, torch.data_ptr, nullptr));
+    if (!place) PyErr_Clear();  // what has no memory of its own
+    if (!place || !PyLong_AsVoidPtr(place.it)) return nullptr;  // or none any more: a storage that was released
     return Ref(PyObject_GetAttr(value, torch.dtype)).it;
   }
   bool vector(int64_t size, PyObject* of) const { return dims == 1 && sizes[0] == size && dtype == of; }
@@ -121,6 +125,17 @@ inline bool learned(const Known& torch, PyObject* table) {
 }
 inline bool few(int64_t rows, int64_t classes, int64_t most) {
   return rows > 0 && classes > 0 && rows <= most / classes;
+}
+
+// Whether an integer is one of C's; asking for its value would be an error else.
+inline bool fits(PyObject* integer) {
+  int beyond = 0;
+  PyLong_AsLongLongAndOverflow(integer, &beyond);
+  return !beyond;
+}
+// An integer of Python's, or the largest one of C's.
+inline int64_t at_most(PyObject* integer) {
+  return fits(integer) ? PyLong_AsLongLong(integer) : std::numeric_limits<int64_t>::max();
 }
 
 // The place of a word among others, or -1.

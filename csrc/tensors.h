@@ -113,7 +113,10 @@ struct Held {
   Tensor tensors[16];
   int count = 0;
 
-  const Tensor& keep(Tensor tensor) { return tensors[count++] = std::move(tensor); }
+  const Tensor& keep(Tensor tensor) {
+    STD_TORCH_CHECK(tensor.numel() == 0 || tensor.const_data_ptr(), "lt_kernels: a tensor's storage was released");
+    return tensors[count++] = std::move(tensor);
+  }
   const void* numbers(const Optional& tensor, ScalarType type, const char* name, Sizes sizes) {
     if (!tensor) return nullptr;
     expect(*tensor, name, type, sizes);

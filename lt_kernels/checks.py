@@ -74,13 +74,32 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def released(value: Tensor) -> bool:
+    """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process."""
+    plain = not torch.compiler.is_compiling() and type(value) in (Tensor, torch.nn.Parameter)
+    if (
+        not plain
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or value.device.type not in ("cpu", "cuda")
+    ):
+        return False
+    return value.layout is torch.strided and value.numel() > 0 and value.untyped_storage().nbytes() == 0
+
+
+def stored(name: str, value: Tensor) -> Tensor:
+    """A tensor whose numbers are there."""
+    if released(value):
+        raise ValueError(f"{name} must have its numbers, got a tensor whose storage was released")
+    return value
+
+
 def floating(name: str, value: Any) -> Tensor:
     """A floating-point tensor of a dtype that the kernels read."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
-    return value
+    return stored(name, value)
 
 
 def vector(name: str, value: Any, classes: int, like: Tensor) -> Tensor:
@@ -173,7 +192,7 @@ def by_class(name: str, value: Any, what: str = "a number") -> Tensor:
         raise ValueError(f"{name} must be 1-D with {what} for each class, got shape {list(value.shape)}")
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must be integers or real numbers, got {value.dtype}")
-    return value.detach().to(torch.float64, copy=True)
+    return stored(name, value).detach().to(torch.float64, copy=True)
 
 
 def _vector(name: str, value: Any) -> Tensor:
@@ -238,5 +257,5 @@ def indices(name: str, target: Any, shape: Sequence[int], like: Tensor) -> Tenso
         raise TypeError(f"{name} must hold class indices (int64), got {target.dtype}")
     if tuple(target.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(target.shape)}")
-    same_device(name, target, like)
+    same_device(name, stored(name, target), like)
     return target if target.dtype == torch.int64 else target.to(torch.int64)

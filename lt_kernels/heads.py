@@ -75,11 +75,13 @@ class _Head(nn.Module):
         return distributed.together(self.group, self.weight, self.flattened, features, target, **options)
 
     def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
-        """The loss of the rows of features and target."""
+        """The loss of the rows of features and target; without a reduction, in their places."""
+        places = features.shape[:-1] if isinstance(features, Tensor) else ()
         features, target = self.flat(features, target)
         if self.share is not None and distributed.shard_of(self.weight, self.group).classes != self.num_classes:
             raise ValueError(f"num_classes must be the same on every rank, got {self.num_classes} on this one")
-        return self.loss.from_features(features, self.weight, target, group=self.group, **options)
+        found = self.loss.from_features(features, self.weight, target, group=self.group, **options)
+        return found.reshape(places) if self.loss.reduction == "none" else found
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -107,14 +109,21 @@ class _Head(nn.Module):
             raise ValueError(f"features must be [..., {self.in_features}], got {list(features.shape)}")
         if features.ndim == 2:
             return features, target
-        if isinstance(target, MixedTarget):
-            mixed = MixedTarget(target.first.reshape(-1), target.second.reshape(-1), target.lam)
-            return features.reshape(-1, self.in_features), mixed
-        if not isinstance(target, Tensor):
+        if not isinstance(target, Tensor | MixedTarget):
             raise TypeError(f"target must be a tensor or a MixedTarget, got {type(target).__name__}")
-        if tuple(target.shape) != tuple(features.shape[:-1]):
-            raise ValueError(f"target must have shape {list(features.shape[:-1])}, got {list(target.shape)}")
-        return features.reshape(-1, self.in_features), target.reshape(-1)
+        places, flat = list(features.shape[:-1]), features.reshape(-1, self.in_features)
+        given = target if isinstance(target, Tensor) else target.first
+        dense = given.is_floating_point()
+        if list(given.shape) != [*places, *((self.num_classes,) if dense else ())]:
+            raise ValueError(f"target must have shape {places}, got {list(given.shape)}")
+        if isinstance(target, Tensor):
+            return flat, target.reshape(-1, self.num_classes) if dense else target.reshape(-1)
+        lam = target.lam
+        if isinstance(lam, Tensor) and lam.ndim == 1:  # one for each of the first dimension
+            if not places or lam.shape[0] != places[0]:
+                raise ValueError(f"lam must have one number for each of the {places[:1]} rows, got {list(lam.shape)}")
+            lam = lam.repeat_interleave(math.prod(places[1:]))
+        return flat, MixedTarget(target.first.reshape(-1), target.second.reshape(-1), lam)
 
     def extra_repr(self) -> str:
         share = "" if self.share is None else f", {self.share}"
@@ -182,5 +191,5 @@ class CosineHead(_Head):
         """The loss, or without a target the cosines [..., C]."""
         if target is None:
             flat = features.reshape(-1, self.in_features)
-            return cosines(flat, self.weight).reshape(*features.shape[:-1], -1)
+            return cosines(flat, self.weight).reshape(*features.shape[:-1], self.weight.shape[0])
         return self.of_features(features, target, cosine=True, scale=self.scale)

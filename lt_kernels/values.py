@@ -132,7 +132,7 @@ class MixedTarget:
 
     def __post_init__(self) -> None:
         if isinstance(self.lam, Tensor) and self.lam.is_floating_point() and self.lam.ndim <= 1:
-            checks.shares("lam", self.lam)
+            checks.shares("lam", checks.stored("lam", self.lam))
         elif isinstance(self.lam, Tensor) and self.lam.ndim:
             shown = f"{self.lam.dtype} {list(self.lam.shape)}"
             raise ValueError(f"lam must be a number or a floating-point vector, got {shown}")

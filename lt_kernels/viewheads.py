@@ -57,7 +57,7 @@ class _ClassifierHead(nn.Module):
         """Logits, or raw cosines, [..., M C]."""
         flat = features.reshape(-1, self.in_features)
         found = cosines(flat, self.weight) if self.bias is None else F.linear(flat, self.weight, self.bias)
-        return found.reshape(*features.shape[:-1], -1)
+        return found.reshape(*features.shape[:-1], self.weight.shape[0])
 
     def classified(self, loss: TwoPartLoss, features: Tensor, target: Tensor) -> Tensor:
         """The classification part, straight from features [N, d]."""
@@ -240,7 +240,7 @@ class NCLHead(_ClassifierHead):
     def each(self, features: Tensor) -> Tensor:
         """Each expert's logits or raw cosines [K, N, C] of features [N, K d]."""
         _features(features, self.experts * self.in_features)
-        rows = features.reshape(-1, self.in_features)
+        rows = features.reshape(len(features) * self.experts, self.in_features)
         weight = self.weight
         if self.bias is None:
             rows, weight = unit(rows), unit(weight)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.ops.library import cosine_backward, cosine_forward
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference.linear import along, as_they_are, inverse_norm
@@ -28,7 +29,7 @@ class CosineLoss(torch.autograd.Function):
     def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The backward but for one finite incoming number that is not differentiated."""
         input, weight, target = ctx.saved_tensors
-        grad = counted(grad, target, ctx.settings[1])
+        grad = counted(grad, checks.stored("target", target), ctx.settings[1])
         found = iter(first_order(cosine_slopes, input, weight, ctx.gradient, grad, *ctx.needs_input_grad[:2]))
         return *(next(found) if need else None for need in ctx.needs_input_grad[:2]), *(None,) * 12
 

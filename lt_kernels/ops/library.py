@@ -164,7 +164,7 @@ def _direct(function: Any) -> type[torch.autograd.Function]:
 def watched() -> bool:
     """Whether torch.func, a compiler or a dispatch mode looks on, which need the general form of a Function."""
     seen = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
-    return torch.compiler.is_compiling() or seen
+    return torch.compiler.is_compiling() or seen or torch._C._is_tracing()
 
 
 def transient() -> bool:

@@ -179,6 +179,8 @@ def _saying(source: Source, target: Any, reduction: str, average: str) -> Source
 
 
 def _lams(lam: float | Tensor, places: tuple[int, ...]) -> list[Any]:
+    if isinstance(lam, Tensor):
+        checks.stored("lam", lam)
     if isinstance(lam, Tensor) and lam.ndim == 1:
         if not places or lam.shape[0] != places[0]:
             raise ValueError(f"lam must have one number for each of the {list(places[:1])} rows, got {list(lam.shape)}")
@@ -201,7 +203,7 @@ def _probabilities(
         raise ValueError("label_smoothing must be a number with probabilities as target, got one for each class")
     if tuple(target.shape) != shape:
         raise ValueError(f"target must have shape {list(shape)} where it holds probabilities, got {list(target.shape)}")
-    checks.same_device("target", target, source.tensor)
+    checks.same_device("target", checks.stored("target", target), source.tensor)
     flat = target[None] if target.ndim == 1 else target.movedim(1, -1).reshape(-1, source.classes)
     terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
     if target.requires_grad:

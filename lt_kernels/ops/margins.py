@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.ops.library import apply, define, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import margins as reference
@@ -51,6 +52,7 @@ class Margins(torch.autograd.Function):
         if grad is None:
             return (None,) * ctx.inputs
         slopes, target = ctx.saved_tensors
+        checks.stored("target", target)
         found = first_order(torch.mul, counted(grad, target, ctx.ignore_index), slopes).unbind()
         places = (0, 2, 5, 6, 7)  # rest, own, own_offset, norm, mean among the inputs
         grads: list[Tensor | None] = [None] * ctx.inputs

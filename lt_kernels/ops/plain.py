@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.ops.library import linear_backward, linear_forward, plain_backward, plain_forward
 from lt_kernels.ops.rows import handed_out, loss_backward_op, loss_op
 from lt_kernels.ops.second import first_order
@@ -67,7 +68,7 @@ class LinearLoss(torch.autograd.Function):
         if isinstance(ctx.gradient, tuple):  # of all three already, for an incoming number
             slope = _by_operators(F.linear(input, weight, bias), target, class_weight, offset, ctx.settings, grad)
         else:
-            slope = ctx.gradient * counted(grad, target, ctx.settings[1])[:, None]
+            slope = ctx.gradient * counted(grad, checks.stored("target", target), ctx.settings[1])[:, None]
         d_input = slope.mm(weight) if needs[0] else None
         d_weight = slope.t().mm(input) if needs[1] else None
         return d_input, d_weight, slope.sum(0) if needs[2] else None, *(None,) * 6

@@ -98,6 +98,8 @@ def terms(
     if offset is not None:
         table, per_target = _offset_table(offset, shape, classes)
         table = checks.same_device("offset", table, like).to(kind)
+        if per_target and target is not None and target.shape[0] == 0:
+            table, per_target = table[:1], False  # no row chooses
         row = _offset_row(target) if per_target else None
     if smoothing:
         share, total = _shares(table, weight, classes, like, kind)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from lt_kernels import checks
+
 
 class FirstOrder(torch.autograd.Function):
     """Run a backward operator; differentiating its result is an error that says so."""
@@ -31,6 +33,9 @@ class FirstOrder(torch.autograd.Function):
 
 def first_order(operator: Any, *inputs: Any) -> Any:
     """`operator(*inputs)`, guarded when a graph of the backward pass is being built."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor):
+            checks.stored("what the forward pass saved", value)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return operator(*inputs)
     return FirstOrder.apply(operator, *inputs)

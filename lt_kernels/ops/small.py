@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.ops import library, products
 from lt_kernels.ops.budget import current_budget
 from lt_kernels.ops.cosine import CosineLoss
@@ -88,6 +89,7 @@ def unit(rows: Tensor) -> Tensor:
 
 def cosines(features: Tensor, linear_weight: Tensor) -> Tensor:
     """cos(x_i, w_c) [N, C], 0 for a row of norm 0; differentiable."""
+    checks.stored("features", features), checks.stored("weight", linear_weight)
     return F.linear(unit(features), unit(linear_weight))
 
 
@@ -101,7 +103,8 @@ def _usual(input: Tensor) -> bool:
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch.is_autocast_enabled("cpu")
-        and not input.is_neg()  # which a compiler cannot ask
+        and not torch._C._is_tracing()
+        and not checks.released(input)
     )
 
 
@@ -137,6 +140,8 @@ def linear_cross_entropy(
     if type(input) is not Tensor or input.dtype not in _TYPES or not isinstance(linear_weight, Tensor):
         return None
     if input.ndim != 2 or linear_weight.ndim != 2 or linear_weight.dtype is not input.dtype:
+        return None
+    if checks.released(linear_weight) or (isinstance(linear_bias, Tensor) and checks.released(linear_bias)):
         return None
     classes = linear_weight.shape[0]
     if not (linear_bias is None or getattr(linear_bias, "shape", None) == (classes,)):
@@ -206,6 +211,7 @@ def _plain(
         type(target) is Tensor
         and target.dtype is torch.int64
         and target.shape == (count,)
+        and not checks.released(target)
         and target.is_cpu
         and count * classes > 0
         and type(gamma) is float
@@ -213,6 +219,7 @@ def _plain(
         and type(smoothing) is float
         and smoothing == 0
         and type(ignore_index) is int
+        and -(2**63) <= ignore_index < 2**63
         and type(reduction) is str
         and reduction in CODES
         and _usual(rows)
@@ -239,6 +246,7 @@ def _table(table: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     if (
         type(table) not in _VECTORS
         or table.shape != (classes,)
+        or checks.released(table)
         or not table.is_cpu
         or not table.is_floating_point()
         or table.is_neg()

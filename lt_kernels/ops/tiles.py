@@ -109,6 +109,8 @@ def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
     """(whether tiles are screened in int8, why or why not)."""
     if weight.dtype == torch.float64:
         return False, "float64 weights: the products are in float64"
+    if weight.shape[1] < 8:  # and torch's own product of one column is made of whatever lay in memory
+        return False, "so few features have nothing to save"
     if threshold <= 0:
         return False, "a threshold of 0 or less leaves about half of the pairs active"
     if weight.shape[1] > 2**17:
