@@ -10,6 +10,9 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports triton: without a GPU its kernels run interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# torch keeps compiled graphs by the names of their operators: those of another state of the package must not serve.
+os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
+os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
 
 
 @pytest.fixture(autouse=True)
