@@ -83,7 +83,9 @@ def released(value: Tensor) -> bool:
         or value.device.type not in ("cpu", "cuda")
     ):
         return False
-    return value.layout is torch.strided and value.numel() > 0 and value.untyped_storage().nbytes() == 0
+    if value.layout is not torch.strided or "Batched" in str(torch._C._dispatch_keys(value)):  # has none of its own
+        return False
+    return value.numel() > 0 and value.untyped_storage().nbytes() == 0
 
 
 def stored(name: str, value: Tensor) -> Tensor:
