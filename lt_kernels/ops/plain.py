@@ -86,10 +86,9 @@ def _by_operators(
     """The gradient of a plain loss for its logits, whatever comes in; `saved` is what the loss's operator saves."""
     gamma, ignore_index, reduction = settings
     terms = Terms(None if offset is None else offset[None], weight=weight, gamma=gamma, ignore_index=ignore_index)
-    if saved is None:
-        _, saved = loss_op(logits.detach(), target, *terms, reduction)
+    kept: Tensor = loss_op(logits.detach(), target, *terms, reduction)[1] if saved is None else saved
     fixed = (terms.offset, None, None, 1.0, ignore_index, False)
-    return first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *fixed)[0]
+    return first_order(loss_backward_op, logits, target, kept, grad.to(kept.dtype), *fixed)[0]
 
 
 def _differentiable(
