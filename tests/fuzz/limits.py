@@ -1,26 +1,14 @@
-"""Where the judge has no answer, each with its reason; and, for a while, what is known to be wrong."""
+"""Where the judge has no answer, each with its reason."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from fuzz import judge
-from fuzz.case import Case
 from fuzz.judge import Spec
 from fuzz.problem import Problem
 
 ABSENT = ("BalancedSoftmaxLoss", "LogitAdjustmentLoss", "LADELoss", "ARBLoss")  # take counts of 0
-
-
-def known(case: Case) -> str:
-    """Temporary: what is being mended elsewhere. Nothing of it may stay."""
-    if case.offset == "target" and 0 in (case.rows, *case.places):
-        return "known: an empty batch with an offset per target class"
-    if case.reduction == "none" and case.places and case.function in ("linear_head", "cosine_head"):
-        return "known: heads without a reduction have flat rows"
-    if case.target == "mixed rows" and case.places and case.function in ("linear_head", "cosine_head"):
-        return "known: a lam for each row of several places"
-    return ""
 
 
 def rounding(problem: Problem) -> float:

@@ -100,7 +100,8 @@ def scales(
     rounding = ULPS * torch.finfo(low).eps * logit_size(problem, leaves, spec, table)
     terms = summed(problem, leaves, slope, spec)
     total = finite_max(slope.nan_to_num(0.0, 0.0, 0.0).abs().sum())
-    found = {"value": Scale(TOLERANCE[low], 0.0, rounding * total / spec.scale)}
+    one = 1.0 if case.function == "lade" else 0.0  # its value is a difference of logarithms of that size
+    found = {"value": Scale(TOLERANCE[low], one, rounding * total / spec.scale)}
     for name in problem.leaves:
         size = terms.get(name, 0.0)
         found[name] = Scale(TOLERANCE[low], size, rounding * (size or finite_max(slope)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fuzz import limits
 from fuzz.case import Case
 from fuzz.choices import FUNCTIONS
 from fuzz.corpus import CORPUS
@@ -27,6 +26,4 @@ def test_cases(function: str, part: int) -> None:
 @pytest.mark.parametrize("case", CORPUS, ids=repr)
 def test_past_failures(case: Case) -> None:
     """What was wrong once is right."""
-    if why := limits.known(case):
-        pytest.xfail(why)
     judged(case)
