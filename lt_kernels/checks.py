@@ -74,18 +74,20 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def batched(value: Tensor) -> bool:
+    """Whether a tensor stands for many at once, by torch.func or `is_grads_batched`: it then has no numbers."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(value) or functorch.is_batchedtensor(value)
+
+
 def released(value: Tensor) -> bool:
     """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process."""
-    plain = not torch.compiler.is_compiling() and type(value) in (Tensor, torch.nn.Parameter)
-    if (
-        not plain
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or value.device.type not in ("cpu", "cuda")
-    ):
+    if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return False
-    if value.layout is not torch.strided or "Batched" in str(torch._C._dispatch_keys(value)):  # has none of its own
+    if torch._C._functorch.peek_interpreter_stack() is not None or batched(value):
         return False
-    return value.numel() > 0 and value.untyped_storage().nbytes() == 0
+    stores = (value.is_cpu or value.is_cuda) and value.layout is torch.strided
+    return stores and value.untyped_storage().nbytes() == 0 and value.numel() > 0
 
 
 def stored(name: str, value: Tensor) -> Tensor:
@@ -213,9 +215,11 @@ def _vector(name: str, value: Any) -> Tensor:
 
 def shares(name: str, value: Tensor) -> Tensor:
     """Numbers in [0, 1]; looked at where that waits for no device."""
-    if readable(value) and not bool(((value >= 0) & (value <= 1)).all()):  # NaN is not in it
-        wrong = value.detach()[~((value >= 0) & (value <= 1))][0]
-        raise ValueError(f"{name} must be in [0, 1], got {float(wrong)}")
+    if value.numel() and readable(value):
+        least, most = (end.item() for end in value.detach().aminmax())  # NaN if there is one
+        if not (least >= 0 and most <= 1):
+            wrong = least if not least >= 0 else most
+            raise ValueError(f"{name} must be in [0, 1], got {wrong}")
     return value
 
 

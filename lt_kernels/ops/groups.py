@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels import checks
 from lt_kernels.ops import budget, library, margins, slabs
 from lt_kernels.ops.linear import problem
 from lt_kernels.ops.rows import own_offsets
@@ -137,7 +138,7 @@ class GroupedLoss(torch.autograd.Function):
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; themselves where nobody else may still ask for them."""
     made = ctx.gradients
-    if library.batched(grad) or torch._C._autograd._get_current_graph_task_keep_graph():
+    if checks.batched(grad) or torch._C._autograd._get_current_graph_task_keep_graph():
         return tuple(value * factor for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True))
     ctx.gradients = None
     if grad.item() != 1:

@@ -172,11 +172,6 @@ def transient() -> bool:
     return watched() or torch.is_inference_mode_enabled()
 
 
-def batched(grad: Tensor) -> bool:
-    """Whether it stands for many gradients at once, by torch.func or `is_grads_batched`: it then has no numbers."""
-    return "Batched" in str(torch._C._dispatch_keys(grad))  # the key of the older kind has no name in Python
-
-
 def apply(function: Any, *inputs: Any) -> Any:
     """`function.apply(*inputs)`; directly where nobody needs the general form."""
     return function.apply(*inputs) if watched() else function.direct.apply(*inputs)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lt_kernels.ops.library import apply, batched, define, forced, takes, watched
+from lt_kernels import checks
+from lt_kernels.ops.library import apply, define, forced, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
 from lt_kernels.reference.terms import Terms
@@ -157,16 +159,17 @@ def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
     made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
     if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
         return None
-    if batched(grad) or not bool(grad.isfinite().all()):
+    alone = grad.ndim == 0
+    if checks.batched(grad) or not (math.isfinite(grad.item()) if alone else bool(grad.isfinite().all())):
         return None
-    one = grad.ndim == 0 and grad.item() == 1
+    one = alone and grad.item() == 1
     if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
         return None
     ctx.gradient = made if kept else None
-    factor = grad[:, None] if grad.ndim else grad
-    if kept:
-        return made.clone() if one else made * factor
-    return made if one else made.mul_(factor)
+    if one:
+        return made.clone() if kept else made
+    by_row = grad if alone else grad[:, None]
+    return made * by_row if kept else made.mul_(by_row)
 
 
 @takes(9)
