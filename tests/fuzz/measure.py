@@ -73,6 +73,8 @@ def summed(problem: Problem, leaves: dict[str, Tensor], slope: Tensor, spec: Spe
     slope = slope.nan_to_num(0.0, 0.0, 0.0).abs() + smoothed(problem, spec)
     found["linear_bias"] = finite_max(slope.sum(0))
     found["offset"] = found["linear_bias"] / spec.scale
+    if case.takes_logits and case.target == "probability":
+        found["input"] = smoothed(problem, spec)
     if "linear_weight" in leaves:
         x, w = leaves["input"].reshape(-1, case.features).abs(), leaves["linear_weight"].abs()
         if case.function in ("cosine", "cosine_head"):
@@ -101,7 +103,7 @@ def scales(
     terms = summed(problem, leaves, slope, spec)
     total = finite_max(slope.nan_to_num(0.0, 0.0, 0.0).abs().sum())
     one = 1.0 if case.function == "lade" else 0.0  # its value is a difference of logarithms of that size
-    found = {"value": Scale(TOLERANCE[low], one, rounding * total / spec.scale)}
+    found = {"value": Scale(TOLERANCE[low], one, rounding * max(one, total / spec.scale))}
     for name in problem.leaves:
         size = terms.get(name, 0.0)
         found[name] = Scale(TOLERANCE[low], size, rounding * (size or finite_max(slope)))
