@@ -192,9 +192,11 @@ def possible(case: Case) -> Case:
         changed |= {"places": (), "single": False}
     if case.loss == "ARBLoss" and ("counts", "batch") in case.settings:  # a pair's second target may not be there
         changed |= {"target": "index"}
-    low = case.dtype == "bfloat16" or case.mode == "autocast"
-    if low and case.layout in ("apart", "strided") and not case.takes_logits:
-        changed["layout"] = "dense"  # torch's products of bfloat16 read the gap behind a row (docs/reliability.md)
+    if not case.takes_logits and (case.dtype == "bfloat16" or case.mode == "autocast"):
+        # torch's products of bfloat16 read the gap behind a row, or the next row (docs/reliability.md)
+        changed |= {"layout": "dense"} if case.layout in ("apart", "strided") else {}
+        changed |= {"incoming": "usual"} if case.incoming == "inf" else {}
+        changed |= {"special": "none"} if case.special in ("nan", "inf") else {}
     most = {"int8": 127, "uint8": 255}.get(case.index, 2**15)
     if case.classes > most:
         changed["index"] = "int64"
