@@ -29,6 +29,10 @@ CORPUS = [
     Case(rows=5, classes=127, smoothing=1.0, reduction="sum", spread=0.01, wing="reference"),
     # a class of weight 0 and probability 0
     Case(weight="zeros", offset="class", smoothing=0.1, special="-inf"),
+    # what cancels in a slope
+    Case(classes=1, places=(3, 2), target="probability", weight="given", reduction="sum", seed=8054),
+    Case(function="lade", settings=(("lam", 2.0),), classes=1, spread=0.01, seed=106480),
+    Case(function="lade", settings=(("lam", 0.0),), rows=2, classes=1, spread=0.01, shift=1e4),
     # shapes
     Case(places=(0,), offset="target"),
     Case(rows=0, offset="target"),

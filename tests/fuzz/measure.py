@@ -75,6 +75,8 @@ def summed(problem: Problem, leaves: dict[str, Tensor], slope: Tensor, spec: Spe
     found["offset"] = found["linear_bias"] / spec.scale
     if case.takes_logits and case.target == "probability":
         found["input"] = smoothed(problem, spec)
+    if case.function == "lade":  # a share of the column's softmax less one of the class's rows
+        found["input"] = float(problem.counts.max() / problem.counts.sum()) / case.rows
     if "linear_weight" in leaves:
         x, w = leaves["input"].reshape(-1, case.features).abs(), leaves["linear_weight"].abs()
         if case.function in ("cosine", "cosine_head"):

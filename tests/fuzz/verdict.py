@@ -177,8 +177,8 @@ def compared(name: str, ours: Tensor, theirs: Tensor, exact: Tensor, scale: Scal
 def must_be_zero(problem: Problem, found: Outcome, theirs: Outcome) -> None:
     """No gradient, to the bit, for rows that are ignored and for classes that are not there.
 
-    Where features are not finite, 0 times these is NaN in torch's products too: there a row is asked for only if it is 0
-    in torch.
+    Where features are not finite, 0 times these is NaN in torch's products too: there a row is asked for only if it is
+    0 in torch.
     """
     case = problem.case
     if "input" not in found or case.mode == "no_grad":
