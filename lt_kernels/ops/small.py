@@ -66,9 +66,9 @@ def in_range(rows: Tensor, always: bool = False) -> Tensor:
     if rows.dtype not in _RANGE or rows.ndim != 2 or rows.shape[1] == 0 or not (looks or always):
         return rows
     most, factor = _RANGE[rows.dtype]
+    if looks and float(torch.linalg.vector_norm(rows.detach(), dtype=accumulate_type(rows.dtype))) <= most:
+        return rows  # the norm of all rows is a quick look at the largest number
     top = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=1, keepdim=True)
-    if looks and not bool((top > most).any()):
-        return rows
     return rows * torch.where(top > most, torch.full_like(top, factor), 1.0)
 
 
