@@ -155,7 +155,7 @@ def apart_or_not(weight: Tensor, threshold: float) -> Tensor:
 
 
 def test_what_is_screened(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.ones(2, 3)
+    weight = torch.ones(2, 8)
     assert_reason(weight.double(), 0.4, "float64")
     assert_reason(weight, 0.0, "half of the pairs")
     monkeypatch.setattr(torch._C, "_get_mkldnn_enabled", lambda: True)

@@ -54,7 +54,7 @@ def problem(
         normal(classes, seed=25, dtype=dtype) if bias else None,
         target,
         table(offset, (rows, classes), 26, False),
-        torch.randint(-1, 6, (rows,), generator=generator(27)) if "picked" in (offset, share) else None,
+        torch.randint(0, 4, (rows,), generator=generator(27)) if "picked" in (offset, share) else None,
         table(share, (rows, classes), 28, True),
         scale,
         normalize,

@@ -46,7 +46,7 @@ def inputs(
         normal(n, seed=4, dtype=kind) if scaled else None,
         normal(c, seed=5, dtype=kind) if scaled else None,
         table(offset, sizes, 6, kind, False),
-        torch.randint(-1, 6, (n,), generator=generator(7)) if "picked" in (offset, share) else None,
+        torch.randint(0, 4, (n,), generator=generator(7)) if "picked" in (offset, share) else None,
         table(share, sizes, 8, kind, True),
         START,
         c + 5,
