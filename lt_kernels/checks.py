@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -35,7 +36,8 @@ def number(
     value = _plain(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    fits = -math.inf < value < math.inf and low <= value <= high and (above is None or value > above)
+    # An integer may be beyond every float, and is no infinity yet.
+    fits = abs(value) <= sys.float_info.max and low <= value <= high and (above is None or value > above)
     if not fits:
         least = f"> {above}" if above is not None else f">= {low}"
         raise ValueError(f"{name} must be finite, {least} and <= {high}, got {value!r}")
