@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -47,16 +48,20 @@ def whole_page(tensor: Tensor) -> int:
     return -(-tensor.data_ptr() // PAGE) * PAGE
 
 
+def new_bytes() -> Tensor:
+    """64 MiB that nobody had before and nobody asked for: torch's own may come from memory that was used."""
+    return torch.frombuffer(mmap.mmap(-1, 64 * 2**20 + 64), dtype=torch.int8, offset=64)
+
+
 def test_pages_within_the_array_alone() -> None:
-    made = torch.empty(64 * 2**20, dtype=torch.int8)  # more than comes from memory that was used before
+    made = new_bytes()
     assert library.large_pages(made) is made
     assert asked(whole_page(made))
-    assert made.data_ptr() % PAGE != 0, "torch's own header comes first"
-    assert not asked(made.data_ptr())
+    assert not asked(made.data_ptr())  # within a large page that holds something else too
 
 
 def test_small_arrays_do_not_ask() -> None:
-    made = torch.empty(64 * 2**20, dtype=torch.int8)
+    made = new_bytes()
     assert library.large_pages(made[: 2**22]).nbytes == 2**22
     assert not asked(whole_page(made))
 
@@ -84,16 +89,15 @@ def test_gradient_of_lade() -> None:
     assert asked(whole_page(made))
 
 
-@pytest.mark.parametrize("budget", [2**28, 2**20], ids=["whole", "slabs"])
-def test_gradient_of_class_weights(budget: int) -> None:
+def test_gradient_of_class_weights() -> None:
     """Of a product in one piece; one that is filled slab by slab finds its small pages in the cache, just made."""
     rows, classes, size = 8, 2**16, 256
     input, weight = (normal(many, size, seed=955 + many, dtype=torch.float32) for many in (rows, classes))
     leaves = [input.requires_grad_(), weight.requires_grad_()]
-    with memory_budget(budget):
+    with memory_budget(2**28):
         _, made = torch.autograd.grad(linear_cross_entropy(*leaves, classes_of(rows, classes, 957)), leaves)
     assert made.nbytes == 64 * 2**20
-    assert asked(whole_page(made)) == (budget == 2**28)
+    assert asked(whole_page(made))
 
 
 def test_gradient_of_repulsion() -> None:
