@@ -26,6 +26,8 @@ def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int) -> tuple
     given, rows = tuple(offset.shape), shape[0] if len(shape) > 1 else 1
     if given == (classes,):
         return offset[None], False
+    if classes == 1 and given in ((1, 1), (1, 1, 1)):  # one number, whatever its row stands for
+        return offset.reshape(1, 1), False
     if given == (1, classes, classes):
         return offset[0], True
     if given == (rows, 1, classes) and len(shape) == 2:

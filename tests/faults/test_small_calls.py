@@ -125,3 +125,11 @@ def test_no_rows_have_the_loss_of_none(name: str, how: str) -> None:
     assert value.isnan() if how == "mean" else value == 0
     value.backward()
     assert head.weight.grad is None or bool((head.weight.grad == 0).all())
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 1, 1)])
+def test_one_class_has_no_loss_whatever_its_offset(shape: tuple[int, ...]) -> None:
+    offset = torch.full(shape, 2.0)
+    for target in (torch.zeros(1, dtype=torch.int64), torch.ones(1, 1)):
+        assert functional.offset_cross_entropy(torch.ones(1, 1), target, offset=offset) == 0
+        assert functional.linear_cross_entropy(torch.ones(1, 3), torch.ones(1, 3), target, offset=offset) == 0

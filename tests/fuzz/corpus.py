@@ -49,4 +49,5 @@ CORPUS = [
     # an int8 product of one column
     Case(function="repulsion", classes=600, features=1),
     Case(function="repulsion", classes=1),
+    Case(function="linear", classes=1, target="probability", offset="row"),
 ]
