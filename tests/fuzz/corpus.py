@@ -50,4 +50,6 @@ CORPUS = [
     Case(function="repulsion", classes=600, features=1),
     Case(function="repulsion", classes=1),
     Case(function="linear", classes=1, target="probability", offset="row"),
+    # the target's cosine is NaN
+    Case(function="loss", loss="SphereFaceLoss", rows=2, special="nan", seed=67111),
 ]

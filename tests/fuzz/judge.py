@@ -56,7 +56,8 @@ def turned(own: Tensor, rival: Tensor, target: Tensor, spec: Spec, norm: Tensor 
     if spec.phi == "sphere":
         long = torch.ones_like(own) if norm is None else norm
         cosine = own / torch.where(long > 0, long, 1.0)
-        theta = cosine.clamp(-1, 1).acos()
+        # Torch's clamp keeps a NaN, but has slope 0 there; the slope of what is no number is none either.
+        theta = torch.where(cosine.isnan(), cosine, cosine.clamp(-1, 1)).acos()
         step = (margin * theta / math.pi).floor().detach()
         return long * ((1 - 2 * (step % 2)) * torch.cos(margin * theta) - 2 * step)
     return own
