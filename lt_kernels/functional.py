@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import checks, distributed
+from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
 from lt_kernels.ops import columns, gram, small
 from lt_kernels.ops.loss import Logits, evaluate, features
 from lt_kernels.ops.prepare import as_rows
 from lt_kernels.reference.linear import BOTH, PLAIN
-from lt_kernels.values import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
 
 __all__ = [
     "DBM",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lt_kernels import checks, priors
 from lt_kernels.heads import LinearHead
-from lt_kernels.lossmodule import Loss
-from lt_kernels.values import MixedTarget
+from lt_kernels.losses.base import Loss
+from lt_kernels.margins import MixedTarget
 
 
 def _classes(logits: Tensor, name: str, vector: Tensor) -> Tensor:

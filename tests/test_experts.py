@@ -13,8 +13,8 @@ from tolerances import TOLERANCE, assert_close, error
 from torch import Tensor
 
 from lt_kernels import heads, losses
-from lt_kernels.experts import hard_classes
 from lt_kernels.functional import DBM, ArcFace
+from lt_kernels.losses.experts import hard_classes
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

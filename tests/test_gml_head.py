@@ -15,7 +15,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from lt_kernels import heads, losses
-from lt_kernels.queues import ClassQueue, places
+from lt_kernels.heads.queue import ClassQueue, places
 
 pytestmark = pytest.mark.usefixtures("kernels")
 

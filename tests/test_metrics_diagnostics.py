@@ -10,11 +10,12 @@ from helpers import classes_of, counts_of, normal
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
 
-from lt_kernels import diagnostics, metrics
+from lt_kernels import metrics
 from lt_kernels.metrics import (
     class_means,
     cumulative_false_positives,
     empirical_offsets,
+    errors,
     expected_calibration_error,
     false_positives,
     gradient_components,
@@ -136,7 +137,7 @@ def test_gradient_components_by_hand():
 @pytest.mark.parametrize("slab", [1, 120, 2**24])
 def test_gradient_components_are_the_parts_of_the_gradient(monkeypatch, slab):
     """Each part is the gradient of the loss of those samples alone; together they are the whole."""
-    monkeypatch.setattr(diagnostics, "_SLAB", slab)
+    monkeypatch.setattr(errors, "_SLAB", slab)
     features, target, weight = normal(40, 5, seed=1), classes_of(40, 6, 2), normal(6, 5, seed=3).requires_grad_()
     offset = normal(6, seed=4)
     logits = features @ weight.T + offset

@@ -10,7 +10,6 @@ from helpers import classes_of, normal
 from tolerances import assert_close
 from torch import Tensor
 
-from lt_kernels import geometry
 from lt_kernels.metrics import (
     affinity_matrix,
     angular_distance,
@@ -20,6 +19,7 @@ from lt_kernels.metrics import (
     empirical_offsets,
     estimated_offsets,
     fisher_separability,
+    geometry,
 )
 
 NAN, INF = float("nan"), float("inf")

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import checks, distributed
+from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import groups, library, linear, margins, prepare, products, rows, small
 from lt_kernels.reference.linear import BOTH, COLUMNS, PLAIN
 from lt_kernels.reference.rows import MEAN, accumulate_type, divisor_of
 from lt_kernels.reference.terms import SPHERE, Terms
-from lt_kernels.values import Margin, MixedTarget
 
 
 class Logits(NamedTuple):

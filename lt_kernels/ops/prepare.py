@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks
+from lt_kernels.margins import Margin
 from lt_kernels.reference.rows import accumulate_type
 from lt_kernels.reference.terms import Terms
-from lt_kernels.values import Margin
 
 
 def as_rows(logits: Tensor) -> Tensor:

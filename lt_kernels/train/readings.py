@@ -14,8 +14,8 @@ from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.lossmodule import Loss
-from lt_kernels.values import SphereFace
+from lt_kernels.losses.base import Loss
+from lt_kernels.margins import SphereFace
 
 SAMPLES = 2**18  # of the training set, for the means of its classes
 LOGITS = 2**25  # numbers in one matrix of logits

@@ -1,4 +1,4 @@
-"""Where a classifier errs, how sure it is, and what its gradient is made of. Public under `lt_kernels.metrics`."""
+"""Where a classifier errs, how sure it is, and what its gradient is made of."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.byclass import flat, labels, matrix, plane, sizes, sums, within
+from lt_kernels.metrics.inputs import flat, labels, matrix, plane, sizes, sums, within
 
 _SLAB = 2**24  # float64 numbers of a slab of probabilities
 

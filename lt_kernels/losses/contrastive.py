@@ -1,4 +1,4 @@
-"""Named losses of logits or cosines with a contrastive second part: BCL and GML. Public under `lt_kernels.losses`."""
+"""Named losses of logits or cosines with a contrastive second part: BCL and GML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lt_kernels import checks, priors
 from lt_kernels.contrastive import balanced_contrastive, class_mean_cross_entropy, matrix
-from lt_kernels.lossmodule import Loss
+from lt_kernels.losses.base import Loss
 from lt_kernels.ops import small
 from lt_kernels.reference.rows import accumulate_type
 from lt_kernels.tables import TableModule

@@ -1,4 +1,4 @@
-"""Named losses with a second term: LADE and the estimated offset. Public under `lt_kernels.losses`."""
+"""Named losses with a second term: LADE and the estimated offset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lt_kernels import checks, priors
 from lt_kernels.functional import MixedTarget
-from lt_kernels.lossmodule import Loss
+from lt_kernels.losses.base import Loss
 from lt_kernels.ops.columns import lade_of_counts
 from lt_kernels.regularizers import CenterLoss, negative_entropy
 

@@ -1,4 +1,4 @@
-"""Classifiers with their loss inside: features and targets in, loss out, and the logits are never held whole."""
+"""Heads of one loss: class weights, whole or sharded over the ranks of a process group, and the loss of features."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import checks, distributed
-from lt_kernels.lossmodule import Loss
+from lt_kernels.losses.base import Loss
+from lt_kernels.margins import MixedTarget
 from lt_kernels.ops import shares
 from lt_kernels.ops.small import cosines
 from lt_kernels.tables import reset_loss
-from lt_kernels.values import MixedTarget
-from lt_kernels.viewheads import BalancedContrastiveHead, GMLHead, NCLHead
-
-__all__ = ["BalancedContrastiveHead", "CosineHead", "GMLHead", "LinearHead", "NCLHead"]
 
 
 class _Head(nn.Module):

@@ -1,4 +1,4 @@
-"""Where class weights and features lie: balance, likeness, separability, angles. Public under `lt_kernels.metrics`."""
+"""Where class weights and features lie: balance, likeness, separability, angles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.byclass import columns, labels, matrix, means, rows, sizes
+from lt_kernels.metrics.inputs import columns, labels, matrix, means, rows, sizes
 
 _SLAB = 2**22  # float64 numbers of a slab of pairs of classes
 

@@ -1,4 +1,4 @@
-"""The loss of several experts that learn together (docs/math.md, section 13). Public under `lt_kernels.losses`."""
+"""The loss of several experts that learn together (docs/math.md, section 13)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lt_kernels import checks, functional
 from lt_kernels.contrastive import class_indices
-from lt_kernels.lossmodule import Loss
+from lt_kernels.losses.base import Loss
+from lt_kernels.margins import DBM
 from lt_kernels.reference import margins
 from lt_kernels.reference.rows import accumulate_type
-from lt_kernels.values import DBM
 
 _FLOOR = 1e-9  # added to a probability before its logarithm is taken, as published
 

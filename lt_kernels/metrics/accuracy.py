@@ -1,7 +1,4 @@
-"""How good a classifier is on every class and not only on the frequent ones, where it errs, and how its classes lie.
-
-Values only: inputs of any floating dtype, float64 out, no gradient. docs/metrics.md has each of them with an example.
-"""
+"""The share of the samples of each class, of groups of classes and of all that is predicted right."""
 
 from __future__ import annotations
 
@@ -13,46 +10,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels import checks
-from lt_kernels.byclass import flat, sizes, within
-from lt_kernels.diagnostics import (
-    cumulative_false_positives,
-    expected_calibration_error,
-    false_positives,
-    gradient_components,
-    logit_statistics,
-    mean_iou,
-)
-from lt_kernels.geometry import (
-    affinity_matrix,
-    angular_distance,
-    balance_metrics,
-    class_means,
-    class_similarity,
-    empirical_offsets,
-    estimated_offsets,
-    fisher_separability,
-)
-
-__all__ = [
-    "affinity_matrix",
-    "angular_distance",
-    "balance_metrics",
-    "balanced_accuracy",
-    "class_means",
-    "class_similarity",
-    "cumulative_false_positives",
-    "empirical_offsets",
-    "estimated_offsets",
-    "expected_calibration_error",
-    "false_positives",
-    "fisher_separability",
-    "geometric_mean",
-    "gradient_components",
-    "group_accuracy",
-    "logit_statistics",
-    "mean_iou",
-    "per_class_accuracy",
-]
+from lt_kernels.metrics.inputs import flat, sizes, within
 
 
 def per_class_accuracy(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Heads whose loss has a second part: they own classifier, projections and queue. Public under `lt_kernels.heads`."""
+"""Heads whose loss has a second part: they own the classifier, the projections and the queue."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lt_kernels import checks
 from lt_kernels.contrastive import class_indices
-from lt_kernels.experts import NCLLoss
+from lt_kernels.heads.queue import ClassQueue
+from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
+from lt_kernels.losses.experts import NCLLoss
 from lt_kernels.ops.small import cosines, unit
-from lt_kernels.queues import ClassQueue
 from lt_kernels.tables import reset_loss
-from lt_kernels.twopart import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 
 Classifier = Literal["cosine", "linear"]
 

@@ -1,4 +1,4 @@
-"""Named losses: each chooses the settings of one module. Tables move with `.to()` and keep their float64."""
+"""The named losses that are settings of `Loss`, one class each."""
 
 from __future__ import annotations
 
@@ -7,32 +7,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from lt_kernels import checks, priors
-from lt_kernels.compound import EstimatedOffsetLoss, LADELoss
-from lt_kernels.experts import NCLLoss
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
-from lt_kernels.lossmodule import Loss, Reduction
-from lt_kernels.twopart import BalancedContrastiveLoss, GMLLoss
-
-__all__ = [
-    "ARBLoss",
-    "ArcFaceLoss",
-    "BalancedContrastiveLoss",
-    "BalancedSoftmaxLoss",
-    "ClassBalancedLoss",
-    "CosFaceLoss",
-    "CrossEntropyLoss",
-    "DBMLoss",
-    "EstimatedOffsetLoss",
-    "FocalLoss",
-    "GMLLoss",
-    "LADELoss",
-    "LDAMLoss",
-    "LabelAwareSmoothingLoss",
-    "LogitAdjustmentLoss",
-    "Loss",
-    "NCLLoss",
-    "SphereFaceLoss",
-]
+from lt_kernels.losses.base import Loss, Reduction
 
 
 class CrossEntropyLoss(Loss):
