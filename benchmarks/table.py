@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Row
-from lt_kernels.train.cells import markdown_cell, unquoted
+from lt_kernels.train.output.cells import markdown_cell, unquoted
 
 TIME = "s/epoch"
 WORDS = ("counted", "grouped")  # what a report calls its samples: no facts

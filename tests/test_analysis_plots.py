@@ -17,10 +17,11 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 import matplotlib
 from matplotlib import image
 
-from lt_kernels.train import analysis_plots, analysis_plots_samples, plots, report
+from lt_kernels.train import analysis_plots, analysis_plots_samples, report
 from lt_kernels.train.analysis_entries import ENTRIES
 from lt_kernels.train.analyze import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
 from lt_kernels.train.components import NAMES, History
+from lt_kernels.train.output import figures
 
 
 def samples(random: np.random.Generator, classes: int) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def test_titles_captions_and_stems_are_there_once() -> None:
 
 def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Any, *arguments: Any) -> Any:
     """The figure itself, instead of its picture."""
-    monkeypatch.setattr(plots, "encoded", lambda figure: figure)
+    monkeypatch.setattr(figures, "encoded", lambda figure: figure)
     return draw(*arguments)
 
 
@@ -106,11 +107,11 @@ def test_many_classes_are_averaged_in_blocks_and_ranges(monkeypatch: pytest.Monk
     assert large.similarity.values.shape == (BLOCKS, BLOCKS)
     assert small.similarity.values.shape == (10, 10)
     figure = figure_of(monkeypatch, analysis_plots.offsets, [large])
-    assert len(figure.axes[0].lines[0].get_xdata()) == plots.BINS
+    assert len(figure.axes[0].lines[0].get_xdata()) == figures.BINS
     figure = figure_of(monkeypatch, analysis_plots.offsets, [small])
     assert len(figure.axes[0].lines[0].get_xdata()) == 10
     figure = figure_of(monkeypatch, analysis_plots.history, [large], ("attraction", "repulsion"))
-    assert [len(axis.lines) for axis in figure.axes[:2]] == [plots.BINS, plots.BINS]
+    assert [len(axis.lines) for axis in figure.axes[:2]] == [figures.BINS, figures.BINS]
 
 
 def test_one_colour_scale_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_a_run_that_recorded_nothing_has_no_pictures_over_the_epochs(
 
 def test_accuracies_are_those_of_the_run(runs: Path) -> None:
     from lt_kernels.train.analyze import analyze_run
-    from lt_kernels.train.files import read_result
+    from lt_kernels.train.files.folder import read_result
 
     for method in ("ce", "ldam"):
         result = read_result(runs / method)

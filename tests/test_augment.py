@@ -7,8 +7,16 @@ import pytest
 import torch
 from helpers import generator
 
-from lt_kernels.train import colours, policies
-from lt_kernels.train.augment import AUGMENTATIONS, augment, crop_flip, cutout, resized_crop_flip, shift, word_dropout
+from lt_kernels.train.augment import colour, policies
+from lt_kernels.train.augment.augmentations import (
+    AUGMENTATIONS,
+    augment,
+    crop_flip,
+    cutout,
+    resized_crop_flip,
+    shift,
+    word_dropout,
+)
 
 IMAGE_NAMES = [name for name in AUGMENTATIONS if name != "word-dropout"]
 PILLOW = "pillow, which matplotlib brings along, is not installed"
@@ -206,14 +214,14 @@ def test_strength_is_by_image():
 
 def test_hue_turns_colours_and_leaves_grey():
     red = torch.tensor([0.5, 0.2, 0.2]).view(1, 3, 1, 1)
-    assert torch.allclose(colours.hue(red, torch.tensor([1 / 3])).flatten(), torch.tensor([0.2, 0.5, 0.2]), atol=1e-6)
+    assert torch.allclose(colour.hue(red, torch.tensor([1 / 3])).flatten(), torch.tensor([0.2, 0.5, 0.2]), atol=1e-6)
     grey = torch.full((1, 3, 2, 2), 0.4)
-    assert torch.allclose(colours.hue(grey, torch.tensor([0.17])), grey, atol=1e-6)
+    assert torch.allclose(colour.hue(grey, torch.tensor([0.17])), grey, atol=1e-6)
 
 
 def test_blur_is_a_convolution_with_a_gaussian():
     images = pictures(2, 1, 17, 19, seed=2).double() / 255
-    found = colours.blur(images, torch.tensor([0.7, 1.9]))
+    found = colour.blur(images, torch.tensor([0.7, 1.9]))
     for row, sigma in enumerate((0.7, 1.9)):
         weight = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
         weight = np.outer(weight, weight) / weight.sum() ** 2

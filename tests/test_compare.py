@@ -20,10 +20,11 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels import cli
-from lt_kernels.train import plots, tables
+from lt_kernels.train import tables
 from lt_kernels.train.compare import plan
 from lt_kernels.train.config import ConfigError
-from lt_kernels.train.files import read_rows
+from lt_kernels.train.files.results import read_rows
+from lt_kernels.train.output import figures
 
 METHODS = ["ce", "bs", "ldam-drw"]
 WORDS = ["compare", "--data", "digits-lt", "--seeds", "2", "--epochs", "3", "--quiet", "--set", "validate_every=1"]
@@ -167,8 +168,8 @@ def test_spread_is_the_sample_standard_deviation() -> None:
 def test_many_classes_are_averaged_in_ranges_of_like_counts() -> None:
     counts = np.geomspace(1, 10_000, 400).round()
     accuracy = np.log10(counts) * 25
-    x, y = plots.class_curve(counts, accuracy)
-    assert len(x) == plots.BINS
+    x, y = figures.class_curve(counts, accuracy)
+    assert len(x) == figures.BINS
     assert np.allclose(y, np.log10(x) * 25)
-    few = plots.class_curve(np.array([5.0, 1.0, 9.0]), np.array([50.0, float("nan"), 90.0]))
+    few = figures.class_curve(np.array([5.0, 1.0, 9.0]), np.array([50.0, float("nan"), 90.0]))
     assert [part.tolist() for part in few] == [[5.0, 9.0], [50.0, 90.0]]

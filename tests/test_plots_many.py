@@ -14,6 +14,7 @@ pytest.importorskip("rich", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels.train import plots, plots_many, report, tables
+from lt_kernels.train.output import figures
 from lt_kernels.train.registry import BASE_METHODS
 
 COUNTS = [90, 30, 10, 3]
@@ -44,7 +45,7 @@ def pixels(picture: bytes) -> np.ndarray:
 
 def test_a_method_far_below_is_marked_at_the_edge() -> None:
     assert len(SUMMARIES) > plots_many.MANY
-    figure, (axis,) = plots.canvas(4, 4)
+    figure, (axis,) = figures.canvas(4, 4)
     plots_many._points(axis, np.array([10.0, 70.0, 71.0, 72.0, 73.0]), [0.0, 1.0, 1.0, 1.0, 1.0])
     low, high = axis.get_xlim()
     assert 60 < low < 70 < 73 < high
@@ -62,7 +63,12 @@ def test_pictures_have_room_for_every_method(draw: Any) -> None:
 
 def test_the_report_draws_a_row_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
-    for module, names in ((plots_many, ("group_points", "class_table")), (plots, ("group_bars", "accuracy_by_count"))):
+    patched = (
+        (plots_many, ("group_points", "class_table")),
+        (plots, ("group_bars",)),
+        (figures, ("accuracy_by_count",)),
+    )
+    for module, names in patched:
         for name in names:
             monkeypatch.setattr(module, name, lambda *_, name=name: drawn.append(name) or b"png")
     monkeypatch.setattr(plots, "training_curves", lambda rows: drawn.append(str(len(rows))) or b"png")

@@ -16,7 +16,7 @@ pytest.importorskip("PIL", reason="pillow, which matplotlib brings along, is not
 
 from lt_kernels.data import READERS, LongTailedData, load
 from lt_kernels.data.folders import SOURCES
-from lt_kernels.train.augment import AUGMENTATIONS, augment
+from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import TrainConfig, make_config, read_settings
 from lt_kernels.train.methods import find_method, method_options, total_epochs
 from lt_kernels.train.networks import NETWORKS

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
 from lt_kernels.data import READERS
-from lt_kernels.train.augment import AUGMENTATIONS
+from lt_kernels.train.augment.augmentations import AUGMENTATIONS
 from lt_kernels.train.config import make_config, read_settings
 from lt_kernels.train.networks import NETWORKS
 

@@ -16,7 +16,8 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lt_kernels import cli
-from lt_kernels.train.files import read_result, read_rows
+from lt_kernels.train.files.folder import read_result
+from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.loading import load_run
 
 pytestmark = pytest.mark.slow

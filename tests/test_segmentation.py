@@ -24,7 +24,8 @@ from lt_kernels.data import LongTailedData, load
 from lt_kernels.heads import LinearHead
 from lt_kernels.train.commands import named_methods, recipe
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config, read_settings
-from lt_kernels.train.files import read_result, read_rows
+from lt_kernels.train.files.folder import read_result
+from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.loading import load_run
 from lt_kernels.train.networks import build_network
 from lt_kernels.train.registry import every_method

@@ -21,7 +21,7 @@ from lt_kernels import cli
 from lt_kernels.data import load
 from lt_kernels.data.shift import by_frequency, shifted_counts, shifted_tests
 from lt_kernels.train.config import ConfigError, TrainConfig
-from lt_kernels.train.files import read_result
+from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.loading import load_run
 from lt_kernels.train.methods import method_names
 from lt_kernels.train.module import predict

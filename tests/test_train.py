@@ -16,14 +16,15 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from lt_kernels import schedules
 from lt_kernels.train import config as configs
 from lt_kernels.train.checkpoint import random_states, restore_random_states
-from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_config, write_config
-from lt_kernels.train.files import read_rows
+from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_config
+from lt_kernels.train.files.folder import write_config
+from lt_kernels.train.files.results import read_rows
+from lt_kernels.train.files.tensors import write_sealed
 from lt_kernels.train.methods import Setting, build_method, find_method, method_names, method_options
 from lt_kernels.train.module import predict
 from lt_kernels.train.rates import rate_factor
 from lt_kernels.train.run import build_module, load_data, train_run
 from lt_kernels.train.scores import score
-from lt_kernels.train.sealed import write_sealed
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 COUNTS = torch.tensor([200, 50, 10, 1])

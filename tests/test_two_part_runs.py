@@ -87,7 +87,7 @@ def test_later_views_have_an_augmentation_of_their_own(monkeypatch: pytest.Monke
         asked.append(name)
         return inputs + len(asked)
 
-    monkeypatch.setattr("lt_kernels.train.augment.augment", remember)
+    monkeypatch.setattr("lt_kernels.train.augment.augmentations.augment", remember)
     config = config_of("bcl", {**SMALL["bcl"], "views": 3}, augment_views="crop-flip")
     module = run.build_module(config, run.load_data(config))
     batch = torch.zeros(4, 1, 8, 8), torch.arange(4)

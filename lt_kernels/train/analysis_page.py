@@ -15,11 +15,11 @@ from lt_kernels.storage import fresh_folder, write_whole
 from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analysis_entries import ENTRIES, Analyses
 from lt_kernels.train.analyze import analyze_run
-from lt_kernels.train.compare import MARK, recorded
 from lt_kernels.train.config import ConfigError, read_config
-from lt_kernels.train.files import CONFIG, RESULT, TENSORBOARD, claimed
+from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD
+from lt_kernels.train.files.folder import claimed, recorded
 from lt_kernels.train.methods import total_epochs
-from lt_kernels.train.report import STYLE, html_figure, html_table
+from lt_kernels.train.output.pages import STYLE, html_figure, html_table
 
 PAGE = "analysis.html"
 
@@ -104,7 +104,7 @@ def find_runs(folders: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for name in folders:
         folder = Path(name)
-        names = recorded(folder)[1] if (folder / MARK).exists() else []
+        names = recorded(folder)[1] if (folder / COMPARISON).exists() else []
         inside = [folder / method / "seed-0" for method in names]
         found += inside or [folder]
     for folder in found:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
-from lt_kernels.train import plots
 from lt_kernels.train.analyze import Analysis, Matrix, groups_of
+from lt_kernels.train.output import figures
 
 Analyses = Sequence[Analysis]
 ACROSS = 4  # panels in a row
@@ -24,7 +24,7 @@ def grid(number: int, width: float, height: float, across: int = ACROSS) -> tupl
     """A figure of `number` panels of these inches, up to `across` in a row; those too many are hidden."""
     lines = -(-number // across)
     columns = -(-number // lines)
-    figure, axes = plots.canvas(max(6.0, columns * width), lines * height + 0.5, columns, lines)
+    figure, axes = figures.canvas(max(6.0, columns * width), lines * height + 0.5, columns, lines)
     for axis in axes[number:]:
         axis.set_visible(False)
     return figure, axes[:number]
@@ -32,7 +32,7 @@ def grid(number: int, width: float, height: float, across: int = ACROSS) -> tupl
 
 def styles_of(analyses: Analyses, marks: bool = True) -> dict[str, dict[str, Any]]:
     """Colour, line and marker of each run; the run called `ce` is black and dashed."""
-    found = plots.method_styles([analysis.name for analysis in analyses])
+    found = figures.method_styles([analysis.name for analysis in analyses])
     return found if marks else {name: {**style, "marker": ""} for name, style in found.items()}
 
 
@@ -48,7 +48,9 @@ def logarithmic(axis: Axes, analysis: Analysis) -> None:
 def shown_as(analyses: Analyses) -> str:
     """What a point of a curve over the class counts is."""
     classes = len(analyses[0].counts)
-    return "a point a class" if classes <= plots.POINTS else f"means over ranges of like counts of {classes:,} classes"
+    return (
+        "a point a class" if classes <= figures.POINTS else f"means over ranges of like counts of {classes:,} classes"
+    )
 
 
 def matrices(
@@ -66,11 +68,11 @@ def matrices(
     for axis, analysis, matrix in zip(axes, analyses, shown, strict=True):
         axis.grid(False)
         image = axis.imshow(matrix.values, cmap=colours, vmin=centre - reach, vmax=centre + reach)
-        axis.set_title(plots.literal(analysis.name), fontsize=10)
+        axis.set_title(figures.literal(analysis.name), fontsize=10)
         _class_ticks(axis, analysis, matrix)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
     figure.suptitle(title + _averaged(shown[0]), fontsize=11)
-    return plots.encoded(figure)
+    return figures.encoded(figure)
 
 
 def _averaged(matrix: Matrix) -> str:
@@ -135,13 +137,13 @@ def offsets(analyses: Analyses) -> bytes:
         axis.set_ylabel("offset $o_c = m_c w_c / 2$ [logit]")
     _same_scale(axes)
     figure.suptitle(f"Offset of each class by its count ({shown_as(analyses)})", fontsize=11)
-    plots.side_legend(figure, axes[0])
-    return plots.encoded(figure)
+    figures.side_legend(figure, axes[0])
+    return figures.encoded(figure)
 
 
 def _curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[str, Any], label: str = "") -> None:
-    points = plots.class_curve(analysis.counts.astype(float), values)
-    axis.plot(*points, label=label or plots.literal(analysis.name), linewidth=1.4, markersize=5, **style)
+    points = figures.class_curve(analysis.counts.astype(float), values)
+    axis.plot(*points, label=label or figures.literal(analysis.name), linewidth=1.4, markersize=5, **style)
 
 
 def _same_scale(axes: Sequence[Axes]) -> None:
@@ -156,18 +158,18 @@ def accuracy(analyses: Analyses) -> bytes:
     runs = {
         a.name: [{"class_counts": a.counts, "per_class": a.accuracy, "units": {"counts": a.counted}}] for a in analyses
     }
-    return plots.accuracy_by_count(runs, "")
+    return figures.accuracy_by_count(runs, "")
 
 
 def false_positives(analyses: Analyses) -> bytes:
     """False positives summed up over the classes by descending count."""
-    figure, (axis,) = plots.canvas(10, 4.6)
-    few = len(analyses[0].counts) <= plots.POINTS
+    figure, (axis,) = figures.canvas(10, 4.6)
+    few = len(analyses[0].counts) <= figures.POINTS
     styles = styles_of(analyses, marks=few)
     for analysis in analyses:
         ranks = np.arange(1, len(analysis.cumulative) + 1)
         style = {**styles[analysis.name], "markersize": 4, "linewidth": 1.4}
-        axis.plot(ranks, analysis.cumulative, label=plots.literal(analysis.name), **style)
+        axis.plot(ranks, analysis.cumulative, label=figures.literal(analysis.name), **style)
     for edge in boundaries(analyses[0]):
         axis.axvline(edge + 0.5, color="0.4", linewidth=0.8, linestyle=":")
     _name_groups(axis, analyses[0])
@@ -175,8 +177,8 @@ def false_positives(analyses: Analyses) -> bytes:
     axis.set_xlabel("classes, from the most frequent on")
     axis.set_ylabel("false positives of these classes [test samples]")
     axis.set_title("Cumulative false positives (the last value is the number of errors)", fontsize=11)
-    plots.side_legend(figure, axis)
-    return plots.encoded(figure)
+    figures.side_legend(figure, axis)
+    return figures.encoded(figure)
 
 
 def _name_groups(axis: Axes, analysis: Analysis) -> None:
@@ -203,8 +205,8 @@ def components(analyses: Analyses) -> bytes:
     _same_scale(axes)
     title = "Gradient components of each class weight after training, over the training set"
     figure.suptitle(f"{title} ({shown_as(analyses)})", fontsize=11)
-    plots.side_legend(figure, axes[0])
-    return plots.encoded(figure)
+    figures.side_legend(figure, axes[0])
+    return figures.encoded(figure)
 
 
 def _not_applicable(axis: Axes) -> None:
@@ -224,10 +226,10 @@ def logit_means(analyses: Analyses) -> bytes:
         logarithmic(axis, analyses[0])
         axis.xaxis.label.set_fontsize(8)
         axis.set_ylabel("mean logit of the class", fontsize=8)
-        axis.set_title(plots.literal(analysis.name), fontsize=10)
+        axis.set_title(figures.literal(analysis.name), fontsize=10)
     figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
-    plots.side_legend(figure, axes[0])
-    return plots.encoded(figure)
+    figures.side_legend(figure, axes[0])
+    return figures.encoded(figure)
 
 
 HISTORY = {
@@ -253,16 +255,16 @@ def history(analyses: Analyses, names: Sequence[str]) -> bytes:
         colours, ax=axes, label=f"training {recorded[0].counted} of the class (log scale)", shrink=0.8
     )
     bar.ax.yaxis.set_major_formatter("{x:g}")
-    title = "a line a class" if len(recorded[0].counts) <= plots.POINTS else "means over ranges of like counts"
+    title = "a line a class" if len(recorded[0].counts) <= figures.POINTS else "means over ranges of like counts"
     figure.suptitle(f"Over the epochs, on the training set ({title})", fontsize=11)
-    return plots.encoded(figure)
+    return figures.encoded(figure)
 
 
 def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> None:
     assert analysis.history is not None
     values, colours = analysis.history.values[name], COLOURS
     there = np.flatnonzero(analysis.counts > 0)
-    for chosen in plots.class_bins(analysis.counts[there].astype(float)):
+    for chosen in figures.class_bins(analysis.counts[there].astype(float)):
         count = np.exp(np.log(analysis.counts[there][chosen]).mean())
         part = values[:, there[chosen]]
         known = np.isfinite(part)
@@ -274,4 +276,4 @@ def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> 
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel(HISTORY[name], fontsize=8)
-    axis.set_title(f"{plots.literal(analysis.name)}: {name.replace('_', ' ')}", fontsize=10)
+    axis.set_title(f"{figures.literal(analysis.name)}: {name.replace('_', ' ')}", fontsize=10)

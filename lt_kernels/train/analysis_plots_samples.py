@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lt_kernels.train import plots
 from lt_kernels.train.analysis_plots import Analyses, grid, styles_of
 from lt_kernels.train.analyze import Analysis, groups_of
+from lt_kernels.train.output import figures
 
 CLASSES = 12  # up to this many classes each has quartiles of its own
 SIGNS = {"positive": ("tab:blue", "of the sample's class"), "negative": ("tab:orange", "of other classes")}
@@ -42,7 +42,7 @@ def quartiles(analysis: Analysis, kind: str) -> list[tuple[str, int, list[float]
 
 def angles(analyses: Analyses) -> bytes:
     """Angles between test features and their class's weight or mean: median and quartiles."""
-    figure, axes = plots.canvas(11, 7.4, 1, 2)
+    figure, axes = figures.canvas(11, 7.4, 1, 2)
     styles = styles_of(analyses)
     width = 0.8 / len(analyses)
     for axis, kind in zip(axes, ("weight", "mean"), strict=True):
@@ -51,7 +51,7 @@ def angles(analyses: Analyses) -> bytes:
             low, middle, high = np.array(values).T
             at = np.arange(len(middle)) - 0.4 + (place + 0.5) * width
             style = {**styles[analysis.name], "linestyle": "none", "markersize": 5}
-            axis.errorbar(at, middle, [middle - low, high - middle], label=plots.literal(analysis.name), **style)
+            axis.errorbar(at, middle, [middle - low, high - middle], label=figures.literal(analysis.name), **style)
         labels = [label for label, _, _ in quartiles(analyses[0], kind)]
         axis.set_xticks(np.arange(len(labels)), labels)
         axis.set_ylim(bottom=0)
@@ -61,8 +61,8 @@ def angles(analyses: Analyses) -> bytes:
     counted = analyses[0].counted
     axes[1].set_xlabel(f"class, by its training {counted}" if each else f"classes, by their training {counted}")
     figure.suptitle("Angles of the test features: median, and bars from the lower to the upper quartile", fontsize=11)
-    plots.side_legend(figure, axes[0])
-    return plots.encoded(figure)
+    figures.side_legend(figure, axes[0])
+    return figures.encoded(figure)
 
 
 def logits(analyses: Analyses) -> bytes:
@@ -76,13 +76,13 @@ def logits(analyses: Analyses) -> bytes:
             density = histogram.densities[group, sign]
             axis.stairs(density, histogram.edges, fill=True, alpha=0.4, color=colour, label=label)
             axis.stairs(density, histogram.edges, color=colour)
-        axis.set_title(f"{plots.literal(analysis.name)}, {group}", fontsize=10)
+        axis.set_title(f"{figures.literal(analysis.name)}, {group}", fontsize=10)
         axis.set_xlabel("logit", fontsize=8)
         axis.set_ylabel("density [1 / logit]", fontsize=8)
         axis.set_xlim(*_extent(analysis))
     figure.suptitle("Logits of the classes of a group, for samples of the class and of other classes", fontsize=11)
-    plots.side_legend(figure, axes[0])
-    return plots.encoded(figure)
+    figures.side_legend(figure, axes[0])
+    return figures.encoded(figure)
 
 
 def _extent(analysis: Analysis) -> tuple[float, float]:
@@ -110,34 +110,34 @@ def calibration(analyses: Analyses) -> bytes:
         axis.plot(least + width / 2, number / number.sum(), ".-", color="0.25", linewidth=0.9, label="share of samples")
         axis.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
         error = 100 * analysis.summary["calibration_error"]
-        axis.set_title(f"{plots.literal(analysis.name)}: ECE {error:.1f} %", fontsize=10)
+        axis.set_title(f"{figures.literal(analysis.name)}: ECE {error:.1f} %", fontsize=10)
         axis.set_xlabel("confidence")
         axis.set_ylabel("accuracy, share")
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1)
     figure.suptitle("Calibration on the test set: accuracy in bins of confidence", fontsize=11)
-    plots.side_legend(figure, axes[0])
-    return plots.encoded(figure)
+    figures.side_legend(figure, axes[0])
+    return figures.encoded(figure)
 
 
 def separability(analyses: Analyses) -> bytes:
     """Fisher's separability of the test features, mean over the classes of each group."""
     names = [name for name in ("many", "medium", "few", "all") if f"separability_{name}" in analyses[0].summary]
-    figure, (axis,) = plots.canvas(10, 4.0)
+    figure, (axis,) = figures.canvas(10, 4.0)
     _bars(axis, analyses, [[a.summary[f"separability_{name}"] for name in names] for a in analyses])
-    axis.set_xticks(np.arange(len(names)), [plots.GROUP_LABELS[name] for name in names])
+    axis.set_xticks(np.arange(len(names)), [figures.GROUP_LABELS[name] for name in names])
     axis.set_xlabel(f"classes, by their number of training {analyses[0].counted}")
     axis.set_ylabel("Fisher separability [ratio]")
     axis.set_title("How far the classes' test features are apart, against their spread", fontsize=11)
-    plots.side_legend(figure, axis)
-    return plots.encoded(figure)
+    figures.side_legend(figure, axis)
+    return figures.encoded(figure)
 
 
 def _bars(axis: Axes, analyses: Analyses, values: Sequence[Sequence[float]]) -> None:
     styles, width = styles_of(analyses), 0.84 / len(analyses)
     for place, (analysis, row) in enumerate(zip(analyses, values, strict=True)):
         left = np.arange(len(row)) - 0.42 + (place + 0.5) * width
-        axis.bar(left, row, width * 0.92, label=plots.literal(analysis.name), color=styles[analysis.name]["color"])
+        axis.bar(left, row, width * 0.92, label=figures.literal(analysis.name), color=styles[analysis.name]["color"])
 
 
 def balance(analyses: Analyses) -> bytes:
@@ -146,7 +146,7 @@ def balance(analyses: Analyses) -> bytes:
     styles, names = styles_of(analyses), [analysis.name for analysis in analyses]
     for axis, (key, title) in zip(axes, BALANCE.items(), strict=True):
         values = [analysis.summary[key] for analysis in analyses]
-        axis.barh([plots.literal(name) for name in names], values, color=[styles[name]["color"] for name in names])
+        axis.barh([figures.literal(name) for name in names], values, color=[styles[name]["color"] for name in names])
         for place, value in enumerate(values):
             axis.annotate(f"{value:.2g}", (value, place), xytext=(3, 0), textcoords="offset points", va="center")
         axis.margins(x=0.2)
@@ -155,11 +155,11 @@ def balance(analyses: Analyses) -> bytes:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"variance{BALANCE_UNITS[key]}")
     figure.suptitle("Balance of the class weights: 0 where all pairs, and all lengths, are alike", fontsize=11)
-    return plots.encoded(figure)
+    return figures.encoded(figure)
 
 
 def _panels(analyses: Analyses) -> tuple[Figure, list[Axes]]:
-    figure, axes = plots.canvas(11, 1.6 + 0.3 * len(analyses), 3)
+    figure, axes = figures.canvas(11, 1.6 + 0.3 * len(analyses), 3)
     for axis in axes[1:]:
         axis.tick_params(labelleft=False)
     return figure, axes

@@ -9,7 +9,7 @@ import numpy as np
 
 from lt_kernels.train.analysis_plots_samples import quartiles
 from lt_kernels.train.analyze import Analysis, Matrix
-from lt_kernels.train.cells import csv_text
+from lt_kernels.train.output.cells import csv_text
 
 Rows = Iterator[Sequence[Any]]
 OF_CLASS = ("run", "class", "name", "training_samples")

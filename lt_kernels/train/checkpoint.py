@@ -14,8 +14,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
-from lt_kernels.train.files import LAST, same_settings
-from lt_kernels.train.sealed import read_sealed, write_sealed
+from lt_kernels.train.files import LAST
+from lt_kernels.train.files.folder import same_settings
+from lt_kernels.train.files.tensors import read_sealed, write_sealed
 
 ABOUT = "lt_kernels"  # the key under which a checkpoint says whose it is
 PARTS = ("state_dict", "optimizer_states", "callbacks", "loops", "epoch", "global_step")

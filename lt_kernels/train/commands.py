@@ -9,16 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lt_kernels.interrupts import Interrupted
 from lt_kernels.storage import write_whole
 from lt_kernels.train import require
-from lt_kernels.train.compare import MARK, available_cores, plan, prepare_folder, write_report
+from lt_kernels.train.compare import available_cores, plan, write_report
 from lt_kernels.train.compare import compare as run_comparison
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_settings
-from lt_kernels.train.files import LAST, claimed, hinting
+from lt_kernels.train.files import COMPARISON, LAST
+from lt_kernels.train.files.folder import claimed, hinting, prepare_comparison
+from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.tables import rich_table
 
 RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
@@ -35,14 +34,6 @@ def train(config: str | None, changes: Sequence[str], out: str | None, resume: b
     words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
     print(f"{settings.method} on {settings.data}: {words}\nrun: {folder}")
     return 0
-
-
-class Screen(Console):
-    """A terminal, or a pipe whose end is known as such: to rich it is an exit without a word."""
-
-    def on_broken_pipe(self) -> None:
-        """Have the command end as it does for every closed pipe."""
-        raise BrokenPipeError
 
 
 @contextlib.contextmanager
@@ -116,10 +107,10 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     text = require("yaml").safe_dump(
         {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
     )
-    prepare_folder(folder, arguments.resume)
+    prepare_comparison(folder, arguments.resume)
     with claimed(folder):
-        prepare_folder(folder, arguments.resume)  # again, now that nobody else writes there
-        write_whole(folder / MARK, text)
+        prepare_comparison(folder, arguments.resume)  # again, now that nobody else writes there
+        write_whole(folder / COMPARISON, text)
         with hinting(go_on_with(arguments.words)):
             results = run_comparison(jobs, workers, None if arguments.quiet else Screen(stderr=True))
             summaries = write_report(jobs, results, folder, text, workers)
@@ -129,12 +120,6 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     )
     print(f"report: {folder / 'report.html'}")
     return 0
-
-
-def print_table(shown: Console, table: Table) -> None:
-    """Print a table in its whole width: one of cut numbers is none."""
-    shown.width = max(shown.width, Console(width=1000).measure(table).maximum)
-    shown.print(table)
 
 
 def go_on_with(words: Sequence[str]) -> str:

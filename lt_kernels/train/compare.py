@@ -14,14 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_kernels.interrupts import Interrupted
-from lt_kernels.storage import LOCK, write_whole
-from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, read_settings
-from lt_kernels.train.files import KEPT, read_result
-from lt_kernels.train.files import prepare_folder as prepare_run
+from lt_kernels.storage import write_whole
+from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig
+from lt_kernels.train.files.folder import prepare_run, read_result
 from lt_kernels.train.variants import config_of
 from lt_kernels.train.workers import run_all
 
-MARK = "comparison.yaml"
 SEEDS = 10_000
 
 
@@ -129,44 +127,13 @@ def hinting_runs(jobs: Sequence[Job], found: Mapping[Path, Any]) -> Iterator[Non
         raise
 
 
-def prepare_folder(folder: Path, resume: bool) -> None:
-    """Check that a folder is free for a comparison, or may be gone on with; nothing is written.
-
-    A comparison of which no run has kept anything leaves its folder free. Errors: ConfigError naming --out.
-    """
-    if resume or not folder.is_dir():
-        return
-    inside = [path for path in folder.iterdir() if path.name != LOCK]
-    kept = [path for name in KEPT for path in folder.glob(f"*/*/{name}")]
-    if inside and (kept or not (folder / MARK).exists()):
-        raise ConfigError(f"--out {str(folder)!r} is not empty: finish it with --resume, or choose another folder")
-
-
-def recorded(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The settings of the comparison in a folder, and the names of its methods.
-
-    Errors: ConfigError naming the file.
-    """
-    mark = folder / MARK
-    settings = read_settings(mark)
-    names = settings.pop("methods_compared", None)
-    settings.pop("seeds", None)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
-        raise ConfigError(f"config {str(mark)!r} must name methods in methods_compared, got {names!r}")
-    return settings, names
-
-
-def _is_name(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
 def write_report(
     jobs: Sequence[Job], results: Mapping[str, list[dict[str, Any]]], folder: Path, settings: str, workers: int
 ) -> Any:
     """Write table.csv, .md and .json, summary.csv, runs.csv, pairs.csv and report.html; return the summaries."""
     from lt_kernels.train import pairs, tables
     from lt_kernels.train.about import facts
-    from lt_kernels.train.files import read_rows
+    from lt_kernels.train.files.results import read_rows
     from lt_kernels.train.report import render
 
     summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]

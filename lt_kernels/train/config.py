@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lt_kernels.data.samplers import SAMPLERS
-from lt_kernels.storage import write_whole
-from lt_kernels.train import require
 from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.plainyaml import parse, read_yaml
 
@@ -285,13 +283,3 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> di
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
     """The config of a YAML file, after `key=value` changes."""
     return make_config(apply_overrides(read_settings(path), overrides))
-
-
-def write_config(config: TrainConfig, path: str | Path) -> None:
-    """The config as YAML that `read_config` reads back to an equal value."""
-    write_whole(path, config_text(config))
-
-
-def config_text(config: TrainConfig) -> str:
-    """The config as `write_config` writes it."""
-    return require("yaml").safe_dump(config.as_dict(), sort_keys=False)

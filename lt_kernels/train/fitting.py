@@ -10,7 +10,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.heads import CosineHead
 from lt_kernels.losses.base import Loss
-from lt_kernels.train.augment import AUGMENTATIONS, augment
+from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import ConfigError, TrainConfig, unknown_name
 from lt_kernels.train.methods import find_method
 

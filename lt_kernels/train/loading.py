@@ -7,7 +7,8 @@ from pathlib import Path
 from lt_kernels.data import LongTailedData
 from lt_kernels.train.checkpoint import random_states, read_checkpoint, restore_random_states
 from lt_kernels.train.config import ConfigError, TrainConfig, read_config
-from lt_kernels.train.files import CONFIG, LAST, RESULT, read_result
+from lt_kernels.train.files import CONFIG, LAST, RESULT
+from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.module import Classifier
 from lt_kernels.train.run import build_module, load_data
 

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lt_kernels.train.augment.mixing import cut_batch, mix_batch
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods import MethodParts
-from lt_kernels.train.mixing import cut_batch, mix_batch
 from lt_kernels.train.rates import rate_factor
 
 
@@ -115,7 +115,7 @@ class Classifier(LightningModule):
         """Augmented inputs, view after view, or mixed ones with the pair of targets."""
         config = self.config
         if config.augment != "none" or self.parts.views > 1 or inputs.dtype == torch.uint8:
-            from lt_kernels.train.augment import augment
+            from lt_kernels.train.augment.augmentations import augment
 
             later = config.augment if config.augment_views == "same" else config.augment_views
             names = [config.augment, *[later] * (self.parts.views - 1)]

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lt_kernels.train.cells import csv_text
 from lt_kernels.train.methods import REPULSION_SUFFIX
+from lt_kernels.train.output.cells import csv_text
 from lt_kernels.train.tables import Spread, spread
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]

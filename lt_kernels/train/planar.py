@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.storage import write_whole
-from lt_kernels.train import plots
 from lt_kernels.train.analysis_plots import grid
 from lt_kernels.train.analysis_tables import as_csv
 from lt_kernels.train.checkpoint import random_states, restore_random_states
@@ -27,6 +26,7 @@ from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods import Setting, build_method
 from lt_kernels.train.module import Classifier
 from lt_kernels.train.networks import Pixels
+from lt_kernels.train.output import figures
 from lt_kernels.train.readings import trained_head, weights_of
 from lt_kernels.train.run import deterministic, effective, fit, load_data
 
@@ -128,7 +128,7 @@ def picture(planes: Sequence[Plane]) -> bytes:
     for axis, plane in zip(axes, planes, strict=True):
         _panel(axis, plane, colours)
     counts = planes[0].counts
-    if len(counts) <= plots.POINTS:
+    if len(counts) <= figures.POINTS:
         for index in np.argsort(-counts, kind="stable"):
             axes[0].plot([], [], "o", color=colours[index], label=f"{index} ({counts[index]:,})")
         handles, labels = axes[0].get_legend_handles_labels()
@@ -137,7 +137,7 @@ def picture(planes: Sequence[Plane]) -> bytes:
         figure.legend(handles, labels, loc="outside right center", frameon=False, title=title, ncols=columns)
     title = "Test features in the plane, class weights as arrows (one factor a panel), predicted classes shaded"
     figure.suptitle(title, fontsize=11)
-    return plots.encoded(figure)
+    return figures.encoded(figure)
 
 
 def _colours(classes: int) -> np.ndarray:

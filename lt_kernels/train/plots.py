@@ -2,78 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from lt_kernels.train.output.figures import (
+    GROUP_LABELS,
+    canvas,
+    encoded,
+    literal,
+    method_styles,
+    side_legend,
+)
 from lt_kernels.train.tables import Summary, columns
 
-Results = Mapping[str, Sequence[Mapping[str, Any]]]
 Rows = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
-GROUP_LABELS = {
-    "many": "many\n(more than 100)",
-    "medium": "medium\n(20 to 100)",
-    "few": "few\n(fewer than 20)",
-    "all": "all classes",
-    "gm": "all classes,\ngeometric mean",
-    "miou": "mean\nintersection\nover union",
-    "macc": "mean pixel\naccuracy",
-}
-MARKERS = "osD^vP*Xh<>"
-# Up to this many classes each is a point; beyond, classes of like counts are averaged.
-POINTS = 40
-BINS = 12
-LONGEST = 48  # characters of a name
-
-
-def canvas(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of these inches with `panels` panels in each of `rows` rows."""
-    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, panels, index + 1) for index in range(rows * panels)]
-    for axis in axes:
-        axis.grid(alpha=0.25)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def literal(name: str) -> str:
-    """A name as a picture shows it: dollar signs begin no mathematics, an underscore keeps it from no legend, and
-    a long one is cut.
-    """
-    short = name if len(name) <= LONGEST else name[: LONGEST - 3] + "..."
-    return (" " + short if short.startswith("_") else short).replace("$", "\\$")
-
-
-def encoded(figure: Figure) -> bytes:
-    """The figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each method; cross-entropy is black and dashed: the rest is read against it."""
-    names = [method for method in methods if method != "ce"]
-    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
-    styles = {
-        name: {"color": colours[index % len(colours)], "marker": MARKERS[index % len(MARKERS)], "linestyle": "-"}
-        for index, name in enumerate(names)
-    }
-    return {**styles, "ce": {"color": "black", "marker": "s", "linestyle": "--"}}
-
-
-def side_legend(figure: Figure, axis: Axes) -> None:
-    """What an axis shows, named to the right of the figure."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
 
 
 def group_bars(summaries: Sequence[Summary], grouped: str = "samples") -> bytes:
@@ -101,58 +44,6 @@ def group_bars(summaries: Sequence[Summary], grouped: str = "samples") -> bytes:
     axis.set_xlabel(f"classes, by their number of training {grouped}")
     axis.set_ylabel("accuracy on the test set [%]")
     axis.set_title("Accuracy per group of classes (mean over seeds; bars: sample standard deviation)", fontsize=11)
-    side_legend(figure, axis)
-    return encoded(figure)
-
-
-def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (class count, accuracy): each class where they are few, else means over up to `BINS` ranges equal on the
-    log axis.
-    """
-    known = np.isfinite(accuracy) & (counts > 0)
-    counts, accuracy = counts[known], accuracy[known]
-    if len(counts) <= POINTS:
-        order = np.argsort(counts, kind="stable")
-        return counts[order], accuracy[order]
-    bins = class_bins(counts)
-    middle = [np.exp(np.log(counts[bin_]).mean()) for bin_ in bins]
-    return np.array(middle), np.array([accuracy[bin_].mean() for bin_ in bins])
-
-
-def class_bins(counts: np.ndarray) -> list[np.ndarray]:
-    """The classes in ranges of like counts, from the rarest: each its own where they are few, else up to `BINS` ranges
-    equal on the log axis; counts [C] above 0.
-    """
-    if len(counts) <= POINTS:
-        return [np.array([index]) for index in np.argsort(counts, kind="stable")]
-    edges = np.geomspace(counts.min(), counts.max() * (1 + 1e-9), BINS + 1)
-    bins = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, BINS - 1)
-    return [np.flatnonzero(bins == index) for index in range(BINS) if np.any(bins == index)]
-
-
-def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> bytes:
-    """Class-wise accuracy against the class's number of training samples, mean over seeds."""
-    figure, (axis,) = canvas(10, 4.6)
-    styles = method_styles(list(results))
-    classes, counted = 0, "samples"
-    for method, runs in results.items():
-        counted = runs[0].get("units", {}).get("counts", counted)
-        counts = np.array(runs[0]["class_counts"], dtype=float)
-        classes = len(counts)
-        accuracy = np.mean([run["per_class"] for run in runs], axis=0)
-        label = literal(method)
-        axis.plot(*class_curve(counts, accuracy), label=label, markersize=5, linewidth=1.4, **styles[method])
-    axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_ylim(-2, 102)
-    axis.set_xlabel(f"training {counted} of the class (log scale)")
-    axis.set_ylabel("accuracy of the class [%]")
-    what = (
-        "Accuracy of each class against its"
-        if classes <= POINTS
-        else f"Accuracy of {classes} classes, in ranges of like counts, against their"
-    )
-    axis.set_title(f"{what} number of training {counted}{remark}", fontsize=11)
     side_legend(figure, axis)
     return encoded(figure)
 

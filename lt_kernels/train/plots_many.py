@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from lt_kernels.train.plots import GROUP_LABELS, Results, Rows, canvas, class_bins, encoded, literal
+from lt_kernels.train.output.figures import GROUP_LABELS, Results, canvas, class_bins, encoded, literal
+from lt_kernels.train.plots import Rows
 from lt_kernels.train.tables import Summary, columns
 
 MANY = 16  # methods, from which on these are drawn

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lt_kernels.train import plots, plots_many
+from lt_kernels.train.output import figures
+from lt_kernels.train.output.pages import STYLE, html_figure, html_table
 from lt_kernels.train.pairs import HEADINGS, Pair, paired
 from lt_kernels.train.tables import Summary, best, cells, columns, headings
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } td.best { font-weight: 700; }
-figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .92rem; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; } .wide { overflow-x: auto; }
-"""
-
-
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[tuple[int, int], bool]) -> str:
-    """A table in HTML; the cells (row, column) of `marked` are bold."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = ""
-    for line, row in enumerate(rows):
-        parts = [
-            f'<td class="best">{html.escape(cell)}</td>' if (line, place) in marked else f"<td>{html.escape(cell)}</td>"
-            for place, cell in enumerate(row)
-        ]
-        body += f"<tr>{''.join(parts)}</tr>\n"
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
-
-
-def html_figure(picture: bytes, title: str, caption: str) -> str:
-    """A picture within the page itself, with its caption."""
-    data = base64.b64encode(picture).decode()
-    text = f"<figcaption>{html.escape(caption)}</figcaption>"
-    return f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">{text}</figure>'
 
 
 def _finding(summaries: Sequence[Summary]) -> str:
@@ -71,7 +42,7 @@ def _facts(about: Mapping[str, Any]) -> str:
 
 def render(
     summaries: Sequence[Summary],
-    results: plots.Results,
+    results: figures.Results,
     rows: plots.Rows,
     settings: str,
     about: Mapping[str, Any],
@@ -132,7 +103,7 @@ def _pairs(found: Sequence[Pair]) -> list[str]:
     return [head, html_table(HEADINGS, [pair.cells() for pair in found], {}), f"<p>{text}</p>"]
 
 
-def coinciding(results: plots.Results) -> str:
+def coinciding(results: figures.Results) -> str:
     """Which methods have the same accuracies in every class and run, so that their curves lie on one another."""
     groups: dict[str, list[str]] = {}
     for method, runs in results.items():
@@ -141,11 +112,11 @@ def coinciding(results: plots.Results) -> str:
     return f" Curves that coincide: {'; '.join(same)}." if same else ""
 
 
-def _pictures(summaries: Sequence[Summary], results: plots.Results, rows: plots.Rows, grouped: str) -> list[str]:
+def _pictures(summaries: Sequence[Summary], results: figures.Results, rows: plots.Rows, grouped: str) -> list[str]:
     same, many = coinciding(results), len(summaries) > plots_many.MANY
     drawn = plots_many.leading(rows, results) if many else rows
     groups = plots_many.group_points(summaries, grouped) if many else plots.group_bars(summaries, grouped)
-    classes = plots_many.class_table(results) if many else plots.accuracy_by_count(results)
+    classes = plots_many.class_table(results) if many else figures.accuracy_by_count(results)
     who = f" The {plots_many.LEADING} methods with the highest mean, and cross-entropy." if many else ""
     dashed = "" if many else "; cross-entropy is dashed"
     return [
@@ -176,7 +147,7 @@ def _analyses(folders: Sequence[Path]) -> list[str]:
     return ["<h2>What the runs have learnt</h2>", *parts] if parts else []
 
 
-def _runs(results: plots.Results, names: Sequence[str]) -> str:
+def _runs(results: figures.Results, names: Sequence[str]) -> str:
     def row(method: str, run: Mapping[str, Any]) -> list[str]:
         numbers = [f"{run['accuracy'][name]:.1f}" for name in names]
         return [method, str(run["config"]["seed"]), *numbers, f"{run['seconds']:.1f}"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lt_kernels import checks
-from lt_kernels.train.sealed import read_tensors
+from lt_kernels.train.files.tensors import read_tensors
 
 STEPS = 4  # stages of a network, each but the first halving the picture
 

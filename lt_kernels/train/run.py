@@ -25,9 +25,10 @@ from lt_kernels.storage import write_whole
 from lt_kernels.train import fitting
 from lt_kernels.train.checkpoint import ExactResume, SealedCheckpointIO
 from lt_kernels.train.components import ComponentLog
-from lt_kernels.train.config import ConfigError, TrainConfig, write_config
+from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.epochs import EpochSettings
-from lt_kernels.train.files import CONFIG, LAST, RESULT, claimed, prepare_folder, read_result
+from lt_kernels.train.files import CONFIG, LAST, RESULT
+from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config
 from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods import Setting, build_method, run_options, total_epochs
 from lt_kernels.train.module import Classifier, Experts, predict
@@ -46,12 +47,12 @@ def train_run(
     Errors: ConfigError when the folder holds a run (without resume) or a run of other settings (with it), or a
     setting cannot be used.
     """
-    prepare_folder(config, folder, resume)
+    prepare_run(config, folder, resume)
     done = read_result(folder, config)
     if done is not None:
         return done
     with interrupts.raised(), claimed(folder):
-        prepare_folder(config, folder, resume)  # again, now that nobody else writes there
+        prepare_run(config, folder, resume)  # again, now that nobody else writes there
         if config.threads:
             torch.set_num_threads(config.threads)
         with deterministic():

@@ -9,11 +9,13 @@ from typing import Any
 
 from lt_kernels.storage import write_whole
 from lt_kernels.train import require
-from lt_kernels.train.commands import Screen, named_methods, print_table, recipe
-from lt_kernels.train.compare import MARK, available_cores, plan, recorded
+from lt_kernels.train.commands import named_methods, recipe
+from lt_kernels.train.compare import available_cores, plan
 from lt_kernels.train.compare import compare as run_comparison
 from lt_kernels.train.config import ConfigError, apply_overrides, read_settings
-from lt_kernels.train.files import CONFIG, RESULT, claimed, hinting
+from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
+from lt_kernels.train.files.folder import claimed, hinting, recorded
+from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.shift import evaluate_shifts, same_data
 from lt_kernels.train.shift_report import write_shift
 
@@ -70,18 +72,18 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
     workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
     with claimed(folder):
-        if not (folder / MARK).exists():
+        if not (folder / COMPARISON).exists():
             text = {**settings, "methods_compared": methods, "seeds": arguments.seeds}
-            write_whole(folder / MARK, require("yaml").safe_dump(text, sort_keys=False))
+            write_whole(folder / COMPARISON, require("yaml").safe_dump(text, sort_keys=False))
         run_comparison(jobs, workers, None if arguments.quiet else Screen(stderr=True))
     return [job.folder for job in jobs]
 
 
 def settings_of(folder: Path, data: str) -> dict[str, Any]:
     """The settings of the comparison that the folder holds, or the data set's recipe."""
-    if not (folder / MARK).exists():
+    if not (folder / COMPARISON).exists():
         return read_settings(recipe(data))
     settings, _ = recorded(folder)
     if settings.get("data") != data:
-        raise ConfigError(f"--data must be {settings.get('data')!r}, as in {str(folder / MARK)!r}, got {data!r}")
+        raise ConfigError(f"--data must be {settings.get('data')!r}, as in {str(folder / COMPARISON)!r}, got {data!r}")
     return settings

@@ -14,7 +14,7 @@ from rich.table import Table
 from lt_kernels.data.shift import ShiftedTest
 from lt_kernels.storage import write_whole
 from lt_kernels.terminal import shown
-from lt_kernels.train.cells import csv_text, markdown_cell, markdown_table
+from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
 from lt_kernels.train.shift import Holds, ShiftResult
 from lt_kernels.train.tables import Spread, spread
 
@@ -102,7 +102,7 @@ def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest])
 
 def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str) -> bytes:
     """Accuracy against the shift, PNG: as trained on the left, compensated on the right."""
-    from lt_kernels.train.plots import canvas, encoded, literal, method_styles, side_legend
+    from lt_kernels.train.output.figures import canvas, encoded, literal, method_styles, side_legend
 
     figure, panels = canvas(14, 5, panels=2)
     styles = method_styles(list(dict.fromkeys(row.method for row in rows)))

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lt_kernels.terminal import shown
-from lt_kernels.train.cells import csv_text, markdown_cell, markdown_table
+from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
 from lt_kernels.train.scores import GROUPS
 from lt_kernels.train.variants import title_of
 

@@ -71,7 +71,7 @@ def test_a_list_that_does_not_fit_ends_a_run_in_a_line(config, capfd, content, t
 
 
 def test_rows_that_a_spreadsheet_saved(tmp_path):
-    from lt_kernels.train.files import read_rows
+    from lt_kernels.train.files.results import read_rows
 
     (tmp_path / "metrics.csv").write_bytes("\ufeffepoch,step,loss,seconds\r\n1,10,-0.5,2\r\n".encode())
     assert read_rows(tmp_path) == [{"epoch": 1.0, "step": 10.0, "loss": -0.5, "seconds": 2.0}]

@@ -18,11 +18,12 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from rich.console import Console
 
 from benchmarks import table
-from lt_kernels.train import analysis_tables, pairs, plots, report, shift_report, tables
+from lt_kernels.train import analysis_tables, pairs, report, shift_report, tables
 from lt_kernels.train.analysis_page import PAGE, write_analysis
 from lt_kernels.train.analyze import Analysis, analyze
-from lt_kernels.train.cells import NUMBER, csv_text, quoted, unquoted
 from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.output import figures
+from lt_kernels.train.output.cells import NUMBER, csv_text, quoted, unquoted
 from lt_kernels.train.readings import Reading
 from lt_kernels.train.shift import ShiftResult
 
@@ -208,11 +209,11 @@ def test_the_page_of_an_analysis(tmp_path):
 
 @pytest.mark.parametrize("name", ["$", "$$", "a$b$c", "$\\frac$", "_hidden", "\\$", NAME])
 def test_pictures_show_names_as_they_are(name):
-    figure, (axis,) = plots.canvas(10, 4)
-    axis.plot([0, 1], label=plots.literal(name))
-    axis.set_title(plots.literal(name))
-    plots.side_legend(figure, axis)
-    assert plots.encoded(figure).startswith(b"\x89PNG")
+    figure, (axis,) = figures.canvas(10, 4)
+    axis.plot([0, 1], label=figures.literal(name))
+    axis.set_title(figures.literal(name))
+    figures.side_legend(figure, axis)
+    assert figures.encoded(figure).startswith(b"\x89PNG")
     assert len(figure.legends[0].get_texts()) == 1
 
 

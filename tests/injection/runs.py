@@ -33,7 +33,7 @@ def recipe(folder: Path, **changes: object) -> Path:
 
 def bits(folder: Path) -> dict[str, Any]:
     """The checkpoint, the rows and the result of a run, without times."""
-    from lt_kernels.train.files import read_rows
+    from lt_kernels.train.files.results import read_rows
 
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     kept = ("state_dict", "optimizer_states", "callbacks", "loops", "global_step", "epoch")

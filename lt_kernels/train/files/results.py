@@ -11,9 +11,8 @@ from typing import Any
 
 from lt_kernels.storage import read_regular
 from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.files import METRICS
 
-RESULT = "result.json"
-METRICS = "metrics.csv"
 MOST = 2**28  # bytes of a file: two numbers a class, for a million of them, are a tenth of that
 NEEDED = ("epoch", "step", "loss", "seconds")  # columns of metrics.csv
 

@@ -1,4 +1,4 @@
-"""The files of a run: which folder is whose, and what a folder may be asked for. Imports no trainer."""
+"""Which folder is whose: runs and comparisons are prepared, claimed and recognised here. Imports no trainer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any
 
 from lt_kernels import storage
 from lt_kernels.interrupts import Interrupted
-from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, config_text, make_config, read_config
-from lt_kernels.train.stored import METRICS, RESULT, checked_result, read_rows
-
-__all__ = ["claimed", "hinting", "prepare_folder", "read_result", "read_rows", "same_settings"]
-
-CONFIG = "config.yaml"
-LAST = "last.ckpt"
-COMPONENTS = "components.csv"
-TENSORBOARD = "tensorboard"
-KEPT = (LAST, RESULT)  # what is lost when a run begins anew
-OWN = (*KEPT, METRICS, COMPONENTS, TENSORBOARD)
+from lt_kernels.train import require
+from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, make_config, read_config, read_settings
+from lt_kernels.train.files import COMPARISON, CONFIG, KEPT, OWN, RESULT
+from lt_kernels.train.files.results import checked_result
 
 
-def prepare_folder(config: TrainConfig, folder: Path, resume: bool) -> None:
+def config_text(config: TrainConfig) -> str:
+    """The config as `write_config` writes it."""
+    return require("yaml").safe_dump(config.as_dict(), sort_keys=False)
+
+
+def write_config(config: TrainConfig, path: str | Path) -> None:
+    """The config as YAML that `read_config` reads back to an equal value."""
+    storage.write_whole(path, config_text(config))
+
+
+def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
     """Check that a folder is free for a run, or holds a part of the same run; nothing is written.
 
     A run that kept nothing, because it failed or was ended before its first checkpoint, leaves its folder free.
@@ -71,6 +74,37 @@ def read_result(folder: Path, config: TrainConfig | None = None) -> dict[str, An
     if config is not None:
         same_settings(config, own, path, "result of another run")
     return result
+
+
+def prepare_comparison(folder: Path, resume: bool) -> None:
+    """Check that a folder is free for a comparison, or may be gone on with; nothing is written.
+
+    A comparison of which no run has kept anything leaves its folder free. Errors: ConfigError naming --out.
+    """
+    if resume or not folder.is_dir():
+        return
+    inside = [path for path in folder.iterdir() if path.name != storage.LOCK]
+    kept = [path for name in KEPT for path in folder.glob(f"*/*/{name}")]
+    if inside and (kept or not (folder / COMPARISON).exists()):
+        raise ConfigError(f"--out {str(folder)!r} is not empty: finish it with --resume, or choose another folder")
+
+
+def recorded(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the comparison in a folder, and the names of its methods.
+
+    Errors: ConfigError naming the file.
+    """
+    mark = folder / COMPARISON
+    settings = read_settings(mark)
+    names = settings.pop("methods_compared", None)
+    settings.pop("seeds", None)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and _is_name(name) for name in names):
+        raise ConfigError(f"config {str(mark)!r} must name methods in methods_compared, got {names!r}")
+    return settings, names
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lt_kernels import checks
-from lt_kernels.train import colours, policies
+from lt_kernels.train.augment import colour, policies
 
 Augmentation = Callable[[Tensor], Tensor]
 PAD = 4  # pixels around a CIFAR image
@@ -115,7 +115,7 @@ def _around(images: Tensor, middle: float, reach: float) -> Tensor:
 
 def _sometimes(images: Tensor, changed: Tensor, share: float) -> Tensor:
     """`changed` for a random `share` of the images."""
-    return torch.where(colours.per_image(torch.rand(len(images)) < share).to(images.device), changed, images)
+    return torch.where(colour.per_image(torch.rand(len(images)) < share).to(images.device), changed, images)
 
 
 def jitter(images: Tensor, reach: float = 0.4, turn: float = 0.0) -> Tensor:
@@ -123,21 +123,21 @@ def jitter(images: Tensor, reach: float = 0.4, turn: float = 0.0) -> Tensor:
     by up to `turn` of a turn.
     """
     for index in torch.randperm(3).tolist():
-        change = (colours.brightness, colours.contrast, colours.saturation)[index]
+        change = (colour.brightness, colour.contrast, colour.saturation)[index]
         images = change(images, _around(images, 1.0, reach))
-    return colours.hue(images, _around(images, 0.0, turn)) if turn else images
+    return colour.hue(images, _around(images, 0.0, turn)) if turn else images
 
 
 def similar(images: Tensor) -> Tensor:
     """Jitter with hue on four images of five, and one of five in grey (Chen et al., 2020, SimCLR)."""
     images = _sometimes(images, jitter(images, 0.4, 0.1), 0.8)
-    return _sometimes(images, colours.gray(images).expand_as(images), 0.2)
+    return _sometimes(images, colour.gray(images).expand_as(images), 0.2)
 
 
 def similar_crop(images: Tensor) -> Tensor:
     """A part of 0.2..1 of the area at the old size, `similar`, and a blur of 0.1 to 2 pixels every second time."""
     images = similar(resized_crop_flip(images, 0.2, 1.0))
-    return _sometimes(images, colours.blur(images, _around(images, 1.05, 0.95)), 0.5)
+    return _sometimes(images, colour.blur(images, _around(images, 1.05, 0.95)), 0.5)
 
 
 def word_dropout(words: Tensor) -> Tensor:

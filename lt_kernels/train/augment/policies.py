@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_kernels.train import colours
+from lt_kernels.train.augment import colour
 
 Operation = Callable[[Tensor, Tensor], Tensor]
 FILL = 128 / 255  # what shows where a picture was moved away
@@ -65,16 +65,16 @@ OPERATIONS: dict[str, Operation] = {
     "translate-x": translate_x,
     "translate-y": translate_y,
     "rotate": rotate,
-    "colour": colours.saturation,
-    "posterize": colours.posterize,
-    "solarize": colours.solarize,
-    "brighten-dark": colours.brighten_dark,
-    "contrast": colours.contrast,
-    "sharpness": colours.sharpness,
-    "brightness": colours.brightness,
-    "autocontrast": colours.autocontrast,
-    "equalize": colours.equalize,
-    "invert": colours.invert,
+    "colour": colour.saturation,
+    "posterize": colour.posterize,
+    "solarize": colour.solarize,
+    "brighten-dark": colour.brighten_dark,
+    "contrast": colour.contrast,
+    "sharpness": colour.sharpness,
+    "brightness": colour.brightness,
+    "autocontrast": colour.autocontrast,
+    "equalize": colour.equalize,
+    "invert": colour.invert,
 }
 NAMES = list(OPERATIONS)
 SIGNED = {"shear-x", "shear-y", "translate-x", "translate-y", "rotate"}

@@ -1,0 +1,11 @@
+"""The files of runs and comparisons: what they are called, which folder is whose, and how they are read back."""
+
+CONFIG = "config.yaml"
+LAST = "last.ckpt"
+RESULT = "result.json"
+METRICS = "metrics.csv"
+COMPONENTS = "components.csv"
+TENSORBOARD = "tensorboard"
+COMPARISON = "comparison.yaml"  # marks the folder of a comparison
+KEPT = (LAST, RESULT)  # what is lost when a run begins anew
+OWN = (*KEPT, METRICS, COMPONENTS, TENSORBOARD)
