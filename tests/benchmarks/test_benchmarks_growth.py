@@ -10,7 +10,7 @@ import torch
 from benchmarks import growth, growth_table, results, run
 from benchmarks.growth import Line
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EMPTY = "<!-- table: growth -->\nold\n<!-- end of table: growth -->\nbelow\n"
 
 

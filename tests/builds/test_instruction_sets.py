@@ -12,7 +12,7 @@ import pytest
 from lt_kernels.ops import extension
 
 TESTS = Path(__file__).resolve().parents[1]
-FILES = ("test_accuracy.py", "test_published_gram.py")
+FILES = ("functional/test_accuracy.py", "papers/test_published_gram.py")
 
 
 @pytest.mark.slow

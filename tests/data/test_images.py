@@ -17,7 +17,7 @@ from lt_kernels.data import READERS, ResumableLoader, load
 from lt_kernels.data.cifar import ARCHIVES, read_batch
 from lt_kernels.data.images import ImageList, decode
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = [b"plane", b"car", b"bird", b"cat", b"deer", b"dog", b"frog", b"horse", b"ship", b"lorry"]
 
 

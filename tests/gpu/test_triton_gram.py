@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from class_weights import adversarial, apart, apart_or_not, cosines, exact, ours, scaled, similar
 from helpers import assert_same, normal
-from test_gram import adversarial, apart, apart_or_not, cosines, exact, ours, similar
-from test_whitebox_gram import scaled
 from tolerances import assert_close
 from torch import Tensor
 

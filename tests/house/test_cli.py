@@ -11,7 +11,7 @@ import pytest
 
 from lt_kernels import cli
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = """
 import sys
 class Blocker:

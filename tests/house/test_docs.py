@@ -14,7 +14,7 @@ from lt_kernels import functional, losses
 from lt_kernels.ops import budget, small, tiles
 from lt_kernels.reference import gram
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [path for folder in ("lt_kernels", "csrc") for path in sorted((ROOT / folder).rglob("*.*"))]
 CODE = [path for path in SOURCES if path.suffix in (".py", ".h", ".cpp")]

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [
     ROOT / "setup.py",
     *(p for d in ("lt_kernels", "benchmarks", "tools", "tests") for p in sorted((ROOT / d).rglob("*.py"))),

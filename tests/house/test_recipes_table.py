@@ -15,7 +15,7 @@ from lt_kernels.train.augment.augmentations import AUGMENTATIONS
 from lt_kernels.train.config import make_config, read_settings
 from lt_kernels.train.networks import NETWORKS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "recipes.md"
 OURS = {"digits-lt", "digit-scenes", "stdlib-words"}
 HEAD = "| recipe | network | epochs, batch, rate | published figures | their source |\n|---|---|---|---|---|"

@@ -181,6 +181,6 @@ def test_balanced_accuracy_is_the_mean_over_tested_classes():
 
 
 def test_every_metric_has_its_section():
-    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^### `(\w+)`$", text, flags=re.MULTILINE)) == sorted(metrics.__all__)
     assert [name for name in metrics.__all__ if not getattr(metrics, name).__doc__] == []

@@ -63,7 +63,7 @@ def of_leaves(op: OpInfo, sample: SampleInput) -> tuple[Callable[..., Tensor], t
 
 
 def is_traced(sample: SampleInput) -> bool:
-    """Whether every tensor is an argument: these tracers take no constants, as Dynamo does (tests/test_compile.py)."""
+    """Whether every tensor is an argument: these tracers take no constants, as Dynamo does (test_compile.py)."""
     return getattr(sample.kwargs.get("margin"), "per_class", None) is None
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import published
 import pytest
 import torch
-from helpers import assert_same, generator, gradients, normal
+from class_weights import adversarial, apart, apart_or_not, cosines, exact, ours, similar
+from helpers import assert_same, gradients, normal
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,38 +17,6 @@ from lt_kernels.ops import gram, tiles
 from lt_kernels.reference import gram as reference
 
 pytestmark = pytest.mark.usefixtures("kernels")
-
-
-def cosines(weight: Tensor) -> Tensor:
-    unit = torch.nn.functional.normalize(weight.double(), dim=1)
-    return unit @ unit.T
-
-
-def apart(weight: Tensor, threshold: float, gap: float = 1e-4) -> Tensor:
-    """The weights, rows made anew until no pair is at the threshold, where another rounding would decide otherwise."""
-    random = generator(7)
-    for _ in range(60):
-        near = ((cosines(weight) - threshold).abs() < gap).fill_diagonal_(False).any(1)
-        if not near.any():
-            return weight
-        weight = weight.clone()
-        weight[near] = torch.randn(int(near.sum()), weight.shape[1], generator=random).to(weight.dtype)
-    raise AssertionError("rows stay at the threshold")
-
-
-def similar(classes: int, features: int, threshold: float, dtype: torch.dtype, gap: float = 1e-4) -> Tensor:
-    """Class weights of several lengths, every third row close to the one before it."""
-    weight = normal(classes, features, seed=1) * (1 + 3 * torch.rand(classes, 1, generator=generator(2)))
-    weight[1::3] = weight[: len(weight[1::3]) * 3 : 3] + normal(len(weight[1::3]), features, seed=3)
-    return apart(weight.to(dtype), threshold, gap)
-
-
-def ours(threshold: float, project: bool = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
-    return lambda weight: logit_weight_repulsion(weight, threshold=threshold, project=project, reduction=reduction)
-
-
-def exact(threshold: float, project: bool = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
-    return lambda weight: published.logit_weight_repulsion(weight, threshold, project, reduction)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -100,22 +67,6 @@ def test_mixed_wings(kernels: str) -> None:
     assert_close(*found)
 
 
-def adversarial(features: int) -> Tensor:
-    """Rows that are parallel, opposite, zero, of extreme lengths or tiny entries, and pairs close to the cosine 0.4."""
-    first = normal(60, features, seed=1)
-    other = normal(60, features, seed=2)
-    along = (first * other).sum(1, keepdim=True) / first.square().sum(1, keepdim=True)
-    other = other - along * first
-    other *= first.norm(dim=1, keepdim=True) / other.norm(dim=1, keepdim=True)
-    cosine = 0.4 + torch.linspace(-1e-4, 1e-4, 60, dtype=torch.float64)[:, None]
-    near = cosine * first + (1 - cosine**2).sqrt() * other
-    rows = [first, near, 1e12 * near[:9], 1e-9 * first[:9], first[:9], -near[:9], torch.zeros(5, features)]
-    spike = torch.full((4, features), 1e-38, dtype=torch.float64)
-    spike[:, 0] = torch.tensor([1.0, -1.0, 3.0, 1e10])
-    half = 1 + 2.0**-8 * torch.arange(features)[None] % 1.5 + normal(6, features, seed=3, spread=1e-4)  # round far
-    return torch.cat((*rows, spike, half)).float()
-
-
 @pytest.mark.parametrize("features", [33, 256, 1000])
 def test_bound_holds(features: int) -> None:
     """No rounded product falls below the limit of a threshold that the pair's own cosine reaches."""
@@ -146,12 +97,6 @@ def test_screened_is_unscreened(threshold: float, dtype: torch.dtype, monkeypatc
     for left, right in zip(*found, strict=True):
         assert left.shape == right.shape
         assert_close(left.float(), right.float())
-
-
-def apart_or_not(weight: Tensor, threshold: float) -> Tensor:
-    """Without the rows that meet another one within 1e-6 of the threshold, which float32 cannot tell apart."""
-    near = ((cosines(weight) - threshold).abs() < 1e-6).fill_diagonal_(False).any(1)
-    return weight[~near]
 
 
 def test_what_is_screened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The graphs of cosines past the dispatcher (tests/test_short_cosines.py)."""
+"""The graphs of cosines past the dispatcher (test_short_cosines.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graphs of the short ways (tests/test_short_ways.py): gradients of every kind, kept graphs, second derivatives."""
+"""The graphs of the short ways (test_short_ways.py): gradients of every kind, kept graphs, second derivatives."""
 
 from __future__ import annotations
 

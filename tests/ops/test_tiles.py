@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from class_weights import similar
 from helpers import generator, normal
-from test_gram import similar
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
 

@@ -1,17 +1,14 @@
-"""What each of two processes does with a model that was built on the meta device: run by test_fully_shard.py."""
+"""FSDP2 around models that hold our heads, built on the meta device and filled after they were sharded."""
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from datetime import timedelta
-from pathlib import Path
+import warnings
 
 import torch
 import torch.distributed as dist
 from every_loss import HEADS, TARGET, D, N, tables, value
 from helpers import normal
+from launch import main
 from tolerances import assert_close
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -64,20 +61,13 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    """Every head; what goes wrong is left in a file, and ends the rank at once."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
-    try:
-        mesh = dist.init_device_mesh("cpu", (world,))
-        for name in HEADS:
-            deferred(name, mesh, rank)
-    except BaseException:
-        (folder / f"rank{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        os._exit(1)
-    dist.destroy_process_group()
+def every_head(rank: int, world: int, group: object) -> None:
+    """Each head by itself."""
+    mesh = dist.init_device_mesh("cpu", (world,))
+    warnings.filterwarnings("ignore", "DTensor random operators", UserWarning)  # torch's own reset_parameters
+    for name in HEADS:
+        deferred(name, mesh, rank)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main([every_head])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,9 +22,7 @@ Scenario = Callable[[int, int, Any], None]
 
 def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
     """What went wrong in each scenario of a script, "" for nothing: one process for each rank, run once."""
-    path = os.pathsep.join(
-        [str(TESTS.parent), str(TESTS), str(script.parent), str(TESTS / "faults"), os.environ.get("PYTHONPATH", "")]
-    )
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-W", "error", str(script)]
     ranks = [
@@ -60,6 +59,9 @@ def main(scenarios: Sequence[Scenario]) -> None:
         except BaseException:
             done[name] = traceback.format_exc()
             break
+    if not any(done.values()):  # nobody leaves while another one reads from it
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
     (folder / f"rank{rank}.json").write_text(json.dumps(done), encoding="utf-8")
     sys.stderr.flush()
     os._exit(0 if not any(done.values()) else 1)  # a rank that is still waiting for another is not waited for

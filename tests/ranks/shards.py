@@ -1,22 +1,18 @@
-"""What each of several processes does with its share of the classes: run by tests/test_distributed.py, one a rank."""
+"""What each of several processes does with its share of the classes: run by test_distributed.py, one a rank."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
-import traceback
 import unittest.mock
 import warnings
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from helpers import classes_of, counts_of, normal
+from launch import main
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
@@ -104,8 +100,14 @@ def found(function: Callable[..., Tensor], leaves: dict[str, Tensor], target: An
     return [value.detach(), *torch.autograd.grad(value, list(leaves.values()), cotangent)]
 
 
-def functions(rank: int, sizes: tuple[int, ...], group: Any) -> None:
-    """Every case: value and gradients of input, weight, bias and offset against those of the whole."""
+def functions(rank: int, world: int, group: Any) -> None:
+    """Every case, the classes shared out in several ways."""
+    for sizes in SHARDS[world]:
+        shared_out(rank, sizes, group)
+
+
+def shared_out(rank: int, sizes: tuple[int, ...], group: Any) -> None:
+    """Value and gradients of input, weight, bias and offset against those of the whole."""
     mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     for name, (function, settings, target) in CASES.items():
         settings = dict(settings)
@@ -259,23 +261,5 @@ def bad_groups(rank: int, world: int, group: Any) -> None:
         LinearHead(D, C, losses.LADELoss(COUNTS), group=group)
 
 
-def main(rank: int, world: int, folder: Path) -> None:
-    """Everything that a rank does; what goes wrong is left in a file, and ends the rank at once."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
-    try:
-        group = dist.group.WORLD
-        for sizes in SHARDS[world]:
-            functions(rank, sizes, group)
-        for part in (heads, state, two_heads, asked_once, data_parallel, edges, far, bad_groups):
-            part(rank, world, group)
-        dist.barrier()
-    except BaseException:
-        (folder / f"rank{rank}.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        os._exit(1)
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main([functions, heads, state, two_heads, asked_once, data_parallel, edges, far, bad_groups])

@@ -1,42 +1,25 @@
-"""Classes sharded over two and three processes: values, gradients and errors are the whole's (tests/shards.py)."""
+"""Classes sharded over two and three processes: values, gradients and errors are the whole's (shards.py)."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from launch import reports
 
 from lt_kernels.distributed import shard_bounds
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_are_the_whole(world, tmp_path):
-    """Each process by itself checks every case against the unsharded result; the first traceback is the test's."""
-    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "error", str(HERE / "shards.py")]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(world)
-    ]
-    try:
-        said = [rank.communicate(timeout=90)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    reports = [path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("rank*.txt"))]
-    assert all(rank.returncode == 0 for rank in ranks), "\n".join(reports + said)
+    """Each process by itself checks every case against the unsharded result; the reports are those that failed."""
+    found = reports(Path(__file__).with_name("shards.py"), world, tmp_path)
+    assert {name: report for name, report in found.items() if report} == {}
+    assert len(found) > 1
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

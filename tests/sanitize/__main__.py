@@ -16,9 +16,10 @@ COPIED = ("lt_kernels", "csrc", "tests", "benchmarks", "docs", "setup.py", "pypr
 # vptr asks for the type information of torch's classes, which torch does not give away.
 FLAGS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 TESTS = (
-    *("tests/faults/test_door.py", "tests/fuzz", "tests/test_edges.py", "tests/test_gram.py", "tests/test_columns.py"),
-    *("tests/test_short_ways.py", "tests/test_short_linear.py", "tests/test_short_cosines.py"),
-    *("tests/test_short_lade.py", "tests/test_whitebox_rows.py", "tests/test_whitebox_gram.py"),
+    *("tests/ops/test_door.py", "tests/fuzz", "tests/functional/test_edges.py", "tests/ops/test_gram.py"),
+    *("tests/ops/test_columns.py", "tests/ops/test_short_ways.py", "tests/ops/test_short_linear.py"),
+    *("tests/ops/test_short_cosines.py", "tests/ops/test_short_lade.py"),
+    *("tests/whitebox/test_whitebox_rows.py", "tests/whitebox/test_whitebox_gram.py"),
 )
 
 

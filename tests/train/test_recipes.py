@@ -22,7 +22,7 @@ from lt_kernels.train.methods import find_method, method_options, total_epochs
 from lt_kernels.train.networks import NETWORKS
 from lt_kernels.train.run import build_module
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OURS = {"digits-lt", "digit-scenes", "stdlib-words"}
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in OURS}
 WHOLE = {

@@ -26,7 +26,7 @@ from lt_kernels.train.rates import rate_factor
 from lt_kernels.train.run import build_module, load_data, train_run
 from lt_kernels.train.scores import score
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COUNTS = torch.tensor([200, 50, 10, 1])
 QUICK = {"epochs": 2, "batch_size": 32, "lr": 0.05, "warmup_epochs": 1, "threads": 1}
 

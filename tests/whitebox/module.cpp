@@ -1,4 +1,4 @@
-// Python bindings of the kernels' internals, for tests/test_whitebox.py. Margins are compiled here, as the package does it,
+// Python bindings of the kernels' internals, for test_whitebox.py. Margins are compiled here, as the package does it,
 // for every machine.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -86,7 +86,7 @@ template <class A> void bind_numbers(py::module_& m) {
   }, py::arg("rest").noconvert(), py::arg("own").noconvert(), py::arg("gamma"));
 }
 
-// One call of the row kernels, from a dict of arrays: see `rows` in tests/whitebox/build.py.
+// One call of the row kernels, from a dict of arrays: see `rows` in test_whitebox_rows.py.
 struct RowsCall {
   Rows args{};
   int type;

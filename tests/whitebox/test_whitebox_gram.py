@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from class_weights import scaled
 from whitebox import build
 
 TYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # as the kernels number them
@@ -17,52 +18,9 @@ def box(pytestconfig, tmp_path_factory):
     return build.for_tests(pytestconfig, tmp_path_factory)
 
 
-def adversaries(d, rng):
-    """Rows whose rounding to steps of 1/127 of the largest entry errs most, alone or all in one direction."""
-    k = np.arange(d)
-    half = (np.arange(d) % 127 + 0.499) / 127  # each entry nearly half a step from where it is rounded to
-    half[0] = 1
-    needle = np.full(d, 0.499 / 127)  # all but the first entry is rounded away: the most that can be lost
-    needle[0] = 1
-    normal = rng.normal(size=(6, d))
-    rows = [
-        half,
-        1.0001 * half,
-        -half,
-        half * (-1.0) ** k,
-        half[::-1],
-        needle,
-        -needle,
-        needle * (-1.0) ** k,
-        np.ones(d),
-        (-1.0) ** k,
-        1.0 / (k + 1),
-        np.exp(-0.01 * k),
-        np.eye(d)[0],
-        np.eye(d)[-1],
-        normal[0] ** 9,
-        *normal[1:4],
-        normal[4] + 1e-3 * normal[5],
-        normal[4],
-        np.sign(normal[5]) * (1 + 1e-3 * normal[4]),
-        np.zeros(d),
-    ]
-    return np.stack(rows)
-
-
 def to_bits(weight):
     """As numpy holds it: halves by their bits."""
     return weight.numpy() if weight.dtype == torch.float32 else weight.view(torch.int16).numpy()
-
-
-def scaled(d, dtype, seed):
-    """The adversaries, each at its own length."""
-    rng = np.random.default_rng(seed)
-    rows = torch.from_numpy(adversaries(d, rng))
-    most = 3 if dtype == torch.float16 else 7
-    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(1e-300)
-    sizes = torch.from_numpy(10.0 ** rng.uniform(-most, most, (len(rows), 1)))
-    return (rows * sizes).to(dtype)
 
 
 def exact_cosines(weight):
