@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.results import ROOT
 from benchmarks.table import markdown, section
 from lt_kernels.train.config import read_settings
-from lt_kernels.train.methods import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
-from lt_kernels.train.registry import BASE_METHODS
+from lt_kernels.train.methods.method import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
+from lt_kernels.train.methods.registry import BASE_METHODS
 
 DOCUMENT = ROOT / "docs" / "methods.md"
 HEADER = ("method", "what it is", "source", "form", "options and defaults", "recipes for", "tests")

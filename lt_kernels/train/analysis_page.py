@@ -18,7 +18,7 @@ from lt_kernels.train.analyze import analyze_run
 from lt_kernels.train.config import ConfigError, read_config
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD
 from lt_kernels.train.files.folder import claimed, recorded
-from lt_kernels.train.methods import total_epochs
+from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.output.pages import STYLE, html_figure, html_table
 
 PAGE = "analysis.html"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lt_kernels import metrics
 from lt_kernels.train.components import History, read_history
-from lt_kernels.train.readings import Reading, evenly, take_reading
+from lt_kernels.train.model.readings import Reading, evenly, take_reading
 
 BLOCKS = 48  # rows of a drawn matrix of classes; more classes are averaged in blocks
 SEPARATED = 200  # classes whose pairs are looked at for Fisher's separability

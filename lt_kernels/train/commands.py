@@ -78,9 +78,9 @@ def named_methods(text: str, settings: Mapping[str, Any]) -> list[str]:
     """The names of a comma-separated list; "all" stands for every method that the network's inputs allow, "variants"
     for the recipe's variants.
     """
-    from lt_kernels.train.networks import NETWORKS
-    from lt_kernels.train.registry import every_method
-    from lt_kernels.train.variants import variants_of
+    from lt_kernels.train.methods.registry import every_method
+    from lt_kernels.train.methods.variants import variants_of
+    from lt_kernels.train.model.networks import NETWORKS
 
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):

@@ -17,7 +17,7 @@ from lt_kernels.interrupts import Interrupted
 from lt_kernels.storage import write_whole
 from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig
 from lt_kernels.train.files.folder import prepare_run, read_result
-from lt_kernels.train.variants import config_of
+from lt_kernels.train.methods.variants import config_of
 from lt_kernels.train.workers import run_all
 
 SEEDS = 10_000

@@ -15,11 +15,11 @@ from torch import Tensor
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
 from lt_kernels.storage import close_whole, naming, open_whole
-from lt_kernels.train import readings
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPONENTS
 from lt_kernels.train.files.results import read_numbers
-from lt_kernels.train.module import Classifier
+from lt_kernels.train.model import readings
+from lt_kernels.train.model.classifier import Classifier
 
 FILE = COMPONENTS
 NAMES = ("attraction", "repulsion", "offset", "estimated_offset")

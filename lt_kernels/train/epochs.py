@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from lt_kernels.train.module import Classifier
+from lt_kernels.train.model.classifier import Classifier
 
 
 class EpochSettings(Callback):

@@ -12,7 +12,7 @@ from lt_kernels.heads import CosineHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import ConfigError, TrainConfig, unknown_name
-from lt_kernels.train.methods import find_method
+from lt_kernels.train.methods.build import find_method
 
 
 def check_mixing(config: TrainConfig, data: LongTailedData) -> None:

@@ -9,7 +9,7 @@ from lt_kernels.train.checkpoint import random_states, read_checkpoint, restore_
 from lt_kernels.train.config import ConfigError, TrainConfig, read_config
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import read_result
-from lt_kernels.train.module import Classifier
+from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.run import build_module, load_data
 
 

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lt_kernels.data import LongTailedData
 from lt_kernels.storage import close_whole, fresh_folder, naming, open_whole
 from lt_kernels.train.files import METRICS, TENSORBOARD
-from lt_kernels.train.module import Classifier, predict
-from lt_kernels.train.scores import GROUPS, score
+from lt_kernels.train.model.classifier import Classifier, predict
+from lt_kernels.train.model.scores import GROUPS, score
 
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "loss", "regularizer", "seconds", *GROUPS)
 

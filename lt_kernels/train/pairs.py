@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lt_kernels.train.methods import REPULSION_SUFFIX
+from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.output.cells import csv_text
 from lt_kernels.train.tables import Spread, spread
 

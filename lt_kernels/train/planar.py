@@ -23,11 +23,12 @@ from lt_kernels.train.analysis_tables import as_csv
 from lt_kernels.train.checkpoint import random_states, restore_random_states
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.logs import EpochLog
-from lt_kernels.train.methods import Setting, build_method
-from lt_kernels.train.module import Classifier
-from lt_kernels.train.networks import Pixels
+from lt_kernels.train.methods.build import build_method
+from lt_kernels.train.methods.method import Setting
+from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.model.networks import Pixels
+from lt_kernels.train.model.readings import trained_head, weights_of
 from lt_kernels.train.output import figures
-from lt_kernels.train.readings import trained_head, weights_of
 from lt_kernels.train.run import deterministic, effective, fit, load_data
 
 CELLS = 400  # of the regions' grid, on a side

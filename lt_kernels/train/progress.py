@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_kernels.train.logs import EpochLog
-from lt_kernels.train.module import Classifier
+from lt_kernels.train.model.classifier import Classifier
 
 
 def describe(row: dict[str, float]) -> str:

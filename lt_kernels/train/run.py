@@ -30,11 +30,12 @@ from lt_kernels.train.epochs import EpochSettings
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config
 from lt_kernels.train.logs import EpochLog
-from lt_kernels.train.methods import Setting, build_method, run_options, total_epochs
-from lt_kernels.train.module import Classifier, Experts, predict
-from lt_kernels.train.networks import build_network
+from lt_kernels.train.methods.build import build_method, run_options, total_epochs
+from lt_kernels.train.methods.method import Setting
+from lt_kernels.train.model.classifier import Classifier, Experts, predict
+from lt_kernels.train.model.networks import build_network
+from lt_kernels.train.model.scores import score
 from lt_kernels.train.progress import EpochBar
-from lt_kernels.train.scores import score
 
 
 def train_run(

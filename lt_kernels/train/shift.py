@@ -14,8 +14,9 @@ from lt_kernels.data.shift import ShiftedTest, shifted_tests
 from lt_kernels.posthoc import pc_softmax
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.loading import load_run
-from lt_kernels.train.methods import REPULSION_SUFFIX, find_method, method_options, run_options
-from lt_kernels.train.module import Classifier
+from lt_kernels.train.methods.build import find_method, method_options, run_options
+from lt_kernels.train.methods.method import REPULSION_SUFFIX
+from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.run import effective
 
 Holds = Literal["source", "uniform", "root", "weighted", "cosines", "nothing"]

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lt_kernels.terminal import shown
+from lt_kernels.train.methods.variants import title_of
+from lt_kernels.train.model.scores import GROUPS
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
-from lt_kernels.train.scores import GROUPS
-from lt_kernels.train.variants import title_of
 
 HEADINGS: Mapping[str, str] = {
     "many": "many",

@@ -22,9 +22,9 @@ from lt_kernels.train import analysis_tables, pairs, report, shift_report, table
 from lt_kernels.train.analysis_page import PAGE, write_analysis
 from lt_kernels.train.analyze import Analysis, analyze
 from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.model.readings import Reading
 from lt_kernels.train.output import figures
 from lt_kernels.train.output.cells import NUMBER, csv_text, quoted, unquoted
-from lt_kernels.train.readings import Reading
 from lt_kernels.train.shift import ShiftResult
 
 TAG = '<script>alert("1")</script><img src=x onerror=alert(1)>\'"&amp;'

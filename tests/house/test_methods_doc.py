@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
 from benchmarks import methods_table
-from lt_kernels.train.registry import BASE_METHODS
+from lt_kernels.train.methods.registry import BASE_METHODS
 
 TESTS = {path.stem for path in Path(__file__).resolve().parents[1].rglob("test_*.py")}
 

@@ -40,7 +40,7 @@ def test_a_run_that_failed_later_does_not_block_the_corrected_one(
     quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Within the first step, when its settings and tables are written."""
-    from lt_kernels.train.module import Classifier
+    from lt_kernels.train.model.classifier import Classifier
 
     def fails(*_: object) -> None:
         raise OSError(5, "Input/output error")

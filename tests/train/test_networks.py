@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.train.networks import MLP, BasicBlock, Pixels, ResNet32, WordNetwork, build_network
+from lt_kernels.train.model.networks import MLP, BasicBlock, Pixels, ResNet32, WordNetwork, build_network
 
 
 def data(kind: str, inputs: torch.Tensor) -> LongTailedData:

@@ -12,8 +12,8 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss, SphereFaceLoss
-from lt_kernels.train import readings
-from lt_kernels.train.readings import evenly, evenly_by_class, whole
+from lt_kernels.train.model import readings
+from lt_kernels.train.model.readings import evenly, evenly_by_class, whole
 
 
 def test_samples_are_drawn_evenly() -> None:

@@ -18,8 +18,8 @@ from lt_kernels.data import READERS, LongTailedData, load
 from lt_kernels.data.folders import SOURCES
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import TrainConfig, make_config, read_settings
-from lt_kernels.train.methods import find_method, method_options, total_epochs
-from lt_kernels.train.networks import NETWORKS
+from lt_kernels.train.methods.build import find_method, method_options, total_epochs
+from lt_kernels.train.model.networks import NETWORKS
 from lt_kernels.train.run import build_module
 
 ROOT = Path(__file__).resolve().parents[2]

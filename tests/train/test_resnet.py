@@ -11,7 +11,7 @@ from tolerances import assert_close
 from torch import nn
 from torch.nn import functional as F
 
-from lt_kernels.train import resnet
+from lt_kernels.train.model import resnet
 
 
 def parameters(network: nn.Module) -> int:

@@ -20,8 +20,8 @@ from lt_kernels.train import epochs, run
 from lt_kernels.train.augment.mixing import cut_batch
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
 from lt_kernels.train.loading import load_run
-from lt_kernels.train.methods import method_options, run_options, total_epochs
-from lt_kernels.train.registry import BASE_METHODS, every_method
+from lt_kernels.train.methods.build import method_options, run_options, total_epochs
+from lt_kernels.train.methods.registry import BASE_METHODS, every_method
 
 QUICK: dict[str, Any] = {
     "epochs": 4,

@@ -20,11 +20,11 @@ from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, m
 from lt_kernels.train.files.folder import write_config
 from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.files.tensors import write_sealed
-from lt_kernels.train.methods import Setting, build_method, find_method, method_names, method_options
-from lt_kernels.train.module import predict
-from lt_kernels.train.rates import rate_factor
+from lt_kernels.train.methods.build import build_method, find_method, method_names, method_options
+from lt_kernels.train.methods.method import Setting
+from lt_kernels.train.model.classifier import predict, rate_factor
+from lt_kernels.train.model.scores import score
 from lt_kernels.train.run import build_module, load_data, train_run
-from lt_kernels.train.scores import score
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COUNTS = torch.tensor([200, 50, 10, 1])

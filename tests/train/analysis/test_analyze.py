@@ -23,7 +23,7 @@ from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analysis_entries import ENTRIES
 from lt_kernels.train.analysis_page import find_runs, name_runs
 from lt_kernels.train.analyze import Analysis, analyze, blocks, calibration, groups_of, histogram
-from lt_kernels.train.readings import Reading
+from lt_kernels.train.model.readings import Reading
 
 # Three classes in the plane: 0 is rare, 1 frequent, 2 in between. Each has two test samples.
 COUNTS = torch.tensor([2, 200, 50])

@@ -14,8 +14,8 @@ pytest.importorskip("rich", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels.train import plots, plots_many, report, tables
+from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.output import figures
-from lt_kernels.train.registry import BASE_METHODS
 
 COUNTS = [90, 30, 10, 3]
 NAMES = list(BASE_METHODS)[:20]

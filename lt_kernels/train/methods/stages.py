@@ -1,4 +1,4 @@
-"""Parts of methods that a line of the registry cannot hold: read-outs of a trained head, and second stages."""
+"""Read-outs of a trained head, and second stages: what methods do after the first stage of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lt_kernels import losses, posthoc
 from lt_kernels.heads import LinearHead
-from lt_kernels.train.methods import Options, Setting
+from lt_kernels.train.methods.method import Options, Setting
 
 Read = Callable[[nn.Module, Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""The table of methods: what each name stands for. Parts that take more than a line are in `parts`."""
+"""The registry of methods: what each name stands for. What takes more than a line is in `contrastive` and `stages`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from lt_kernels import losses
-from lt_kernels.train import parts
-from lt_kernels.train.methods import REPULSION_SUFFIX, LossFactory, Method, Options, Setting
-from lt_kernels.train.twoparts import TWO_PARTS
+from lt_kernels.train.methods import stages
+from lt_kernels.train.methods.contrastive import CONTRASTIVE_AND_EXPERTS, DBM_DEFAULTS
+from lt_kernels.train.methods.method import REPULSION_SUFFIX, LossFactory, Method, Options, Setting
 
 
 def _plain(name: str) -> LossFactory:
@@ -26,7 +26,6 @@ def _estimated_offset(setting: Setting, options: Options) -> nn.Module:
 
 _CE, _BS = _plain("CrossEntropyLoss"), _counted("BalancedSoftmaxLoss")
 _LDAM = {"max_margin": 0.5, "scale": 30.0}
-_DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
 _OFFSET = {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5, "use": "subtract"}
 _SMOOTHING = {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"}
 _ARB, _KANG, _DBM_PAPER = "ARB-Loss, 2022", "Kang et al., 2020", "DBM, 2025"
@@ -83,12 +82,14 @@ MARGINS: dict[str, Method] = {
     "ldam-drw": Method(
         "LDAM, deferred re-weighting", _counted("LDAMLoss"), _LDAM, "Cao et al., 2019", head="cosine", deferred=True
     ),
-    "dbm-ce": Method("DBM on cross-entropy", _counted("DBMLoss", base="ce"), _DBM, _DBM_PAPER, head="cosine"),
-    "dbm-bs": Method("DBM on balanced softmax", _counted("DBMLoss", base="bs"), _DBM, _DBM_PAPER, head="cosine"),
+    "dbm-ce": Method("DBM on cross-entropy", _counted("DBMLoss", base="ce"), DBM_DEFAULTS, _DBM_PAPER, "cosine"),
+    "dbm-bs": Method(
+        "DBM on balanced softmax", _counted("DBMLoss", base="bs"), DBM_DEFAULTS, _DBM_PAPER, head="cosine"
+    ),
     "dbm-drw": Method(
         "DBM with deferred class-balanced weights",
         _counted("DBMLoss", base="cb"),
-        _DBM,
+        DBM_DEFAULTS,
         _DBM_PAPER,
         head="cosine",
         deferred=True,
@@ -126,7 +127,7 @@ AFTERWARDS: dict[str, Method] = {
         _CE,
         {"tau": 1.0},
         "Hong et al., 2021; Menon et al., 2021",
-        readout=parts.compensated,
+        readout=stages.compensated,
         readout_options=("tau",),
     ),
     "tau-norm": Method(
@@ -134,7 +135,7 @@ AFTERWARDS: dict[str, Method] = {
         _CE,
         {"tau": 1.0},
         _KANG,
-        readout=parts.normalized,
+        readout=stages.normalized,
         readout_options=("tau",),
     ),
     "wvn-rs": Method(
@@ -143,18 +144,18 @@ AFTERWARDS: dict[str, Method] = {
         {"gamma": 0.5},
         "Kim and Kim, 2020",
         bias=False,
-        readout=parts.rescaled,
+        readout=stages.rescaled,
         readout_options=("gamma",),
         unit_rows=True,
     ),
-    "crt": Method("cross-entropy, classifier re-trained (cRT)", _CE, source=_KANG, second=parts.retrained),
+    "crt": Method("cross-entropy, classifier re-trained (cRT)", _CE, source=_KANG, second=stages.retrained),
     "lws": Method(
         "cross-entropy, class weights re-scaled by learned numbers (LWS)",
         _CE,
         {"scaled": "logits"},
         _KANG,
         head_options=("scaled",),
-        second=parts.scaled,
+        second=stages.scaled,
     ),
     "mislas": Method(
         "cross-entropy with MixUp, then label-aware smoothing and learned scales (MiSLAS)",
@@ -162,11 +163,11 @@ AFTERWARDS: dict[str, Method] = {
         {**_SMOOTHING, "mixup_alpha": 1.0},
         "Zhong et al., 2021",
         head_options=tuple(_SMOOTHING),
-        second=parts.smoothed,
+        second=stages.smoothed,
     ),
 }
 
-BASE_METHODS: dict[str, Method] = {**PLAIN, **MARGINS, **TWO_PARTS, **SAMPLED, **AFTERWARDS}
+BASE_METHODS: dict[str, Method] = {**PLAIN, **MARGINS, **CONTRASTIVE_AND_EXPERTS, **SAMPLED, **AFTERWARDS}
 
 # The methods that the repulsion's source combines it with.
 REPELLED = ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
-from lt_kernels.train.methods import REPULSION_SUFFIX, find_method, method_names, method_options
+from lt_kernels.train.methods.build import find_method, method_names, method_options
+from lt_kernels.train.methods.method import REPULSION_SUFFIX
 
 
 def variants_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lt_kernels import checks
 from lt_kernels.data.samplers import SAMPLERS
@@ -15,116 +15,29 @@ from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
 from lt_kernels.train.config import ConfigError, unknown_name
-
-# The share of the epochs before the weights come in (160 of 200 epochs in Cao et al., 2019), and the weights' beta.
-DEFERRED_DEFAULTS: Mapping[str, Any] = {"drw_start": 0.8, "drw_beta": 0.9999}
-# lambda(t) = strength (1 - t / T)^power, t in epochs.
-REPULSION_DEFAULTS: Mapping[str, Any] = {
-    "lwr_threshold": 0.4,
-    "lwr_project": True,
-    "lwr_strength": 1.0,
-    "lwr_power": 2.0,
-    "lwr_neighbours": "all",
-    "lwr_skin": 0.1,
-}
-REPULSION_SUFFIX = "-lwr"
-# Options that a method may have which are settings of the run: how samples are drawn and mixed.
-RUN_OPTIONS = ("sampler", "mixup_alpha", "cutmix_alpha")
-# A second stage: its epochs as a share of the first stage's, its peak learning rate as a share of the first's.
-STAGE_DEFAULTS: Mapping[str, Any] = {"second_share": 0.1, "second_rate": 1.0, "second_sampler": "class"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What a method needs to know of the run: `class_counts` [C], the features' width and the number of epochs."""
-
-    class_counts: Tensor
-    in_features: int
-    epochs: int
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return int(self.class_counts.numel())
-
-
-Options = dict[str, Any]
-LossFactory = Callable[[Setting, Options], nn.Module]
-HeadFactory = Callable[[Setting, nn.Module, Options], nn.Module]
-# The parts of a second stage: the head that it trains, and which of its parameters.
-StageFactory = Callable[[Setting, nn.Module, Options], tuple[nn.Module, list[nn.Parameter]]]
-# Logits [N, C] from the trained head and features [N, d]: where they are not simply the head's.
-Readout = Callable[[Setting, Options], Callable[[nn.Module, Tensor], Tensor]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One line of the registry: `defaults` are the options that may be set, with their values when they are not.
-
-    `loss` takes those that no other part takes: a `head_options` name goes to the head's factory, a name of RUN_OPTIONS
-    to the run. `source`: author and year. `views`: how often a batch is augmented. `experts`: an option says how many
-    networks.
-    """
-
-    title: str
-    loss: LossFactory
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    source: str = ""
-    head: Literal["linear", "cosine"] | HeadFactory = "linear"
-    head_options: tuple[str, ...] = ()
-    bias: bool = True
-    deferred: bool = False
-    repulsion: bool = False
-    mixup: bool = True
-    views: int = 1
-    second: StageFactory | None = None
-    readout: Readout | None = None
-    readout_options: tuple[str, ...] = ()
-    unit_rows: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class SecondStage:
-    """What is trained after the first stage: `parameters` of `head`, for `epochs`, at `rate` times the peak rate."""
-
-    head: nn.Module
-    parameters: list[nn.Parameter]
-    epochs: int
-    rate: float
-    sampler: str
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodParts:
-    """A method made for one run; a schedule is a function of the epoch, or None where nothing changes."""
-
-    head: nn.Module
-    weight: Callable[[int], Tensor | None] | None = None
-    regularizer: nn.Module | None = None
-    strength: Callable[[int], float] | None = None
-    second: SecondStage | None = None
-    readout: Callable[[nn.Module, Tensor], Tensor] | None = None
-    views: int = 1
-    unit_rows: bool = False
-    teacher: str = ""
-
-    @property
-    def experts(self) -> int:
-        """How many networks the head wants side by side."""
-        return int(getattr(self.head, "experts", 1))
+from lt_kernels.train.methods.method import (
+    DEFERRED_DEFAULTS,
+    REPULSION_DEFAULTS,
+    REPULSION_SUFFIX,
+    RUN_OPTIONS,
+    STAGE_DEFAULTS,
+    Method,
+    MethodParts,
+    Options,
+    SecondStage,
+    Setting,
+    StageFactory,
+)
+from lt_kernels.train.methods.registry import BASE_METHODS
 
 
 def method_names() -> list[str]:
     """Every method by its plain name; each may carry the suffix -lwr (logit-weight repulsion added)."""
-    from lt_kernels.train.registry import BASE_METHODS
-
     return list(BASE_METHODS)
 
 
 def find_method(name: str) -> Method:
     """The registry's line for a name such as `bs` or `bs-lwr`."""
-    from lt_kernels.train.registry import BASE_METHODS
-
     base = name.removesuffix(REPULSION_SUFFIX)
     if base not in BASE_METHODS:
         raise unknown_name(f"method (each also with {REPULSION_SUFFIX} appended)", name, BASE_METHODS)

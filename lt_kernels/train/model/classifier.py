@@ -10,10 +10,25 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lt_kernels.train.augment import augmentations
 from lt_kernels.train.augment.mixing import cut_batch, mix_batch
 from lt_kernels.train.config import TrainConfig
-from lt_kernels.train.methods import MethodParts
-from lt_kernels.train.rates import rate_factor
+from lt_kernels.train.methods.method import MethodParts
+
+
+def rate_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
+    """The share of the peak rate at step `step` of the `steps` steps of `epoch`, both from 0.
+
+    Linear warm-up: (t + 1 / steps) / warmup_epochs with t = epoch + step / steps. Then cosine (1 + cos(pi t /
+    epochs)) / 2, or the factor of the last milestone passed, or 1.
+    """
+    time = epoch + step / steps
+    if time < config.warmup_epochs:
+        return min(1.0, (time + 1 / steps) / config.warmup_epochs)
+    if config.schedule == "cosine":
+        return (1 + math.cos(math.pi * time / config.epochs)) / 2
+    passed = [gamma for milestone, gamma in zip(config.milestones, config.gammas, strict=True) if epoch >= milestone]
+    return passed[-1] if passed else 1.0
 
 
 class Experts(nn.Module):
@@ -115,11 +130,9 @@ class Classifier(LightningModule):
         """Augmented inputs, view after view, or mixed ones with the pair of targets."""
         config = self.config
         if config.augment != "none" or self.parts.views > 1 or inputs.dtype == torch.uint8:
-            from lt_kernels.train.augment.augmentations import augment
-
             later = config.augment if config.augment_views == "same" else config.augment_views
             names = [config.augment, *[later] * (self.parts.views - 1)]
-            inputs = torch.cat([augment(name, inputs) for name in names])
+            inputs = torch.cat([augmentations.augment(name, inputs) for name in names])
         if self.in_second:
             return inputs, target
         if config.mixup_alpha > 0:

@@ -1,4 +1,4 @@
-"""The methods whose loss has a second part: two views, a queue of keys, or several experts; each also with DBM."""
+"""Contrastive and multi-expert methods: their loss has a second term, over views, a queue of keys or experts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 from lt_kernels import losses
 from lt_kernels.functional import DBM
 from lt_kernels.heads import BalancedContrastiveHead, GMLHead, NCLHead
-from lt_kernels.train.methods import HeadFactory, LossFactory, Method, Options, Setting
+from lt_kernels.train.methods.method import HeadFactory, LossFactory, Method, Options, Setting
 
-_DBM = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
+DBM_DEFAULTS = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
 _BCL = {"classification_weight": 2.0, "contrastive_weight": 0.6, "temperature": 0.1}
 # hidden 0: as wide as the features; with three views the first is classified and the others are contrasted
 _BCL_HEAD = {"hidden": 0, "out_features": 128, "views": 2}
@@ -27,7 +27,7 @@ def _head(kind: Any, **fixed: Any) -> HeadFactory:
 
 def _base(setting: Setting, options: Options) -> losses.Loss:
     """Balanced softmax on DBM's margins if the options have them, or logit adjustment."""
-    margins = {key: options.pop(key) for key in _DBM if key in options}
+    margins = {key: options.pop(key) for key in DBM_DEFAULTS if key in options}
     if margins:
         return losses.DBMLoss(setting.class_counts, base="bs", **margins)
     return losses.LogitAdjustmentLoss(setting.class_counts)
@@ -46,7 +46,7 @@ def _ncl(setting: Setting, options: Options) -> nn.Module:
     if not 0 < share <= 1:
         raise ValueError(f"hard_share must be above 0 and at most 1, got {share!r}")
     scale = options.pop("scale", None)
-    margins = {key: options.pop(key) for key in _DBM if key in options}
+    margins = {key: options.pop(key) for key in DBM_DEFAULTS if key in options}
     margin = DBM(setting.class_counts, **margins) if margins else None
     hard = max(1, round(share * setting.num_classes))
     return losses.NCLLoss(setting.class_counts, hard_categories=hard, margin=margin, scale=scale, **options)
@@ -73,10 +73,10 @@ def _prototypes(setting: Setting, loss: Any, options: Options) -> nn.Module:
 
 
 def _with_dbm(parts: Options, **changes: Any) -> Options:
-    return {**parts, "defaults": {**parts["defaults"], **_DBM, **changes}}
+    return {**parts, "defaults": {**parts["defaults"], **DBM_DEFAULTS, **changes}}
 
 
-TWO_PARTS: dict[str, Method] = {
+CONTRASTIVE_AND_EXPERTS: dict[str, Method] = {
     "bcl": _method(
         "balanced contrastive learning", _contrastive, "Zhu et al., 2022", _prototypes, _BCL_HEAD, **_BCL_PARTS
     ),

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from lt_kernels import checks
 from lt_kernels.data.base import LongTailedData
-from lt_kernels.train import resnet
-from lt_kernels.train.unet import UNet
+from lt_kernels.train.model import resnet
+from lt_kernels.train.model.unet import UNet
 
 
 def _kaiming(module: nn.Module) -> None:
