@@ -1,0 +1,1 @@
+"""Writes the tables and pictures of the documents from measured files."""
