@@ -93,17 +93,17 @@ bench: setup
 gpu-check:
 	@python=$(BIN)/python; \
 	$$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || python=$(PYTHON); \
-	PYTHONPATH=. $$python -m benchmarks.gpu_check $(ARGS)
+	PYTHONPATH=. $$python -m benchmarks.gpu.check $(ARGS)
 
 gpu-compile: setup
-	$(BIN)/python -m benchmarks.gpu_compile $(ARGS)
+	$(BIN)/python -m benchmarks.gpu.compile $(ARGS)
 
 readme: setup
-	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.tables.readme
 	$(BIN)/lt-kernels bench --plot
-	$(BIN)/python -m benchmarks.growth_table
-	$(BIN)/python -m benchmarks.methods_table
-	$(BIN)/python -m benchmarks.reliability_table
+	$(BIN)/python -m benchmarks.tables.kernels
+	$(BIN)/python -m benchmarks.tables.methods
+	$(BIN)/python -m benchmarks.tables.reliability
 
 clean:
 	rm -rf build dist *.egg-info lt_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.gpu_report import first_line
+from benchmarks.results import first_line
 
 Result = TypeVar("Result")
 

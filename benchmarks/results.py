@@ -78,3 +78,9 @@ def merge(path: Path, rows: Iterable[Row]) -> None:
 def _rounded(row: Row) -> dict[str, object]:
     """Four digits are more than a time is good for, and keep the file readable."""
     return {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an exception and the first line of what it says, fit for a cell of a table."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else ''}".replace("|", "/")[:300]

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import check, gpu_capture, growth, measure, memory, results
+from benchmarks import capture, check, growth, measure, memory, results
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_report import first_line
 from benchmarks.problems import problem
 from benchmarks.providers import NAMES, Provider, providers
-from benchmarks.results import Row
+from benchmarks.results import Row, first_line
 from lt_kernels import doctor, storage
 
 UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra memory": "MiB"}
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plot(chosen: argparse.Namespace) -> int:
     """Draw what is measured; nothing to draw is an error."""
     try:
-        from benchmarks import pictures
+        from benchmarks.tables import pictures
     except ModuleNotFoundError as error:  # the one command that needs an extra
         print(f"lt-kernels bench --plot: {error}; pip install '.[train]' brings matplotlib")
         return 2
@@ -148,9 +147,9 @@ def _graphs(serving: Sequence[Provider], refused: Refused | None) -> dict[str, A
         def run(provider: Provider = provider) -> object:
             return provider.backward(provider.forward())
 
-        waits = gpu_capture.syncs(run)
+        waits = capture.syncs(run)
         if not waits:
-            found[provider.name] = gpu_capture.captured(run)[0]
+            found[provider.name] = capture.captured(run)[0]
         elif refused is not None:
             refused(provider.name, RuntimeError(f"no graph: {waits}"))
     return found

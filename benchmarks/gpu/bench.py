@@ -9,9 +9,9 @@ import torch
 
 from benchmarks import peers, results, run
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_report import Check, first_line
-from benchmarks.gpu_roofline import GOALS
-from benchmarks.results import Row
+from benchmarks.gpu.report import Check
+from benchmarks.gpu.roofline import GOALS
+from benchmarks.results import Row, first_line
 
 # What is measured when nothing but the machinery is tried.
 FEW = ("ours", "eager", "products", "clone")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import CUDA_SHAPES, SHAPES
-from benchmarks.gpu_traffic import Library
+from benchmarks.gpu.traffic import Library
 
 BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 SIZES = SHAPES | CUDA_SHAPES | {"odd": (8_192, 50_257, 768), "lwr-100k": (0, 100_000, 512)}

@@ -1,8 +1,8 @@
 """make gpu-check: checks and measures everything on a GPU, with the torch and the Triton that are there.
 
-    python -m benchmarks.gpu_check                                            everything
-    python -m benchmarks.gpu_check --sections correctness,bench --minutes 5
-    python -m benchmarks.gpu_check --interpret                                without a GPU, at tiny sizes
+    python -m benchmarks.gpu.check                                            everything
+    python -m benchmarks.gpu.check --sections correctness,bench --minutes 5
+    python -m benchmarks.gpu.check --interpret                                without a GPU, at tiny sizes
 
 Writes <device>-check.md, <device>.csv and <device>-profile.txt into --out. Each section runs in a process of its own,
 so that none is lost to another's failure; the exit status is 0 if nothing failed. Where a call may take ten minutes,
@@ -19,48 +19,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("rows", "linear", "cosine", "repulsion", "lade", "losses")
-PRODUCTS = ("linear", "cosine", "repulsion")  # the parts in which the precision of products shows
-KINDS = ("bfloat16", "float32", "tf32", "float16", "float64")
+from benchmarks.gpu.sections import ALL, EVERY, INTERPRETED, KINDS, PARTS, SECTIONS, SPLIT
 
-
-class Section(NamedTuple):
-    """A part of the check; those that time nothing may run side by side."""
-
-    title: str
-    alone: bool = False
-
-
-SECTIONS = {
-    **{part: Section(f"Correctness: {part}") for part in PARTS},
-    "determinism": Section("Determinism"),
-    "graphs": Section("Graphs and host synchronisation"),
-    "compile": Section("torch.compile"),
-    "huge": Section("Huge sizes"),
-    "bench": Section("Benchmark", alone=True),
-    "roofline": Section("Roofline and goals", alone=True),
-    "profile": Section("Profile", alone=True),
-    "sanitizer": Section("Memory and race checks", alone=True),
-    "smoke": Section("Smoke"),  # what the sanitizer runs
-}
-# On a GPU each part of the correctness is split by dtype: the time goes into compiling kernels, which many cores share.
-SPLIT = {
-    f"{part}-{kind}": Section(f"Correctness: {part}, {kind}")
-    for part in PARTS
-    for kind in KINDS
-    if kind != "tf32" or part in PRODUCTS
-}
-EVERY = SPLIT | SECTIONS
-ALL = ("correctness", "determinism", "graphs", "compile", "huge", "bench", "roofline", "profile", "sanitizer")
-INTERPRETED = (*PARTS, "determinism", "compile", "huge", "bench", "roofline")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description="Check and measure on a GPU.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.check", description="Check and measure on a GPU.")
     parser.add_argument(
         "--sections", help=f"comma-separated: correctness (that is {', '.join(PARTS)}), or any of {list(SECTIONS)}"
     )
@@ -110,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen.out = Path(tempfile.mkdtemp(prefix="gpu-check-"))  # tiny sizes are no results
     if chosen.inside:
         return inside(chosen)
-    from benchmarks import gpu_runner
+    from benchmarks.gpu import runner
 
-    return gpu_runner.run(chosen, EVERY)
+    return runner.run(chosen, EVERY)
 
 
 def own_tests() -> None:
@@ -127,8 +94,8 @@ def own_tests() -> None:
 
 def inside(chosen: argparse.Namespace) -> int:
     """One section in this process; its report goes to the standard output."""
-    from benchmarks.gpu_report import Broken, Check
-    from benchmarks.gpu_runner import machine
+    from benchmarks.gpu.report import Broken, Check
+    from benchmarks.gpu.runner import machine
 
     (name,) = chosen.sections
     tiny = chosen.device == "cpu" or name == "smoke"
@@ -144,21 +111,21 @@ def inside(chosen: argparse.Namespace) -> int:
 
 def section(name: str) -> Callable[..., None]:
     """The function that runs a section; what it needs is imported only then."""
-    from benchmarks import gpu_bench, gpu_graphs, gpu_huge, gpu_judge, gpu_laws, gpu_profile, gpu_roofline
+    from benchmarks.gpu import bench, graphs, huge, judge, laws, profile, roofline
 
     part, _, kind = name.partition("-")
     if part in PARTS:
-        return functools.partial(gpu_judge.correctness, part=part, wanted=(kind,) if kind else KINDS)
+        return functools.partial(judge.correctness, part=part, wanted=(kind,) if kind else KINDS)
     return {
-        "determinism": gpu_laws.determinism,
-        "graphs": gpu_graphs.graphs,
-        "compile": gpu_graphs.compile,
-        "huge": gpu_huge.huge,
-        "bench": gpu_bench.bench,
-        "roofline": gpu_roofline.roofline,
-        "profile": gpu_profile.profile,
-        "sanitizer": gpu_profile.sanitizer,
-        "smoke": gpu_judge.smoke,
+        "determinism": laws.determinism,
+        "graphs": graphs.graphs,
+        "compile": graphs.compile,
+        "huge": huge.huge,
+        "bench": bench.bench,
+        "roofline": roofline.roofline,
+        "profile": profile.profile,
+        "sanitizer": profile.sanitizer,
+        "smoke": judge.smoke,
     }[name]
 
 

@@ -1,6 +1,6 @@
-"""Compiles every GPU kernel ahead of time, without a GPU, and says what came of it: python -m benchmarks.gpu_compile.
+"""Compiles every GPU kernel ahead of time, without a GPU, and says what came of it: python -m benchmarks.gpu.compile.
 
-What is compiled is what the operators launch at the shapes that count (`benchmarks.gpu_calls`).
+What is compiled is what the operators launch at the shapes that count (`benchmarks.gpu.calls`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_calls, gpu_traffic
-from benchmarks.gpu_code import Compiled, Job, compiled, jobs
-from benchmarks.table import markdown, section
+from benchmarks.gpu import calls, traffic
+from benchmarks.gpu.code import Compiled, Job, compiled, jobs
+from benchmarks.tables.markdown import markdown, section
 
 TARGETS = (80, 90, 100, 120)
 KINDS = ("vocab bfloat16", "odd bfloat16", "inat float32", "float64")  # in the titles of calls
-DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "kernels.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
 
 
 def results(rooms: Iterable[str], targets: Sequence[int], few: bool, workers: int) -> list[Compiled]:
     """Compile what the rooms launch; with `few`, as much of it as a test has time for."""
-    wanted = [job for target in targets for job in jobs(gpu_calls.calls(rooms, target // 10), target)]
+    wanted = [job for target in targets for job in jobs(calls.calls(rooms, target // 10), target)]
     wanted = fewer(wanted) if few else wanted
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(pool.map(compiled, wanted, chunksize=2))
@@ -85,8 +85,8 @@ def line(found: Sequence[Compiled]) -> list[str]:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m benchmarks.gpu_compile", description="Compile the GPU kernels.")
-    parser.add_argument("--room", action="append", choices=gpu_calls.ROOMS, help="only this room (may be repeated)")
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu.compile", description="Compile the GPU kernels.")
+    parser.add_argument("--room", action="append", choices=calls.ROOMS, help="only this room (may be repeated)")
     parser.add_argument("--target", action="append", type=int, help="only this compute capability, such as 90")
     parser.add_argument("--few", action="store_true", help="some variants of each kernel only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
@@ -98,8 +98,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print the tables; 1 if a kernel does not compile or spills."""
     chosen = arguments(argv)
-    found = results(chosen.room or gpu_calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
-    tables = {"gpu-compile": table(found), "gpu-traffic": gpu_traffic.table(gpu_calls.calls(gpu_calls.ROOMS))}
+    found = results(chosen.room or calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
+    tables = {"gpu-compile": table(found), "gpu-traffic": traffic.table(calls.calls(calls.ROOMS))}
     print("\n\n".join(tables.values()))
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(one) for one in found], indent=1), encoding="utf-8")

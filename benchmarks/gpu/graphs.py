@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_capture import captured, syncs
-from benchmarks.gpu_judge import every, outcome
-from benchmarks.gpu_laws import same_bits
-from benchmarks.gpu_pool import PARTS, Pool, Scene
-from benchmarks.gpu_report import Check
+from benchmarks.capture import captured, syncs
+from benchmarks.gpu.judge import every, outcome
+from benchmarks.gpu.laws import same_bits
+from benchmarks.gpu.pool import PARTS, Pool, Scene
+from benchmarks.gpu.report import Check
 from tests.tolerances import TOLERANCE, error
 
 # Some scenes also through code generation, which takes seconds each; the others through the tracer and autograd.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_report import Check
+from benchmarks.gpu.report import Check
 from lt_kernels import functional
 from tests.tolerances import TOLERANCE, error
 

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks import gpu_check, providers
+from benchmarks import providers
 from benchmarks.cases import NAMED_LOSSES, Case
-from benchmarks.gpu_pool import FULL, PARTS, TINY, Function, Pool, Scene
-from benchmarks.gpu_report import Check
-from benchmarks.gpu_scenes import scenes
+from benchmarks.gpu import sections
+from benchmarks.gpu.pool import FULL, PARTS, TINY, Function, Pool, Scene
+from benchmarks.gpu.report import Check
+from benchmarks.gpu.scenes import scenes
 from benchmarks.problems import Problem, problem
 from tests.tolerances import TOLERANCE, error
 
@@ -159,9 +160,9 @@ def every(part: str, pool: Pool, tiny: bool) -> Iterator[Scene]:
     return named_losses(pool, tiny) if part == "losses" else scenes(part, pool, TINY if tiny else FULL)
 
 
-def correctness(check: Check, part: str, wanted: Sequence[str] = gpu_check.KINDS) -> None:
+def correctness(check: Check, part: str, wanted: Sequence[str] = sections.KINDS) -> None:
     """One line for each scene: our largest error and eager torch's in every dtype that is wanted."""
-    kinds = [kind for kind in KINDS if kind.name in wanted and (kind.name != "tf32" or part in gpu_check.PRODUCTS)]
+    kinds = [kind for kind in KINDS if kind.name in wanted and (kind.name != "tf32" or part in sections.PRODUCTS)]
     columns = zip(*(every(part, Pool(check.device, kind.dtype, check.seed), check.tiny) for kind in kinds), strict=True)
     check.say("Largest error of the value and all gradients against float64: ours / eager torch's.")
     check.table("scene", *(kind.name for kind in kinds), "verdict")

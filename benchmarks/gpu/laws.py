@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_judge import every, outcome
-from benchmarks.gpu_pool import PARTS, Pool, Scene
-from benchmarks.gpu_report import Check
+from benchmarks.gpu.judge import every, outcome
+from benchmarks.gpu.pool import PARTS, Pool, Scene
+from benchmarks.gpu.report import Check
 
 RUNS = 20
 DTYPES = (torch.bfloat16, torch.float32)

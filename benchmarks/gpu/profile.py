@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import results
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_report import Check
+from benchmarks.gpu.report import Check
 from benchmarks.problems import problem
 from benchmarks.providers import providers
 from benchmarks.run import title
@@ -92,7 +92,7 @@ def sanitizer(check: Check) -> None:
 
 
 def _checked(program: str, tool: str, check: Check) -> None:
-    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_check"]
+    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.check"]
     command += ["--inside", "--sections", "smoke", "--seed", str(check.seed)]
     # without the cache of the allocator each tensor has bounds that the tool knows
     options: dict[str, Any] = {"env": os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "cwd": results.ROOT}

@@ -11,17 +11,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.results import first_line
 from lt_kernels import ops
 
 
 class Broken(RuntimeError):
     """The device no longer answers: nothing more can be learned in this process."""
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an exception and the first line of what it says, fit for a cell of a table."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0] if said else ''}".replace("|", "/")[:300]
 
 
 def answers(device: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import measure, results
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_report import Check
+from benchmarks.gpu.report import Check
 from benchmarks.results import DEVICE, Row
 
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -121,7 +121,7 @@ def report_commit(chosen: argparse.Namespace) -> str:
 
 def command(name: str, chosen: argparse.Namespace) -> list[str]:
     """The command line of one section."""
-    words = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", "--sections", name, "--seed", str(chosen.seed)]
+    words = [sys.executable, "-m", "benchmarks.gpu.check", "--inside", "--sections", name, "--seed", str(chosen.seed)]
     words += ["--out", str(chosen.out), "--minutes", str(chosen.minutes)]
     words += ["--interpret"] if chosen.interpret else ["--device", chosen.device]
     return [*words, *(["--commit", chosen.commit] if chosen.commit else [])]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import gpu_dense as dense
-from benchmarks.gpu_pool import Function, Pool, Scene, Sizes
+from benchmarks.gpu import dense
+from benchmarks.gpu.pool import Function, Pool, Scene, Sizes
 from lt_kernels import functional, memory_budget
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.table import markdown
+from benchmarks.tables.markdown import markdown
 
 COPY, PRODUCTS = 4.3e12, 790e12  # of an H200: bytes and bf16 operations a second, as measured on one
 SHOWN = ("inat", "odd", "vocab", "faces", "lwr-inat", "lwr-100k")

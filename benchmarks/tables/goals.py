@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.cases import NAMED_LOSSES, SHAPES
 from benchmarks.results import Row
-from benchmarks.table import markdown
+from benchmarks.tables.markdown import markdown
 
 Figures = dict[tuple[str, str, str, str], float]  # operator, case, provider, metric
 TIME, MEMORY = "time", "peak extra memory"

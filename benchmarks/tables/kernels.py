@@ -1,4 +1,4 @@
-"""Writes the measured sections of docs/kernels.md between their markers, as `benchmarks.table` does the README's.
+"""Writes the measured sections of docs/kernels.md between their markers, as readme.py does those of README.md.
 
 <!-- table: goals -->      benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
 <!-- table: growth -->     benchmarks/results/growth/<device>.csv, as `lt-kernels bench --growth` wrote them
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import goals, growth, results
+from benchmarks import growth, results
 from benchmarks.growth import Line
 from benchmarks.results import Row
-from benchmarks.table import markdown, section
+from benchmarks.tables import goals
+from benchmarks.tables.markdown import markdown, section
 
 DOCUMENT = results.ROOT / "docs" / "kernels.md"
 PICTURES = DOCUMENT.parent / "pictures"

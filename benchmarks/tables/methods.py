@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import ROOT
-from benchmarks.table import markdown, section
+from benchmarks.tables.markdown import markdown, section
 from lt_kernels.train.config import read_settings
 from lt_kernels.train.methods.method import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
 from lt_kernels.train.methods.registry import BASE_METHODS

@@ -23,7 +23,7 @@ from benchmarks import growth, results
 from benchmarks.growth import Line
 from benchmarks.providers import LIMITS
 from benchmarks.results import Row
-from benchmarks.table import APART
+from benchmarks.tables.readme import APART
 from lt_kernels.storage import write_whole
 
 # Okabe and Ito's colours, which people who confuse red with green tell apart; each has a marker of its own too.

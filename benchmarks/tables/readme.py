@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import results
 from benchmarks.results import Row
+from benchmarks.tables.markdown import markdown, section
 from lt_kernels.train.output.cells import markdown_cell, unquoted
 
 TIME = "s/epoch"
@@ -45,7 +46,7 @@ COMPETITORS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Collect the tables of runs/, then rewrite every marked section of the documents."""
-    parser = argparse.ArgumentParser("python -m benchmarks.table", description="Write the tables of the documents.")
+    parser = argparse.ArgumentParser("python -m benchmarks.tables.readme", description="Write the tables of README.")
     parser.add_argument("--runs", type=Path, default=results.ROOT / "runs", help="where `compare` wrote its tables")
     chosen = parser.parse_args(argv)
     collect(chosen.runs, results.RESULTS)
@@ -71,20 +72,6 @@ def _cells(path: Path) -> list[list[str]]:
     """The rows of a table that a comparison wrote, as Markdown's cells."""
     with path.open(newline="", encoding="utf-8") as file:
         return [[markdown_cell(unquoted(cell)) for cell in row] for row in csv.reader(file)]
-
-
-def section(text: str, name: str, made: str) -> str:
-    """The text with what is between the markers of that name replaced; as it is if nothing was made."""
-    pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table: {name} -->)"
-    return re.sub(
-        pattern, lambda found: f"{found[1]}\n{made}\n\n{found[2]}" if made else found[0], text, flags=re.DOTALL
-    )
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *lines])
 
 
 def bench_tables(folder: Path) -> str:

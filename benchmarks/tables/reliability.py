@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import RESULTS, ROOT
-from benchmarks.table import markdown, section
+from benchmarks.tables.markdown import markdown, section
 
 DOCUMENT = ROOT / "docs" / "reliability.md"
 DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import check, measure, memory, results, run, table
+from benchmarks import check, measure, memory, results, run
 from benchmarks.cases import Case, cases
 from benchmarks.problems import problem
 from benchmarks.providers import NAMES, Provider, providers
+from benchmarks.tables import readme
 
 # torch.compile costs seconds a case; it is run for one.
 FAST = [name for name in NAMES if name != "compile"]
@@ -140,11 +141,11 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
         "method,prior,forward 2\nce,as trained,61.5 ± 0.5", encoding="utf-8"
     )
     (run_folder / "shift" / "shift.json").write_text(json.dumps({"data": "digits-lt"}), encoding="utf-8")
-    table.collect(tmp_path / "runs", tmp_path)
+    readme.collect(tmp_path / "runs", tmp_path)
     text = "above\n"
     for name in ("bench", "compare-demo", "shift-demo", "pairs-demo"):
         text += f"<!-- table: {name} -->\nold\n<!-- end of table: {name} -->\nbelow\n"
-    new = table.rewritten(text, tmp_path)
+    new = readme.rewritten(text, tmp_path)
     assert "old" not in new
     assert new.startswith("above\n")
     assert new.count("below") == 4
@@ -155,9 +156,9 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
     assert "| ce | 70.1 ± 0.5 | 0.2 |" in new
     assert "| bs | **74.0 ± 0.3** | 0.1 |" in new
     assert "data digits-lt, commit abc1234" in new
-    assert table.rewritten(new, tmp_path) == new
+    assert readme.rewritten(new, tmp_path) == new
 
 
 def test_a_section_without_results_stays(tmp_path) -> None:
     text = "<!-- table: bench -->\nold\n<!-- end of table: bench -->"
-    assert table.rewritten(text, tmp_path) == text
+    assert readme.rewritten(text, tmp_path) == text

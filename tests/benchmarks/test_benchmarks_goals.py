@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import goals, results
+from benchmarks import results
 from benchmarks.cases import SHAPES, cases
-from benchmarks.goals import Goal
 from benchmarks.results import Row
+from benchmarks.tables import goals
+from benchmarks.tables.goals import Goal
 
 AROUND = {"device": "a CPU", "threads": 2, "torch": "2.13.0", "triton": "", "commit": "abc", "date": "2026-01-01"}
 

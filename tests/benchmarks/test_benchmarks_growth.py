@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import growth, growth_table, results, run
+from benchmarks import growth, results, run
 from benchmarks.growth import Line
+from benchmarks.tables import kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 EMPTY = "<!-- table: growth -->\nold\n<!-- end of table: growth -->\nbelow\n"
@@ -80,21 +81,21 @@ def test_the_table_is_written_between_its_markers(tmp_path) -> None:
     rows = [row(f"along-C-{size}", f"N=64 C={size} d=128", size / 100) for size in (1_000, 4_000, 16_000)]
     rows += [row("along-C-1000", "N=64 C=1000 d=128", 0.5, metric="peak extra memory")]
     results.merge(tmp_path / "growth" / "cpu.csv", rows)
-    new = growth_table.rewritten(EMPTY, tmp_path, tmp_path)
+    new = kernels.rewritten(EMPTY, tmp_path, tmp_path)
     assert "old" not in new
     assert new.endswith("below\n")
     assert "Some CPU, 2 threads, torch 2.13.0, commit abc1234" in new
     cells = "| `linear_cross_entropy` | C | N=64 d=128 | ours | time | 1,000: 10 ms | 16,000: 160 ms | 1.00 | 1 |  |"
     assert cells in new
     assert "| memory |" not in new  # half of a MiB says nothing
-    assert growth_table.rewritten(new, tmp_path, tmp_path) == new
-    assert growth_table.rewritten(EMPTY, tmp_path / "none", tmp_path) == EMPTY
+    assert kernels.rewritten(new, tmp_path, tmp_path) == new
+    assert kernels.rewritten(EMPTY, tmp_path / "none", tmp_path) == EMPTY
 
 
 def test_kernels_tables_are_what_the_measured_files_say() -> None:
-    text = growth_table.DOCUMENT.read_text(encoding="utf-8")
+    text = kernels.DOCUMENT.read_text(encoding="utf-8")
     assert text.count("<!-- table: growth -->") == text.count("<!-- end of table: growth -->") == 1
-    assert growth_table.rewritten(text, ROOT / "benchmarks" / "results") == text, "run make readme"
+    assert kernels.rewritten(text, ROOT / "benchmarks" / "results") == text, "run make readme"
     assert f"repulsion up to {growth.REPULSION_POINTS[-1]:,}" in " ".join(text.split())
 
 

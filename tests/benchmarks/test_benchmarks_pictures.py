@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import growth, growth_table, results, run
+from benchmarks import growth, results, run
+from benchmarks.tables import kernels
 
-pictures = pytest.importorskip("benchmarks.pictures", reason="matplotlib is not installed", exc_type=ImportError)
+pictures = pytest.importorskip("benchmarks.tables.pictures", reason="matplotlib is not installed", exc_type=ImportError)
 
 
 def row(operator: str, case: str, sizes: str, provider: str, p50: float, metric: str = "time") -> results.Row:
@@ -62,7 +63,7 @@ def test_plot_writes_pictures_that_the_document_shows(tmp_path, capsys) -> None:
     assert found == ["some-cpu-limits.png", "some-cpu-memory.png", "some-cpu-time.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "pictures").iterdir())
     text = "<!-- table: pictures -->\nold\n<!-- end of table: pictures -->\n"
-    new = growth_table.rewritten(text, tmp_path, tmp_path / "pictures")
+    new = kernels.rewritten(text, tmp_path, tmp_path / "pictures")
     assert "![some cpu limits](pictures/some-cpu-limits.png)" in new
     assert capsys.readouterr().out.count("wrote ") == 3
 

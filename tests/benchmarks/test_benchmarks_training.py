@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import results, table, training
+from benchmarks import results, training
+from benchmarks.tables import readme
 
 pytest.importorskip("lightning", reason="the harness needs the extra [train]")
 
@@ -26,7 +27,7 @@ def test_a_wrong_loss_gets_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path) ->
     assert training.main(arguments) == 1
     (path,) = tmp_path.glob("*.csv")
     assert {row.metric for row in results.read(path)} == {"wrong"}
-    assert table.training_tables(tmp_path) == ""
+    assert readme.training_tables(tmp_path) == ""
 
 
 def test_measured_steps_become_a_table(tmp_path) -> None:
@@ -36,10 +37,10 @@ def test_measured_steps_become_a_table(tmp_path) -> None:
     rows = results.read(path)
     assert {(row.provider, row.metric) for row in rows} >= {("ours", "error"), ("ours", "time"), ("eager", "time")}
     assert all(row.p50 > 0 for row in rows if row.metric == "time")
-    made = table.training_tables(tmp_path)
+    made = readme.training_tables(tmp_path)
     time = {row.provider: row.p50 for row in rows if row.metric == "time"}
     assert f"| bs-lwr | {1e3 / time['ours']:.1f} | {1e3 / time['eager']:.1f} |" in made
-    assert table.bench_tables(tmp_path) == ""
+    assert readme.bench_tables(tmp_path) == ""
 
 
 def test_unknown_data_names_the_known() -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 
 from rich.console import Console
 
-from benchmarks import table
+from benchmarks.tables import readme
 from lt_kernels.train import analysis_tables, pairs, report, shift_report, tables
 from lt_kernels.train.analysis_page import PAGE, write_analysis
 from lt_kernels.train.analyze import Analysis, analyze
@@ -126,7 +126,7 @@ def test_tables_of_a_shift():
 def test_documents_made_of_tables(tmp_path):
     (tmp_path / "compare-x.csv").write_text(tables.table_csv(summaries()), encoding="utf-8", newline="")
     (tmp_path / "compare-x.json").write_text('{"data": "x"}')
-    text = table.rewritten("<!-- table: compare-x -->\n<!-- end of table: compare-x -->", tmp_path)
+    text = readme.rewritten("<!-- table: compare-x -->\n<!-- end of table: compare-x -->", tmp_path)
     assert "&lt;script&gt;" in text
     assert "'=1+1" not in text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import reliability_table
+from benchmarks.tables import reliability
 from fuzz.__main__ import chunks, figures
 from fuzz.choices import FUNCTIONS
 from fuzz.run import Tally, run
@@ -22,7 +22,7 @@ def test_the_table_says_what_was_run() -> None:
     for function in ("offset", "lade"):
         tally.add(run(function, 3, 12))
     found = figures(tally, 3, 2.0)
-    table = reliability_table.fuzz_table(found)
+    table = reliability.fuzz_table(found)
     rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
     lines = {cells[1].strip(" `"): cells for cells in rows}
     assert found["cases"] == sum(tally.cases.values()) > 12

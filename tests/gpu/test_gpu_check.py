@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from benchmarks import check as judging
-from benchmarks import gpu_bench, gpu_check, gpu_judge, gpu_laws, gpu_runner, measure, results, table
+from benchmarks import measure, results
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_pool import FULL, PARTS, TINY, Pool, Scene, Sizes
-from benchmarks.gpu_report import Check
-from benchmarks.gpu_roofline import BF16, GOALS
-from benchmarks.gpu_scenes import free_threshold, scenes
+from benchmarks.gpu import bench, judge, laws, runner
+from benchmarks.gpu import check as gpu_check
+from benchmarks.gpu.pool import FULL, PARTS, TINY, Pool, Scene, Sizes
+from benchmarks.gpu.report import Check
+from benchmarks.gpu.roofline import BF16, GOALS
+from benchmarks.gpu.scenes import free_threshold, scenes
 from benchmarks.problems import problem
+from benchmarks.tables import readme
 from lt_kernels import functional
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,11 +42,11 @@ LEAST = Sizes(
 def test_sections_run_without_a_gpu(section: str, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's kernels, in Triton's interpreter where there is no GPU."""
     for size in ("TINY", "FULL"):
-        monkeypatch.setattr(gpu_judge, size, LEAST)
-    monkeypatch.setattr(gpu_judge, "KINDS", gpu_judge.KINDS[:2])
-    monkeypatch.setattr(gpu_judge, "NAMED_LOSSES", ("DBMLoss", "LADELoss", "EstimatedOffsetLoss"))
-    monkeypatch.setattr(gpu_laws, "DTYPES", (torch.bfloat16,))
-    monkeypatch.setattr(gpu_laws, "PARTS", ("cosine", "lade"))
+        monkeypatch.setattr(judge, size, LEAST)
+    monkeypatch.setattr(judge, "KINDS", judge.KINDS[:2])
+    monkeypatch.setattr(judge, "NAMED_LOSSES", ("DBMLoss", "LADELoss", "EstimatedOffsetLoss"))
+    monkeypatch.setattr(laws, "DTYPES", (torch.bfloat16,))
+    monkeypatch.setattr(laws, "PARTS", ("cosine", "lade"))
     arguments = ["--inside", "--sections", section, "--seed", "11", "--out", str(tmp_path)]
     status = gpu_check.main(["--interpret" if DEVICE == "cpu" else "--device=cuda", *arguments])
     said = capsys.readouterr().out
@@ -54,7 +57,7 @@ def test_sections_run_without_a_gpu(section: str, tmp_path, capsys, monkeypatch:
 def test_a_whole_run_gathers_its_sections(tmp_path) -> None:
     """Through the command line, with a process for each section, on the reference kernels."""
     words = ["--device", "cpu", "--sections", "lade,roofline", "--seed", "3", "--out", str(tmp_path), "--commit", "abc"]
-    command = [sys.executable, "-m", "benchmarks.gpu_check", *words]
+    command = [sys.executable, "-m", "benchmarks.gpu.check", *words]
     done = subprocess.run(command, cwd=results.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (report,) = tmp_path.glob("*-check.md")
@@ -65,7 +68,7 @@ def test_a_whole_run_gathers_its_sections(tmp_path) -> None:
     assert "| goal | case | met | measured |" in text
     (path,) = tmp_path.glob("*.csv")
     assert {row.case for row in results.read(path)} == {"copy", "product"}
-    assert table.bench_tables(tmp_path) == ""
+    assert readme.bench_tables(tmp_path) == ""
 
 
 def test_without_a_gpu_it_says_so(capsys) -> None:
@@ -89,7 +92,7 @@ def test_a_wrong_kernel_is_found(spoil: str, tmp_path, capsys, monkeypatch: pyte
 
     monkeypatch.setattr(functional, "lade_regularizer", wrong)
     check = checking(tmp_path)
-    gpu_judge.correctness(check, "lade")
+    judge.correctness(check, "lade")
     assert check.failures
     said = capsys.readouterr().out
     assert "| FAIL |" in said
@@ -98,17 +101,17 @@ def test_a_wrong_kernel_is_found(spoil: str, tmp_path, capsys, monkeypatch: pyte
 
 
 def test_the_rule_is_eager_plus_the_tolerance() -> None:
-    kind = gpu_judge.KINDS[1]
+    kind = judge.KINDS[1]
     assert (kind.name, kind.tolerance) == ("float32", 2e-6)
-    assert gpu_judge.wrong({"value": (1e-6, 0.0), "input": (5e-6, 4e-6)}, kind) == []
-    assert len(gpu_judge.wrong({"value": (3e-6, 0.0), "input": (float("nan"), 1.0)}, kind)) == 2
+    assert judge.wrong({"value": (1e-6, 0.0), "input": (5e-6, 4e-6)}, kind) == []
+    assert len(judge.wrong({"value": (3e-6, 0.0), "input": (float("nan"), 1.0)}, kind)) == 2
 
 
 def test_a_large_error_is_judged_by_the_mean_of_more_draws(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind, drawn = gpu_judge.KINDS[0], iter([0.05, 0.001, 0.001, 0.001, 0.001, 0.9])
-    monkeypatch.setattr(gpu_judge, "errors", lambda *_: {"value": (next(drawn), 0.01)})
+    kind, drawn = judge.KINDS[0], iter([0.05, 0.001, 0.001, 0.001, 0.001, 0.9])
+    monkeypatch.setattr(judge, "errors", lambda *_: {"value": (next(drawn), 0.01)})
     scene = next(scenes("lade", Pool("cpu", BF16, 7), TINY))
-    found = gpu_judge.judged("lade", 0, scene, kind, checking(tmp_path))
+    found = judge.judged("lade", 0, scene, kind, checking(tmp_path))
     assert found["value"][0] == pytest.approx(0.0108)
     assert next(drawn) == 0.9  # five draws, no more
 
@@ -124,16 +127,16 @@ def test_other_bits_are_found(tmp_path) -> None:
 
     leaves = {"logits": torch.ones(3)}
     torch.use_deterministic_algorithms(False)  # the fixture has new memory hold NaN
-    assert "run 2" in gpu_laws._differs(Scene("x", unsteady, unsteady, leaves), checking(tmp_path), 3)
-    assert "NaN" in gpu_laws._differs(Scene("x", unwritten, unwritten, leaves), checking(tmp_path), 1)
+    assert "run 2" in laws._differs(Scene("x", unsteady, unsteady, leaves), checking(tmp_path), 3)
+    assert "NaN" in laws._differs(Scene("x", unwritten, unwritten, leaves), checking(tmp_path), 1)
     steady = Scene("x", torch.sum, torch.sum, {"input": torch.ones(3)})
-    assert gpu_laws._differs(steady, checking(tmp_path), 3) == ""
+    assert laws._differs(steady, checking(tmp_path), 3) == ""
 
 
 def test_nan_has_the_same_bits_as_itself() -> None:
     first = {"value": torch.tensor(torch.nan), "logits": torch.tensor([[0.0, 1.0]])}
-    assert gpu_laws.same_bits(first, {name: x.clone() for name, x in first.items()})
-    assert not gpu_laws.same_bits(first, first | {"logits": torch.tensor([[-0.0, 1.0]])})
+    assert laws.same_bits(first, {name: x.clone() for name, x in first.items()})
+    assert not laws.same_bits(first, first | {"logits": torch.tensor([[-0.0, 1.0]])})
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -164,10 +167,10 @@ def test_threshold_lies_between_the_cosines() -> None:
 
 def test_cases_are_dropped_when_time_is_over(tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    monkeypatch.setattr(gpu_bench, "one", lambda case, check: ran.append(case))
+    monkeypatch.setattr(bench, "one", lambda case, check: ran.append(case))
     check = checking(tmp_path)
     monkeypatch.setattr(check, "left", lambda: 1.0 - len(ran))
-    gpu_bench.bench(check)
+    bench.bench(check)
     said = capsys.readouterr().out
     assert [case.name for case in ran] == [GOALS[0].name]
     assert "Dropped when 1 minutes were over: cosine_margin_cross_entropy faces" in said
@@ -184,7 +187,7 @@ def test_a_benchmark_line_for_each_provider(tmp_path, capsys, monkeypatch: pytes
         return right(provider, *rest)
 
     monkeypatch.setattr(measure, "once", once)
-    gpu_bench.one(case.tiny(), checking(tmp_path))
+    bench.one(case.tiny(), checking(tmp_path))
     said = capsys.readouterr().out
     assert "| ours |" in said
     assert "left out: eager: OutOfMemoryError: no room |" in said
@@ -194,7 +197,7 @@ def test_a_benchmark_line_for_each_provider(tmp_path, capsys, monkeypatch: pytes
 
 @pytest.mark.parametrize("case", cases("cuda"), ids=lambda case: f"{case.operator}-{case.name}-{case.dtype_name}")
 def test_every_cuda_case_is_right_at_a_tiny_size(case: Case) -> None:
-    found = judging.errors(problem(case.tiny(), "cpu"), gpu_bench.FEW)
+    found = judging.errors(problem(case.tiny(), "cpu"), bench.FEW)
     assert all(right for _, right in found.values()), found
 
 
@@ -202,7 +205,7 @@ def test_sections_are_expanded() -> None:
     assert gpu_check.expanded(["correctness", "bench", "lade"]) == [*gpu_check.PARTS, "bench"]
     split = gpu_check.expanded(["rows", "cosine", "huge"], split=True)
     assert split[:4] == ["rows-bfloat16", "rows-float32", "rows-float16", "rows-float64"]
-    assert split[4:] == [*(f"cosine-{kind.name}" for kind in gpu_judge.KINDS), "huge"]
+    assert split[4:] == [*(f"cosine-{kind.name}" for kind in judge.KINDS), "huge"]
     assert gpu_check.arguments(["--device", "cuda"]).sections[-4:] == ["bench", "roofline", "profile", "sanitizer"]
     assert gpu_check.arguments(["--interpret", "--inside", "--sections", "lade-float32"]).sections == ["lade-float32"]
     with pytest.raises(SystemExit, match="no section 'everything'"):
@@ -211,10 +214,10 @@ def test_sections_are_expanded() -> None:
 
 def test_a_section_replaces_what_an_earlier_run_wrote(tmp_path) -> None:
     path = tmp_path / "x-check.md"
-    first = gpu_runner.Report(path, "X", ["One", "Two"])
+    first = runner.Report(path, "X", ["One", "Two"])
     first.put("Two", "old")
     first.put("One", "kept\n\n| a |")
-    again = gpu_runner.Report(path, "X", ["One", "Two"])
+    again = runner.Report(path, "X", ["One", "Two"])
     again.put("Two", "new")
     assert path.read_text(encoding="utf-8") == "# X\n\n## One\n\nkept\n\n| a |\n\n## Two\n\nnew\n"
 
@@ -229,8 +232,8 @@ def test_a_section_replaces_what_an_earlier_run_wrote(tmp_path) -> None:
     ],
 )
 def test_no_section_takes_others_with_it(script: str, failure: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_runner, "command", lambda *_: [sys.executable, "-c", script])
+    monkeypatch.setattr(runner, "command", lambda *_: [sys.executable, "-c", script])
     chosen = argparse.Namespace(limit=2 / 60, commit="abc", seed=1)
-    report = gpu_runner.Report(tmp_path / "x.md", "X", [])
-    found = gpu_runner.one("lade", "Lade", chosen, report, live=False)
+    report = runner.Report(tmp_path / "x.md", "X", [])
+    found = runner.one("lade", "Lade", chosen, report, live=False)
     assert found == ([failure] if failure else [])

@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks import gpu_code, gpu_compile, gpu_traffic
+from benchmarks.gpu import code, traffic
+from benchmarks.gpu import compile as gpu_compile
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "lt_kernels" / "triton"
@@ -33,7 +34,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     options = ["--few", "--workers", "2", "--json", str(folder / "found")]
-    command = [sys.executable, "-m", "benchmarks.gpu_compile", *options]
+    command = [sys.executable, "-m", "benchmarks.gpu.compile", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (folder / "found").exists(), done.stderr
     return json.loads((folder / "found").read_text(encoding="utf-8"))
@@ -84,12 +85,12 @@ def test_widths() -> None:
         ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %r7 ];
         st.global.v2.b32 [ %rd7 + 0 ], { %r1, %r2 };
     """
-    assert gpu_code.widths(text, gpu_code.READS) == ((128, 3), (16, 1))
-    assert gpu_code.widths(text, gpu_code.WRITES) == ((64, 1),)
+    assert code.widths(text, code.READS) == ((128, 3), (16, 1))
+    assert code.widths(text, code.WRITES) == ((64, 1),)
 
 
 def test_worst_variant_of_each_target() -> None:
-    make = gpu_code.Compiled
+    make = code.Compiled
     variants = [
         make("a_kernel", 80, "", 40, 0, 2048, ((128, 1),), ((32, 2),)),
         make("a_kernel", 80, "", 32, 8, 0, ((64, 1),)),
@@ -104,9 +105,9 @@ def test_bytes_of_what_a_launch_is_given() -> None:
     import torch
 
     wide = torch.empty(4, 6, device="meta")
-    assert gpu_traffic.size(wide) == 96
-    assert gpu_traffic.size(wide[:1].expand(4, 6)) == 24
-    with gpu_traffic.Library() as library:
+    assert traffic.size(wide) == 96
+    assert traffic.size(wide[:1].expand(4, 6)) == 24
+    with traffic.Library() as library:
         torch.mm(wide, wide.T, out=torch.empty(4, 4, device="meta"))
         wide.T.contiguous()
     assert library.flops == 2 * 4 * 6 * 4

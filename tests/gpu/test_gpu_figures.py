@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import gpu_bench, peers, results, table
-from benchmarks import gpu_roofline as roof
+from benchmarks import peers, results
 from benchmarks.cases import Case, cases
-from benchmarks.gpu_report import Check
-from benchmarks.gpu_roofline import BF16, COSINE, FP32, GOALS, LINEAR, Figures, Rates
+from benchmarks.gpu import bench
+from benchmarks.gpu import roofline as roof
+from benchmarks.gpu.report import Check
+from benchmarks.gpu.roofline import BF16, COSINE, FP32, GOALS, LINEAR, Figures, Rates
 from benchmarks.problems import problem
+from benchmarks.tables import readme
 
 AROUND = {"device": "NVIDIA X", "threads": 2, "torch": "2.11", "triton": "3.6", "commit": "abc", "date": "2026-01-01"}
 
@@ -49,7 +51,7 @@ def verdicts(*rows: results.Row) -> dict[tuple[str, str], tuple[bool | None, str
 
 
 def test_goals_name_cases_that_are_measured_first() -> None:
-    ranked = gpu_bench.ranked(cases("cuda"))
+    ranked = bench.ranked(cases("cuda"))
     assert [(c.operator, c.name, c.dtype) for c in ranked[: len(GOALS)]] == [
         (goal.operator, goal.name, goal.dtype) for goal in GOALS
     ]
@@ -151,7 +153,7 @@ def test_gpu_table_has_columns_for_what_was_measured(tmp_path) -> None:
     (case,) = (c for c in cases("cuda") if (c.operator, c.name, c.dtype) == (LINEAR, "inat", BF16))
     rows = [row(case, "ours", 0.2), row(case, "ours", 0.1, mode="graph"), row(case, "cce", 0.3)]
     results.merge(tmp_path / "nvidia-x.csv", [*rows, *roof.rows_of(H200, AROUND)])
-    text = table.bench_tables(tmp_path)
+    text = readme.bench_tables(tmp_path)
     assert "| operator | case | ours, ms | as a graph, ms | CCE | memory: ours | memory: eager |" in text
     assert "| 0.2 | 0.1 | 1.50x |  |  |" in text
     assert replace(rows[0], p50=1.0).place == rows[0].place

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from linear_problems import DEVICE
 
-from benchmarks.gpu_traffic import Library
+from benchmarks.gpu.traffic import Library
 from lt_kernels import memory_budget
 from lt_kernels.functional import (
     DBM,

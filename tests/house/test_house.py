@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import table
+from benchmarks.tables import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [
@@ -194,7 +194,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 def test_readme_tables_are_what_the_measured_files_say() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert table.rewritten(text, ROOT / "benchmarks" / "results") == text, "run make readme"
+    assert readme.rewritten(text, ROOT / "benchmarks" / "results") == text, "run make readme"
 
 
 def test_changelog_has_an_unreleased_section() -> None:

@@ -8,23 +8,23 @@ import pytest
 
 pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
-from benchmarks import methods_table
+from benchmarks.tables import methods
 from lt_kernels.train.methods.registry import BASE_METHODS
 
 TESTS = {path.stem for path in Path(__file__).resolve().parents[1].rglob("test_*.py")}
 
 
 def test_the_table_is_up_to_date(tmp_path: Path) -> None:
-    text = methods_table.DOCUMENT.read_text(encoding="utf-8")
+    text = methods.DOCUMENT.read_text(encoding="utf-8")
     copy = tmp_path / "methods.md"
-    copy.write_text(text.replace(methods_table.table(), "old"), encoding="utf-8")
+    copy.write_text(text.replace(methods.table(), "old"), encoding="utf-8")
     assert "old" in copy.read_text(encoding="utf-8")
-    methods_table.main(copy)
+    methods.main(copy)
     assert copy.read_text(encoding="utf-8") == text
 
 
 def test_every_method_has_a_form_and_tests() -> None:
-    assert set(methods_table.FORMS) == set(BASE_METHODS)
-    named = {test for _, tests in methods_table.FORMS.values() for test in tests}
+    assert set(methods.FORMS) == set(BASE_METHODS)
+    named = {test for _, tests in methods.FORMS.values() for test in tests}
     assert sorted(named - TESTS) == []
     assert [name for name, method in BASE_METHODS.items() if not method.source] == []

@@ -1,0 +1,40 @@
+"""What the check of a GPU consists of: its sections by name, and which of them run where."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PARTS = ("rows", "linear", "cosine", "repulsion", "lade", "losses")
+PRODUCTS = ("linear", "cosine", "repulsion")  # the parts in which the precision of products shows
+KINDS = ("bfloat16", "float32", "tf32", "float16", "float64")
+
+
+class Section(NamedTuple):
+    """A part of the check; those that time nothing may run side by side."""
+
+    title: str
+    alone: bool = False
+
+
+SECTIONS = {
+    **{part: Section(f"Correctness: {part}") for part in PARTS},
+    "determinism": Section("Determinism"),
+    "graphs": Section("Graphs and host synchronisation"),
+    "compile": Section("torch.compile"),
+    "huge": Section("Huge sizes"),
+    "bench": Section("Benchmark", alone=True),
+    "roofline": Section("Roofline and goals", alone=True),
+    "profile": Section("Profile", alone=True),
+    "sanitizer": Section("Memory and race checks", alone=True),
+    "smoke": Section("Smoke"),  # what the sanitizer runs
+}
+# On a GPU each part of the correctness is split by dtype: the time goes into compiling kernels, which many cores share.
+SPLIT = {
+    f"{part}-{kind}": Section(f"Correctness: {part}, {kind}")
+    for part in PARTS
+    for kind in KINDS
+    if kind != "tf32" or part in PRODUCTS
+}
+EVERY = SPLIT | SECTIONS
+ALL = ("correctness", "determinism", "graphs", "compile", "huge", "bench", "roofline", "profile", "sanitizer")
+INTERPRETED = (*PARTS, "determinism", "compile", "huge", "bench", "roofline")
