@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.targets import check_target
+from lt_kernels.core.terms import Reduction
 from lt_kernels.ops import keys, small
-from lt_kernels.reference.rows import accumulate_type, check_target
 
 _NOBODY = -(2**62)  # no class, and nobody's ignore_index
 
@@ -65,7 +67,7 @@ def balanced_contrastive(
     target: Tensor,
     *,
     temperature: float = 0.1,
-    reduction: Literal["none", "mean", "sum"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """Contrastive loss in which each class weighs the same in the denominator (Zhu et al., 2022).
 

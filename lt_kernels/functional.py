@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks, distributed
+from lt_kernels import distributed
+from lt_kernels.core import checks
+from lt_kernels.core.linear import BOTH, PLAIN
+from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
-from lt_kernels.ops import columns, gram, small
+from lt_kernels.ops import columns, gram, prepare, small
 from lt_kernels.ops.loss import Logits, evaluate, features
-from lt_kernels.ops.prepare import as_rows
-from lt_kernels.reference.linear import BOTH, PLAIN
 
 __all__ = [
     "DBM",
@@ -28,7 +29,6 @@ __all__ = [
     "logit_weight_repulsion",
     "offset_cross_entropy",
 ]
-Reduction = Literal["none", "mean", "sum"]
 
 
 def offset_cross_entropy(
@@ -76,7 +76,7 @@ def offset_cross_entropy(
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
     return evaluate(
-        Logits(as_rows(logits)),
+        Logits(prepare.as_rows(logits)),
         shape,
         target,
         reduction,
@@ -153,7 +153,7 @@ def _linear(
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
     checks.features(input, linear_weight, linear_bias)
-    source = features(as_rows(input), linear_weight, linear_bias, PLAIN, None, group)
+    source = features(prepare.as_rows(input), linear_weight, linear_bias, PLAIN, None, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     if isinstance(source, Logits):
         logits = source.values if input.ndim == 2 else source.values[0]
@@ -225,7 +225,7 @@ def _cosine(
     margin, settings["scale"] = settings["margin"], checks.number("scale", settings["scale"], above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
-    source = features(as_rows(input), linear_weight, None, BOTH, margin, group)
+    source = features(prepare.as_rows(input), linear_weight, None, BOTH, margin, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     return evaluate(source, shape, target, reduction, **settings)
 

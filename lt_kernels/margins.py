@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lt_kernels import checks, priors
-from lt_kernels.reference.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
+from lt_kernels import priors
+from lt_kernels.core import checks
+from lt_kernels.core.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lt_kernels import checks, priors
+from lt_kernels import priors
+from lt_kernels.core import checks
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 
 
 def log_prior(class_counts: Any, tau: float = 1.0) -> Tensor:

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import checks, functional
+from lt_kernels import functional
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import add_rows
+from lt_kernels.core.tables import TableModule
 from lt_kernels.ops import small
 from lt_kernels.ops.columns import ignored_rows, lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
-from lt_kernels.reference.gram import add_rows
-from lt_kernels.tables import TableModule
 
 
 class LogitWeightRepulsion(nn.Module):

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lt_kernels import checks, priors
+from lt_kernels import priors
+from lt_kernels.core import checks
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 
 IGNORED = -100  # the losses' ignore_index: a pixel that has no class
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.pickles import read_plain
 from lt_kernels.data.profiles import choose, exponential_counts

@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.images import ImageList
 from lt_kernels.data.lists import read_list

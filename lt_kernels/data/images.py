@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.files import FileError, as_path
 
 LARGEST_PART = 256  # images that a split decodes at a time: 1,024 of them are a gigabyte once they are floats

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData
 from lt_kernels.data.profiles import choose
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.cache import Arrays, kept
 from lt_kernels.data.split import Blocks, Ints, draw_per_class, hold_out, homes, text_windows, window_keys

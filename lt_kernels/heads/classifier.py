@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import checks, distributed
+from lt_kernels import distributed
+from lt_kernels.core import checks
+from lt_kernels.core.tables import reset_loss
+from lt_kernels.heads.share import misfit, share_of
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
-from lt_kernels.ops import shares
+from lt_kernels.ops import shards
 from lt_kernels.ops.small import cosines
-from lt_kernels.tables import reset_loss
 
 
 class _Head(nn.Module):
@@ -30,7 +32,7 @@ class _Head(nn.Module):
         self.loss, self.share = loss, None
         if group is not None:
             loss.shardable()
-            self.share = distributed.share(self.num_classes, group)
+            self.share = share_of(self.num_classes, group)
         first, last, _ = self.classes()
         self.weight = nn.Parameter(torch.empty(last - first, self.in_features))
 
@@ -52,7 +54,7 @@ class _Head(nn.Module):
     def group(self, group: Any) -> None:
         if self.share is None:
             raise ValueError(f"group must be given when the head is made; this one has all {self.num_classes} classes")
-        self.share.again(distributed.checked(group))
+        self.share.again(shards.checked(group))
 
     def classes(self) -> list[int]:
         """This head's first class, the one after its last, and the number of all."""
@@ -75,7 +77,7 @@ class _Head(nn.Module):
         """The loss of the rows of features and target; without a reduction, in their places."""
         places = features.shape[:-1] if isinstance(features, Tensor) else ()
         features, target = self.flat(features, target)
-        if self.share is not None and distributed.shard_of(self.weight, self.group).classes != self.num_classes:
+        if self.share is not None and shards.shard_of(self.weight, self.group).classes != self.num_classes:
             raise ValueError(f"num_classes must be the same on every rank, got {self.num_classes} on this one")
         found = self.loss.from_features(features, self.weight, target, group=self.group, **options)
         return found.reshape(places) if self.loss.reduction == "none" else found
@@ -93,7 +95,7 @@ class _Head(nn.Module):
         saved = local_metadata.get("classes")
         if isinstance(weight, Tensor) and weight.ndim and (saved is not None or self.share is not None):
             here = str(self.share) if self.share is not None else f"all {self.num_classes} classes"
-            wrong = shares.misfit(self.classes(), saved, weight.shape[0], here)
+            wrong = misfit(self.classes(), saved, weight.shape[0], here)
             if wrong is not None:
                 rest[-1].append(wrong)  # the messages of load_state_dict, which raises them
                 return

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import checks
 from lt_kernels.contrastive import class_indices
+from lt_kernels.core import checks
+from lt_kernels.core.tables import reset_loss
 from lt_kernels.heads.queue import ClassQueue
 from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 from lt_kernels.losses.experts import NCLLoss
 from lt_kernels.ops.small import cosines, unit
-from lt_kernels.tables import reset_loss
 
 Classifier = Literal["cosine", "linear"]
 

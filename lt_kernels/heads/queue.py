@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
-from lt_kernels.tables import TableModule, follow
+from lt_kernels.core import checks
+from lt_kernels.core.tables import TableModule, follow
 
 
 class Held(NamedTuple):

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks, distributed
+from lt_kernels import distributed
+from lt_kernels.core import checks
+from lt_kernels.core.linear import BOTH, PLAIN
+from lt_kernels.core.tables import TableModule, own_copy
+from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import prepare, small
 from lt_kernels.ops.loss import Logits, evaluate
 from lt_kernels.ops.loss import features as make_source
-from lt_kernels.reference.linear import BOTH, PLAIN
-from lt_kernels.tables import TableModule, own_copy
 
-Reduction = Literal["none", "mean", "sum"]
 _compiling = torch.compiler.is_dynamo_compiling
 
 

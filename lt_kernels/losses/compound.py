@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lt_kernels import checks, priors
+from lt_kernels import priors
+from lt_kernels.core import checks
 from lt_kernels.functional import MixedTarget
 from lt_kernels.losses.base import Loss
 from lt_kernels.ops.columns import lade_of_counts

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import checks, priors
+from lt_kernels import priors
 from lt_kernels.contrastive import balanced_contrastive, class_mean_cross_entropy, matrix
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.tables import TableModule
 from lt_kernels.losses.base import Loss
 from lt_kernels.ops import small
-from lt_kernels.reference.rows import accumulate_type
-from lt_kernels.tables import TableModule
 
 
 class TwoPartLoss(TableModule):

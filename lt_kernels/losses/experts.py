@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lt_kernels import checks, functional
+from lt_kernels import functional
 from lt_kernels.contrastive import class_indices
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import DBM
 from lt_kernels.reference import margins
-from lt_kernels.reference.rows import accumulate_type
 
 _FLOOR = 1e-9  # added to a probability before its logarithm is taken, as published
 

@@ -6,9 +6,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lt_kernels import checks, priors
+from lt_kernels import priors
+from lt_kernels.core import checks
+from lt_kernels.core.terms import Reduction
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
-from lt_kernels.losses.base import Loss, Reduction
+from lt_kernels.losses.base import Loss
 
 
 class CrossEntropyLoss(Loss):

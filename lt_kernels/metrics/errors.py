@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.metrics.inputs import flat, labels, matrix, plane, sizes, sums, within
 
 _SLAB = 2**24  # float64 numbers of a slab of probabilities

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.metrics.inputs import columns, labels, matrix, means, rows, sizes
 
 _SLAB = 2**22  # float64 numbers of a slab of pairs of classes

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
-from lt_kernels.reference.gram import add_rows
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import add_rows
 
 
 def within(name: str, index: Tensor, num_classes: int) -> Tensor:

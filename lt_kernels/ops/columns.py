@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.ops.library import apply, define, few_lade, lade_backward, lade_forward, say_once, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import columns as reference
-from lt_kernels.reference.rows import accumulate_type
 
 
 def _forward_fake(logits: Tensor, target: Tensor, row_offset: Tensor | None) -> tuple[Tensor, Tensor]:

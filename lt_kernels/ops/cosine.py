@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import as_they_are, inverse_norm
+from lt_kernels.core.targets import counted
 from lt_kernels.ops.library import cosine_backward, cosine_forward
 from lt_kernels.ops.second import first_order
-from lt_kernels.reference.linear import along, as_they_are, inverse_norm
-from lt_kernels.reference.rows import counted
+from lt_kernels.reference.linear import along
 
 
 class CosineLoss(torch.autograd.Function):

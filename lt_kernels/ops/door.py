@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lt_kernels.core.linear import BOTH, COLUMNS
+from lt_kernels.core.numbers import accumulate_type, product_type
+from lt_kernels.core.terms import SPHERE
 from lt_kernels.reference.gram import PAIRS, tiles
-from lt_kernels.reference.linear import BOTH, COLUMNS, product_type
-from lt_kernels.reference.rows import accumulate_type
-from lt_kernels.reference.terms import SPHERE
 
 _REAL = (torch.float32, torch.float64)
 _FLOATING = (*_REAL, torch.bfloat16, torch.float16)

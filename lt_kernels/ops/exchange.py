@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 
 KINDS = ("layout", "forward", "backward", "gather_rows", "clip_grad_norm_")
 # Places in the head: a text of 240 bytes, the first rows of a shard, and what must be the same.

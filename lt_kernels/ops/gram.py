@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.ops import tiles
 from lt_kernels.ops.library import apply, define, say_once, serve, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
-from lt_kernels.reference.rows import accumulate_type
 
 
 def _forward_fake(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:

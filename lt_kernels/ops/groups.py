@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.linear import Problem
+from lt_kernels.core.targets import counted
+from lt_kernels.core.terms import Terms
 from lt_kernels.ops import budget, library, margins, slabs
 from lt_kernels.ops.linear import problem
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
-from lt_kernels.reference.linear import Problem
-from lt_kernels.reference.rows import counted
-from lt_kernels.reference.terms import Terms
 
 
 def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:

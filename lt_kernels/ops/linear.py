@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.terms import Terms
 from lt_kernels.ops import budget, slabs
 from lt_kernels.ops.library import define, serve, takes
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
-from lt_kernels.reference.rows import accumulate_type
-from lt_kernels.reference.terms import Terms
 
 _VALUES = (
     "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? offset, Tensor? offset_row, "

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks, distributed
+from lt_kernels.core import checks
+from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.targets import divisor_of
+from lt_kernels.core.terms import MEAN, SPHERE, Terms
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import groups, library, linear, margins, prepare, products, rows, small
-from lt_kernels.reference.linear import BOTH, COLUMNS, PLAIN
-from lt_kernels.reference.rows import MEAN, accumulate_type, divisor_of
-from lt_kernels.reference.terms import SPHERE, Terms
+from lt_kernels.ops import groups, library, linear, margins, prepare, products, rows, shards, small
 
 
 class Logits(NamedTuple):
@@ -49,7 +50,7 @@ class Features(NamedTuple):
     bias: Tensor | None
     normalize: int
     norm: Tensor | None
-    shard: distributed.Shard | None = None
+    shard: shards.Shard | None = None
 
     @property
     def tensor(self) -> Tensor:
@@ -96,7 +97,7 @@ def features(
         input = small.in_range(input)
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
-    shard = None if group is None else distributed.shard_of(weight, group, bias)
+    shard = None if group is None else shards.shard_of(weight, group, bias)
     weight = weight if normalize == PLAIN else small.in_range(weight)
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 

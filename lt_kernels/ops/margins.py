@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import finite
+from lt_kernels.core.targets import at_target, counted, pick
+from lt_kernels.core.terms import LOSS_FIELDS, Terms
 from lt_kernels.ops.library import apply, define, takes
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import margins as reference
-from lt_kernels.reference.rows import at_target, counted, pick
-from lt_kernels.reference.terms import LOSS_FIELDS, Terms
 
 
 def _fake(rest: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -101,8 +102,8 @@ def mixed_losses(
         away = same | (target[other] == terms.ignore_index)
         put = other_u.masked_fill(away, -torch.inf)
         whole = torch.maximum(top, put.detach())
-        down = reference.finite(top) - reference.finite(whole)
-        above = put - reference.finite(whole)
+        down = finite(top) - finite(whole)
+        above = put - finite(whole)
         full = _logaddexp(rest + down, above)
         best = torch.maximum(rival, own[:, other].detach().masked_fill(away, -torch.inf))
         full_mean = mean

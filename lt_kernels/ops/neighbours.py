@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lt_kernels.core import numbers
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.ops import tiles
 from lt_kernels.ops.gram import forward_op
 from lt_kernels.ops.library import apply, say_once, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import gram as reference
-from lt_kernels.reference.rows import accumulate_type
 
 _SLAB = 2**18  # numbers of class weights compared at a time on a CPU: they stay in its cache
 _WIDE = 2**24  # the same on other devices
@@ -52,7 +53,7 @@ def inverse_norm(weight: Tensor, threshold: float) -> Tensor:
     Screened tiles are decided by products as in `gram_listed`, and the squares of their norms are such products too.
     """
     if weight.device.type != "cpu" or not tiles.screening(weight, threshold)[0]:
-        return reference.inverse_norm(weight)
+        return numbers.inverse_norm(weight)
     index = torch.arange(weight.shape[0], dtype=torch.int32)
     square = tiles.listed_op(weight, torch.ones(weight.shape[0]), index, index)
     norm = square.double().sqrt().float().double()  # by float64, whose roots and quotients round to those of float32
@@ -93,7 +94,7 @@ def near_pairs(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
 
 def _walked(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
     """The same by slabs of whole rows, for devices whose kernels keep no list."""
-    scale = reference.inverse_norm(weight)
+    scale = numbers.inverse_norm(weight)
     found, room = [scale.new_empty(0, 2, dtype=torch.int64)], reference.PAIRS * weight.shape[0]
     with torch.autocast(weight.device.type, enabled=False):
         for rows, _, near in reference.slabs(weight.to(scale.dtype) * scale[:, None], bound):
@@ -139,8 +140,8 @@ def active_pairs(
     there = torch.arange(value.numel(), device=value.device) < count
     part = torch.where(there, value.double().expm1(), 0.0)
     total = torch.zeros_like(scale, dtype=torch.float64)
-    reference.add_rows(total, first, part)
-    reference.add_rows(total, second, part)
+    numbers.add_rows(total, first, part)
+    numbers.add_rows(total, second, part)
     return reference.finish(total, scale, threshold), first, second, value, count
 
 

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.targets import counted
+from lt_kernels.core.terms import NONE, SUM, WEIGHTED_MEAN, Terms
 from lt_kernels.ops.library import linear_backward, linear_forward, plain_backward, plain_forward
 from lt_kernels.ops.rows import handed_out, loss_backward_op, loss_op
 from lt_kernels.ops.second import first_order
-from lt_kernels.reference import rows as reference
-from lt_kernels.reference.rows import counted
-from lt_kernels.reference.terms import Terms
 
-_REDUCTIONS = {reference.NONE: "none", reference.WEIGHTED_MEAN: "mean", reference.SUM: "sum"}
+_REDUCTIONS = {NONE: "none", WEIGHTED_MEAN: "mean", SUM: "sum"}
 
 
 class PlainLoss(torch.autograd.Function):
@@ -102,7 +102,7 @@ def _differentiable(
 ) -> tuple[Tensor, ...]:
     """The gradients of a plain loss in steps that torch can differentiate once more."""
     _, ignore_index, reduction = settings
-    u = logits.to(reference.accumulate_type(logits.dtype))
+    u = logits.to(accumulate_type(logits.dtype))
     u = u if offset is None else u + offset
     loss = F.cross_entropy(u, target, weight, ignore_index=ignore_index, reduction=_REDUCTIONS[reduction])
     return torch.autograd.grad(loss.to(grad.dtype), leaves, grad, create_graph=True)

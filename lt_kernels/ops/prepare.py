@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.terms import Terms
 from lt_kernels.margins import Margin
-from lt_kernels.reference.rows import accumulate_type
-from lt_kernels.reference.terms import Terms
 
 
 def as_rows(logits: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.targets import at_target
+from lt_kernels.core.terms import NONE, Terms
 from lt_kernels.ops.library import apply, define, forced, takes, watched
 from lt_kernels.ops.second import first_order
 from lt_kernels.reference import rows as reference
-from lt_kernels.reference.terms import Terms
 
 _TABLES = "Tensor? offset, Tensor? offset_row, Tensor? mean_weight"
 _VALUES = (
@@ -28,7 +30,7 @@ _LOSS_INPUTS = 18
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
-    return logits.new_empty(sizes, dtype=reference.accumulate_type(logits.dtype))
+    return logits.new_empty(sizes, dtype=accumulate_type(logits.dtype))
 
 
 def _forward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -45,7 +47,7 @@ def _backward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _loss_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    loss = _numbers(logits, logits.shape[0]) if rest[-1] == reference.NONE else _numbers(logits)
+    loss = _numbers(logits, logits.shape[0]) if rest[-1] == NONE else _numbers(logits)
     return loss, _numbers(logits, 6, logits.shape[0])
 
 
@@ -224,18 +226,18 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
     """The offset of each of a row's K targets, 0 without one: [N, K]."""
     if offset is None or local.shape[1] == 0:
         return torch.zeros_like(own)
-    slots = [reference.at_target(offset, row, local[:, slot]) for slot in range(local.shape[1])]
+    slots = [at_target(offset, row, local[:, slot]) for slot in range(local.shape[1])]
     found = torch.stack(slots, 1)
     # A conversion that does nothing hands out its input: two names of one tensor, of which the compiler of torch 2.11
     # gives the gradient to the wrong one.
     return found if found.dtype == own.dtype else found.to(own.dtype)
 
 
-def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = reference.NONE) -> Tensor:
+def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
     if watched():
         return RowLoss.apply(logits, target, *terms, reduction)[0]
-    return DirectRowLoss.apply(reference.accumulate_type(logits.dtype), logits, target, *terms, reduction)
+    return DirectRowLoss.apply(accumulate_type(logits.dtype), logits, target, *terms, reduction)
 
 
 def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 
 
 class FirstOrder(torch.autograd.Function):

@@ -7,9 +7,10 @@ import functools
 import torch
 from torch import Tensor
 
+from lt_kernels.core.linear import Problem
+from lt_kernels.core.numbers import inverse_norm, product_type
 from lt_kernels.ops import products
 from lt_kernels.reference import linear as reference
-from lt_kernels.reference.linear import Problem
 
 
 @functools.cache
@@ -24,7 +25,7 @@ def _keep_the_heap() -> None:
 
 def logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
     """The logits of a block."""
-    p, kind = problem, reference.product_type(problem.input)
+    p, kind = problem, product_type(problem.input)
     bias = None if p.bias is None else p.bias[classes].to(kind)
     return products.linear(p.input[rows].to(kind), p.weight[classes].to(kind), bias)
 
@@ -32,7 +33,7 @@ def logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
 def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
     """What the reference's returns."""
     _keep_the_heap()
-    return reference.by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), reference.inverse_norm, logits)  # type: ignore[arg-type]
+    return reference.by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), inverse_norm, logits)  # type: ignore[arg-type]
 
 
 class Backward(reference.Backward):

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import checks
+from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.terms import NONE, SPHERE, SUM, WEIGHTED_MEAN
 from lt_kernels.margins import Margin
 from lt_kernels.ops import library, products
 from lt_kernels.ops.budget import current_budget
 from lt_kernels.ops.cosine import CosineLoss
 from lt_kernels.ops.plain import LinearLoss, PlainLoss
-from lt_kernels.reference.rows import NONE, SUM, WEIGHTED_MEAN, accumulate_type
-from lt_kernels.reference.terms import SPHERE
 
 SMALL = 2**15  # logits; from here on the operators win, where the short ways do not go (docs/kernels.md)
 CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}

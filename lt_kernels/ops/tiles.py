@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels.core.numbers import accumulate_type, add_rows, inverse_norm
 from lt_kernels.ops import products
 from lt_kernels.ops.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
-from lt_kernels.reference.rows import accumulate_type
 
 _DENSITY = 16  # a tile with more than one active pair in so many is sooner made again than gathered pair by pair
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
@@ -145,7 +145,7 @@ class Forward:
         if self.screened:
             self.scale, self.unit, *self.rounding = units_op(weight)
         else:
-            self.scale = reference.inverse_norm(weight)
+            self.scale = inverse_norm(weight)
         classes = weight.shape[0]
         side = reference.tiles(classes)
         self.total = torch.zeros(classes, dtype=torch.float64)
@@ -182,7 +182,7 @@ class Forward:
             first, second, value = first[active], second[active], value[active]
         part = value.double().expm1()
         for index in (first, second):
-            reference.add_rows(self.total, index, part)
+            add_rows(self.total, index, part)
         self.keep((first, second, value), self.known, value.shape[0])
         self.known = self.found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.core.numbers import accumulate_type
 
 
 def check_target(target: Tensor, classes: int) -> None:

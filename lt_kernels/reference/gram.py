@@ -13,20 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.rows import accumulate_type
-from lt_kernels.reference.terms import check_places
+from lt_kernels.core.numbers import add_rows, inverse_norm
+from lt_kernels.core.targets import check_places
 
 TILE = 1024  # classes of a tile of cosines, along both sides
 PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
 _SLAB = 2**22  # cosines held at a time
 _GATHERED = 2**24  # numbers of class weights gathered at a time
-
-
-def inverse_norm(rows: Tensor) -> Tensor:
-    """1 / |row|; 0 for a row shorter than 1e-12, which has no direction; NaN for one that is not finite."""
-    norm = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
-    scale = torch.where(norm <= 1e-12, 0.0, 1 / norm.clamp_min(1e-12))
-    return torch.where(norm.isfinite(), scale, torch.nan)
 
 
 def base(classes: int, threshold: float) -> float:
@@ -243,14 +236,6 @@ def pushed(
             add_rows(d_unit, here[part], factor[part, None] * weight[there[part]].to(scale.dtype))
     d_weight = scale[:, None] * (d_unit + (own * scale)[:, None] * weight.to(scale.dtype))
     return d_weight if wide else d_weight.to(weight.dtype)
-
-
-def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
-    """Add rows to those of `total` (ours) in a fixed order: on a GPU index_add_ has none, index_put_ sorts."""
-    if total.device.type == "cpu":
-        total.index_add_(0, index, part)
-    else:
-        total.index_put_((index.long(),), part, accumulate=True)
 
 
 def gram_listed(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.reference.linear import as_they_are
-from lt_kernels.reference.margins import finite
-from lt_kernels.reference.terms import check_places
+from lt_kernels.core.numbers import as_they_are, finite
+from lt_kernels.core.targets import check_places
 
 _NOBODY = -(2**62)  # a target that no row has, so that no row is ignored
 

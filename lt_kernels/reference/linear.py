@@ -5,81 +5,13 @@ Forward and backward are loops of one library product and one call of the row ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.margins import finite
-from lt_kernels.reference.rows import accumulate_type
-
-PLAIN, COLUMNS, BOTH = range(3)  # which norms divide the product: none, the classes', the rows' and the classes'
-
-
-class Problem(NamedTuple):
-    """The inputs and settings that both passes share."""
-
-    input: Tensor  # [N, d]
-    weight: Tensor  # [C, d]
-    bias: Tensor | None  # [C]
-    target: Tensor  # [N, K]
-    offset: Tensor | None  # [1, C], [N, C], or [R, C] with offset_row
-    offset_row: Tensor | None  # [N]
-    mean_weight: Tensor | None  # as offset
-    scale: float
-    normalize: int
-    start: int  # the index of the first class here among all `classes`
-    classes: int
-    ignore_index: int
-    row_slab: int
-    class_slab: int
-
-    def class_slabs(self) -> Iterator[slice]:
-        """Blocks of classes; the outer loop, so that each block of the weight gradient is written once."""
-        return _blocks(self.weight.shape[0], self.class_slab)
-
-    def row_slabs(self) -> Iterator[slice]:
-        """Blocks of rows; one empty block when there are no rows."""
-        return _blocks(max(self.input.shape[0], 1), self.row_slab)
-
-    def tables(self, rows: slice, classes: slice) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The parts of offset, offset_row and mean_weight that belong to a block."""
-        row = None if self.offset_row is None else self.offset_row[rows]
-        return self.cut(self.offset, rows, classes), row, self.cut(self.mean_weight, rows, classes)
-
-    def cut(self, table: Tensor | None, rows: slice, classes: slice) -> Tensor | None:
-        """A table's columns for the classes, and its rows if it has one for each of ours."""
-        if table is None:
-            return None
-        per_row = self.offset_row is None and table.shape[0] > 1
-        return table[rows, classes] if per_row else table[:, classes]
-
-
-def _blocks(size: int, width: int) -> Iterator[slice]:
-    return (slice(first, min(first + width, size)) for first in range(0, size, width))
-
-
-def as_they_are(device: torch.device) -> AbstractContextManager[None]:
-    """Within it products are done in the dtypes that we chose, whatever autocast asks for."""
-    if not torch.amp.is_autocast_available(device.type):  # "meta", where launches are only written down
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
-def inverse_norm(rows: Tensor) -> Tensor:
-    """1 / |row|; 0 for a row shorter than 1e-12, which has no direction; NaN for one whose norm overflows."""
-    norm = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
-    return torch.where(norm <= 1e-12, 0.0, norm / norm / norm)  # infinity / infinity is NaN
-
-
-def product_type(input: Tensor) -> torch.dtype:
-    """The logits' dtype: the features', but float32 for float16: before the norms divide them they may pass 65,504.
-
-    (And a CPU multiplies float16 at a third of the speed.)
-    """
-    return torch.float32 if input.dtype == torch.float16 else input.dtype
+from lt_kernels.core.linear import BOTH, COLUMNS, Problem, blocks
+from lt_kernels.core.numbers import accumulate_type, as_they_are, finite, inverse_norm, product_type
 
 
 def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
@@ -287,7 +219,7 @@ def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 
     """Take from each row of `gradient` (ours, in place) its part along `rows`: the derivative of the normalisation."""
     if scale is None:
         return
-    for part in _blocks(rows.shape[0], chunk):
+    for part in blocks(rows.shape[0], chunk):
         line = rows[part].to(gradient.dtype)
         gradient[part].addcmul_(line, along(gradient[part], line, scale[part]), value=-1)
 

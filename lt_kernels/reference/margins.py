@@ -7,12 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.terms import ADDITIVE, ANGULAR, SPHERE, check_places, loss_terms
-
-
-def finite(top: Tensor) -> Tensor:
-    """The largest u of rows, 0 where they have none: what may be subtracted from a u of -inf."""
-    return torch.where(top == -torch.inf, 0.0, top)
+from lt_kernels.core.numbers import finite
+from lt_kernels.core.targets import check_places
+from lt_kernels.core.terms import ADDITIVE, ANGULAR, SPHERE, loss_terms
 
 
 def _sine(cosine: Tensor) -> Tensor:

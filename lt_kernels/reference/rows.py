@@ -2,100 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.margins import finite, margins
-from lt_kernels.reference.terms import LOSS_FIELDS, Terms, check_places
-
-NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions; MEAN divides by the number of rows that count
-
-
-def accumulate_type(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic: float64 for float64 inputs, float32 for all others."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def check_target(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise for a class index outside [0, classes) that is not `ignore_index`; only on a CPU: no sync."""
-    if target.device.type != "cpu" or target.numel() == 0:
-        return
-    wrong = ((target < 0) | (target >= classes)) & (target != ignore_index)
-    if bool(wrong.any()):
-        value = int(target[wrong][0])
-        raise IndexError(f"target holds {value}; allowed are 0 to {classes - 1} and ignore_index={ignore_index}")
-
-
-def pick(table: Tensor, row: Tensor | None) -> Tensor:
-    """Rows of a [1, C], [N, C] or (with `row`) [R, C] table, to broadcast against [N, C]."""
-    return table if row is None or table.shape[0] == 1 else table[row.clamp(0, table.shape[0] - 1)]
-
-
-def _local(target: Tensor, start: int, width: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Each target's column in this slab, and whether it is one: [N, K] and [N, K]."""
-    local = target - start
-    inside = (target != ignore_index) & (local >= 0) & (local < width)
-    return local.clamp(0, width - 1), inside
-
-
-def _excluded(column: Tensor, inside: Tensor, width: int) -> Tensor:
-    """[N, C]: the entries that are a target of their row."""
-    classes = torch.arange(width, device=column.device)
-    mask = torch.zeros(column.shape[0], width, dtype=torch.bool, device=column.device)
-    for slot in range(column.shape[1]):
-        mask |= (classes == column[:, slot, None]) & inside[:, slot, None]
-    return mask
-
-
-def _skipped(target: Tensor, ignore_index: int) -> Tensor:
-    """Rows whose every target is ignored: [N]."""
-    if target.shape[1] == 0:
-        return torch.zeros(target.shape[0], dtype=torch.bool, device=target.device)
-    return (target == ignore_index).all(1)
-
-
-class Inputs(NamedTuple):
-    """What the two operators of this room share; the order is that of their arguments."""
-
-    logits: Tensor  # [N, C]
-    target: Tensor  # [N, K]
-    scale: float
-    row_scale: Tensor | None  # [N]
-    column_scale: Tensor | None  # [C]
-    offset: Tensor | None  # [1, C], [N, C], or [R, C] with offset_row
-    offset_row: Tensor | None  # [N]
-    mean_weight: Tensor | None  # as offset
-    start: int  # the index of the first class here among all `classes`
-    classes: int
-    ignore_index: int
-
-    def scaled(self, value: Tensor) -> Tensor:
-        """A [N, C] array times the scales of rows and columns."""
-        value = value if self.row_scale is None else value * self.row_scale[:, None]
-        return value if self.column_scale is None else value * self.column_scale
-
-    def values(self) -> tuple[Tensor, Tensor]:
-        """(z, u): the scaled logits, and scale * z + offset; both [N, C]."""
-        z = self.scaled(self.logits.to(accumulate_type(self.logits.dtype)))
-        u = z if self.scale == 1.0 else self.scale * z
-        return z, u if self.offset is None else u + pick(self.offset, self.offset_row)
-
-    def check_rows(self) -> None:
-        """Raise for a row of a table that is not there, of rows that are not ignored."""
-        if self.offset_row is None:
-            return
-        counted = ~_skipped(self.target, self.ignore_index)
-        for table in (self.offset, self.mean_weight):
-            if table is not None and table.shape[0] > 1:
-                check_places("offset_row", self.offset_row, table.shape[0], counted)
-
-    def targets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Each target's column [N, K], whether it is one of ours [N, K], and what is hidden from the sums [N, C]."""
-        width = self.logits.shape[1]
-        column, inside = _local(self.target, self.start, width, self.ignore_index)
-        return column, inside, _excluded(column, inside, width) | _skipped(self.target, self.ignore_index)[:, None]
+from lt_kernels.core.numbers import finite
+from lt_kernels.core.rows import Inputs, Slopes
+from lt_kernels.core.targets import at_target, check_target, divisor_of, pick
+from lt_kernels.core.terms import LOSS_FIELDS, MEAN, SUM, WEIGHTED_MEAN, Terms
+from lt_kernels.reference.margins import margins
 
 
 def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -119,31 +35,6 @@ def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
     share = pick(i.mean_weight, i.offset_row).expand_as(u).masked_fill(hidden, 0.0)
     mean = torch.where(share != 0, share * (u - above), 0.0).sum(1)
     return rest, own, rival, mean, top, share.sum(1)
-
-
-class Slopes(NamedTuple):
-    """What comes back to the statistics, and what is wanted of it; the order is that of the operator's arguments."""
-
-    rest: Tensor  # [N], as the forward pass found it
-    top: Tensor  # [N], as well
-    d_rest: Tensor  # [N]
-    d_own: Tensor  # [N, K]
-    d_own_offset: Tensor | None  # [N, K]
-    d_mean: Tensor | None  # [N]
-    grad: Tensor | None  # [N], a factor for all of them
-    want_offset: bool
-
-    def with_grad(self) -> Slopes:
-        """The same with the factor multiplied in."""
-        if self.grad is None:
-            return self
-        by_slot = self.grad[:, None]
-        return self._replace(
-            d_rest=self.d_rest * self.grad,
-            d_own=self.d_own * by_slot,
-            d_own_offset=None if self.d_own_offset is None else self.d_own_offset * by_slot,
-            d_mean=None if self.d_mean is None else self.d_mean * self.grad,
-        )
 
 
 def rows_backward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -203,19 +94,6 @@ def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return loss, saved, rows_loss_backward(logits, target, saved, one, *tables, inputs[9], inputs[16], False)[0]
 
 
-def counted(grad: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """What comes back to each row's loss, [N] or one number for all; 0, even of infinity, for a row that is ignored."""
-    return torch.where(target == ignore_index, 0.0, grad)
-
-
-def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What a mean divides by: the sum of the rows' weights, ignored rows left out."""
-    counted = target != ignore_index
-    if weight is None:
-        return counted.sum()
-    return torch.where(counted, weight[target.clamp(0, weight.shape[0] - 1)], 0.0).sum()
-
-
 def rows_loss_backward(
     logits: Tensor,
     target: Tensor,
@@ -235,16 +113,3 @@ def rows_loss_backward(
     mean = None if mean_weight is None else d_mean
     factor = grad.expand(target.shape[0])
     return rows_backward(*inputs, rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, factor, want_offset)
-
-
-def at_target(table: Tensor | None, row: Tensor | None, target: Tensor) -> Tensor | None:
-    """A [1, C], [N, C] or (with `row`) [R, C] table at each row's target (0 where that is out of range): [N]."""
-    if table is None:
-        return None
-    column = target.clamp(0, table.shape[1] - 1)
-    if table.shape[0] == 1:
-        value = table[0][column]
-    else:
-        line = torch.arange(target.shape[0], device=target.device) if row is None else row.clamp(0, table.shape[0] - 1)
-        value = table[line, column]
-    return torch.where(column == target, value, 0.0)

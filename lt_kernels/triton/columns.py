@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lt_kernels.reference.rows import accumulate_type
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.numbers import finite, log_sum
 

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lt_kernels.core import numbers
+from lt_kernels.core.linear import BOTH, COLUMNS, Problem
 from lt_kernels.reference import linear as reference
-from lt_kernels.reference.linear import BOTH, COLUMNS, Problem
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
 from lt_kernels.triton.products import rounded, slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
 
@@ -90,7 +91,7 @@ def _lines(rows: Tensor) -> tuple[int, dict[str, int]]:
 def inverse_norm(rows: Tensor) -> Tensor:
     """As the reference's, by one read of the rows."""
     if rows.dtype == torch.float64:
-        return reference.inverse_norm(rows)
+        return numbers.inverse_norm(rows)
     rows = rows.contiguous()
     out = rows.new_empty(rows.shape[0], dtype=torch.float32)
     programs, sizes = _lines(rows)
@@ -202,9 +203,9 @@ def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
         return reference.by_slabs(p, keep, inverse_norm)
     row_scale = inverse_norm(p.input) if p.normalize == BOTH else None
     column_scale = inverse_norm(p.weight) if p.normalize >= COLUMNS else None
-    numbers = _statistics(p, row_scale, column_scale)
-    norms = (numbers[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
-    return *numbers, p.input.new_empty(0, dtype=reference.product_type(p.input)), *norms
+    found = _statistics(p, row_scale, column_scale)
+    norms = (found[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
+    return *found, p.input.new_empty(0, dtype=numbers.product_type(p.input)), *norms
 
 
 def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | None) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lt_kernels.reference.terms import Terms, loss_terms
+from lt_kernels.core.terms import Terms, loss_terms
 from lt_kernels.triton.launch import blocks, launch
 from lt_kernels.triton.numbers import number, part, times
 from lt_kernels.triton.phi import focal_loss, phi, smoothed, target_above

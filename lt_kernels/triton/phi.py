@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.reference import terms
+from lt_kernels.core import terms
 from lt_kernels.triton.numbers import exp, finite, log1p
 
 ADDITIVE: tl.constexpr = tl.constexpr(terms.ADDITIVE)

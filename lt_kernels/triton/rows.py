@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lt_kernels.reference.rows import MEAN, NONE, WEIGHTED_MEAN, Inputs, Slopes, accumulate_type
-from lt_kernels.reference.terms import ANGULAR, Terms
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.rows import Inputs, Slopes
+from lt_kernels.core.terms import ANGULAR, MEAN, NONE, WEIGHTED_MEAN, Terms
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.margins import loss_settings
 from lt_kernels.triton.rows_gradient import long_gradient_kernel, short_gradient_kernel, table_gradient_kernel

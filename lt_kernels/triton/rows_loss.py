@@ -5,15 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.reference import rows as reference
+from lt_kernels.core import terms
 from lt_kernels.triton.margins import at_class, row_loss
 from lt_kernels.triton.numbers import part
 from lt_kernels.triton.rows_statistics import merged
 from lt_kernels.triton.rows_tiles import line_of
 
-NONE: tl.constexpr = tl.constexpr(reference.NONE)
-SUM: tl.constexpr = tl.constexpr(reference.SUM)
-WEIGHTED_MEAN: tl.constexpr = tl.constexpr(reference.WEIGHTED_MEAN)
+NONE: tl.constexpr = tl.constexpr(terms.NONE)
+SUM: tl.constexpr = tl.constexpr(terms.SUM)
+WEIGHTED_MEAN: tl.constexpr = tl.constexpr(terms.WEIGHTED_MEAN)
 
 
 @triton.jit

@@ -9,9 +9,9 @@ from helpers import generator, normal
 from tolerances import TOLERANCE, error
 from torch import Tensor
 
+from lt_kernels.core.linear import BOTH, Problem
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.reference import linear as reference
-from lt_kernels.reference.linear import BOTH, Problem
-from lt_kernels.reference.rows import accumulate_type
 from lt_kernels.triton.launch import INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,7 +9,8 @@ from helpers import generator, normal
 from tolerances import TOLERANCE, error
 from torch import Tensor
 
-from lt_kernels.reference import rows as reference
+from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.rows import Inputs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 START = 3  # the first class of the shard; some targets are another's
@@ -18,7 +19,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 def arithmetic(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic."""
-    return reference.accumulate_type(dtype)
+    return accumulate_type(dtype)
 
 
 def table(kind: str | None, sizes: tuple[int, int], seed: int, dtype: torch.dtype, share: bool) -> Tensor | None:
@@ -32,14 +33,14 @@ def table(kind: str | None, sizes: tuple[int, int], seed: int, dtype: torch.dtyp
 
 def inputs(
     sizes: tuple[int, int], slots: int, dtype: torch.dtype, offset: str | None, share: str | None, scaled: bool
-) -> reference.Inputs:
+) -> Inputs:
     """A problem with ignored rows, targets of another shard, and, for two slots, one class twice."""
     (n, c), kind = sizes, arithmetic(dtype)
     target = torch.randint(0, c + 2, (n, slots), generator=generator(1)) + START
     target[torch.rand(n, slots, generator=generator(2)) < 0.2] = -100
     if slots == 2:
         target[0, 1] = target[0, 0]
-    found = reference.Inputs(
+    found = Inputs(
         normal(n, c, seed=3, spread=3.0, dtype=dtype),
         target,
         1.7 if scaled else 1.0,
@@ -52,7 +53,7 @@ def inputs(
         c + 5,
         -100,
     )
-    return reference.Inputs(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
+    return Inputs(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
 
 
 def wide(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -74,7 +75,7 @@ def sums(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return found[0].exp(), *found[1:]
 
 
-def slopes(i: reference.Inputs, found: tuple[Tensor, ...], grad: bool) -> tuple[Any, ...]:
+def slopes(i: Inputs, found: tuple[Tensor, ...], grad: bool) -> tuple[Any, ...]:
     """What comes back to the statistics that were found; the offset's gradient is wanted where there is one."""
     (n, slots), kind = i.target.shape, found[0].dtype
     back = (

@@ -11,8 +11,8 @@ pytest.importorskip("triton")
 
 from linear_problems import DEVICE, HALVES, check, judge, moved, problem, saved, slopes, sums, wide
 
+from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN, Problem
 from lt_kernels.reference import linear as reference
-from lt_kernels.reference.linear import BOTH, COLUMNS, PLAIN, Problem
 from lt_kernels.triton import linear
 from lt_kernels.triton.launch import INTERPRETED
 

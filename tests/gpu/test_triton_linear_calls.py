@@ -18,6 +18,7 @@ from linear_problems import DEVICE
 
 from benchmarks.gpu.traffic import Library
 from lt_kernels import memory_budget
+from lt_kernels.core.linear import BOTH, PLAIN, Problem
 from lt_kernels.functional import (
     DBM,
     ArcFace,
@@ -27,7 +28,6 @@ from lt_kernels.functional import (
     linear_cross_entropy,
 )
 from lt_kernels.ops import use_kernels
-from lt_kernels.reference.linear import BOTH, PLAIN, Problem
 from lt_kernels.triton import linear
 from lt_kernels.triton.launch import INTERPRETED, recorded
 

@@ -15,8 +15,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from lt_kernels.core.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
 from lt_kernels.reference import margins as reference
-from lt_kernels.reference.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
 from lt_kernels.triton import margins, numbers, phi
 from lt_kernels.triton.launch import INTERPRETED, launch
 

@@ -12,6 +12,7 @@ from tolerances import assert_close
 
 pytest.importorskip("triton")
 
+from lt_kernels.core.rows import Inputs
 from lt_kernels.reference import rows as reference
 from lt_kernels.triton import rows
 from lt_kernels.triton.launch import INTERPRETED
@@ -22,7 +23,7 @@ pytestmark = [
 ]
 
 
-def check(i: reference.Inputs, grad: bool = False) -> None:
+def check(i: Inputs, grad: bool = False) -> None:
     """Statistics and gradient against the definition in float64, which sees the same rounded numbers."""
     dtype = i.logits.dtype
     usual, exact = reference.rows_forward(*i), reference.rows_forward(*wide(i))

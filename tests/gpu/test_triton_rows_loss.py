@@ -16,10 +16,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from lt_kernels import functional, losses
+from lt_kernels.core.terms import ADDITIVE, ANGULAR, MEAN, NONE, PLAIN, SPHERE, SUM, WEIGHTED_MEAN, Terms
 from lt_kernels.ops import use_kernels
 from lt_kernels.reference import rows as reference
-from lt_kernels.reference.rows import MEAN, NONE, SUM, WEIGHTED_MEAN
-from lt_kernels.reference.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE, Terms
 from lt_kernels.triton import rows
 from lt_kernels.triton.launch import INTERPRETED, recorded
 

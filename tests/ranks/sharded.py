@@ -21,8 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lt_kernels import losses
 from lt_kernels.distributed import RankError, clip_grad_norm_, gather_rows, shard_bounds
-from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.ops import shares
+from lt_kernels.heads import CosineHead, LinearHead, share
 
 COUNTS = counts_of(C, seed=1)
 EVEN = 2 * C  # as many classes on both ranks
@@ -54,7 +53,7 @@ def drawn(rank: int, world: int, group: Any) -> None:
         lambda classes, width, ranks: CosineHead(width, classes, losses.CosFaceLoss(), group=ranks),
     )
     for small in (2**20, 64):
-        with unittest.mock.patch.object(shares, "BLOCK", small):
+        with unittest.mock.patch.object(share, "BLOCK", small):
             for classes, width in ((world, 1), (3, 5), (11, 7), (97, 3), (1000, 33), (40_001, 32)):
                 mine = slice(*shard_bounds(classes, rank, world))
                 for make in makers:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.train.augment import colour, policies
 
 Augmentation = Callable[[Tensor], Tensor]

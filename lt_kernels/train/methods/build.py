@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.data.samplers import SAMPLERS
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.regularizers import LogitWeightRepulsion

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 from lt_kernels.train.files.tensors import read_tensors
 
 STEPS = 4  # stages of a network, each but the first halving the picture

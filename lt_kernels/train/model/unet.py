@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lt_kernels import checks
+from lt_kernels.core import checks
 
 
 def _double(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""A rank's share of the classes: how a head draws, saves and refuses rows, and what is the same on every rank."""
+"""A rank's share of the classes of a head: how it draws its rows, saves them, and refuses those of another share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from lt_kernels.reference.terms import Terms
+from lt_kernels.distributed import shard_bounds
+from lt_kernels.ops.shards import checked
 
 BLOCK = 2**20  # numbers drawn at a time; on a CPU any blocks of whole sixteens are what one draw gives
 
@@ -79,6 +79,16 @@ class Share:
         return [*self.bounds, self.classes]
 
 
+def share_of(num_classes: int, group: Any) -> Share:
+    """This rank's share of the classes, dealt out evenly.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to, or has more ranks than classes.
+    """
+    rank, world = dist.get_rank(checked(group)), dist.get_world_size(group)
+    return Share(group, rank, world, shard_bounds(num_classes, rank, world), num_classes)
+
+
 def misfit(own: list[int], saved: Any, rows: int, here: str) -> str | None:
     """Why a checkpoint's rows are not those of a head; None where they may be."""
     advice = "gather the rows with lt_kernels.distributed.gather_rows and cut them with shard_bounds"
@@ -87,56 +97,3 @@ def misfit(own: list[int], saved: Any, rows: int, here: str) -> str | None:
     if rows != own[1] - own[0]:
         return f"weight holds {rows} rows, this head has {here}: {advice}"
     return None
-
-
-def refuse_wrapped(weight: Tensor, group: Any) -> None:
-    """Raise for a DTensor, and where `DistributedDataParallel` around this would average rows of different classes.
-
-    What module that is, and which parameters it averages, torch says in private names alone.
-
-    Raises:
-        TypeError, ValueError: naming what to do.
-    """
-    if hasattr(weight, "placements"):
-        raise TypeError("linear_weight must be this rank's rows as a plain tensor, got a DTensor: give its to_local()")
-    around = DistributedDataParallel._get_active_ddp_module()
-    if around is None or all(one is not weight for one in around._module_parameters):
-        return
-    ranks = dist.get_process_group_ranks
-    if len(set(ranks(around.process_group)) & set(ranks(group))) > 1:
-        raise ValueError(
-            "linear_weight must not be in DistributedDataParallel over the ranks that its classes are sharded over, "
-            "which would average rows of different classes: keep the head outside, or name its parameters with "
-            "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model, and draw the rows anew "
-            "(reset_parameters)"
-        )
-
-
-# What users call the fields of `Terms`, where that is something else.
-_NAMES = {
-    "mean_weight": "label_smoothing",
-    "smoothing": "label_smoothing",
-    "class_smoothing": "label_smoothing",
-    "class_margin": "margin",
-}
-_NAMES |= {"kind": "margin", "instance": "margin", "guard": "margin", "gamma": "focal_gamma"}
-
-
-def said(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
-) -> tuple[tuple[str, Any], ...]:
-    """What must be the same on every rank, and its name."""
-    learned = torch.is_grad_enabled() and (input.requires_grad, terms.offset is not None and terms.offset.requires_grad)
-    named = (
-        ("input", input),
-        ("target", target),
-        ("requires_grad of input and offset", learned),
-        ("linear_weight", (str(weight.dtype), weight.shape[1])),
-        ("linear_bias", None if bias is None else str(bias.dtype)),
-        ("the kind of logits", normalize),
-    )
-    if target.shape[1] == 0:  # class probabilities
-        return *named, ("target", terms.mean_weight), ("offset", terms.offset)
-    skipped = ("offset_row", "total")  # the target, and the sum of what there is
-    fields = tuple((_NAMES.get(name, name), value) for name, value in terms._asdict().items() if name not in skipped)
-    return named + fields

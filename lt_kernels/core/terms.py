@@ -1,22 +1,14 @@
-"""The settings of a loss as one value, made by the public functions and read by every operator; what places may be."""
+"""The settings of a loss as one value, made by the public functions and read by every operator."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+Reduction = Literal["none", "mean", "sum"]
 PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)  # kinds of phi
-
-
-def check_places(name: str, place: Tensor, size: int, counted: Tensor | None = None) -> None:
-    """Raise for a place outside of [0, size), among those that are `counted`; only on a CPU: no sync."""
-    if place.device.type != "cpu" or place.numel() == 0:
-        return
-    wrong = (place < 0) | (place >= size)
-    wrong = wrong if counted is None else wrong & counted
-    if bool(wrong.any()):
-        raise IndexError(f"{name} holds {int(place[wrong][0])}; allowed are 0 to {size - 1}")
+NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions of the operators; MEAN divides by the number of rows that count
 
 
 class Terms(NamedTuple):

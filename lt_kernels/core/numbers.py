@@ -1,0 +1,47 @@
+"""The dtypes of the arithmetic, and small calculations that every kernel wing shares."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def accumulate_type(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic: float64 for float64 inputs, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product_type(input: Tensor) -> torch.dtype:
+    """The logits' dtype: the features', but float32 for float16: before the norms divide them they may pass 65,504.
+
+    (And a CPU multiplies float16 at a third of the speed.)
+    """
+    return torch.float32 if input.dtype == torch.float16 else input.dtype
+
+
+def as_they_are(device: torch.device) -> AbstractContextManager[None]:
+    """Within it products are done in the dtypes that we chose, whatever autocast asks for."""
+    if not torch.amp.is_autocast_available(device.type):  # "meta", where launches are only written down
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def finite(top: Tensor) -> Tensor:
+    """The largest u of rows, 0 where they have none: what may be subtracted from a u of -inf."""
+    return torch.where(top == -torch.inf, 0.0, top)
+
+
+def inverse_norm(rows: Tensor) -> Tensor:
+    """1 / |row|; 0 for a row shorter than 1e-12, which has no direction; NaN for one whose norm overflows."""
+    norm = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
+    return torch.where(norm <= 1e-12, 0.0, norm / norm / norm)  # infinity / infinity is NaN
+
+
+def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
+    """Add rows to those of `total` (ours) in a fixed order: on a GPU index_add_ has none, index_put_ sorts."""
+    if total.device.type == "cpu":
+        total.index_add_(0, index, part)
+    else:
+        total.index_put_((index.long(),), part, accumulate=True)

@@ -1,0 +1,239 @@
+"""A weight whose rows are sharded over ranks: its layout, and statistics that merge to those of all classes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lt_kernels.core.numbers import finite
+from lt_kernels.core.terms import Terms
+from lt_kernels.ops import exchange, linear
+
+
+class Meeting:
+    """One forward pass of all ranks: what must be the same on each, and the number that its backward pass asks for."""
+
+    def __init__(self, group: Any, weight: Tensor) -> None:
+        self.group, self.rows = group, exchange.first_rows(weight)
+        self.said: list[exchange.Check] = []
+        self.call = 0
+
+    def gather(self, payload: Tensor) -> Tensor:
+        """Every rank's numbers [world, n]."""
+        talk = exchange.talk_of(self.group)
+        _, found = exchange.meet(self.group, "forward", payload.device, self.said, rows=self.rows, payload=payload)
+        self.call = talk.met
+        assert found is not None  # there was a payload
+        return found
+
+
+class Copy(torch.autograd.Function):
+    """Tensors that every rank holds alike: their gradients are the sums over the ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, meeting: Meeting, *values: Tensor) -> tuple[Tensor, ...]:
+        ctx.meeting = meeting
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        group, wanted = ctx.meeting.group, ctx.needs_input_grad[1:]
+        total = torch.cat([grad.reshape(-1) for grad, wants in zip(grads, wanted, strict=True) if wants])
+        said = [exchange.check("the gradient", (total.dtype, total.numel()))]
+        exchange.meet(group, "backward", total.device, said, call=ctx.meeting.call)
+        dist.all_reduce(total, group=group)
+        parts = iter(total.split([grad.numel() for grad, wants in zip(grads, wanted, strict=True) if wants]))
+        found = [next(parts).view_as(grad).to(grad.dtype) if wants else None for grad, wants in zip(grads, wanted)]
+        return None, *found
+
+
+class Merge(torch.autograd.Function):
+    """The statistics of all ranks' classes from those of each, gathered at once: the same bits on every rank."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rest: Tensor,
+        own: Tensor,
+        own_offset: Tensor,
+        mean: Tensor,
+        rival: Tensor,
+        top: Tensor,
+        shares: Tensor,
+        mine: Tensor,
+        met: Meeting,
+    ) -> tuple[Tensor, ...]:
+        parts = [rest, torch.where(mine, own, 0.0), own_offset, mean, rival, top, shares]
+        pieces = met.gather(torch.cat([part.reshape(-1) for part in parts])).split([part.numel() for part in parts], 1)
+        rests, owns, own_offsets, means, rivals, tops, amounts = (
+            new.reshape(new.shape[0], *old.shape) for new, old in zip(pieces, parts, strict=True)
+        )
+        highest, rival, shares = tops.amax(0), rivals.amax(0), amounts.sum(0)
+        whole = (rests + (finite(tops) - finite(highest))).exp().sum(0).log()
+        if mean.numel():
+            means = means + amounts * (finite(tops) - finite(highest))
+        share = (rest + (finite(top) - finite(highest)) - whole).exp()
+        ctx.save_for_backward(torch.where(rest == -torch.inf, 0.0, share))
+        ctx.mark_non_differentiable(rival, highest, shares)
+        return whole, owns.sum(0), own_offsets.sum(0), means.sum(0), rival, highest, shares
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_rest: Tensor, d_own: Tensor, d_own_offset: Tensor, d_mean: Tensor, *_: Any) -> Any:
+        (share,) = ctx.saved_tensors
+        return d_rest * share, d_own, d_own_offset, d_mean, *(None,) * 5
+
+
+class Shard(NamedTuple):
+    """This rank's classes [start, start + size) of all `classes`."""
+
+    start: int
+    size: int
+    classes: int
+    group: Any
+    sizes: list[int]  # every rank's
+    said: tuple[tuple[str, Any], ...] = ()  # of the loss: what must be the same on every rank, with its name
+
+    def statistics(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
+    ) -> tuple[Tensor, ...]:
+        """The statistics over all ranks' classes; `input`, `target` and `terms` are the same on every rank."""
+        with exchange.told(self.group, weight):
+            met = Meeting(self.group, weight)
+            met.said += [
+                exchange.check(*one) for one in self.said + said(input, weight, bias, target, terms, normalize)
+            ]
+            if terms.offset is not None and terms.offset.requires_grad:
+                copied, offset = Copy.apply(met, input, terms.offset)
+                terms = terms._replace(offset=offset)
+            else:
+                (copied,) = Copy.apply(met, input)
+            local = self.terms(terms)
+            found = linear.statistics(copied, weight, bias, target, local, normalize, self.start, self.classes)
+            mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
+        rest, own, *more = Merge.apply(*found, mine, met)
+        return rest, own.masked_fill(target == terms.ignore_index, -torch.inf), *more
+
+    def terms(self, terms: Terms) -> Terms:
+        """The tables' columns for this rank's classes."""
+        part = slice(self.start, self.start + self.size)
+        offset, share = terms.offset, terms.mean_weight
+        return terms._replace(
+            offset=None if offset is None else offset[:, part], mean_weight=None if share is None else share[:, part]
+        )
+
+
+def checked(group: Any) -> dist.ProcessGroup:
+    """The group itself, if this process is in it.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+    """
+    if not isinstance(group, dist.ProcessGroup):
+        raise ValueError(f"group must be a torch.distributed process group that this rank is in, got {group!r}")
+    return group
+
+
+def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
+    """Where this rank's rows stand among all: in the order of the ranks.
+
+    The ranks are asked: one whose own size is what it was cannot know that the others' are.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to.
+        RankError: if rows have another width or dtype on another rank.
+    """
+    checked(group)
+    size, said = rows.shape[0], [exchange.check("linear_weight", (str(rows.dtype), rows.shape[1:]))]
+    heads, _ = exchange.meet(group, kind, rows.device, said, size=size, wait=True)
+    counts, rank = heads[:, exchange.SIZE].tolist(), dist.get_rank(group)
+    return Shard(sum(counts[:rank]), size, sum(counts), group, counts)
+
+
+# Of each parameter that is a shard: the layout in each group. A parameter's first call is every rank's first call.
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
+    """`shard` for the rows of a weight; the ranks are asked once for a parameter, since asking waits for the device.
+
+    A bias is remembered with it, as what is sharded too.
+
+    Raises:
+        ValueError: if `group` is not a process group that this process belongs to, or `DistributedDataParallel` would
+            average the rows over its ranks.
+    """
+    refuse_wrapped(weight, checked(group))
+    lasting = isinstance(weight, torch.nn.Parameter) or (weight.is_leaf and weight.requires_grad)
+    if not lasting:  # what is made anew for each call
+        return shard(weight, group)
+    layouts, epoch = _known.setdefault(weight, {}), exchange.talk_of(group).epoch
+    if group not in layouts or layouts[group][0] != epoch:
+        layouts[group] = (epoch, shard(weight, group))
+    if bias is not None and bias.is_leaf and bias.requires_grad:
+        _known.setdefault(bias, {}).setdefault(group, layouts[group])
+    return layouts[group][1]
+
+
+def is_shard(parameter: Tensor, group: Any) -> bool:
+    """Whether a loss with this group has taken the parameter for this rank's part of class weights or of a bias."""
+    return group in _known.get(parameter, ())
+
+
+def refuse_wrapped(weight: Tensor, group: Any) -> None:
+    """Raise for a DTensor, and where `DistributedDataParallel` around this would average rows of different classes.
+
+    What module that is, and which parameters it averages, torch says in private names alone.
+
+    Raises:
+        TypeError, ValueError: naming what to do.
+    """
+    if hasattr(weight, "placements"):
+        raise TypeError("linear_weight must be this rank's rows as a plain tensor, got a DTensor: give its to_local()")
+    around = DistributedDataParallel._get_active_ddp_module()
+    if around is None or all(one is not weight for one in around._module_parameters):
+        return
+    ranks = dist.get_process_group_ranks
+    if len(set(ranks(around.process_group)) & set(ranks(group))) > 1:
+        raise ValueError(
+            "linear_weight must not be in DistributedDataParallel over the ranks that its classes are sharded over, "
+            "which would average rows of different classes: keep the head outside, or name its parameters with "
+            "DistributedDataParallel._set_params_and_buffers_to_ignore_for_model, and draw the rows anew "
+            "(reset_parameters)"
+        )
+
+
+# What users call the fields of `Terms`, where that is something else.
+_NAMES = {
+    "mean_weight": "label_smoothing",
+    "smoothing": "label_smoothing",
+    "class_smoothing": "label_smoothing",
+    "class_margin": "margin",
+}
+_NAMES |= {"kind": "margin", "instance": "margin", "guard": "margin", "gamma": "focal_gamma"}
+
+
+def said(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
+) -> tuple[tuple[str, Any], ...]:
+    """What must be the same on every rank, and its name."""
+    learned = torch.is_grad_enabled() and (input.requires_grad, terms.offset is not None and terms.offset.requires_grad)
+    named = (
+        ("input", input),
+        ("target", target),
+        ("requires_grad of input and offset", learned),
+        ("linear_weight", (str(weight.dtype), weight.shape[1])),
+        ("linear_bias", None if bias is None else str(bias.dtype)),
+        ("the kind of logits", normalize),
+    )
+    if target.shape[1] == 0:  # class probabilities
+        return *named, ("target", terms.mean_weight), ("offset", terms.offset)
+    skipped = ("offset_row", "total")  # the target, and the sum of what there is
+    fields = tuple((_NAMES.get(name, name), value) for name, value in terms._asdict().items() if name not in skipped)
+    return named + fields
