@@ -28,7 +28,7 @@ from lt_kernels.data import LongTailedData, ResumableLoader
 from lt_kernels.train.commands import recipe
 from lt_kernels.train.config import read_config
 from lt_kernels.train.model.classifier import Classifier
-from lt_kernels.train.run import build_module, load_data
+from lt_kernels.train.run.build import build_module, load_data
 
 OPERATOR, DATA = results.TRAINING, "stdlib-words"
 METHODS = ("ce", "bs", "dbm-bs", "bs-lwr")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lt_kernels import metrics
-from lt_kernels.train.components import History, read_history
 from lt_kernels.train.model.readings import Reading, evenly, take_reading
+from lt_kernels.train.run.components import History, read_history
 
 BLOCKS = 48  # rows of a drawn matrix of classes; more classes are averaged in blocks
 SEPARATED = 200  # classes whose pairs are looked at for Fisher's separability
@@ -82,7 +82,7 @@ class Analysis:
 
 def analyze_run(name: str, folder: Path) -> Analysis:
     """Analyse the finished run of a folder; errors are those of `load_run`."""
-    from lt_kernels.train.loading import load_run
+    from lt_kernels.train.run.loading import load_run
 
     _, data, module = load_run(folder)
     history = read_history(folder, data.num_classes)

@@ -28,7 +28,7 @@ def train(config: str | None, changes: Sequence[str], out: str | None, resume: b
     settings, folder = _settings_of_run(config, changes, out, resume)
     with hinting_train(folder):
         # the trainer takes seconds to import: after the settings are known to be good
-        from lt_kernels.train.run import train_run
+        from lt_kernels.train.run.training import train_run
 
         result = train_run(settings, folder, resume, None if quiet else Screen(stderr=True))
     words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())

@@ -65,7 +65,7 @@ def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder
 
 def work(job: Job) -> dict[str, Any]:
     """One run, resumed where its folder holds a part of it; imports the trainer, once a process."""
-    from lt_kernels.train.run import train_run
+    from lt_kernels.train.run.training import train_run
 
     return train_run(job.config, job.folder, resume=True)
 

@@ -20,16 +20,17 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.storage import write_whole
 from lt_kernels.train.analysis_plots import grid
 from lt_kernels.train.analysis_tables import as_csv
-from lt_kernels.train.checkpoint import random_states, restore_random_states
 from lt_kernels.train.config import ConfigError, TrainConfig
-from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.methods.build import build_method
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.model.networks import Pixels
 from lt_kernels.train.model.readings import trained_head, weights_of
 from lt_kernels.train.output import figures
-from lt_kernels.train.run import deterministic, effective, fit, load_data
+from lt_kernels.train.run.build import effective, load_data
+from lt_kernels.train.run.checkpoint import random_states, restore_random_states
+from lt_kernels.train.run.logs import EpochLog
+from lt_kernels.train.run.training import deterministic, fit
 
 CELLS = 400  # of the regions' grid, on a side
 HIDDEN = 128

@@ -13,11 +13,11 @@ from torch import Tensor
 from lt_kernels.data.shift import ShiftedTest, shifted_tests
 from lt_kernels.posthoc import pc_softmax
 from lt_kernels.train.config import ConfigError, TrainConfig
-from lt_kernels.train.loading import load_run
 from lt_kernels.train.methods.build import find_method, method_options, run_options
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.model.classifier import Classifier
-from lt_kernels.train.run import effective
+from lt_kernels.train.run.build import effective
+from lt_kernels.train.run.loading import load_run
 
 Holds = Literal["source", "uniform", "root", "weighted", "cosines", "nothing"]
 Cosines = Literal["leave", "scale"]

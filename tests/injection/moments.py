@@ -18,7 +18,7 @@ def die() -> None:
 
 def at_each(happens: Callable[[str], None]) -> None:
     """Call `happens` with a moment's name before it; of a write half is written before, and the rest is no moment."""
-    from lt_kernels.train import epochs
+    from lt_kernels.train.run.training import EpochSettings
 
     rest = [0]
 
@@ -41,13 +41,13 @@ def at_each(happens: Callable[[str], None]) -> None:
 
     for name in CALLS:
         setattr(os, name, watched(name, getattr(os, name)))
-    before = epochs.EpochSettings.on_train_batch_start
+    before = EpochSettings.on_train_batch_start
 
     def step(self: Any, trainer: Any, *rest: Any) -> None:
         happens("step")
         before(self, trainer, *rest)
 
-    epochs.EpochSettings.on_train_batch_start = step
+    EpochSettings.on_train_batch_start = step
 
 
 def do_at(number: int, action: Callable[[], None]) -> None:

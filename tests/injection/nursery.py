@@ -17,7 +17,8 @@ import json, os, signal, sys
 import lightning, torch, yaml
 from torch.utils.tensorboard import SummaryWriter
 from lt_kernels import cli
-from lt_kernels.train import commands, components, loading, run
+from lt_kernels.train import commands
+from lt_kernels.train.run import components, loading, training
 from tests.injection import moments
 
 torch.set_num_threads(1)

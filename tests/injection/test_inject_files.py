@@ -155,16 +155,16 @@ def test_other_data_is_refused(run: Path, said: Said, monkeypatch: pytest.Monkey
     """The same settings, and samples that are others since, as of a list that was edited."""
     import dataclasses
 
-    from lt_kernels.train import run as runs
+    from lt_kernels.train.run import training
 
-    load = runs.load_data
+    load = training.load_data
 
     def less(config: object) -> object:
         data = load(config)
         counts = torch.bincount(data.train[1][:-1], minlength=data.num_classes)
         return dataclasses.replace(data, train=tuple(part[:-1] for part in data.train), class_counts=counts)
 
-    monkeypatch.setattr(runs, "load_data", less)
+    monkeypatch.setattr(training, "load_data", less)
     status, line = said(*unfinished(run))
     assert status == 2
     assert f"'{run}/last.ckpt' is of a run on other data: training samples were 304, and are 303" in line

@@ -73,7 +73,7 @@ def test_a_signal_that_comes_twice_is_one(nursery: Nursery, whole: Path, tmp_pat
     words = ["train", "--config", whole.parent / "recipe.yaml", "--out", tmp_path / "run", "--quiet"]
     twice = "os.kill(os.getpid(), signal.SIGTERM)"
     before = f"""
-from lt_kernels.train.logs import EpochLog
+from lt_kernels.train.run.logs import EpochLog
 close = EpochLog.teardown
 def again(*rest):
     {twice}

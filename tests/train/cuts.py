@@ -10,7 +10,7 @@ import pytest
 
 def cut(step: int, run: Callable[[], Any]) -> None:
     """Do `run` until its training reaches the step, as if something failed there."""
-    from lt_kernels.train.epochs import EpochSettings
+    from lt_kernels.train.run.training import EpochSettings
 
     start = EpochSettings.on_train_batch_start
 

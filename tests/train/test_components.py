@@ -16,10 +16,10 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lightning.pytorch import Callback, Trainer
 
-from lt_kernels.train import run
-from lt_kernels.train.components import FILE, NAMES, ComponentLog, read_history
 from lt_kernels.train.config import TrainConfig
-from lt_kernels.train.loading import load_run
+from lt_kernels.train.run import build, training
+from lt_kernels.train.run.components import FILE, NAMES, ComponentLog, read_history
+from lt_kernels.train.run.loading import load_run
 
 CONFIG = TrainConfig(
     method="bs", network_options={"hidden": [16]}, epochs=4, warmup_epochs=0, lr=0.05, batch_size=32, threads=1
@@ -42,8 +42,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_training_is_the_same_with_it(tmp_path: Path) -> None:
-    run.train_run(CONFIG, tmp_path / "without")
-    run.train_run(CONFIG.replace(record=True), tmp_path / "with")
+    training.train_run(CONFIG, tmp_path / "without")
+    training.train_run(CONFIG.replace(record=True), tmp_path / "with")
     plain, watched = weights(tmp_path / "without"), weights(tmp_path / "with")
     assert all(torch.equal(plain[name], watched[name]) for name in plain)
     assert read_history(tmp_path / "without") is None
@@ -69,11 +69,11 @@ def test_a_resumed_run_has_every_row_once(tmp_path: Path, monkeypatch: pytest.Mo
     parts = tmp_path / "parts"
     with monkeypatch.context() as patched:
         copy = Copy(3, tmp_path / "whole", parts)
-        patched.setattr(run, "Trainer", lambda callbacks, **rest: Trainer(callbacks=[*callbacks, copy], **rest))
-        run.train_run(config, tmp_path / "whole")
+        patched.setattr(training, "Trainer", lambda callbacks, **rest: Trainer(callbacks=[*callbacks, copy], **rest))
+        training.train_run(config, tmp_path / "whole")
     half = (parts / FILE).read_text()
     assert len(half.splitlines()) == 1 + 3 * 10  # the third epoch is not in the checkpoint, which is of the second
-    run.train_run(config, parts, resume=True)
+    training.train_run(config, parts, resume=True)
     whole = (tmp_path / "whole" / FILE).read_text()
     assert (parts / FILE).read_text() == whole
     assert whole.startswith(half)
@@ -83,8 +83,8 @@ def test_a_resumed_run_has_every_row_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_measurement_leaves_everything_as_it_was(tmp_path: Path) -> None:
     config = CONFIG.replace(network="resnet32", network_options={"width": 2}, method="ldam")
-    data = run.load_data(config)
-    module = run.build_module(config, data).train()
+    data = build.load_data(config)
+    module = build.build_module(config, data).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     states = torch.get_rng_state()
     values = ComponentLog(tmp_path, data).measure(module)

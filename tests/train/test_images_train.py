@@ -19,7 +19,7 @@ from lt_kernels.data import load
 from lt_kernels.data.cifar import ARCHIVES
 from lt_kernels.data.images import ImageList
 from lt_kernels.train.config import ConfigError, make_config
-from lt_kernels.train.run import train_run
+from lt_kernels.train.run.training import train_run
 
 COUNTS = (9, 4, 2)
 QUICK = {"epochs": 2, "batch_size": 4, "lr": 0.01, "warmup_epochs": 0, "threads": 1}

@@ -19,7 +19,7 @@ from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.methods.build import build_method
 from lt_kernels.train.methods.method import Setting
-from lt_kernels.train.run import build_module, load_data
+from lt_kernels.train.run.build import build_module, load_data
 
 SETTING = Setting(torch.tensor([200, 50, 10, 1]), 6, 10)
 

@@ -20,7 +20,7 @@ from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import TrainConfig, make_config, read_settings
 from lt_kernels.train.methods.build import find_method, method_options, total_epochs
 from lt_kernels.train.model.networks import NETWORKS
-from lt_kernels.train.run import build_module
+from lt_kernels.train.run.build import build_module
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"digits-lt", "digit-scenes", "stdlib-words"}

@@ -18,7 +18,7 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from lt_kernels import cli
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.files.results import read_rows
-from lt_kernels.train.loading import load_run
+from lt_kernels.train.run.loading import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -41,16 +41,16 @@ threads: 1
 PRELUDE = """
 import os, signal, sys
 from lt_kernels import cli
-from lt_kernels.train import epochs, run
+from lt_kernels.train.run import training
 
 def die(*ignored, **also):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def die_at_step(step):
-    before = epochs.EpochSettings.on_train_batch_start
+    before = training.EpochSettings.on_train_batch_start
     def after(self, trainer, *rest):
         die() if trainer.global_step == step else before(self, trainer, *rest)
-    epochs.EpochSettings.on_train_batch_start = after
+    training.EpochSettings.on_train_batch_start = after
 
 def die_while_writing(number):
     write, count = os.write, [0]
@@ -68,7 +68,7 @@ DEATHS = {
     "at the start of an epoch": "die_at_step(20)",
     "within an epoch after the weights came": "die_at_step(36)",
     "while a checkpoint is written": "die_while_writing(5)",
-    "before the result is written": "run.write_whole = die",
+    "before the result is written": "training.write_whole = die",
 }
 
 

@@ -26,12 +26,13 @@ from lt_kernels.train.commands import named_methods, recipe
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config, read_settings
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.files.results import read_rows
-from lt_kernels.train.loading import load_run
 from lt_kernels.train.methods.registry import every_method
 from lt_kernels.train.model.networks import build_network
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.model.unet import UNet
-from lt_kernels.train.run import build_module, load_data, train_run
+from lt_kernels.train.run.build import build_module, load_data
+from lt_kernels.train.run.loading import load_run
+from lt_kernels.train.run.training import train_run
 
 CLASSES, IGNORED = 5, 255
 COUNTS = counts_of(CLASSES, seed=3)

@@ -16,12 +16,12 @@ from cuts import cut
 from tolerances import assert_close
 
 from lt_kernels.data.samplers import Shuffled, Staged
-from lt_kernels.train import epochs, run
 from lt_kernels.train.augment.mixing import cut_batch
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
-from lt_kernels.train.loading import load_run
 from lt_kernels.train.methods.build import method_options, run_options, total_epochs
 from lt_kernels.train.methods.registry import BASE_METHODS, every_method
+from lt_kernels.train.run import build, training
+from lt_kernels.train.run.loading import load_run
 
 QUICK: dict[str, Any] = {
     "epochs": 4,
@@ -59,7 +59,7 @@ def test_the_second_stage_moves_its_parameters_alone(
     method: str, moved: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before: list[dict[str, torch.Tensor]] = []
-    start = epochs.EpochSettings.on_train_epoch_start
+    start = training.EpochSettings.on_train_epoch_start
 
     def watch(self: Any, trainer: Any, module: Any) -> None:
         start(self, trainer, module)
@@ -67,8 +67,8 @@ def test_the_second_stage_moves_its_parameters_alone(
             before.append({name: value.clone() for name, value in module.state_dict().items()})
             assert not trainer.optimizers[0].state
 
-    monkeypatch.setattr(epochs.EpochSettings, "on_train_epoch_start", watch)
-    result = run.train_run(config_of(method, method_options=HALF), tmp_path / "run")
+    monkeypatch.setattr(training.EpochSettings, "on_train_epoch_start", watch)
+    result = training.train_run(config_of(method, method_options=HALF), tmp_path / "run")
     after = state(tmp_path / "run")
     assert {name for name, value in after.items() if not torch.equal(value, before[0][name])} == moved
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 1 + 4 + 2
@@ -79,9 +79,9 @@ def test_the_second_stage_moves_its_parameters_alone(
 @pytest.mark.parametrize("method", ["crt", "mislas"])
 def test_a_run_cut_short_in_either_stage_goes_on_to_the_same_bits(method: str, step: int, tmp_path: Path) -> None:
     config = config_of(method, method_options=HALF)
-    run.train_run(config, tmp_path / "whole")
-    cut(step, lambda: run.train_run(config, tmp_path / "cut"))
-    run.train_run(config, tmp_path / "cut", resume=True)
+    training.train_run(config, tmp_path / "whole")
+    cut(step, lambda: training.train_run(config, tmp_path / "cut"))
+    training.train_run(config, tmp_path / "cut", resume=True)
     whole, resumed = state(tmp_path / "whole"), state(tmp_path / "cut")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -92,7 +92,7 @@ def test_a_run_cut_short_in_either_stage_goes_on_to_the_same_bits(method: str, s
 
 def test_rates_of_the_second_stage_are_a_cosine_of_their_own() -> None:
     config = config_of("crt", method_options={"second_share": 0.5, "second_rate": 2.0})
-    module = run.build_module(config, run.load_data(config))
+    module = build.build_module(config, build.load_data(config))
     assert module.rate(3, 9, 10) == pytest.approx(0.05 * (1 + math.cos(math.pi * 3.9 / 4)) / 2)
     assert module.rate(4, 0, 10) == pytest.approx(0.1)
     assert module.rate(5, 5, 10) == pytest.approx(0.1 * (1 + math.cos(math.pi * 0.75)) / 2)
@@ -102,8 +102,8 @@ def test_rates_of_the_second_stage_are_a_cosine_of_their_own() -> None:
 
 def test_the_second_stage_has_its_own_order() -> None:
     config = config_of("crt")
-    data = run.load_data(config)
-    order = run.order_of(run.build_module(config, data), data)
+    data = build.load_data(config)
+    order = training.order_of(build.build_module(config, data), data)
     shares = [data.train[1][order(epoch)].bincount(minlength=10) for epoch in (0, 4)]
     assert torch.equal(shares[0], data.class_counts)
     assert shares[1].max() < 60  # of about 30, where the head class has 124
@@ -114,8 +114,8 @@ def test_the_second_stage_has_its_own_order() -> None:
 
 def test_a_progressive_second_stage_starts_with_every_sample_alike() -> None:
     config = config_of("crt", epochs=40, method_options={"second_share": 0.1, "second_sampler": "progressive"})
-    data = run.load_data(config)
-    order = run.order_of(run.build_module(config, data), data)
+    data = build.load_data(config)
+    order = training.order_of(build.build_module(config, data), data)
     first, last = (data.train[1][order(epoch)].bincount(minlength=10) for epoch in (40, 43))
     assert first[0] > 100  # of 124 and 30
     assert last[0] < 60
@@ -123,8 +123,8 @@ def test_a_progressive_second_stage_starts_with_every_sample_alike() -> None:
 
 def test_a_method_brings_its_sampler_and_its_mixing() -> None:
     assert run_options("ce-sqrt", {}) == {"sampler": "sqrt"}
-    assert run.effective(config_of("ce-cutmix", method_options={"cutmix_alpha": 0.5})).cutmix_alpha == 0.5
-    assert run.effective(config_of("ce")).sampler == "instance"
+    assert build.effective(config_of("ce-cutmix", method_options={"cutmix_alpha": 0.5})).cutmix_alpha == 0.5
+    assert build.effective(config_of("ce")).sampler == "instance"
     assert method_options("mislas", {"head": 0.4})["head"] == 0.4
 
 
@@ -146,15 +146,15 @@ def test_a_method_brings_its_sampler_and_its_mixing() -> None:
 )
 def test_a_bad_option_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValueError), match=message):
-        run.train_run(make_config({**QUICK, **changes}), tmp_path / "run")
+        training.train_run(make_config({**QUICK, **changes}), tmp_path / "run")
 
 
 def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> None:
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     for method, power in (("tau-norm", None), ("wvn-rs", 0.5), ("pc-softmax", None)):
         config = config_of(method)
-        data = run.load_data(config)
-        module = run.build_module(config, data)
+        data = build.load_data(config)
+        module = build.build_module(config, data)
         weight, counts = module.head.weight.detach().double(), data.class_counts.double()
         x = features.double()
         expected = {
@@ -167,10 +167,10 @@ def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> Non
 
 def test_unit_rows_before_every_step(tmp_path: Path) -> None:
     config = config_of("wvn-rs")
-    module = run.build_module(config, run.load_data(config))
+    module = build.build_module(config, build.load_data(config))
     module.on_before_optimizer_step(torch.optim.SGD(module.parameters(), lr=0.1))
     assert_close(module.head.weight.detach().norm(dim=1), torch.ones(10), torch.float32)
-    assert run.train_run(config, tmp_path / "run")["accuracy"]["all"] > 10
+    assert training.train_run(config, tmp_path / "run")["accuracy"]["all"] > 10
 
 
 def test_cutmix_pastes_a_box_of_its_partner() -> None:
@@ -202,10 +202,10 @@ def test_all_methods_fit_the_inputs() -> None:
 
 
 def test_what_is_recorded_changes_no_bit_and_survives_a_cut(tmp_path: Path) -> None:
-    run.train_run(config_of("ce"), tmp_path / "plain")
-    run.train_run(config_of("ce", record=True), tmp_path / "whole")
-    cut(25, lambda: run.train_run(config_of("ce", record=True), tmp_path / "cut"))
-    run.train_run(config_of("ce", record=True), tmp_path / "cut", resume=True)
+    training.train_run(config_of("ce"), tmp_path / "plain")
+    training.train_run(config_of("ce", record=True), tmp_path / "whole")
+    cut(25, lambda: training.train_run(config_of("ce", record=True), tmp_path / "cut"))
+    training.train_run(config_of("ce", record=True), tmp_path / "cut", resume=True)
     plain, whole, resumed = (state(tmp_path / name) for name in ("plain", "whole", "cut"))
     assert all(torch.equal(plain[name], whole[name]) and torch.equal(plain[name], resumed[name]) for name in plain)
     recorded = [(tmp_path / name / "components.csv").read_text() for name in ("whole", "cut")]

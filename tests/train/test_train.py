@@ -15,7 +15,6 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lt_kernels import schedules
 from lt_kernels.train import config as configs
-from lt_kernels.train.checkpoint import random_states, restore_random_states
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_config
 from lt_kernels.train.files.folder import write_config
 from lt_kernels.train.files.results import read_rows
@@ -24,7 +23,9 @@ from lt_kernels.train.methods.build import build_method, find_method, method_nam
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.model.classifier import predict, rate_factor
 from lt_kernels.train.model.scores import score
-from lt_kernels.train.run import build_module, load_data, train_run
+from lt_kernels.train.run.build import build_module, load_data
+from lt_kernels.train.run.checkpoint import random_states, restore_random_states
+from lt_kernels.train.run.training import train_run
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COUNTS = torch.tensor([200, 50, 10, 1])

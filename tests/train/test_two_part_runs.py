@@ -13,9 +13,9 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from cuts import cut
 
-from lt_kernels.train import run
 from lt_kernels.train.config import ConfigError, TrainConfig, make_config
-from lt_kernels.train.loading import load_run
+from lt_kernels.train.run import build, training
+from lt_kernels.train.run.loading import load_run
 
 QUICK: dict[str, Any] = {
     "epochs": 2,
@@ -43,9 +43,9 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", ["gml", "dbm-bcl", "dbm-ncl"])
 def test_a_run_cut_short_goes_on_to_the_same_bits(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(method)
-    run.train_run(config, tmp_path / "whole")
-    cut(7, lambda: run.train_run(config, tmp_path / "cut"))
-    run.train_run(config, tmp_path / "cut", resume=True)
+    training.train_run(config, tmp_path / "whole")
+    cut(7, lambda: training.train_run(config, tmp_path / "cut"))
+    training.train_run(config, tmp_path / "cut", resume=True)
     whole, resumed = state(tmp_path / "whole"), state(tmp_path / "cut")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -53,10 +53,10 @@ def test_a_run_cut_short_goes_on_to_the_same_bits(method: str, tmp_path: Path, m
 
 def test_experts_are_networks_of_their_own_and_predict_their_mean() -> None:
     config = config_of("ncl")
-    data = run.load_data(config)
-    module = run.build_module(config, data).eval()
+    data = build.load_data(config)
+    module = build.build_module(config, data).eval()
     first, second = module.network.networks
-    plain = run.build_module(make_config({**QUICK, "method": "ce"}), data)
+    plain = build.build_module(make_config({**QUICK, "method": "ce"}), data)
     assert all(torch.equal(first.state_dict()[name], value) for name, value in plain.network.state_dict().items())
     assert not torch.equal(first.layers[0].weight, second.layers[0].weight)
     inputs = data.test[0][:5]
@@ -68,8 +68,8 @@ def test_experts_are_networks_of_their_own_and_predict_their_mean() -> None:
 
 def test_repulsion_acts_within_each_expert() -> None:
     config = make_config({**QUICK, "method": "ncl-lwr", "method_options": {**SMALL["ncl"], "lwr_threshold": -1.0}})
-    data = run.load_data(config)
-    module = run.build_module(config, data)
+    data = build.load_data(config)
+    module = build.build_module(config, data)
     module.apply_epoch(0)
     torch.manual_seed(0)
     step = {
@@ -89,7 +89,7 @@ def test_later_views_have_an_augmentation_of_their_own(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("lt_kernels.train.augment.augmentations.augment", remember)
     config = config_of("bcl", {**SMALL["bcl"], "views": 3}, augment_views="crop-flip")
-    module = run.build_module(config, run.load_data(config))
+    module = build.build_module(config, build.load_data(config))
     batch = torch.zeros(4, 1, 8, 8), torch.arange(4)
     inputs, target = module._prepared(*batch)
     assert asked == ["shift", "crop-flip", "crop-flip"]
@@ -101,7 +101,7 @@ def test_later_views_have_an_augmentation_of_their_own(monkeypatch: pytest.Monke
 
 def test_the_learned_temperature_has_no_weight_decay() -> None:
     config = config_of("gml", weight_decay=0.1)
-    module = run.build_module(config, run.load_data(config))
+    module = build.build_module(config, build.load_data(config))
     decays = {
         id(parameter): group["weight_decay"]
         for group in module.configure_optimizers().param_groups
@@ -114,10 +114,10 @@ def test_the_learned_temperature_has_no_weight_decay() -> None:
 
 
 def test_a_teacher_is_a_finished_run_and_no_part_of_the_state(tmp_path: Path) -> None:
-    run.train_run(config_of("gml"), tmp_path / "teacher")
+    training.train_run(config_of("gml"), tmp_path / "teacher")
     options = {**SMALL["gml"], "distillation_weight": 1.0, "teacher": str(tmp_path / "teacher")}
-    taught = run.train_run(config_of("gml", options), tmp_path / "taught")
-    plain = run.train_run(config_of("gml"), tmp_path / "plain")
+    taught = training.train_run(config_of("gml", options), tmp_path / "taught")
+    plain = training.train_run(config_of("gml"), tmp_path / "plain")
     before, after = state(tmp_path / "plain"), state(tmp_path / "taught")
     assert before.keys() == after.keys()
     assert not torch.equal(before["head.weight"], after["head.weight"])
@@ -125,10 +125,10 @@ def test_a_teacher_is_a_finished_run_and_no_part_of_the_state(tmp_path: Path) ->
     config, data, module = load_run(tmp_path / "taught")
     assert config.method_options["teacher"] == str(tmp_path / "teacher")
     assert module(data.test[0][:3]).shape == (3, 10)
-    run.train_run(make_config({**QUICK, "method": "ce"}), tmp_path / "logits")
+    training.train_run(make_config({**QUICK, "method": "ce"}), tmp_path / "logits")
     wrong = config_of("gml", {**options, "teacher": str(tmp_path / "logits")})
     with pytest.raises(ConfigError, match=r"teacher must name a run whose method predicts cosines.*method ce"):
-        run.build_module(wrong, data)
+        training.train_run(wrong, tmp_path / "wrong")
 
 
 @pytest.mark.parametrize(
@@ -147,14 +147,14 @@ def test_a_teacher_is_a_finished_run_and_no_part_of_the_state(tmp_path: Path) ->
         ("bcl", {"views": 0}, "views"),
     ],
 )
-def test_a_bad_option_is_named(method: str, options: dict[str, Any], message: str) -> None:
+def test_a_bad_option_is_named(method: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     config = config_of(method, options)
     with pytest.raises(ConfigError, match=message):
-        run.build_module(config, run.load_data(config))
+        training.train_run(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("method", ["bcl", "gml", "ncl"])
 def test_no_mixing_with_a_second_part(method: str) -> None:
     config = config_of(method, mixup_alpha=1.0)
     with pytest.raises(ConfigError, match=f"mixup_alpha must be 0 for the method {method}, got 1.0"):
-        run.build_module(config, run.load_data(config))
+        build.build_module(config, build.load_data(config))

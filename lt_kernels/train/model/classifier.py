@@ -47,13 +47,10 @@ class Classifier(LightningModule):
 
     A batch is (inputs [N, ...], target int64 [N], or [N, H, W] where each pixel has a class). `weight` is the per-class
     weight [C] that the epoch asks of the loss, `strength` the regularizer's factor. In a second stage only that stage's
-    parameters have gradients, and the network is in evaluation mode. `teacher`, if there is one, is not part of the
-    state.
+    parameters have gradients, and the network is in evaluation mode.
     """
 
-    def __init__(
-        self, config: TrainConfig, network: nn.Module, parts: MethodParts, teacher: nn.Module | None = None
-    ) -> None:
+    def __init__(self, config: TrainConfig, network: nn.Module, parts: MethodParts) -> None:
         super().__init__()
         self.config = config
         self.network = network
@@ -61,7 +58,11 @@ class Classifier(LightningModule):
         self.regularizer = parts.regularizer
         self.second_head = parts.second.head if parts.second is not None else None
         self.parts, self.strength, self.in_second = parts, 0.0, False
-        self._teacher = (teacher,)  # in a tuple: no submodule
+        self._teacher: tuple[nn.Module, ...] = ()  # a tuple: no submodule
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Give every later loss the teacher's logits of the first view; the teacher is not part of the state."""
+        self._teacher = (teacher,)
 
     def apply_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch: deferred weights, the regularizer's strength, and the stage."""
@@ -117,8 +118,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """`loss`: what is minimised; `data_loss`: the part of it without the regularizer, for the record."""
         inputs, target = self._prepared(*batch)
-        (teacher,) = self._teacher
-        taught = {} if teacher is None else {"teacher": _logits(teacher, inputs[: len(batch[1])])}
+        taught = {"teacher": _logits(self._teacher[0], inputs[: len(batch[1])])} if self._teacher else {}
         loss = self.active_head(self.features(inputs), target, **taught)
         total = loss
         if self.regularizer is not None and self.strength > 0:

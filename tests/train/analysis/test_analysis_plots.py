@@ -20,8 +20,8 @@ from matplotlib import image
 from lt_kernels.train import analysis_plots, analysis_plots_samples, report
 from lt_kernels.train.analysis_entries import ENTRIES
 from lt_kernels.train.analyze import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
-from lt_kernels.train.components import NAMES, History
 from lt_kernels.train.output import figures
+from lt_kernels.train.run.components import NAMES, History
 
 
 def samples(random: np.random.Generator, classes: int) -> dict[str, Any]:

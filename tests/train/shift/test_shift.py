@@ -22,11 +22,11 @@ from lt_kernels.data import load
 from lt_kernels.data.shift import by_frequency, shifted_counts, shifted_tests
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.files.folder import read_result
-from lt_kernels.train.loading import load_run
 from lt_kernels.train.methods.build import method_names
 from lt_kernels.train.model.classifier import predict
 from lt_kernels.train.model.scores import score
-from lt_kernels.train.run import build_module, load_data
+from lt_kernels.train.run.build import build_module, load_data
+from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.shift import SCALED, held_prior, logits_hold, predict_shifted
 
 DIGITS = [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]

@@ -6,36 +6,32 @@ import contextlib
 import json
 import logging
 import os
-import random
 import statistics
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
 from lt_kernels import interrupts
-from lt_kernels.data import LongTailedData, ResumableLoader, load
+from lt_kernels.data import LongTailedData, ResumableLoader
 from lt_kernels.data.samplers import Order, Staged, make_order
 from lt_kernels.storage import write_whole
-from lt_kernels.train import fitting
-from lt_kernels.train.checkpoint import ExactResume, SealedCheckpointIO
-from lt_kernels.train.components import ComponentLog
 from lt_kernels.train.config import ConfigError, TrainConfig
-from lt_kernels.train.epochs import EpochSettings
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config
-from lt_kernels.train.logs import EpochLog
-from lt_kernels.train.methods.build import build_method, run_options, total_epochs
-from lt_kernels.train.methods.method import Setting
-from lt_kernels.train.model.classifier import Classifier, Experts, predict
-from lt_kernels.train.model.networks import build_network
+from lt_kernels.train.methods.build import total_epochs
+from lt_kernels.train.model.classifier import Classifier, predict
 from lt_kernels.train.model.scores import score
-from lt_kernels.train.progress import EpochBar
+from lt_kernels.train.run.build import build_module, load_data
+from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO
+from lt_kernels.train.run.components import ComponentLog
+from lt_kernels.train.run.loading import add_teacher
+from lt_kernels.train.run.logs import EpochLog
+from lt_kernels.train.run.progress import EpochBar
 
 
 def train_run(
@@ -59,47 +55,13 @@ def train_run(
         with deterministic():
             data = load_data(config)
             module = build_module(config, data)
+            add_teacher(module, data)
             write_config(config, folder / CONFIG)  # not before the settings are known to be good
             log = EpochLog(folder, data, config.validate_every)
             fit(config, module, log, folder, console)
             result = summarize(config, module, data, log)
         write_whole(folder / RESULT, json.dumps(result, indent=1))
     return result
-
-
-def load_data(config: TrainConfig) -> LongTailedData:
-    """The data set of a config; `data_options` may name its seed."""
-    try:
-        return load(config.data, config.imbalance, **config.data_options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}: {error}"
-        ) from error
-
-
-def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
-    """Network and head, drawn from the config's seed: methods compared under one seed start from one network."""
-    config = effective(config)
-    fitting.check_mixing(config, data)
-    fitting.check_augmentations(config, data)
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
-    torch.manual_seed(config.seed)
-    try:
-        network = build_network(config.network, data, **config.network_options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"network {config.network}, network_options {config.network_options}: {error}") from error
-    setting = Setting(data.class_counts, network.out_features, config.epochs)
-    parts = build_method(config.method, setting, config.method_options)
-    others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
-    network = Experts([network, *others]) if others else network
-    fitting.check_pixels(config, data, parts.head)
-    return Classifier(config, network, parts, fitting.teacher_of(parts.teacher, data))
-
-
-def effective(config: TrainConfig) -> TrainConfig:
-    """The config with what its method brings along: a sampler, MixUp or CutMix."""
-    return config.replace(**run_options(config.method, config.method_options))
 
 
 def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, console: Console | None) -> None:
@@ -128,6 +90,26 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
             use_distributed_sampler=False,
         )
         trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+
+class EpochSettings(Callback):
+    """Apply what depends on the epoch: deferred weights, regularizer strength, and the learning rate at every step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Apply the present epoch's settings: a run resumed within an epoch sees no start of it."""
+        pl_module.apply_epoch(trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Apply the epoch's settings; a second stage begins without the first one's momentum."""
+        pl_module.apply_epoch(trainer.current_epoch)
+        if pl_module.in_second and trainer.current_epoch == pl_module.config.epochs:
+            trainer.optimizers[0].state.clear()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate of the step."""
+        rate = pl_module.rate(trainer.current_epoch, batch_idx, int(trainer.num_training_batches))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
 
 
 def order_of(module: Classifier, data: LongTailedData) -> Order:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.train.checkpoint import random_states, read_checkpoint, restore_random_states
+from lt_kernels.heads import CosineHead
 from lt_kernels.train.config import ConfigError, TrainConfig, read_config
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.model.classifier import Classifier
-from lt_kernels.train.run import build_module, load_data
+from lt_kernels.train.run.build import build_module, load_data
+from lt_kernels.train.run.checkpoint import random_states, read_checkpoint, restore_random_states
 
 
 def load_run(folder: str | Path) -> tuple[TrainConfig, LongTailedData, Classifier]:
@@ -39,3 +40,19 @@ def load_run(folder: str | Path) -> tuple[TrainConfig, LongTailedData, Classifie
     except RuntimeError as error:
         raise ConfigError(f"{str(folder / LAST)!r} does not fit the settings beside it: {error}") from error
     return config, data, module.eval()
+
+
+def add_teacher(module: Classifier, data: LongTailedData) -> None:
+    """Have a classifier whose method names a teacher learn from it: the frozen model of a finished run on the same
+    classes. Errors: ConfigError naming method_options.teacher.
+    """
+    folder = module.parts.teacher
+    if not folder:
+        return
+    config, taught, teacher = load_run(Path(folder))
+    if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
+        raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
+    if not isinstance(teacher.head, CosineHead) and getattr(teacher.head, "classifier", "linear") != "cosine":
+        allowed = "a run whose method predicts cosines, such as gml"
+        raise ConfigError(f"method_options.teacher must name {allowed}, got {folder!r} of the method {config.method}")
+    module.learn_from(teacher.requires_grad_(False))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
-from lt_kernels.heads import CosineHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import ConfigError, TrainConfig, unknown_name
@@ -52,18 +49,3 @@ def check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Modul
     alike = isinstance(loss, Loss) and not (loss.needs_logits or loss.needs_features) and loss.ignore_index == IGNORED
     if not alike:
         raise ConfigError(f"method must have a loss that ignores pixels for {data.name}, got {config.method!r}")
-
-
-def teacher_of(folder: str, data: LongTailedData) -> torch.nn.Module | None:
-    """The model of a finished run on the same classes, frozen; none where no folder is named."""
-    if not folder:
-        return None
-    from lt_kernels.train.loading import load_run
-
-    config, taught, module = load_run(Path(folder))
-    if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
-        raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
-    if not isinstance(module.head, CosineHead) and getattr(module.head, "classifier", "linear") != "cosine":
-        allowed = "a run whose method predicts cosines, such as gml"
-        raise ConfigError(f"method_options.teacher must name {allowed}, got {folder!r} of the method {config.method}")
-    return module.eval().requires_grad_(False)

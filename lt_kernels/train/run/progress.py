@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lt_kernels.train.logs import EpochLog
 from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.run.logs import EpochLog
 
 
 def describe(row: dict[str, float]) -> str:

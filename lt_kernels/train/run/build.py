@@ -1,0 +1,54 @@
+"""What a run is made of, from its config: the data set, and the classifier before its first step."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from lt_kernels.data import LongTailedData, load
+from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.methods.build import build_method, run_options
+from lt_kernels.train.methods.method import Setting
+from lt_kernels.train.model.classifier import Classifier, Experts
+from lt_kernels.train.model.networks import build_network
+from lt_kernels.train.run import checks
+
+
+def load_data(config: TrainConfig) -> LongTailedData:
+    """The data set of a config; `data_options` may name its seed."""
+    try:
+        return load(config.data, config.imbalance, **config.data_options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}: {error}"
+        ) from error
+
+
+def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
+    """Network and head, drawn from the config's seed: methods compared under one seed start from one network.
+
+    A teacher, where the method names one, is not with it yet: `loading.add_teacher`.
+    """
+    config = effective(config)
+    checks.check_mixing(config, data)
+    checks.check_augmentations(config, data)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
+    torch.manual_seed(config.seed)
+    try:
+        network = build_network(config.network, data, **config.network_options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"network {config.network}, network_options {config.network_options}: {error}") from error
+    setting = Setting(data.class_counts, network.out_features, config.epochs)
+    parts = build_method(config.method, setting, config.method_options)
+    others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
+    network = Experts([network, *others]) if others else network
+    checks.check_pixels(config, data, parts.head)
+    return Classifier(config, network, parts)
+
+
+def effective(config: TrainConfig) -> TrainConfig:
+    """The config with what its method brings along: a sampler, MixUp or CutMix."""
+    return config.replace(**run_options(config.method, config.method_options))
