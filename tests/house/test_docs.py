@@ -1,4 +1,4 @@
-"""What the documents say of the code is so: sections that it cites, anchors, the table of losses, options, numbers."""
+"""What the documents say of the code is so: links, examples, sections that it cites, tables, options, numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tables import readme
 from lt_kernels import functional, losses
 from lt_kernels.ops import budget, small, tiles
 from lt_kernels.reference import gram
@@ -51,9 +52,9 @@ def test_sections_are_numbered_in_order() -> None:
     assert numbers == list(range(1, 14))
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_cited_sections_exist(path: Path) -> None:
-    assert cited(path) <= set(range(1, 14))
+def test_cited_sections_exist() -> None:
+    there = set(range(1, 14))
+    assert {str(path.relative_to(ROOT)): cited(path) for path in CODE if not cited(path) <= there} == {}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -63,11 +64,39 @@ def test_a_room_cites_its_sections(room: str) -> None:
         assert cited(ROOT / "csrc" / f"{room}.h") == ROOMS[room]
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_anchors_lead_to_headings(path: Path) -> None:
-    for file, name in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", read(path)):
-        target = path.parent / file if file else path
-        assert name in map(anchor, headings(target)), f"{file}#{name}"
+def test_anchors_lead_to_headings() -> None:
+    lost = []
+    for path in DOCUMENTS:
+        for file, name in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", read(path)):
+            target = path.parent / file if file else path
+            lost += [f"{path.name}: {file}#{name}"] if name not in map(anchor, headings(target)) else []
+    assert lost == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    links = [
+        (path, target)
+        for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", read(path))
+    ]
+    assert [f"{path.name}: {target}" for path, target in links if not (path.parent / target).exists()] == []
+
+
+def blocks(path: Path) -> list[str]:
+    """The Python code of a document, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", read(path), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if blocks(path)], ids=lambda path: path.name)
+def test_code_in_documents_runs(path: Path) -> None:
+    space: dict[str, object] = {"__name__": "document"}
+    for number, block in enumerate(blocks(path), 1):
+        exec(compile(block, f"{path.name}, block {number}", "exec"), space)
+
+
+def test_readme_tables_are_what_the_measured_files_say() -> None:
+    text = read(ROOT / "README.md")
+    assert readme.rewritten(text, ROOT / "benchmarks" / "results") == text, "run make readme"
 
 
 def rows_of_losses() -> dict[str, list[str]]:
@@ -122,6 +151,6 @@ def test_numbers_in_kernels_are_the_codes() -> None:
 
 
 def test_the_example_of_a_loss_is_under_twenty_lines() -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", read(ROOT / "docs" / "adding_a_loss.md"), re.MULTILINE | re.DOTALL)
+    (code,) = blocks(ROOT / "docs" / "adding_a_loss.md")
     parts = [node for node in ast.parse(code).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     assert sum((node.end_lineno or 0) - node.lineno + 1 for node in parts) < 20
