@@ -19,7 +19,8 @@ from benchmarks.cases import Case, cases
 from benchmarks.problems import problem
 from benchmarks.providers import NAMES, Provider, providers
 from benchmarks.results import Row, first_line
-from lt_kernels import doctor, storage
+from lt_kernels import doctor
+from lt_kernels.system import storage
 
 UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra memory": "MiB"}
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_kernels import interrupts, terminal
-from lt_kernels.storage import FolderInUse
+from lt_kernels.system import interrupts, terminal
+from lt_kernels.system.storage import FolderInUse
 
 ROOT = Path(__file__).resolve().parents[1]
 # what a command that was interrupted has done, where it does not say so itself
@@ -60,7 +60,7 @@ def _run(words: Sequence[str]) -> int:
         return _dispatch(words[0], words[1:])
     arguments = parser().parse_args(words)
     arguments.words = list(words)
-    from lt_kernels.files import FileError
+    from lt_kernels.system.files import FileError
     from lt_kernels.train import MissingTrainer
     from lt_kernels.train.config import ConfigError, RunFailed
 

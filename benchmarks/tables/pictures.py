@@ -24,7 +24,7 @@ from benchmarks.growth import Line
 from benchmarks.providers import LIMITS
 from benchmarks.results import Row
 from benchmarks.tables.readme import APART
-from lt_kernels.storage import write_whole
+from lt_kernels.system.storage import write_whole
 
 # Okabe and Ito's colours, which people who confuse red with green tell apart; each has a marker of its own too.
 STYLES: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_kernels.files import FileError
-from lt_kernels.storage import write_whole
+from lt_kernels.system.files import FileError
+from lt_kernels.system.storage import write_whole
 
 Arrays = dict[str, np.ndarray]
 FORMAT = b"lt_kernels arrays 1\n"  # another number where the arrays mean something else

@@ -14,8 +14,8 @@ from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.pickles import read_plain
 from lt_kernels.data.profiles import choose, exponential_counts
-from lt_kernels.files import FileError, as_path
-from lt_kernels.storage import read_regular
+from lt_kernels.system.files import FileError, as_path
+from lt_kernels.system.storage import read_regular
 
 # Of the training images of CIFAR-10, as the published runs centre both sets.
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -13,7 +13,7 @@ from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.images import ImageList
 from lt_kernels.data.lists import read_list
-from lt_kernels.files import FileError, as_path
+from lt_kernels.system.files import FileError, as_path
 
 
 class Source(NamedTuple):

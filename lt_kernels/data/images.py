@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.files import FileError, as_path
+from lt_kernels.system.files import FileError, as_path
 
 LARGEST_PART = 256  # images that a split decodes at a time: 1,024 of them are a gigabyte once they are floats
 MOST_PIXELS = 2**26  # of a picture, as it is stored and as it is scaled: 192 MiB of RGB

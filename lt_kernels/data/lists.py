@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lt_kernels.files import FileError, read_text
+from lt_kernels.system.files import FileError, read_text
 
 BLANKS = " \t"  # what separates; a path may hold some
 MOST_CLASSES = 2**31 - 1

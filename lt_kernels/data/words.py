@@ -17,7 +17,7 @@ from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.cache import Arrays, kept
 from lt_kernels.data.split import Blocks, Ints, draw_per_class, hold_out, homes, text_windows, window_keys
-from lt_kernels.files import as_path
+from lt_kernels.system.files import as_path
 
 WORD = re.compile(r"[a-z]+")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib import image
 from torch.utils.tensorboard import SummaryWriter
 
-from lt_kernels.storage import fresh_folder, write_whole
+from lt_kernels.system.storage import fresh_folder, write_whole
 from lt_kernels.train import analysis_tables as tables
 from lt_kernels.train.analysis_entries import ENTRIES, Analyses
 from lt_kernels.train.analyze import analyze_run

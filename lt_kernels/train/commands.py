@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.interrupts import Interrupted
-from lt_kernels.storage import write_whole
+from lt_kernels.system.interrupts import Interrupted
+from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.compare import available_cores, plan, write_report
 from lt_kernels.train.compare import compare as run_comparison

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lt_kernels.interrupts import Interrupted
-from lt_kernels.storage import write_whole
+from lt_kernels.system.interrupts import Interrupted
+from lt_kernels.system.storage import write_whole
 from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig
 from lt_kernels.train.files.folder import prepare_run, read_result
 from lt_kernels.train.methods.variants import config_of

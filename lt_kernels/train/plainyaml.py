@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.storage import read_bounded
+from lt_kernels.system.storage import read_bounded
 from lt_kernels.train import require
 from lt_kernels.train.errors import ConfigError
 

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.storage import write_whole
+from lt_kernels.system.storage import write_whole
 from lt_kernels.train.analysis_plots import grid
 from lt_kernels.train.analysis_tables import as_csv
 from lt_kernels.train.config import ConfigError, TrainConfig

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.storage import write_whole
+from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.commands import named_methods, recipe
 from lt_kernels.train.compare import available_cores, plan

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lt_kernels.data.shift import ShiftedTest
-from lt_kernels.storage import write_whole
-from lt_kernels.terminal import shown
+from lt_kernels.system.storage import write_whole
+from lt_kernels.system.terminal import shown
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
 from lt_kernels.train.shift import Holds, ShiftResult
 from lt_kernels.train.tables import Spread, spread

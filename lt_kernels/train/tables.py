@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lt_kernels.terminal import shown
+from lt_kernels.system.terminal import shown
 from lt_kernels.train.methods.variants import title_of
 from lt_kernels.train.model.scores import GROUPS
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from lt_kernels.files import FileError
-from lt_kernels.interrupts import Interrupted
-from lt_kernels.storage import FolderInUse
+from lt_kernels.system.files import FileError
+from lt_kernels.system.interrupts import Interrupted
+from lt_kernels.system.storage import FolderInUse
 from lt_kernels.train.errors import ConfigError, RunFailed
 
 # not fork: a forked process inherits torch's thread pool in whatever state it is

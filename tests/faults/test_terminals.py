@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lt_kernels import terminal
-from lt_kernels.interrupts import Interrupted
+from lt_kernels.system import terminal
+from lt_kernels.system.interrupts import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 # what a command prints, without the seconds that one takes to start

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lt_kernels.data import LongTailedData, load
-from lt_kernels.files import FileError
+from lt_kernels.system.files import FileError
 
 WORDS = dict(num_classes=50, max_tokens=20_000, test_per_class=2, context=2, block=20)
 

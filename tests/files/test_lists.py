@@ -10,7 +10,7 @@ import pytest
 
 from lt_kernels.data import load
 from lt_kernels.data.lists import read_list
-from lt_kernels.files import FileError, read_text
+from lt_kernels.system.files import FileError, read_text
 
 pillow = pytest.importorskip("PIL.Image", reason="pillow, which matplotlib brings along, is not installed")
 

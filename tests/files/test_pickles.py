@@ -16,7 +16,7 @@ import pytest
 
 from lt_kernels.data import load
 from lt_kernels.data.cifar import read_batch
-from lt_kernels.files import FileError
+from lt_kernels.system.files import FileError
 
 BYTES = np.arange(6, dtype=np.uint8).reshape(2, 3)
 

@@ -219,7 +219,7 @@ def test_pictures_show_names_as_they_are(name):
 
 def test_a_bad_byte_in_a_name_is_written(tmp_path: Path):
     """A folder's name that is no UTF-8 reaches the pages as surrogates."""
-    from lt_kernels.storage import write_whole
+    from lt_kernels.system.storage import write_whole
 
     write_whole(tmp_path / "a.csv", csv_text([["\udce9=1", "=\udce9"]]))
     assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "\\udce9=1,'=\\udce9\n"

@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
-from lt_kernels import cli, storage
+from lt_kernels import cli
+from lt_kernels.system import storage
 from tests.injection.nursery import ROOT
 from tests.injection.runs import left_over, recipe
 
@@ -145,7 +146,7 @@ def test_a_lock_names_its_process_and_ends_with_it(tmp_path: Path) -> None:
     """A killed process, and the lock that it leaves, are taken over; a living one is named."""
     program = f"""
 import pathlib, sys
-from lt_kernels import storage
+from lt_kernels.system import storage
 with storage.held(pathlib.Path({str(tmp_path / "out")!r})):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_kernels.storage import LOCK
+from lt_kernels.system.storage import LOCK
 from tests.injection.nursery import Nursery
 from tests.injection.runs import bits, left_over, same
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_kernels import storage
-from lt_kernels.interrupts import Interrupted
+from lt_kernels.system import storage
+from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.train import require
 from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, make_config, read_config, read_settings
 from lt_kernels.train.files import COMPARISON, CONFIG, KEPT, OWN, RESULT

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.storage import read_regular
+from lt_kernels.system.storage import read_regular
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import METRICS
 

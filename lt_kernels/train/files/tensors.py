@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lt_kernels.storage import read_regular, write_whole
+from lt_kernels.system.storage import read_regular, write_whole
 from lt_kernels.train.errors import ConfigError
 
 # torch's files are ZIP archives: the seal is the archive's comment, which torch and every other reader pass over

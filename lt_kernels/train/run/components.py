@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
-from lt_kernels.storage import close_whole, naming, open_whole
+from lt_kernels.system.storage import close_whole, naming, open_whole
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPONENTS
 from lt_kernels.train.files.results import read_numbers

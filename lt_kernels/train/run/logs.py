@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.tensorboard import SummaryWriter
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.storage import close_whole, fresh_folder, naming, open_whole
+from lt_kernels.system.storage import close_whole, fresh_folder, naming, open_whole
 from lt_kernels.train.files import METRICS, TENSORBOARD
 from lt_kernels.train.model.classifier import Classifier, predict
 from lt_kernels.train.model.scores import GROUPS, score

@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from lt_kernels import interrupts
 from lt_kernels.data import LongTailedData, ResumableLoader
 from lt_kernels.data.samplers import Order, Staged, make_order
-from lt_kernels.storage import write_whole
+from lt_kernels.system import interrupts
+from lt_kernels.system.storage import write_whole
 from lt_kernels.train.config import ConfigError, TrainConfig
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.storage import read_regular
+from lt_kernels.system.storage import read_regular
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 LARGEST = 2**30  # bytes of a text
