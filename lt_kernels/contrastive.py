@@ -14,6 +14,8 @@ from lt_kernels.core.targets import check_target
 from lt_kernels.core.terms import Reduction
 from lt_kernels.ops import keys, small
 
+__all__ = ["balanced_contrastive", "class_mean_cross_entropy"]
+
 _NOBODY = -(2**62)  # no class, and nobody's ignore_index
 
 

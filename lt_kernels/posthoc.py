@@ -13,6 +13,8 @@ from lt_kernels.heads import LinearHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
 
+__all__ = ["LearnableWeightScaling", "logit_adjustment", "pc_softmax", "rescale_by_count", "tau_normalize"]
+
 
 def _classes(logits: Tensor, name: str, vector: Tensor) -> Tensor:
     checks.floating("logits", logits)

@@ -10,6 +10,15 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 
+__all__ = [
+    "class_balanced_weight",
+    "class_counts_of",
+    "dbm_margin",
+    "label_aware_smoothing",
+    "ldam_margin",
+    "log_prior",
+]
+
 
 def log_prior(class_counts: Any, tau: float = 1.0) -> Tensor:
     """tau log(n_c / sum n), the offset of balanced softmax (Ren et al., 2020), logit adjustment (Menon et al., 2021).

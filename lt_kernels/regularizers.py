@@ -17,6 +17,8 @@ from lt_kernels.ops import small
 from lt_kernels.ops.columns import ignored_rows, lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 
+__all__ = ["CenterLoss", "LADERegularizer", "LogitWeightRepulsion", "UniformOffset"]
+
 
 class LogitWeightRepulsion(nn.Module):
     """`functional.logit_weight_repulsion` of the classifier's weights [C, d], to be added with a decaying factor.

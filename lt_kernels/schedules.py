@@ -10,6 +10,8 @@ from torch import Tensor
 from lt_kernels import priors
 from lt_kernels.core import checks
 
+__all__ = ["DeferredReweighting", "LinearWarmup", "PolynomialDecay"]
+
 
 @dataclass(frozen=True)
 class DeferredReweighting:

@@ -1,11 +1,10 @@
-"""The rules of the house, a test each: sizes, folders, words, annotations and imports."""
+"""The rules of the house, a test each: sizes, folders, words and annotations."""
 
 from __future__ import annotations
 
 import ast
 import re
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,35 +91,6 @@ def test_set_up_names_no_host() -> None:
     host = r"https?://|--(?:extra-)?index-url|--trusted-host"
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
     assert {name: re.findall(host, text) for name, text in texts.items() if re.search(host, text)} == {}
-
-
-def imports(path: Path, modules: Mapping[str, Path]) -> set[str]:
-    """The modules among `modules` that a file imports, within its functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.update(name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            full = (f"{node.module}.{name.name}" for name in node.names)
-            found.update(name if name in modules else node.module for name in full)
-    return found & set(modules)
-
-
-def reached(start: str, graph: Mapping[str, set[str]]) -> set[str]:
-    """All modules that one leads to."""
-    seen, left = set(), [start]
-    while left:
-        left += (new := graph[left.pop()] - seen)
-        seen |= new
-    return seen
-
-
-def test_no_circle_of_imports() -> None:
-    """No module of the package leads back to itself, not even by an import within a function."""
-    paths = (path.relative_to(ROOT) for path in (ROOT / "lt_kernels").rglob("*.py"))
-    modules = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): ROOT / path for path in paths}
-    graph = {name: imports(path, modules) for name, path in modules.items()}
-    assert [name for name in graph if name in reached(name, graph)] == []
 
 
 def test_changelog_has_an_unreleased_section() -> None:
