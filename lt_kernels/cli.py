@@ -266,7 +266,7 @@ def _shift(arguments: argparse.Namespace) -> int:
     from lt_kernels.train import need
 
     need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
-    from lt_kernels.train.shift_command import shift
+    from lt_kernels.train.shift.command import shift
 
     return shift(arguments)
 

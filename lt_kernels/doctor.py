@@ -49,6 +49,11 @@ def machine(device: str = "cpu") -> dict[str, str | int]:
     }
 
 
+def device_name() -> str:
+    """The GPU's name where torch can use one, else the CPU's."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+
+
 def commit() -> str:
     """The short hash of the sources, with "+" where the code differs from it; "unknown" outside a git checkout."""
     short = _git("rev-parse", "--short", "HEAD")
@@ -61,8 +66,8 @@ def _git(*arguments: str) -> str:
     if not (root / ".git").exists():  # installed: a checkout further up would be somebody else's
         return ""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
 

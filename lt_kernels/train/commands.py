@@ -12,13 +12,12 @@ from typing import Any
 from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
-from lt_kernels.train.compare import available_cores, plan, write_report
-from lt_kernels.train.compare import compare as run_comparison
+from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
+from lt_kernels.train.compare.tables import rich_table
 from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_settings
 from lt_kernels.train.files import COMPARISON, LAST
 from lt_kernels.train.files.folder import claimed, hinting, prepare_comparison
 from lt_kernels.train.output.screen import Screen, print_table
-from lt_kernels.train.tables import rich_table
 
 RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
 
@@ -113,6 +112,8 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         write_whole(folder / COMPARISON, text)
         with hinting(go_on_with(arguments.words)):
             results = run_comparison(jobs, workers, None if arguments.quiet else Screen(stderr=True))
+            from lt_kernels.train.compare.report import write_report  # matplotlib and the trainer take seconds
+
             summaries = write_report(jobs, results, folder, text, workers)
     shown = Screen()
     print_table(
@@ -130,7 +131,7 @@ def go_on_with(words: Sequence[str]) -> str:
 
 def analyze(runs: Sequence[str], out: str | None) -> int:
     """Draw what finished runs have learnt, and name the page."""
-    from lt_kernels.train.analysis_page import analyze_folders
+    from lt_kernels.train.analysis.report import analyze_folders
 
     with hinting("the same command writes all of it anew"):
         page = analyze_folders(runs, out)
@@ -144,7 +145,7 @@ def planar(data: str, methods: str, config: str | None, changes: Sequence[str], 
     settings = apply_overrides({**read_settings(config or recipe(data)), "data": data}, changes)
     jobs = plan(settings, names, 1, Path(), 1)
     folder = Path(out) if out else Path("runs") / f"{data}-planar"
-    from lt_kernels.train.planar import train_planar, write_planes
+    from lt_kernels.train.analysis.planar import train_planar, write_planes
 
     seed = make_config({**settings, "method": names[0]}).seed
     with claimed(folder), hinting("nothing was written: the same command starts anew"):

@@ -63,7 +63,7 @@ def test_a_table_is_drawn_in_the_letters_of_its_terminal() -> None:
     pytest.importorskip("rich", reason="the extra [train] is not installed")
     from rich.console import Console
 
-    from lt_kernels.train.tables import Spread, Summary, rich_table
+    from lt_kernels.train.compare.tables import Spread, Summary, rich_table
 
     values = {"all": Spread(12.34, 0.56), "seconds_per_epoch": Spread(1.0, None)}
     table = rich_table([Summary("ce", 3, values, "cross-entropy")], "accuracy", "ascii")

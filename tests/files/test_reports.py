@@ -18,14 +18,16 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from rich.console import Console
 
 from benchmarks.tables import readme
-from lt_kernels.train import analysis_tables, pairs, report, shift_report, tables
-from lt_kernels.train.analysis_page import PAGE, write_analysis
-from lt_kernels.train.analyze import Analysis, analyze
+from lt_kernels.train.analysis import tables as analysis_tables
+from lt_kernels.train.analysis.measures import Analysis, analyze
+from lt_kernels.train.analysis.report import PAGE, write_analysis
+from lt_kernels.train.compare import pairs, report, tables
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.model.readings import Reading
 from lt_kernels.train.output import figures
 from lt_kernels.train.output.cells import NUMBER, csv_text, quoted, unquoted
-from lt_kernels.train.shift import ShiftResult
+from lt_kernels.train.shift import report as shift_report
+from lt_kernels.train.shift.evaluate import ShiftResult
 
 TAG = '<script>alert("1")</script><img src=x onerror=alert(1)>\'"&amp;'
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0", "\uff1d1+1", "'=1",

@@ -17,9 +17,10 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 import matplotlib
 from matplotlib import image
 
-from lt_kernels.train import analysis_plots, analysis_plots_samples, report
-from lt_kernels.train.analysis_entries import ENTRIES
-from lt_kernels.train.analyze import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
+from lt_kernels.train.analysis import plots_classes, plots_samples
+from lt_kernels.train.analysis.entries import ENTRIES
+from lt_kernels.train.analysis.measures import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
+from lt_kernels.train.compare import report
 from lt_kernels.train.output import figures
 from lt_kernels.train.run.components import NAMES, History
 
@@ -33,7 +34,7 @@ def samples(random: np.random.Generator, classes: int) -> dict[str, Any]:
         "angles": {kind: random.uniform(10, 90, len(target)) for kind in ("weight", "mean")},
         "histogram": Histogram(np.linspace(-5, 5, 21), {key: random.uniform(size=20) for key in keys}),
         "calibration": np.column_stack([np.arange(15) / 15, np.ones(15), np.arange(15) / 15, np.ones(15) / 2]),
-        "summary": dict.fromkeys((*analysis_plots_samples.BALANCE, "calibration_error", "separability_all"), 0.5),
+        "summary": dict.fromkeys((*plots_samples.BALANCE, "calibration_error", "separability_all"), 0.5),
     }
 
 
@@ -106,11 +107,11 @@ def test_many_classes_are_averaged_in_blocks_and_ranges(monkeypatch: pytest.Monk
     large, small = made("bs", 2000), made("bs", 10)
     assert large.similarity.values.shape == (BLOCKS, BLOCKS)
     assert small.similarity.values.shape == (10, 10)
-    figure = figure_of(monkeypatch, analysis_plots.offsets, [large])
+    figure = figure_of(monkeypatch, plots_classes.offsets, [large])
     assert len(figure.axes[0].lines[0].get_xdata()) == figures.BINS
-    figure = figure_of(monkeypatch, analysis_plots.offsets, [small])
+    figure = figure_of(monkeypatch, plots_classes.offsets, [small])
     assert len(figure.axes[0].lines[0].get_xdata()) == 10
-    figure = figure_of(monkeypatch, analysis_plots.history, [large], ("attraction", "repulsion"))
+    figure = figure_of(monkeypatch, plots_classes.history, [large], ("attraction", "repulsion"))
     assert [len(axis.lines) for axis in figure.axes[:2]] == [figures.BINS, figures.BINS]
 
 
@@ -118,7 +119,7 @@ def test_one_colour_scale_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = Matrix(np.array([[np.nan, 0.1], [0.1, np.nan]]), np.array([0, 1, 2]))
     strong = Matrix(np.array([[np.nan, -0.8], [-0.8, np.nan]]), np.array([0, 1, 2]))
     runs = [made("ce", 2, similarity=weak), made("bs", 2, similarity=strong)]
-    figure = figure_of(monkeypatch, analysis_plots.similarity, runs)
+    figure = figure_of(monkeypatch, plots_classes.similarity, runs)
     assert [axis.images[0].get_clim() for axis in figure.axes[:2]] == [(-0.8, 0.8), (-0.8, 0.8)]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["300", "1"]
 
@@ -126,8 +127,8 @@ def test_one_colour_scale_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_between_the_groups_are_where_the_counts_say() -> None:
     counts = np.array([5, 200, 30, 101, 19, 20])
     analysis = made("ce", 6, counts=counts, order=np.argsort(-counts, kind="stable"))
-    assert analysis_plots.boundaries(analysis) == [2, 4]
-    assert analysis_plots.boundaries(made("ce", 2, counts=np.array([3, 2]))) == []
+    assert plots_classes.boundaries(analysis) == [2, 4]
+    assert plots_classes.boundaries(made("ce", 2, counts=np.array([3, 2]))) == []
 
 
 def test_quartiles_are_of_classes_or_of_groups() -> None:
@@ -137,24 +138,24 @@ def test_quartiles_are_of_classes_or_of_groups() -> None:
     few = made(
         "ce", 3, counts=few.counts, order=few.order, target=few.target, angles={"weight": few.angles["weight"][:5]}
     )
-    assert analysis_plots_samples.quartiles(few, "weight") == [
+    assert plots_samples.quartiles(few, "weight") == [
         ("200", 1, [70, 70, 70]),
         ("50", 1, [90, 90, 90]),
         ("2", 3, [15, 20, 30]),
     ]
-    labels = [label for label, _, _ in analysis_plots_samples.quartiles(made("ce", 100), "mean")]
+    labels = [label for label, _, _ in plots_samples.quartiles(made("ce", 100), "mean")]
     assert [label.splitlines()[0] for label in labels] == ["many", "medium", "few"]
 
 
 def test_runs_without_components_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     without = made("ldam", 10, components="its loss has a margin", history=None)
-    figure = figure_of(monkeypatch, analysis_plots.components, [made("bs", 10), without])
+    figure = figure_of(monkeypatch, plots_classes.components, [made("bs", 10), without])
     assert [line.get_label() for line in figure.axes[0].lines] == ["bs"]
-    figure = figure_of(monkeypatch, analysis_plots.components, [without])
+    figure = figure_of(monkeypatch, plots_classes.components, [without])
     assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
     gone = {name: np.full((3, 10), np.nan) for name in NAMES}
     figure = figure_of(
-        monkeypatch, analysis_plots.history, [made("ldam", 10, history=History(np.arange(3), gone))], NAMES
+        monkeypatch, plots_classes.history, [made("ldam", 10, history=History(np.arange(3), gone))], NAMES
     )
     assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
 
@@ -162,15 +163,15 @@ def test_runs_without_components_are_left_out_and_named(monkeypatch: pytest.Monk
 def test_values_that_are_not_there_are_no_error() -> None:
     nothing = np.full(10, np.nan)
     hole = made("ce", 10, offsets={"test features": nothing}, components="its loss is focal")
-    assert analysis_plots.offsets([hole]).startswith(b"\x89PNG")
-    assert analysis_plots.components([hole]).startswith(b"\x89PNG")
+    assert plots_classes.offsets([hole]).startswith(b"\x89PNG")
+    assert plots_classes.components([hole]).startswith(b"\x89PNG")
 
 
 def test_the_report_shows_the_analyses_that_there_are(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "analysis"
     folder.mkdir(parents=True)
     assert report._analyses([folder, tmp_path / "none"]) == []
-    (folder / "balance.png").write_bytes(analysis_plots_samples.balance([made("bs", 10)]))
+    (folder / "balance.png").write_bytes(plots_samples.balance([made("bs", 10)]))
     title, part = report._analyses([folder, tmp_path / "none"])
     assert "learnt" in title
     assert part.count("data:image/png;base64,") == 1

@@ -18,11 +18,10 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels import cli
-from lt_kernels.train import analysis_page
-from lt_kernels.train import analysis_tables as tables
-from lt_kernels.train.analysis_entries import ENTRIES
-from lt_kernels.train.analysis_page import find_runs, name_runs
-from lt_kernels.train.analyze import Analysis, analyze, blocks, calibration, groups_of, histogram
+from lt_kernels.train.analysis import report, tables
+from lt_kernels.train.analysis.entries import ENTRIES
+from lt_kernels.train.analysis.measures import Analysis, analyze, blocks, calibration, groups_of, histogram
+from lt_kernels.train.analysis.report import find_runs, name_runs
 from lt_kernels.train.model.readings import Reading
 
 # Three classes in the plane: 0 is rare, 1 frequent, 2 in between. Each has two test samples.
@@ -204,13 +203,13 @@ def test_a_run_that_recorded_nothing_has_no_pictures_over_the_epochs(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = [entry for entry in ENTRIES if entry.stem in ("balance", "offsets_by_epoch")]
-    monkeypatch.setattr(analysis_page, "ENTRIES", few)
+    monkeypatch.setattr(report, "ENTRIES", few)
     assert cli.main(["analyze", str(runs / "ldam"), "--out", str(tmp_path / "out")]) == 0
     assert {path.suffix: path.stem for path in (tmp_path / "out").glob("*.png")} == {".png": "balance"}
 
 
 def test_accuracies_are_those_of_the_run(runs: Path) -> None:
-    from lt_kernels.train.analyze import analyze_run
+    from lt_kernels.train.analysis.measures import analyze_run
     from lt_kernels.train.files.folder import read_result
 
     for method in ("ce", "ldam"):

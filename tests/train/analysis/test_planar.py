@@ -20,8 +20,8 @@ from matplotlib import image
 
 from lt_kernels import cli
 from lt_kernels.data import load
+from lt_kernels.train.analysis.planar import PlanarNetwork, Plane, picture, train_planar, write_planes
 from lt_kernels.train.config import ConfigError, TrainConfig
-from lt_kernels.train.planar import PlanarNetwork, Plane, picture, train_planar, write_planes
 
 CONFIG = TrainConfig(method="bs", epochs=3, warmup_epochs=0, lr=0.05, batch_size=32, threads=1)
 
@@ -104,7 +104,7 @@ def test_pictures_of_bytes_are_drawn_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
     parts = {"train": as_bytes(data.train), "test": as_bytes(data.test)}
     bytes_ = dataclasses.replace(data, **parts, pixel_mean=(mean,), pixel_deviation=(deviation,))
-    monkeypatch.setattr("lt_kernels.train.planar.load_data", lambda config: bytes_)
+    monkeypatch.setattr("lt_kernels.train.analysis.planar.load_data", lambda config: bytes_)
     assert train_planar(CONFIG).features.shape == (500, 2)
 
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_drawn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="one network and one weight a class, got 'ncl'"):
         train_planar(CONFIG.replace(method="ncl"))
     apart = SimpleNamespace(train=([1, 2], None), name="listed", input_kind="image")
-    monkeypatch.setattr("lt_kernels.train.planar.load_data", lambda config: apart)
+    monkeypatch.setattr("lt_kernels.train.analysis.planar.load_data", lambda config: apart)
     with pytest.raises(ConfigError, match="--data must name a set that is held in memory, got listed"):
         train_planar(CONFIG)
 

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("rich", reason="the extra [train] is not installed")
 
+from lt_kernels.train.compare.pairs import BUILT_ON, paired, pairs_csv
 from lt_kernels.train.methods.registry import BASE_METHODS
-from lt_kernels.train.pairs import BUILT_ON, paired, pairs_csv
 
 
 def runs(method: str, *accuracies: float, **options: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ pytest.importorskip("rich", reason="the extra [train] is not installed")
 
 from matplotlib import image
 
-from lt_kernels.train import plots, plots_many, report, tables
+from lt_kernels.train.compare import plots, plots_many, report, tables
 from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.output import figures
 

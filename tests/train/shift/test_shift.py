@@ -27,7 +27,7 @@ from lt_kernels.train.model.classifier import predict
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.loading import load_run
-from lt_kernels.train.shift import SCALED, held_prior, logits_hold, predict_shifted
+from lt_kernels.train.shift.evaluate import SCALED, held_prior, logits_hold, predict_shifted
 
 DIGITS = [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
 METHODS = ["ce", "la", "ldam"]

@@ -9,7 +9,7 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lt_kernels.train.config import make_config
 from lt_kernels.train.run.build import build_module, load_data
-from lt_kernels.train.shift import held_prior, holds, logit_scale
+from lt_kernels.train.shift.evaluate import held_prior, holds, logit_scale
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from lt_kernels import doctor
 from lt_kernels.system.terminal import shown
 from lt_kernels.train.methods.variants import title_of
 from lt_kernels.train.model.scores import GROUPS
@@ -151,3 +152,26 @@ def classes_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             means = [statistics.fmean(run[name][label] for run in runs) for name in ("per_class", "per_class_iou")]
             rows.append([method, label, count, *means])
     return csv_text(rows)
+
+
+def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | int]:
+    """Where and with what a comparison was made: what its table must say when it leaves the machine."""
+    config, counts = result["config"], result["class_counts"]
+    units = result.get("units", {"counts": "samples", "groups": "samples"})
+    return {
+        "data": config["data"],
+        "classes": len(counts),
+        "class_counts": f"{max(counts)} to {min(counts)}",
+        "counted": units["counts"],
+        "grouped": units["groups"],
+        "training_samples": result["samples"]["train"],
+        "test_samples": result["samples"]["test"],
+        "network": config["network"],
+        "epochs": config["epochs"],
+        "seeds": seeds,
+        "device": doctor.device_name(),
+        "torch": result["torch"],
+        "threads_a_run": result["threads"],
+        "runs_at_a_time": jobs,
+        "commit": doctor.commit(),
+    }

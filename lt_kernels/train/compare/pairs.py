@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lt_kernels.train.compare.tables import Spread, spread
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.output.cells import csv_text
-from lt_kernels.train.tables import Spread, spread
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 HEADINGS = ("method", "beside", "difference of all", "seeds above")

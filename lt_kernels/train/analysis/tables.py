@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lt_kernels.train.analysis_plots_samples import quartiles
-from lt_kernels.train.analyze import Analysis, Matrix
+from lt_kernels.train.analysis.measures import Analysis, Matrix
+from lt_kernels.train.analysis.plots_samples import quartiles
 from lt_kernels.train.output.cells import csv_text
 
 Rows = Iterator[Sequence[Any]]

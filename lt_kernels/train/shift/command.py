@@ -10,14 +10,13 @@ from typing import Any
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.commands import named_methods, recipe
-from lt_kernels.train.compare import available_cores, plan
-from lt_kernels.train.compare import compare as run_comparison
+from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
 from lt_kernels.train.config import ConfigError, apply_overrides, read_settings
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
 from lt_kernels.train.files.folder import claimed, hinting, recorded
 from lt_kernels.train.output.screen import Screen, print_table
-from lt_kernels.train.shift import evaluate_shifts, same_data
-from lt_kernels.train.shift_report import write_shift
+from lt_kernels.train.shift.evaluate import evaluate_shifts, same_data
+from lt_kernels.train.shift.report import write_shift
 
 
 def shift(arguments: argparse.Namespace) -> int:

@@ -1,10 +1,9 @@
-"""Several methods, several seeds, one table and one report."""
+"""The runs of a comparison, several methods over several seeds: planned, trained and collected."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_kernels.system.interrupts import Interrupted
-from lt_kernels.system.storage import write_whole
+from lt_kernels.train.compare.workers import run_all
 from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig
 from lt_kernels.train.files.folder import prepare_run, read_result
 from lt_kernels.train.methods.variants import config_of
-from lt_kernels.train.workers import run_all
 
 SEEDS = 10_000
 
@@ -89,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, dict[str
         yield job, work(job)
 
 
-def compare(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[str, list[dict[str, Any]]]:
+def run_comparison(jobs: Sequence[Job], workers: int, console: Console | None) -> dict[str, list[dict[str, Any]]]:
     """Do all runs, telling `console` of each, and return the results by method, in the order of the seeds."""
     shown = console or Console(quiet=True)
     parts = (
@@ -125,33 +123,3 @@ def hinting_runs(jobs: Sequence[Job], found: Mapping[Path, Any]) -> Iterator[Non
         done = f"{len(found)} of {len(jobs)} runs are done, and what the others have saved is kept"
         setattr(error, "hint", done)  # noqa: B010 (errors of the system have none)
         raise
-
-
-def write_report(
-    jobs: Sequence[Job], results: Mapping[str, list[dict[str, Any]]], folder: Path, settings: str, workers: int
-) -> Any:
-    """Write table.csv, .md and .json, summary.csv, runs.csv, pairs.csv and report.html; return the summaries."""
-    from lt_kernels.train import pairs, tables
-    from lt_kernels.train.about import facts
-    from lt_kernels.train.files.results import read_rows
-    from lt_kernels.train.report import render
-
-    summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]
-    rows = {method: [read_rows(job.folder) for job in jobs if job.name == method] for method in results}
-    about = facts(next(iter(results.values()))[0], summaries[0].seeds, workers)
-    analyses = [folder / "analysis", *(job.folder / "analysis" for job in jobs)]
-    title = f"{jobs[0].config.data}: {len(results)} methods, {summaries[0].seeds} seed(s)"
-    pages = {
-        "table.csv": tables.table_csv(summaries),
-        "table.json": json.dumps(about, indent=1) + "\n",
-        "summary.csv": tables.summary_csv(summaries),
-        "table.md": tables.markdown(summaries),
-        "runs.csv": tables.runs_csv(results),
-        "pairs.csv": pairs.pairs_csv(pairs.paired(results)),
-        "report.html": render(summaries, results, rows, settings, about, title, analyses),
-    }
-    if all("per_class_iou" in run for runs in results.values() for run in runs):
-        pages["classes.csv"] = tables.classes_csv(results)
-    for name, text in pages.items():
-        write_whole(folder / name, text)
-    return summaries

@@ -11,12 +11,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from lt_kernels import doctor
 from lt_kernels.data.shift import ShiftedTest
 from lt_kernels.system.storage import write_whole
 from lt_kernels.system.terminal import shown
+from lt_kernels.train.compare.tables import Spread, spread
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
-from lt_kernels.train.shift import Holds, ShiftResult
-from lt_kernels.train.tables import Spread, spread
+from lt_kernels.train.shift.evaluate import Holds, ShiftResult
 
 PRIOR = {False: "as trained", True: "compensated"}
 
@@ -130,8 +131,6 @@ def write_shift(
     """Write shift.md, .csv, .json and .png and shift_runs.csv into a folder that is there, and return the table for a
     terminal.
     """
-    from lt_kernels.train.about import commit, device
-
     rows, first = shift_rows(results), results[0].config
     title = f"{first.data}: accuracy on shifted test sets"
     about = {
@@ -139,8 +138,8 @@ def write_shift(
         "imbalance": first.imbalance,
         "seeds": sorted({result.config.seed for result in results}),
         "test_counts": {test.name: test.counts.tolist() for test in tests},
-        "device": device(),
-        "commit": commit(),
+        "device": doctor.device_name(),
+        "commit": doctor.commit(),
     }
     write_whole(folder / "shift.md", shift_markdown(rows, tests))
     write_whole(folder / "shift.csv", shift_csv(rows, tests))

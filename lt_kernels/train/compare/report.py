@@ -1,17 +1,47 @@
-"""The report of a comparison: one HTML file that needs nothing beside it."""
+"""The report of a comparison: its tables, and one HTML page that needs no file beside it."""
 
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_kernels.train import plots, plots_many
+from lt_kernels.system.storage import write_whole
+from lt_kernels.train.analysis.entries import ENTRIES
+from lt_kernels.train.compare import plots, plots_many, tables
+from lt_kernels.train.compare.jobs import Job
+from lt_kernels.train.compare.pairs import HEADINGS, Pair, paired, pairs_csv
+from lt_kernels.train.compare.tables import Summary, best, cells, columns, headings
+from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.output import figures
 from lt_kernels.train.output.pages import STYLE, html_figure, html_table
-from lt_kernels.train.pairs import HEADINGS, Pair, paired
-from lt_kernels.train.tables import Summary, best, cells, columns, headings
+
+
+def write_report(
+    jobs: Sequence[Job], results: Mapping[str, list[dict[str, Any]]], folder: Path, settings: str, workers: int
+) -> list[Summary]:
+    """Write table.csv, .md and .json, summary.csv, runs.csv, pairs.csv and report.html; return the summaries."""
+    summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]
+    rows = {method: [read_rows(job.folder) for job in jobs if job.name == method] for method in results}
+    about = tables.facts(next(iter(results.values()))[0], summaries[0].seeds, workers)
+    analyses = [folder / "analysis", *(job.folder / "analysis" for job in jobs)]
+    title = f"{jobs[0].config.data}: {len(results)} methods, {summaries[0].seeds} seed(s)"
+    pages = {
+        "table.csv": tables.table_csv(summaries),
+        "table.json": json.dumps(about, indent=1) + "\n",
+        "summary.csv": tables.summary_csv(summaries),
+        "table.md": tables.markdown(summaries),
+        "runs.csv": tables.runs_csv(results),
+        "pairs.csv": pairs_csv(paired(results)),
+        "report.html": render(summaries, results, rows, settings, about, title, analyses),
+    }
+    if all("per_class_iou" in run for runs in results.values() for run in runs):
+        pages["classes.csv"] = tables.classes_csv(results)
+    for name, text in pages.items():
+        write_whole(folder / name, text)
+    return summaries
 
 
 def _finding(summaries: Sequence[Summary]) -> str:
@@ -135,8 +165,6 @@ def _pictures(summaries: Sequence[Summary], results: figures.Results, rows: plot
 
 def _analyses(folders: Sequence[Path]) -> list[str]:
     """The pictures that `lt-kernels analyze` wrote into folders, each folder's in a part of the page that opens."""
-    from lt_kernels.train.analysis_entries import ENTRIES
-
     parts = []
     for folder in folders:
         found = [entry for entry in ENTRIES if (folder / f"{entry.stem}.png").exists()]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from lt_kernels.train.compare.plots import Rows
+from lt_kernels.train.compare.tables import Summary, columns
 from lt_kernels.train.output.figures import GROUP_LABELS, Results, canvas, class_bins, encoded, literal
-from lt_kernels.train.plots import Rows
-from lt_kernels.train.tables import Summary, columns
 
 MANY = 16  # methods, from which on these are drawn
 LEADING = 8  # methods whose training is drawn then, beside cross-entropy

@@ -12,9 +12,9 @@ from matplotlib import image
 from torch.utils.tensorboard import SummaryWriter
 
 from lt_kernels.system.storage import fresh_folder, write_whole
-from lt_kernels.train import analysis_tables as tables
-from lt_kernels.train.analysis_entries import ENTRIES, Analyses
-from lt_kernels.train.analyze import analyze_run
+from lt_kernels.train.analysis import tables
+from lt_kernels.train.analysis.entries import ENTRIES, Analyses
+from lt_kernels.train.analysis.measures import analyze_run
 from lt_kernels.train.config import ConfigError, read_config
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD
 from lt_kernels.train.files.folder import claimed, recorded

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lt_kernels.train.compare.tables import Summary, columns
 from lt_kernels.train.output.figures import (
     GROUP_LABELS,
     canvas,
@@ -14,7 +15,6 @@ from lt_kernels.train.output.figures import (
     method_styles,
     side_legend,
 )
-from lt_kernels.train.tables import Summary, columns
 
 Rows = Mapping[str, Sequence[Sequence[Mapping[str, float]]]]
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lt_kernels.train.analysis_plots import Analyses, grid, styles_of
-from lt_kernels.train.analyze import Analysis, groups_of
+from lt_kernels.train.analysis.measures import Analysis, groups_of
+from lt_kernels.train.analysis.plots_classes import Analyses, grid, styles_of
 from lt_kernels.train.output import figures
 
 CLASSES = 12  # up to this many classes each has quartiles of its own

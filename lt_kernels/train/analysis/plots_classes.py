@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
-from lt_kernels.train.analyze import Analysis, Matrix, groups_of
+from lt_kernels.train.analysis.measures import Analysis, Matrix, groups_of
 from lt_kernels.train.output import figures
 
 Analyses = Sequence[Analysis]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lt_kernels.train import analysis_plots as classes
-from lt_kernels.train import analysis_plots_samples as samples
-from lt_kernels.train import analysis_tables as tables
-from lt_kernels.train.analyze import RIDGE, SEPARATED, Analysis
+from lt_kernels.train.analysis import plots_classes as classes
+from lt_kernels.train.analysis import plots_samples as samples
+from lt_kernels.train.analysis import tables
+from lt_kernels.train.analysis.measures import RIDGE, SEPARATED, Analysis
 
 Analyses = Sequence[Analysis]
 OFFSETS, PARTS = ("offset", "estimated_offset"), ("attraction", "repulsion")

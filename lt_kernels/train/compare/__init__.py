@@ -1,0 +1,1 @@
+"""Comparisons: methods over seeds, trained side by side, summed up and reported."""
