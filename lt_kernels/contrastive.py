@@ -10,35 +10,24 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
-from lt_kernels.core.targets import check_target
 from lt_kernels.core.terms import Reduction
 from lt_kernels.ops import keys, small
 
 __all__ = ["balanced_contrastive", "class_mean_cross_entropy"]
 
-_NOBODY = -(2**62)  # no class, and nobody's ignore_index
-
 
 def class_indices(target: Any, classes: int, rows: int, like: Tensor) -> Tensor:
     """Class indices [N], all in 0 to C - 1: a contrastive term has no row to ignore, nor one of two classes."""
-    target = checks.indices("target", target, (rows,), like)
-    if checks.readable(target):
-        try:
-            check_target(target, classes, _NOBODY)
-        except IndexError:
-            raise IndexError(
-                f"target must be in 0 to {classes - 1}, got {int(target.min())} to {int(target.max())}"
-            ) from None
-    return target
+    return _indices("target", target, rows, 0, classes, like)
 
 
-def _optional(name: str, value: Any, rows: int, size: int, like: Tensor) -> Tensor:
-    """Indices [M] in 0 to size - 1, or -1."""
+def _indices(name: str, value: Any, rows: int, low: int, size: int, like: Tensor) -> Tensor:
+    """Indices [M] in low to size - 1, where -1 stands for none."""
     value = checks.indices(name, value, (rows,), like)
-    if checks.readable(value):
+    if checks.readable(value) and value.numel():
         least, most = (int(end) for end in value.aminmax())
-        if least < -1 or most >= size:
-            raise IndexError(f"{name} must be in -1 to {size - 1}, got {least} to {most}")
+        if least < low or most >= size:
+            raise IndexError(f"{name} must be in {low} to {size - 1}, got {least} to {most}")
     return value
 
 
@@ -145,9 +134,9 @@ def class_mean_cross_entropy(
     kind = accumulate_type(query.dtype)
     classes = log_prior.shape[0]
     target = class_indices(target, classes, query.shape[0], query)
-    key_class = _optional("key_class", key_class, key.shape[0], classes, query)
+    key_class = _indices("key_class", key_class, key.shape[0], -1, classes, query)
     if own_key is not None:
-        own_key = _optional("own_key", own_key, query.shape[0], key.shape[0], query)
+        own_key = _indices("own_key", own_key, query.shape[0], -1, key.shape[0], query)
     count = _count(key_class, classes, kind)
     offset = (log_prior.to(kind) - count.clamp_min(1).log())[key_class.clamp_min(0)]
     rest, own = keys.statistics(query.to(kind), key.to(kind), target, key_class, offset, own_key)

@@ -1,1 +1,1 @@
-"""The ground floor: the words and numbers of the operators, checks and tables. It imports nothing else of ours."""
+"""What every other part stands on: settings and arguments of the operators, dtypes, checks, and tables of modules."""

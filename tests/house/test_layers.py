@@ -1,4 +1,4 @@
-"""How the rooms of the package stand on each other, and that what documents name can be imported from there."""
+"""Which part of the package may import which, and that what documents name can be imported from there."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import lt_kernels
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").glob("*.md")]
 
-# The rooms of the package from the ground up: each imports only those that stand before it.
-ROOMS = [
+# The parts of the package in layers, the lowest first: each imports only from those before it.
+LAYERS = [
     *("core", "reference", "triton", "priors", "margins", "ops", "distributed", "functional", "contrastive"),
     *("regularizers", "losses", "heads", "posthoc", "schedules", "metrics"),
     *("system", "data", "doctor", "train", "cli", "__main__"),
 ]
-# What stands on the ground floor alone, with what it may import beside it.
-WINGS = {"core": set(), "reference": {"core"}, "triton": {"core", "reference"}}
-
+# Of the lowest, all that they may import beside themselves: no kernel knows the operators that call it.
+LOWEST = {"core": set(), "reference": {"core"}, "triton": {"core", "reference"}}
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -58,34 +57,35 @@ def in_circles(graph: Mapping[str, Iterable[str]]) -> list[str]:
     return found
 
 
-def room(module: str) -> str:
-    """The folder of a module; a module that lies beside folders is a room of its own."""
+def part_of(module: str) -> str:
+    """The folder of a module; a module that lies beside folders is a part of its own."""
     folder = module if module in PACKAGES else module.rpartition(".")[0]
     return module if any(other.startswith(f"{folder}.") for other in PACKAGES) else folder
 
 
 def test_no_circle_of_imports() -> None:
-    """No module leads back to itself, not even by an import within a function, and no room to itself by another."""
+    """No module leads back to itself, not even by an import within a function, and no part to itself by another."""
     assert in_circles(GRAPH) == []
-    rooms: dict[str, set[str]] = {}
+    parts: dict[str, set[str]] = {}
     for name, found in GRAPH.items():
-        rooms.setdefault(room(name), set()).update(map(room, found))
-    assert in_circles({name: found - {name} for name, found in rooms.items()}) == []
+        parts.setdefault(part_of(name), set()).update(map(part_of, found))
+    assert in_circles({name: found - {name} for name, found in parts.items()}) == []
 
 
 def test_circles_are_found() -> None:
     assert in_circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == ["b", "c"]
-    assert (room("lt_kernels.ops.rows"), room("lt_kernels.functional")) == ("lt_kernels.ops", "lt_kernels.functional")
+    assert part_of("lt_kernels.ops.rows") == "lt_kernels.ops"
+    assert part_of("lt_kernels.functional") == "lt_kernels.functional"
 
 
-def test_rooms_stand_on_those_below() -> None:
+def test_each_layer_imports_lower_ones_alone() -> None:
     def top(module: str) -> str:
         return module.split(".")[1]
 
     pairs = {(top(name), top(one)) for name in GRAPH for one in GRAPH[name] if "." in name and "." in one}
-    assert {name for pair in pairs for name in pair} <= set(ROOMS)
-    assert [(name, one) for name, one in pairs if ROOMS.index(one) > ROOMS.index(name)] == []
-    assert [(name, one) for name, one in pairs if name in WINGS and one not in {name, *WINGS[name]}] == []
+    assert {name for pair in pairs for name in pair} <= set(LAYERS)
+    assert [(name, one) for name, one in pairs if LAYERS.index(one) > LAYERS.index(name)] == []
+    assert [(name, one) for name, one in pairs if name in LOWEST and one not in {name, *LOWEST[name]}] == []
 
 
 def thing(dotted: str) -> object:
@@ -107,7 +107,7 @@ def test_documents_name_what_is_there() -> None:
         thing(name)
 
 
-def test_the_package_has_its_doors() -> None:
+def test_the_package_offers_what_documents_import_from_it() -> None:
     """What `from lt_kernels import ...` gives in documents, and what is there without a second import."""
     assert set(lt_kernels.__all__) == {
         *("__version__", "checks", "functional", "heads", "losses", "memory_budget", "metrics", "posthoc", "priors"),
