@@ -25,9 +25,8 @@ from benchmarks.results import Row
 from benchmarks.run import line
 from lt_kernels import doctor
 from lt_kernels.data import LongTailedData, ResumableLoader
-from lt_kernels.train.commands import recipe
-from lt_kernels.train.config import read_config
 from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.recipes import find_recipe, read_config
 from lt_kernels.train.run.build import build_module, load_data
 
 OPERATOR, DATA = results.TRAINING, "stdlib-words"
@@ -90,7 +89,7 @@ class Step:
 
 def steps(method: str, data_name: str = DATA) -> dict[str, Step]:
     """Ours and the eager form of a method, with the settings of the data's recipe."""
-    config = read_config(recipe(data_name)).replace(method=method, augment="none")  # both see the same samples
+    config = read_config(find_recipe(data_name)).replace(method=method, augment="none")  # both see the same samples
     data = load_data(config)
     ours = build_module(config, data)
     theirs = copy.deepcopy(ours)

@@ -62,7 +62,7 @@ def _run(words: Sequence[str]) -> int:
     arguments.words = list(words)
     from lt_kernels.system.files import FileError
     from lt_kernels.train import MissingTrainer
-    from lt_kernels.train.config import ConfigError, RunFailed
+    from lt_kernels.train.errors import ConfigError, RunFailed
 
     try:
         return arguments.run(arguments)

@@ -8,9 +8,9 @@ from typing import Any
 
 from benchmarks.results import ROOT
 from benchmarks.tables.markdown import markdown, section
-from lt_kernels.train.config import read_settings
 from lt_kernels.train.methods.method import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
 from lt_kernels.train.methods.registry import BASE_METHODS
+from lt_kernels.train.recipes import read_settings
 
 DOCUMENT = ROOT / "docs" / "methods.md"
 HEADER = ("method", "what it is", "source", "form", "options and defaults", "recipes for", "tests")

@@ -14,12 +14,12 @@ from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
 from lt_kernels.train.compare.tables import rich_table
-from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_settings
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, LAST
 from lt_kernels.train.files.folder import claimed, hinting, prepare_comparison
 from lt_kernels.train.output.screen import Screen, print_table
-
-RECIPES = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
+from lt_kernels.train.recipes import apply_overrides, find_recipe, read_settings
 
 
 def train(config: str | None, changes: Sequence[str], out: str | None, resume: bool, quiet: bool) -> int:
@@ -62,17 +62,6 @@ def _settings_of_run(
     return settings, folder
 
 
-def recipe(data: str) -> Path:
-    """The default settings of a data set: recipes/NAME.yaml, here or in the repository."""
-    for folder in RECIPES:
-        if (folder / f"{data}.yaml").exists():
-            return folder / f"{data}.yaml"
-    known = sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
-    raise ConfigError(
-        f"--data must be one of {', '.join(known)}, or --config name a YAML file with its settings, got {data!r}"
-    )
-
-
 def named_methods(text: str, settings: Mapping[str, Any]) -> list[str]:
     """The names of a comma-separated list; "all" stands for every method that the network's inputs allow, "variants"
     for the recipe's variants.
@@ -97,7 +86,7 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
     settings = apply_overrides(
-        {**read_settings(arguments.config or recipe(arguments.data)), **changes}, arguments.changes
+        {**read_settings(arguments.config or find_recipe(arguments.data)), **changes}, arguments.changes
     )
     methods = named_methods(arguments.methods, settings)
     workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
@@ -142,7 +131,7 @@ def analyze(runs: Sequence[str], out: str | None) -> int:
 def planar(data: str, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
     """Train methods with features of two numbers, and name the picture."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    settings = apply_overrides({**read_settings(config or recipe(data)), "data": data}, changes)
+    settings = apply_overrides({**read_settings(config or find_recipe(data)), "data": data}, changes)
     jobs = plan(settings, names, 1, Path(), 1)
     folder = Path(out) if out else Path("runs") / f"{data}-planar"
     from lt_kernels.train.analysis.planar import train_planar, write_planes

@@ -1,20 +1,16 @@
-"""One training run as a frozen value: what may be set, what each key allows, and how it is read from YAML."""
+"""One training run as a frozen value: what may be set, and what each key allows."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from lt_kernels.data.samplers import SAMPLERS
-from lt_kernels.train.errors import ConfigError, RunFailed
-from lt_kernels.train.plainyaml import parse, read_yaml
+from lt_kernels.train.errors import ConfigError
 
-__all__ = ["ConfigError", "RunFailed", "TrainConfig", "apply_overrides", "make_config", "read_config", "read_settings"]
 MOST = 2**63 - 1  # what torch takes for a seed or a size
 THREADS = 4096
 
@@ -26,7 +22,7 @@ class TrainConfig:
     Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
     linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `sampler` is a name of
-    `data.samplers.make_order`, `augment` one of `train.augment`, `augment_views` the one of the views after the
+    `data.samplers.make_order`, `augment` one of AUGMENTATIONS, `augment_views` the one of the views after the
     first (where a method has several); `record` keeps what the analyses draw over the epochs.
     `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
     `threads` 0 leaves torch's own number of threads.
@@ -244,42 +240,11 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     for key in ("published", "variants"):
         _options(key, own.pop(key, None))
     methods = _options("methods", own.pop("methods", None))
+    if "base" in own:
+        raise _reject("base", own["base"], "named in a recipe's file")
     for key in own:
         if key not in FIELDS:
             raise unknown_name("config key", key, [*FIELDS, "methods", "published", "variants"])
     of_method = _options(f"methods.{own.get('method')}", methods.get(str(own.get("method"))))
     own["method_options"] = {**of_method, **_options("method_options", own.get("method_options"))}
     return TrainConfig(**own)
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds."""
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {str(path)!r} must hold `key: value` lines, got {type(content).__name__}")
-    return content
-
-
-def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Settings with `key=value` changes applied; `method_options.alpha=0.5` reaches inside a mapping, values are read
-    as YAML.
-    """
-    result = copy.deepcopy(dict(settings))
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set must be key=value, got {item!r}")
-        value = parse(text, f"--set {item!r}") if text else ""
-        *outer, last = key.strip().split(".")
-        inside: Any = result
-        for name in outer:
-            inside = inside.setdefault(name, {})
-            if not isinstance(inside, dict):
-                raise ConfigError(f"--set {item!r}: {name} holds no options")
-        inside[last] = value
-    return result
-
-
-def read_config(path: str | Path, overrides: Iterable[str] = ()) -> TrainConfig:
-    """The config of a YAML file, after `key=value` changes."""
-    return make_config(apply_overrides(read_settings(path), overrides))

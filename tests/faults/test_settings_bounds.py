@@ -13,7 +13,9 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
 from lt_kernels import cli
-from lt_kernels.train.config import ConfigError, apply_overrides, make_config, read_config, read_settings
+from lt_kernels.train.config import make_config
+from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.recipes import apply_overrides, read_config, read_settings
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(f'*{old}' for _ in range(10))}]\n" for old, new in zip("abcdefgh", "bcdefghi")

@@ -12,8 +12,9 @@ pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
 from lt_kernels.data import READERS
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS
-from lt_kernels.train.config import make_config, read_settings
+from lt_kernels.train.config import make_config
 from lt_kernels.train.model.networks import NETWORKS
+from lt_kernels.train.recipes import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "recipes.md"

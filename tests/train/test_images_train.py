@@ -18,7 +18,8 @@ from test_images import write_cifar
 from lt_kernels.data import load
 from lt_kernels.data.cifar import ARCHIVES
 from lt_kernels.data.images import ImageList
-from lt_kernels.train.config import ConfigError, make_config
+from lt_kernels.train.config import make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.run.training import train_run
 
 COUNTS = (9, 4, 2)

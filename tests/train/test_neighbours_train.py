@@ -16,7 +16,8 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from lt_kernels.data import ResumableLoader
 from lt_kernels.functional import logit_weight_repulsion
 from lt_kernels.regularizers import LogitWeightRepulsion
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.run.build import build_module, load_data

@@ -17,9 +17,10 @@ pytest.importorskip("PIL", reason="pillow, which matplotlib brings along, is not
 from lt_kernels.data import READERS, LongTailedData, load
 from lt_kernels.data.folders import SOURCES
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
-from lt_kernels.train.config import TrainConfig, make_config, read_settings
+from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.methods.build import find_method, method_options, total_epochs
 from lt_kernels.train.model.networks import NETWORKS
+from lt_kernels.train.recipes import read_settings
 from lt_kernels.train.run.build import build_module
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,14 +22,16 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from lt_kernels import cli, losses
 from lt_kernels.data import LongTailedData, load
 from lt_kernels.heads import LinearHead
-from lt_kernels.train.commands import named_methods, recipe
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config, read_settings
+from lt_kernels.train.commands import named_methods
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.methods.registry import every_method
 from lt_kernels.train.model.networks import build_network
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.model.unet import UNet
+from lt_kernels.train.recipes import find_recipe, read_settings
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.run.training import train_run
@@ -275,7 +277,7 @@ def test_every_method_for_pixels_can_be_trained_on_them() -> None:
         step = module.training_step((data.train[0][:2], data.train[1][:2]), 0)
         assert torch.isfinite(step["loss"]), method
         assert module(data.train[0][:2]).shape == (2, 24, 24, 11)
-    settings = read_settings(recipe("digit-scenes"))
+    settings = read_settings(find_recipe("digit-scenes"))
     assert named_methods("all", settings) == every_method("scene")
     assert {"ce", "bs", "arb", "arb-batch", "cb", "focal", "la"} <= set(every_method("scene"))
 

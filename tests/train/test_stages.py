@@ -17,7 +17,8 @@ from tolerances import assert_close
 
 from lt_kernels.data.samplers import Shuffled, Staged
 from lt_kernels.train.augment.mixing import cut_batch
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import method_options, run_options, total_epochs
 from lt_kernels.train.methods.registry import BASE_METHODS, every_method
 from lt_kernels.train.run import build, training

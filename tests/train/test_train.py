@@ -14,8 +14,8 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lt_kernels import schedules
-from lt_kernels.train import config as configs
-from lt_kernels.train.config import ConfigError, TrainConfig, apply_overrides, make_config, read_config
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import write_config
 from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.files.tensors import write_sealed
@@ -23,6 +23,7 @@ from lt_kernels.train.methods.build import build_method, find_method, method_nam
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.model.classifier import predict, rate_factor
 from lt_kernels.train.model.scores import score
+from lt_kernels.train.recipes import apply_overrides, read_config, read_settings
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.checkpoint import random_states, restore_random_states
 from lt_kernels.train.run.training import train_run
@@ -143,7 +144,7 @@ def test_a_recipe_may_hold_options_by_method() -> None:
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_a_config_for_every_method_it_names(path: Path) -> None:
-    settings = configs.read_settings(path)
+    settings = read_settings(path)
     for method in ["ce", *settings.get("methods", {})]:
         config = make_config({**settings, "method": method})
         method_options(method, config.method_options)

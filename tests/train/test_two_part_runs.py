@@ -13,7 +13,8 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from cuts import cut
 
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.run import build, training
 from lt_kernels.train.run.loading import load_run
 

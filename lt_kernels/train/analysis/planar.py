@@ -20,7 +20,8 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train.analysis.plots_classes import grid
 from lt_kernels.train.analysis.tables import as_csv
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.model.classifier import Classifier

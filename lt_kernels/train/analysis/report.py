@@ -15,11 +15,12 @@ from lt_kernels.system.storage import fresh_folder, write_whole
 from lt_kernels.train.analysis import tables
 from lt_kernels.train.analysis.entries import ENTRIES, Analyses
 from lt_kernels.train.analysis.measures import analyze_run
-from lt_kernels.train.config import ConfigError, read_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD
 from lt_kernels.train.files.folder import claimed, recorded
 from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.output.pages import STYLE, html_figure, html_table
+from lt_kernels.train.recipes import read_config
 
 PAGE = "analysis.html"
 

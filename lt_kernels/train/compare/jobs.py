@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.train.compare.workers import run_all
-from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files.folder import prepare_run, read_result
 from lt_kernels.train.methods.variants import config_of
 

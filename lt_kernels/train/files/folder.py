@@ -10,9 +10,11 @@ from typing import Any
 from lt_kernels.system import storage
 from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.train import require
-from lt_kernels.train.config import ConfigError, RunFailed, TrainConfig, make_config, read_config, read_settings
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files import COMPARISON, CONFIG, KEPT, OWN, RESULT
 from lt_kernels.train.files.results import checked_result
+from lt_kernels.train.recipes import read_config, read_settings
 
 
 def config_text(config: TrainConfig) -> str:

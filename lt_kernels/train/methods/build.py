@@ -14,7 +14,8 @@ from lt_kernels.data.samplers import SAMPLERS
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.regularizers import LogitWeightRepulsion
 from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
-from lt_kernels.train.config import ConfigError, unknown_name
+from lt_kernels.train.config import unknown_name
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.method import (
     DEFERRED_DEFAULTS,
     REPULSION_DEFAULTS,

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method, method_names, method_options
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from lt_kernels.data import LongTailedData, load
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method, run_options
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.model.classifier import Classifier, Experts

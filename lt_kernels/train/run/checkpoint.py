@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.train.config import ConfigError, TrainConfig, make_config
+from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import LAST
 from lt_kernels.train.files.folder import same_settings
 from lt_kernels.train.files.tensors import read_sealed, write_sealed

@@ -8,7 +8,8 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.losses.base import Loss
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
-from lt_kernels.train.config import ConfigError, TrainConfig, unknown_name
+from lt_kernels.train.config import TrainConfig, unknown_name
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method
 
 

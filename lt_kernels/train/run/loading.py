@@ -6,10 +6,12 @@ from pathlib import Path
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.heads import CosineHead
-from lt_kernels.train.config import ConfigError, TrainConfig, read_config
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.recipes import read_config
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.checkpoint import random_states, read_checkpoint, restore_random_states
 

@@ -20,7 +20,8 @@ from lt_kernels.data import LongTailedData, ResumableLoader
 from lt_kernels.data.samplers import Order, Staged, make_order
 from lt_kernels.system import interrupts
 from lt_kernels.system.storage import write_whole
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config
 from lt_kernels.train.methods.build import total_epochs

@@ -9,12 +9,13 @@ from typing import Any
 
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
-from lt_kernels.train.commands import named_methods, recipe
+from lt_kernels.train.commands import named_methods
 from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
-from lt_kernels.train.config import ConfigError, apply_overrides, read_settings
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
 from lt_kernels.train.files.folder import claimed, hinting, recorded
 from lt_kernels.train.output.screen import Screen, print_table
+from lt_kernels.train.recipes import apply_overrides, find_recipe, read_settings
 from lt_kernels.train.shift.evaluate import evaluate_shifts, same_data
 from lt_kernels.train.shift.report import write_shift
 
@@ -81,7 +82,7 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
 def settings_of(folder: Path, data: str) -> dict[str, Any]:
     """The settings of the comparison that the folder holds, or the data set's recipe."""
     if not (folder / COMPARISON).exists():
-        return read_settings(recipe(data))
+        return read_settings(find_recipe(data))
     settings, _ = recorded(folder)
     if settings.get("data") != data:
         raise ConfigError(f"--data must be {settings.get('data')!r}, as in {str(folder / COMPARISON)!r}, got {data!r}")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lt_kernels.data.shift import ShiftedTest, shifted_tests
 from lt_kernels.posthoc import pc_softmax
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method, method_options, run_options
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.model.classifier import Classifier

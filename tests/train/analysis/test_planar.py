@@ -21,7 +21,8 @@ from matplotlib import image
 from lt_kernels import cli
 from lt_kernels.data import load
 from lt_kernels.train.analysis.planar import PlanarNetwork, Plane, picture, train_planar, write_planes
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 
 CONFIG = TrainConfig(method="bs", epochs=3, warmup_epochs=0, lr=0.05, batch_size=32, threads=1)
 

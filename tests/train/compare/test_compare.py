@@ -22,7 +22,7 @@ from matplotlib import image
 from lt_kernels import cli
 from lt_kernels.train.compare import tables
 from lt_kernels.train.compare.jobs import plan
-from lt_kernels.train.config import ConfigError
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.output import figures
 

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 
 from lt_kernels import cli
 from lt_kernels.train.commands import named_methods
-from lt_kernels.train.config import ConfigError
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.variants import config_of, title_of, variants_of
 
 SETTINGS: dict[str, Any] = {

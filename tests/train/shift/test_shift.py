@@ -20,7 +20,8 @@ from matplotlib import image
 from lt_kernels import cli
 from lt_kernels.data import load
 from lt_kernels.data.shift import by_frequency, shifted_counts, shifted_tests
-from lt_kernels.train.config import ConfigError, TrainConfig
+from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.methods.build import method_names
 from lt_kernels.train.model.classifier import predict
