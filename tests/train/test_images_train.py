@@ -13,7 +13,6 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("PIL", reason="pillow, which matplotlib brings along, is not installed")
 
 from PIL import Image
-from test_images import write_cifar
 
 from lt_kernels.data import load
 from lt_kernels.data.cifar import ARCHIVES
@@ -21,6 +20,7 @@ from lt_kernels.data.images import ImageList
 from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.run.training import train_run
+from tests.data.test_images import write_cifar
 
 COUNTS = (9, 4, 2)
 QUICK = {"epochs": 2, "batch_size": 4, "lr": 0.01, "warmup_epochs": 0, "threads": 1}
