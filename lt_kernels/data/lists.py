@@ -44,8 +44,8 @@ def _from_lines(file: Path, text: str) -> Listed:
         before = max(both.rfind(blank) for blank in BLANKS)
         path, label = both[: before + 1].strip(BLANKS).lstrip("/"), both[before + 1 :]
         if not path or not (label.isascii() and label.isdigit()):  # int() reads the digits of other scripts, too
-            found = f"got {_short(line)} in line {number}, where a label is digits 0 to 9"
-            raise FileError(f"the list {str(file)!r} must have `path label` a line, {found}")
+            odd = f"got {_short(line)} in line {number}, where a label is digits 0 to 9"
+            raise FileError(f"the list {str(file)!r} must have `path label` a line, {odd}")
         _add(listed, file, path, int(label[:1000]), f"line {number}")
     return listed
 

@@ -83,15 +83,15 @@ class _Reader:
 
     def taken(self, many: int) -> list[Any]:
         """The last objects of the stack, taken off it."""
-        found = [self.stack.pop() for _ in range(many)]
-        return found[::-1]
+        objects = [self.stack.pop() for _ in range(many)]
+        return objects[::-1]
 
     def since_mark(self) -> list[Any]:
         """The objects above the last mark, taken off with it."""
-        found = []
+        objects = []
         while (one := self.stack.pop()) is not _MARK:
-            found.append(one)
-        return found[::-1]
+            objects.append(one)
+        return objects[::-1]
 
     def protocol(self, argument: int) -> None:
         if argument > pickle.HIGHEST_PROTOCOL:

@@ -46,11 +46,11 @@ def read_corpus(files: Sequence[Path], max_tokens: int | None) -> tuple[Ints, In
     for path in files:
         if max_tokens is not None and starts[-1] >= max_tokens:
             break
-        found = WORD.findall(path.read_text("utf-8", errors="ignore").lower())
+        tokens = WORD.findall(path.read_text("utf-8", errors="ignore").lower())
         if max_tokens is not None:
-            found = found[: max_tokens - starts[-1]]
-        parts.append(np.array([vocabulary.setdefault(word, len(vocabulary)) for word in found], np.int32))
-        starts.append(starts[-1] + len(found))
+            tokens = tokens[: max_tokens - starts[-1]]
+        parts.append(np.array([vocabulary.setdefault(word, len(vocabulary)) for word in tokens], np.int32))
+        starts.append(starts[-1] + len(tokens))
     return np.concatenate(parts or [np.zeros(0, np.int32)]), np.array(starts), list(vocabulary)
 
 

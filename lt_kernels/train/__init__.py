@@ -1,6 +1,6 @@
-"""The training harness: configs, the methods by name, resumable runs and their comparison.
+"""The training harness: recipes, methods by name, resumable runs, comparisons of them, and what they have learnt.
 
-Nothing outside this folder imports it, and it imports the trainer only when a run starts.
+The command line alone imports it, and it imports the trainer only when a run starts.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def need(*modules: str) -> None:
     """Say which extra is missing if one of its modules is not installed; imports none of them."""
     for module in modules:
         try:
-            found = importlib.util.find_spec(module) is not None
+            installed = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:
-            found = False
-        if not found:
+            installed = False
+        if not installed:
             raise MissingTrainer(_missing(module))
 
 

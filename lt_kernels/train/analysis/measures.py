@@ -154,13 +154,13 @@ def blocks(matrix: Tensor, most: int = BLOCKS) -> Matrix:
 
 
 def _offsets(reading: Reading) -> dict[str, Array]:
-    found = {
+    offsets = {
         "test features": metrics.empirical_offsets(*reading.test, reading.weight),
         "training features": metrics.empirical_offsets(*reading.train, reading.weight),
     }
     if reading.centers is not None:
-        found["centres"] = metrics.estimated_offsets(reading.centers, reading.weight)
-    return {name: _array(value) for name, value in found.items()}
+        offsets["centres"] = metrics.estimated_offsets(reading.centers, reading.weight)
+    return {name: _array(value) for name, value in offsets.items()}
 
 
 def _angles(features: Tensor, target: Tensor, weight: Tensor) -> dict[str, Array]:
@@ -207,14 +207,16 @@ def histogram(logits: Tensor, target: Tensor, counts: Tensor, bins: int = HISTOG
 def _summary(reading: Reading, accuracy: Tensor, separability: Tensor, separated: Tensor) -> dict[str, float]:
     target, counts = reading.test[1], reading.class_counts
     shares: dict[str, Any] = metrics.group_accuracy(accuracy, counts)
-    found = {f"accuracy_{group}": 100 * float(value) for group, value in shares.items()}
+    summary = {f"accuracy_{group}": 100 * float(value) for group, value in shares.items()}
     correct = reading.prediction == target
-    found["errors"] = float((~correct).sum())
-    found["calibration_error"] = float(
+    summary["errors"] = float((~correct).sum())
+    summary["calibration_error"] = float(
         metrics.expected_calibration_error(reading.confidence, correct, CALIBRATION_BINS)
     )
-    found |= {f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()}
+    summary |= {f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()}
     values, sizes = _array(separability), _array(counts[separated])
     for group, mask in {**groups_of(sizes), "all": np.ones(len(sizes), bool)}.items():
-        found[f"separability_{group}"] = float(np.nanmean(values[mask])) if np.isfinite(values[mask]).any() else np.nan
-    return found
+        summary[f"separability_{group}"] = (
+            float(np.nanmean(values[mask])) if np.isfinite(values[mask]).any() else np.nan
+        )
+    return summary

@@ -32,8 +32,8 @@ def grid(number: int, width: float, height: float, across: int = ACROSS) -> tupl
 
 def styles_of(analyses: Analyses, marks: bool = True) -> dict[str, dict[str, Any]]:
     """Colour, line and marker of each run; the run called `ce` is black and dashed."""
-    found = figures.method_styles([analysis.name for analysis in analyses])
-    return found if marks else {name: {**style, "marker": ""} for name, style in found.items()}
+    styles = figures.method_styles([analysis.name for analysis in analyses])
+    return styles if marks else {name: {**style, "marker": ""} for name, style in styles.items()}
 
 
 def logarithmic(axis: Axes, analysis: Analysis) -> None:

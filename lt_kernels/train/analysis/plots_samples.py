@@ -31,13 +31,13 @@ def quartiles(analysis: Analysis, kind: str) -> list[tuple[str, int, list[float]
     else:
         masks = groups_of(analysis.counts)
         chosen = [(f"{name}\n{mask.sum():,} classes", mask[analysis.target]) for name, mask in masks.items()]
-    found = []
+    rows = []
     for label, samples in chosen:
         values = analysis.angles[kind][samples]
         values = values[np.isfinite(values)]
         three = np.quantile(values, [0.25, 0.5, 0.75]).tolist() if len(values) else [np.nan] * 3
-        found.append((label, len(values), three))
-    return found
+        rows.append((label, len(values), three))
+    return rows
 
 
 def angles(analyses: Analyses) -> bytes:

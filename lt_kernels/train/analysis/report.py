@@ -102,21 +102,21 @@ def find_runs(folders: Sequence[str]) -> list[Path]:
 
     Errors: ConfigError naming a folder that holds no finished run.
     """
-    found: list[Path] = []
+    runs: list[Path] = []
     for name in folders:
         folder = Path(name)
         names = recorded(folder)[1] if (folder / COMPARISON).exists() else []
         inside = [folder / method / "seed-0" for method in names]
-        found += inside or [folder]
-    for folder in found:
+        runs += inside or [folder]
+    for folder in runs:
         if not (folder / CONFIG).exists():
             raise ConfigError(f"RUN must be the folder of a run, with {CONFIG} in it, got {str(folder)!r}")
         if not (folder / RESULT).exists():
             why = "finish it first with lt-kernels train --resume"
             raise ConfigError(f"RUN must be the folder of a finished run, got {str(folder)!r} without {RESULT}: {why}")
-    if len(set(found)) != len(found):
-        raise ConfigError(f"RUN must be given once each, got {', '.join(str(folder) for folder in found)}")
-    return found
+    if len(set(runs)) != len(runs):
+        raise ConfigError(f"RUN must be given once each, got {', '.join(str(folder) for folder in runs)}")
+    return runs
 
 
 def name_runs(folders: Sequence[Path]) -> list[str]:

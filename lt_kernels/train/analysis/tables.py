@@ -32,9 +32,9 @@ def by_class(analyses: Sequence[Analysis], columns: Callable[[Analysis], dict[st
 
     def rows() -> Rows:
         for analysis in analyses:
-            found = columns(analysis)
+            by_name = columns(analysis)
             nothing = np.full(len(analysis.counts), np.nan)
-            parts = [found.get(name, nothing) for name in names]
+            parts = [by_name.get(name, nothing) for name in names]
             for index in analysis.order:
                 first = [analysis.name, index, analysis.class_names[index], analysis.counts[index]]
                 yield [*first, *(part[index] for part in parts)]
@@ -47,11 +47,11 @@ def matrix(analyses: Sequence[Analysis], chosen: Callable[[Analysis], Matrix]) -
 
     def rows() -> Rows:
         for analysis in analyses:
-            found = chosen(analysis)
-            first, last = found.starts[:-1] + 1, found.starts[1:]
-            for row, column in np.ndindex(*found.values.shape):
+            blocks = chosen(analysis)
+            first, last = blocks.starts[:-1] + 1, blocks.starts[1:]
+            for row, column in np.ndindex(*blocks.values.shape):
                 ends = (first[row], last[row], first[column], last[column])
-                yield [analysis.name, *ends, found.values[row, column]]
+                yield [analysis.name, *ends, blocks.values[row, column]]
 
     return as_csv(["run", "row_first", "row_last", "column_first", "column_last", "mean"], rows())
 

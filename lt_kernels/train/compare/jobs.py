@@ -99,28 +99,28 @@ def run_comparison(jobs: Sequence[Job], workers: int, console: Console | None) -
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    found: dict[Path, dict[str, Any]] = {}
+    finished: dict[Path, dict[str, Any]] = {}
     bar = Progress(*parts, console=shown, disable=not shown.is_terminal)
-    with hinting_runs(jobs, found), bar, contextlib.closing(run_jobs(jobs, workers)) as runs:
+    with hinting_runs(jobs, finished), bar, contextlib.closing(run_jobs(jobs, workers)) as runs:
         task = bar.add_task("", total=len(jobs))
         for job, result in runs:
-            found[job.folder] = result
+            finished[job.folder] = result
             line = f"{job}: {result['accuracy']['all']:.1f} %"
             bar.update(task, advance=1, description=line)
             if not shown.is_terminal:
-                shown.print(f"run {len(found)}/{len(jobs)}: {line}", highlight=False)
+                shown.print(f"run {len(finished)}/{len(jobs)}: {line}", highlight=False)
     results: dict[str, list[dict[str, Any]]] = {}
     for job in jobs:
-        results.setdefault(job.name, []).append(found[job.folder])
+        results.setdefault(job.name, []).append(finished[job.folder])
     return results
 
 
 @contextlib.contextmanager
-def hinting_runs(jobs: Sequence[Job], found: Mapping[Path, Any]) -> Iterator[None]:
+def hinting_runs(jobs: Sequence[Job], finished: Mapping[Path, Any]) -> Iterator[None]:
     """Have what ends a comparison say how much of it is done."""
     try:
         yield
     except (Interrupted, RunFailed, OSError) as error:
-        done = f"{len(found)} of {len(jobs)} runs are done, and what the others have saved is kept"
+        done = f"{len(finished)} of {len(jobs)} runs are done, and what the others have saved is kept"
         setattr(error, "hint", done)  # noqa: B010 (errors of the system have none)
         raise

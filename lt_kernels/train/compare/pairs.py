@@ -62,15 +62,15 @@ def beside(name: str, results: Results) -> str | None:
 
 def paired(results: Results) -> list[Pair]:
     """Every method that has something to stand beside; runs are matched by their seeds."""
-    found = []
+    pairs = []
     for name, runs in results.items():
         other = beside(name, results)
         if other is None:
             continue
         base = {run["config"]["seed"]: run["accuracy"]["all"] for run in results[other]}
         gains = [run["accuracy"]["all"] - base[run["config"]["seed"]] for run in runs]
-        found.append(Pair(name, other, spread(gains), sum(gain > 0 for gain in gains), len(gains)))
-    return found
+        pairs.append(Pair(name, other, spread(gains), sum(gain > 0 for gain in gains), len(gains)))
+    return pairs
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:

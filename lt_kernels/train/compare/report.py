@@ -120,9 +120,9 @@ def _reading(summaries: Sequence[Summary], grouped: str) -> str:
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
 
 
-def _pairs(found: Sequence[Pair]) -> list[str]:
+def _pairs(pairs: Sequence[Pair]) -> list[str]:
     """What each method gains on the one that it builds on, seed by seed."""
-    if not found or found[0].seeds < 2:
+    if not pairs or pairs[0].seeds < 2:
         return []
     text = (
         "Mean ± sample standard deviation of the difference in mean class accuracy, in points; for a seed both start "
@@ -130,7 +130,7 @@ def _pairs(found: Sequence[Pair]) -> list[str]:
         "seeds, may be chance."
     )
     head = "<h2>Each method beside the one that it builds on, seed by seed</h2>"
-    return [head, html_table(HEADINGS, [pair.cells() for pair in found], {}), f"<p>{text}</p>"]
+    return [head, html_table(HEADINGS, [pair.cells() for pair in pairs], {}), f"<p>{text}</p>"]
 
 
 def coinciding(results: figures.Results) -> str:
@@ -167,8 +167,8 @@ def _analyses(folders: Sequence[Path]) -> list[str]:
     """The pictures that `lt-kernels analyze` wrote into folders, each folder's in a part of the page that opens."""
     parts = []
     for folder in folders:
-        found = [entry for entry in ENTRIES if (folder / f"{entry.stem}.png").exists()]
-        pictures = [html_figure((folder / f"{one.stem}.png").read_bytes(), one.title, one.caption) for one in found]
+        drawn = [entry for entry in ENTRIES if (folder / f"{entry.stem}.png").exists()]
+        pictures = [html_figure((folder / f"{one.stem}.png").read_bytes(), one.title, one.caption) for one in drawn]
         if pictures:
             name = html.escape(str(folder.parent))
             parts.append(f"<details><summary>{name}</summary>{''.join(pictures)}</details>")

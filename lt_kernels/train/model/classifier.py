@@ -102,8 +102,8 @@ class Classifier(LightningModule):
 
     def features(self, inputs: Tensor) -> Tensor:
         """Features [N, d]; where the network gives [N, d, H, W], those of each pixel, [N, H, W, d]."""
-        found = self.network(inputs)
-        return found.movedim(1, -1) if found.ndim > 2 else found
+        features = self.network(inputs)
+        return features.movedim(1, -1) if features.ndim > 2 else features
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits, or cosines, [..., C] of features [..., d]."""

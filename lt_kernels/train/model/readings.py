@@ -105,13 +105,13 @@ def features_of(module: Any, pair: tuple[Any, Tensor], chosen: Tensor) -> Pair:
     """The network's features [N, d] of chosen inputs, where the network is, and their classes; pixels without a class
     are left out.
     """
-    device, found = trained_head(module).weight.device, []
+    device, parts = trained_head(module).weight.device, []
     for part in chosen.split(ROWS):
         features = module.features(pair[0].index_select(0, part).to(device))
-        found.append(features.flatten(0, -2))
+        parts.append(features.flatten(0, -2))
     target = pair[1][chosen].flatten()
     known = target != IGNORED
-    return torch.cat(found)[known.to(device)], target[known]
+    return torch.cat(parts)[known.to(device)], target[known]
 
 
 def has_cosines(head: Any) -> bool:
@@ -147,10 +147,10 @@ def scale_of(head: Any) -> float:
 def scores(module: Any, features: Tensor) -> Tensor:
     """What the softmax takes, without the loss's margin and offset, [N, C]: its largest entry is the prediction."""
     head = trained_head(module)
-    found = module.classify(features).float() * scale_of(head)
+    logits = module.classify(features).float() * scale_of(head)
     if isinstance(getattr(head.loss, "margin", None), SphereFace):  # the features' length is part of its logits
-        found = found * features.float().norm(dim=-1, keepdim=True)
-    return found
+        logits = logits * features.float().norm(dim=-1, keepdim=True)
+    return logits
 
 
 def trained_head(module: Any) -> Any:
@@ -165,17 +165,17 @@ def _chunks(pair: Pair, classes: int) -> Iterator[Pair]:
 
 def _predictions(module: Any, test: Pair, classes: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Prediction [N], confidence [N], and the mean logits by class of all samples, from those of chunks."""
-    found, sure, parts, sizes = [], [], [], []
+    predictions, confidences, parts, sizes = [], [], [], []
     for features, target in _chunks(test, classes):
         logits = scores(module, features).cpu()
         best = logits.softmax(1).max(1)
-        found.append(best.indices)
-        sure.append(best.values)
+        predictions.append(best.indices)
+        confidences.append(best.values)
         parts.append(metrics.logit_statistics(logits, target))
         own = torch.bincount(target, minlength=classes).double()
         sizes.append({"positive": own, "negative": len(target) - own})
     means = {name: _pooled([part[name] for part in parts], [size[name] for size in sizes]) for name in sizes[0]}
-    return torch.cat(found), torch.cat(sure), {**means, "log_classes": float(parts[0]["log_classes"])}
+    return torch.cat(predictions), torch.cat(confidences), {**means, "log_classes": float(parts[0]["log_classes"])}
 
 
 def _pooled(means: list[Tensor], sizes: list[Tensor]) -> Tensor:
@@ -208,5 +208,5 @@ def gradient_parts(head: Any, features: Tensor, target: Tensor) -> dict[str, Ten
     logits = head(features).double()
     offset = head.loss.offset
     probability = (logits if offset is None else logits + offset).softmax(1)
-    found = metrics.gradient_components(probability.float(), features.float(), target.to(features.device))
-    return {name: value.cpu() for name, value in found.items()}
+    components = metrics.gradient_components(probability.float(), features.float(), target.to(features.device))
+    return {name: value.cpu() for name, value in components.items()}

@@ -134,11 +134,11 @@ def load_weights(network: nn.Module, file: str) -> None:
     if not isinstance(stored, dict):
         raise ValueError(f"weights must hold a state_dict, got {type(stored).__name__} in {file!r}")
     stored = {name: value for name, value in stored.items() if not name.startswith("fc.")}
-    found = network.state_dict()
+    expected = network.state_dict()
     # checkpoints older than torch 0.4.1 do not count the batches
-    missing = [name for name in found if name not in stored and not name.endswith("num_batches_tracked")]
-    extra = [name for name in stored if name not in found]
-    other = [name for name in stored if name in found and stored[name].shape != found[name].shape]
+    missing = [name for name in expected if name not in stored and not name.endswith("num_batches_tracked")]
+    extra = [name for name in stored if name not in expected]
+    other = [name for name in stored if name in expected and stored[name].shape != expected[name].shape]
     for what, names in (("lack", missing), ("have in excess", extra), ("have in another shape", other)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

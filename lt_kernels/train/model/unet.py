@@ -52,7 +52,7 @@ class UNet(nn.Module):
             raise ValueError(f"input must be {wanted}, got {list(input.shape)}")
         fine = self.down[0](input)
         middle = self.down[1](self.pool(fine))
-        found = self.down[2](self.pool(middle))
+        features = self.down[2](self.pool(middle))
         for beside, up, join in zip((middle, fine), self.up, self.join):
-            found = join(torch.cat((beside, up(found)), 1))
-        return found
+            features = join(torch.cat((beside, up(features)), 1))
+        return features

@@ -119,10 +119,10 @@ class ComponentLog(Callback):
         module.eval()
         head = readings.trained_head(module)
         weight = readings.weights_of(head, self.classes)
-        found: Any = readings.gradient_parts(head, *readings.features_of(module, self.train, self.natural))
+        components: Any = readings.gradient_parts(head, *readings.features_of(module, self.train, self.natural))
         values = dict.fromkeys(NAMES, torch.full((len(weight),), torch.nan, dtype=torch.float64))
-        if not isinstance(found, str):
-            values.update(found)
+        if not isinstance(components, str):
+            values.update(components)
         features, target = readings.features_of(module, self.train, self.each)
         features = readings.as_used(head, features)
         values["offset"] = metrics.empirical_offsets(features, target.to(features.device), weight).cpu()

@@ -28,8 +28,8 @@ def shift(arguments: argparse.Namespace) -> int:
     with hinting("the same command goes on"):
         folders = run_folders(arguments.runs) if arguments.runs else trained(arguments)
         with claimed(out):
-            found = [evaluate_shifts(folder, arguments.most, arguments.cosines) for folder in folders]
-            results, tests = [result for result, _ in found], found[0][1]
+            evaluated = [evaluate_shifts(folder, arguments.most, arguments.cosines) for folder in folders]
+            results, tests = [result for result, _ in evaluated], evaluated[0][1]
             same_data(results)
             table = write_shift(results, tests, out, shown.encoding)
     print_table(shown, table)
@@ -50,13 +50,13 @@ def _source(arguments: argparse.Namespace) -> Path:
 
 def run_folders(paths: Sequence[str]) -> list[Path]:
     """The folders of the finished runs: each path is one, or the folder of a comparison, which stands for its runs."""
-    found: list[Path] = []
+    folders: list[Path] = []
     for path in map(Path, paths):
         inside = [path] if (path / CONFIG).exists() else sorted(part.parent for part in path.glob(f"*/*/{RESULT}"))
         if not inside:
             raise ConfigError(f"runs must be folders of runs or of comparisons, got {str(path)!r}, which holds none")
-        found += inside
-    return found
+        folders += inside
+    return folders
 
 
 def trained(arguments: argparse.Namespace) -> list[Path]:
