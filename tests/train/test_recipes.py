@@ -150,6 +150,14 @@ def test_a_recipe_names_what_exists(name: str) -> None:
     assert max(map(len, text.splitlines())) <= 175
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_config_for_every_method_it_names(path: Path) -> None:
+    settings = read_settings(path)
+    for method in ["ce", *settings.get("methods", {})]:
+        config = make_config({**settings, "method": method})
+        method_options(method, config.method_options)
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if "published" in settings_of(name)])
 def test_figures_have_a_source(name: str) -> None:
     for figures in settings_of(name)["published"].values():
