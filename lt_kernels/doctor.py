@@ -54,9 +54,11 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 
-def commit() -> str:
-    """The short hash of the sources, with "+" where the code differs from it; "unknown" outside a git checkout."""
-    short = _git("rev-parse", "--short", "HEAD")
+def commit(digits: int | None = None) -> str:
+    """The short hash of the sources, of at least so many digits (git's own choice: None), with "+" where the code
+    differs from it; "unknown" outside a git checkout.
+    """
+    short = _git("rev-parse", "--short" if digits is None else f"--short={digits}", "HEAD")
     changed = _git("status", "--porcelain", "--", "lt_kernels", "csrc", "setup.py", "benchmarks/*.py")
     return (short or "unknown") + ("+" if changed else "")
 

@@ -63,6 +63,7 @@ def test_machine_names_device_commit_and_date() -> None:
     facts = doctor.machine()
     assert facts["torch"] == torch.__version__
     assert re.fullmatch(r"unknown|[0-9a-f]{7,}\+?", str(facts["commit"]))
+    assert re.fullmatch(r"unknown\+?|[0-9a-f]{12,}\+?", doctor.commit(digits=12))
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", str(facts["date"]))
 
 

@@ -173,5 +173,5 @@ def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | i
         "torch": result["torch"],
         "threads_a_run": result["threads"],
         "runs_at_a_time": jobs,
-        "commit": doctor.commit(),
+        "commit": doctor.commit(digits=12),
     }

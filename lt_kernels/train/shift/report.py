@@ -139,7 +139,7 @@ def write_shift(
         "seeds": sorted({result.config.seed for result in results}),
         "test_counts": {test.name: test.counts.tolist() for test in tests},
         "device": doctor.device_name(),
-        "commit": doctor.commit(),
+        "commit": doctor.commit(digits=12),
     }
     write_whole(folder / "shift.md", shift_markdown(rows, tests))
     write_whole(folder / "shift.csv", shift_csv(rows, tests))
