@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from benchmarks.registry import NAMED, OF_FEATURES
+
 # name: (rows N, classes C, features d) on a CPU.
 SHAPES = {
     "cifar": (128, 100, 64),
@@ -27,11 +29,6 @@ CUDA_SHAPES = {
     "lwr-100k": (0, 100_000, 512),
 }
 MODEL_SHAPES = ("cifar", "imagenet-lt", "inat", "vocab", "faces")
-NAMED_LOSSES = (
-    *("CrossEntropyLoss", "BalancedSoftmaxLoss", "LogitAdjustmentLoss", "ARBLoss", "FocalLoss", "ClassBalancedLoss"),
-    *("LDAMLoss", "DBMLoss", "CosFaceLoss", "ArcFaceLoss", "SphereFaceLoss", "LADELoss", "EstimatedOffsetLoss"),
-    "LabelAwareSmoothingLoss",
-)
 # Where memory is the question: the logits are large, or the eager form holds several copies of them.
 MEMORY = ("inat", "vocab", "vocab-4096", "faces", "lwr-inat", "lwr-64k", "lwr-100k")
 # How the names of the points of a sweep begin (benchmarks/growth.py); their memory is always measured.
@@ -61,7 +58,7 @@ class Case:
     @property
     def depth(self) -> int:
         """Features d that the operator multiplies; 0 where it is given logits or cosines."""
-        return 0 if self.operator in LOGITS or (self.loss and self.loss != "EstimatedOffsetLoss") else self.features
+        return 0 if self.operator in LOGITS or (self.loss and self.loss not in OF_FEATURES) else self.features
 
     @property
     def dtype_name(self) -> str:
@@ -123,7 +120,7 @@ def _of_shapes(shapes: dict[str, tuple[int, int, int]]) -> list[Case]:
         every += [Case(operator, name, *shapes[name]) for name in MODEL_SHAPES]
     every += [Case("logit_weight_repulsion", name, *shapes[name]) for name in shapes if name.startswith("lwr")]
     every += [Case("lade_regularizer", name, *shapes[name]) for name in ("cifar", "imagenet-lt", "inat")]
-    return every + [Case("losses", loss, *shapes["cifar"], loss=loss) for loss in NAMED_LOSSES]
+    return every + [Case("losses", loss, *shapes["cifar"], loss=loss) for loss in NAMED]
 
 
 COSINE = "cosine_margin_cross_entropy"

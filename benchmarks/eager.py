@@ -6,7 +6,6 @@ In float64 the same functions are the truth that every result is checked against
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +105,11 @@ def balanced_softmax(logits: Tensor, target: Tensor, class_counts: Tensor) -> Te
     return F.cross_entropy(logits + (class_counts / class_counts.sum()).log(), target)
 
 
+def lade(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
+    """Balanced softmax and 0.1 times the regulariser."""
+    return balanced_softmax(logits, target, class_counts) + LAMBDA * lade_regularizer(logits, target, class_counts)
+
+
 def focal(logits: Tensor, target: Tensor, class_counts: Tensor) -> Tensor:
     """(1 - p)^2 (-log p)."""
     entropy = F.cross_entropy(logits, target, reduction="none")
@@ -148,22 +152,3 @@ class EstimatedOffset:
         total = torch.zeros_like(self.centers).index_add(0, target, distance)
         count = target.bincount(minlength=len(total)).to(total.dtype)
         self.centers = self.centers + 0.5 * total / (1 + count)[:, None]
-
-
-NAMED: dict[str, Callable[..., Tensor]] = {
-    "CrossEntropyLoss": lambda logits, target, class_counts: F.cross_entropy(logits, target),
-    "BalancedSoftmaxLoss": balanced_softmax,
-    "LogitAdjustmentLoss": balanced_softmax,
-    "ARBLoss": balanced_softmax,
-    "FocalLoss": focal,
-    "ClassBalancedLoss": class_balanced,
-    "LDAMLoss": ldam,
-    "DBMLoss": lambda cosine, target, class_counts: dbm(cosine, target, class_counts),
-    "CosFaceLoss": cosface,
-    "ArcFaceLoss": lambda cosine, target, class_counts: arcface(cosine, target),
-    "SphereFaceLoss": sphereface,
-    "LADELoss": lambda logits, target, class_counts: (
-        balanced_softmax(logits, target, class_counts) + LAMBDA * lade_regularizer(logits, target, class_counts)
-    ),
-    "LabelAwareSmoothingLoss": label_aware_smoothing,
-}

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import LOGITS, Case
-
-COSINE_LOSSES = ("LDAMLoss", "DBMLoss", "CosFaceLoss", "ArcFaceLoss", "SphereFaceLoss")
+from benchmarks.registry import OF_FEATURES, of_cosine
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def problem(case: Case, device: str, seed: int = 0) -> Problem:
     with torch.device(device):  # a device draws billions of numbers sooner than it is sent them
         leaves = {name: leaf.to(case.dtype).requires_grad_() for name, leaf in _leaves(case, random).items()}
         constants = {"class_counts": counts.float()}
-        if case.loss == "EstimatedOffsetLoss":
+        if case.loss in OF_FEATURES:
             constants["centers"] = torch.randn(case.classes, case.features, generator=random)
         if case.rows:
             constants["target"] = torch.multinomial(counts, case.rows, replacement=True, generator=random)
@@ -62,9 +61,9 @@ def _leaves(case: Case, random: torch.Generator) -> dict[str, Tensor]:
     rows, classes, features = case.rows, case.classes, case.features
     if case.operator == "logit_weight_repulsion":
         return {"linear_weight": _clustered(classes, features, random)}
-    if case.loss in COSINE_LOSSES:
+    if case.loss and of_cosine(case.loss):
         return {"cosine": 1.6 * torch.rand(rows, classes, generator=random) - 0.8}
-    if case.loss != "EstimatedOffsetLoss" and case.operator in (*LOGITS, "losses"):
+    if case.loss not in OF_FEATURES and case.operator in (*LOGITS, "losses"):
         return {"logits": 3 * torch.randn(rows, classes, generator=random)}
     return {
         "input": torch.randn(rows, features, generator=random),

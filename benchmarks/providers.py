@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import eager, peers
+from benchmarks import eager, peers, registry
 from benchmarks.problems import Problem
 from lt_kernels import functional, losses
 from lt_kernels.ops import products
@@ -66,9 +66,9 @@ def function_of(name: str, problem: Problem) -> Function | None:
 def eager_function(problem: Problem) -> Function:
     """The textbook form of the problem's operator."""
     case = problem.case
-    if case.loss == "EstimatedOffsetLoss":
-        return eager.EstimatedOffset(problem.constants["centers"])
-    return eager.NAMED[case.loss] if case.loss else getattr(eager, case.operator)
+    if case.loss in registry.OF_FEATURES:
+        return registry.NAMED[case.loss].eager(problem.constants["centers"])
+    return registry.NAMED[case.loss].eager if case.loss else getattr(eager, case.operator)
 
 
 def _ours(problem: Problem) -> Function:
@@ -91,11 +91,10 @@ def _ours(problem: Problem) -> Function:
 
 def _named_loss(problem: Problem) -> Function:
     """The module of that name, called with the leaf (logits or cosines) and the target."""
-    build, counts = getattr(losses, problem.case.loss), problem.constants["class_counts"]
-    if problem.case.loss == "EstimatedOffsetLoss":
+    counts = problem.constants["class_counts"]
+    if problem.case.loss in registry.OF_FEATURES:
         return _estimated_offset(problem)
-    takes_counts = "class_counts" in inspect.signature(build).parameters
-    module = (build(counts) if takes_counts else build()).to(counts.device)
+    module = registry.made(problem.case.loss, counts).to(counts.device)
     if "cosine" in problem.leaves:
         return lambda cosine, target: module(cosine, target)
     return lambda logits, target: module(logits, target)

@@ -246,8 +246,12 @@ def estimated_offset(
 
 
 def label_aware_smoothing(class_counts: Tensor, head: float, tail: float, shape: str, power: float = 1.0) -> Tensor:
-    """The smoothing of each class, from `tail` for the rarest to `head` for the most frequent (Zhong et al., 2021)."""
-    rank = (class_counts - class_counts.min()) / (class_counts.max() - class_counts.min())
+    """The smoothing of each class, from `tail` for the rarest to `head` for the most frequent (Zhong et al., 2021).
+
+    Where all are as frequent, every class is among the most frequent.
+    """
+    above, range_ = class_counts - class_counts.min(), class_counts.max() - class_counts.min()
+    rank = above / range_ if range_ > 0 else torch.ones_like(above)
     if shape == "concave":
         return tail + (head - tail) * torch.sin(math.pi * rank / 2)
     if shape == "convex":

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import providers
-from benchmarks.cases import NAMED_LOSSES, Case
+from benchmarks.cases import Case
 from benchmarks.gpu import sections
 from benchmarks.gpu.pool import FULL, PARTS, TINY, Function, Pool, Scene
 from benchmarks.gpu.report import Check
 from benchmarks.gpu.scenes import scenes
 from benchmarks.problems import Problem, problem
+from benchmarks.registry import NAMED
 from tests.tolerances import TOLERANCE, error
 
 
@@ -121,7 +122,7 @@ def judged(part: str, index: int, scene: Scene, kind: Kind, check: Check) -> Err
 
 def named_losses(pool: Pool, tiny: bool) -> Iterator[Scene]:
     """Every named loss, with its settings as they come."""
-    for name in NAMED_LOSSES:
+    for name in NAMED:
         case = Case("losses", name, *LOSS_SIZES[tiny], loss=name, dtype=pool.dtype)
         posed = problem(case, pool.device, pool.seed % 2**31)
         posed = posed.to(torch.float64) if pool.dtype == torch.float64 else posed

@@ -12,7 +12,8 @@ from math import prod
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.cases import NAMED_LOSSES, SHAPES
+from benchmarks.cases import SHAPES
+from benchmarks.registry import NAMED
 from benchmarks.results import Row
 from benchmarks.tables.markdown import markdown
 
@@ -122,7 +123,7 @@ GOALS = (
     memory(REPULSION, "lwr-inat", "eager", 0.05),
     at_most(REPULSION, "lwr-64k", 4096),
     beyond("losses", "CrossEntropyLoss", "eager", 30),
-    *(times("losses", loss, "eager", 1) for loss in NAMED_LOSSES),
+    *(times("losses", loss, "eager", 1) for loss in NAMED),
 )
 
 

@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from fuzz.case import NAMED, Case
-from fuzz.choices import CLASSES, COSINE, FEATURES, LARGE, LAYOUTS, MARGINS, REGULARISERS, ROWS, SETTINGS
+from fuzz.choices import CLASSES, COSINE, FEATURES, LARGE, LAYOUTS, MARGINS, REGULARISERS, ROWS, SETTINGS, WEIGHTED
 
 
 class Draw:
@@ -93,7 +93,7 @@ def tables(d: Draw, function: str) -> None:
     """Weights, offsets, focal factor and smoothing, as far as the function takes them."""
     soft = d.made.get("target") == "probability"
     if function in NAMED:
-        if d.made["loss"] in ("CrossEntropyLoss", "FocalLoss", "LDAMLoss"):
+        if d.made["loss"] in WEIGHTED:
             d.set("weight", "none", "given", "zeros", "wide", usual=1)
         if d.made["loss"] == "CrossEntropyLoss":
             d.set("smoothing", 0.0, 0.1, 1.0, usual=2)

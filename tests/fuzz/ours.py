@@ -9,18 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.registry import made
 from fuzz import judge, judge_tables
 from fuzz.case import NAMED, Case
+from fuzz.choices import WEIGHTED
 from fuzz.judge import Spec
 from fuzz.problem import Problem
 from lt_kernels import functional, heads, losses
 
 Call = Callable[..., Tensor]
-TABLED = (
-    *("BalancedSoftmaxLoss", "LogitAdjustmentLoss", "ARBLoss", "ClassBalancedLoss", "LADELoss"),
-    *("LDAMLoss", "DBMLoss", "LabelAwareSmoothingLoss"),
-)
-WEIGHTED = ("CrossEntropyLoss", "FocalLoss", "LDAMLoss")
 
 
 def margin_of(case: Case, counts: Tensor) -> Any:
@@ -56,17 +53,15 @@ def settings_of(problem: Problem) -> dict[str, Any]:
 
 def loss_of(problem: Problem) -> nn.Module:
     """A named loss with the settings of the case."""
-    case, made = problem.case, getattr(losses, problem.case.loss)
+    case = problem.case
     options: dict[str, Any] = {"ignore_index": case.ignore_index, "reduction": case.reduction, **case.options}
     if case.loss == "CrossEntropyLoss" and isinstance(problem.smoothing, float) and problem.smoothing:
         options["label_smoothing"] = problem.smoothing
     if case.loss in WEIGHTED and problem.weight is not None:
         options["weight"] = problem.weight
     if case.loss == "EstimatedOffsetLoss":
-        return made(case.classes, case.features, centers="autograd", **options)
-    if case.loss == "ARBLoss" and case.options.get("counts") == "batch":
-        return made(**options)
-    return made(counts_of(problem), **options) if case.loss in TABLED else made(**options)
+        return losses.EstimatedOffsetLoss(case.classes, case.features, centers="autograd", **options)
+    return made(case.loss, counts_of(problem), **options)
 
 
 def head_of(problem: Problem) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from helpers import assert_same, classes_of, counts_of, normal
 from torch import Tensor
 
+from benchmarks.registry import NAMED, OF_FEATURES, defaults, example
 from fuzz import judge, judge_tables, verdict
 from fuzz.case import Case
 from fuzz.draw import Draw, case_of
@@ -109,15 +110,25 @@ def test_lade(classes: str, importance: str) -> None:
     )
 
 
-def test_tables() -> None:
-    """Priors, weights, margins and smoothing."""
-    assert torch.allclose(judge_tables.log_prior(COUNTS), (COUNTS / COUNTS.sum()).log())
-    assert torch.allclose(judge_tables.class_balanced(COUNTS, 0.99), published.class_balanced_weight(COUNTS, 0.99))
+def test_margins_of_counts() -> None:
+    """The rarest class has the largest."""
     ldam = judge_tables.with_margin(Spec(), ("LDAM", 0.5), COUNTS).margin
     assert torch.allclose(ldam, published.ldam_margin(COUNTS))
-    for shape in ("concave", "linear", "convex", "exp"):
-        ours = judge_tables.label_aware(COUNTS, 0.4, 0.1, shape, 2.0, "all")
-        assert torch.allclose(ours, published.label_aware_smoothing(COUNTS, 0.4, 0.1, shape, 2.0))
+    dbm = judge_tables.with_margin(Spec(), ("DBM", 0.3, 0.5, 1.0, False), COUNTS).margin
+    assert torch.allclose(dbm, published.dbm_margin(COUNTS, 0.3, 0.5))
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMED) - {*OF_FEATURES, "LADELoss"}))
+@pytest.mark.parametrize("given", [defaults, example])
+def test_terms_of_every_loss(given: Callable[[str], dict[str, Any]], name: str) -> None:
+    """What the registry says that a loss sets makes its published formula."""
+    case = Case(function="loss", loss=name, settings=tuple(given(name).items()))
+    spec, offset = judge_tables.named(case, Spec(), COUNTS, TARGET)
+    assert_same(
+        lambda z: judge.cross_entropy(z, TARGET, offset, "class", spec),
+        lambda z: NAMED[name].published(z, TARGET, COUNTS, **given(name)),
+        {"z": 0.9 * table(N, C, seed=18).tanh()},
+    )
 
 
 WRONG = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fuzz import eager, judge, limits, measure
 from fuzz.case import Case
+from fuzz.choices import COSINE
 from fuzz.measure import Scale
 from fuzz.ours import Call, dense, ours, spec_of
 from fuzz.problem import Problem, build
@@ -36,13 +37,7 @@ class Verdict:
 
 def is_cosine(case: Case) -> bool:
     """Whether the input of a named loss is cosines."""
-    return case.function == "loss" and case.loss in (
-        "LDAMLoss",
-        "DBMLoss",
-        "CosFaceLoss",
-        "ArcFaceLoss",
-        "SphereFaceLoss",
-    )
+    return case.function == "loss" and case.loss in COSINE
 
 
 @contextlib.contextmanager

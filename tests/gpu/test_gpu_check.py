@@ -44,7 +44,7 @@ def test_sections_run_without_a_gpu(section: str, tmp_path, capsys, monkeypatch:
     for size in ("TINY", "FULL"):
         monkeypatch.setattr(judge, size, LEAST)
     monkeypatch.setattr(judge, "KINDS", judge.KINDS[:2])
-    monkeypatch.setattr(judge, "NAMED_LOSSES", ("DBMLoss", "LADELoss", "EstimatedOffsetLoss"))
+    monkeypatch.setattr(judge, "NAMED", ("DBMLoss", "LADELoss", "EstimatedOffsetLoss"))
     monkeypatch.setattr(laws, "DTYPES", (torch.bfloat16,))
     monkeypatch.setattr(laws, "PARTS", ("cosine", "lade"))
     arguments = ["--inside", "--sections", section, "--seed", "11", "--out", str(tmp_path)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import published
 import pytest
@@ -12,6 +13,7 @@ from published import own_of, replace
 from tolerances import assert_close
 from torch import Tensor
 
+from benchmarks.registry import NAMED, OF_FEATURES, defaults, example, made, of_cosines, takes
 from lt_kernels import losses
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -22,143 +24,67 @@ COUNTS = counts_of(CLASSES, 101)
 WEIGHT = normal(CLASSES, seed=102).abs() + 0.2
 
 Formula = Callable[[Tensor, Tensor], Tensor]
+SHOWN = {"input": normal(ROWS, CLASSES, seed=104, spread=2.0)}
+COSINES = {"input": normal(ROWS, CLASSES, seed=106).tanh()}
 
 
-def batch_arb(z: Tensor, y: Tensor) -> Tensor:
-    return published.arb(z, y, y.bincount(minlength=CLASSES).double())
+def variants() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Each loss with its defaults, with a setting changed, and with all of them changed."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in sorted(set(NAMED) - set(OF_FEATURES)):
+        found[name] = name, {}
+        for key, values in NAMED[name].settings.items():
+            found |= {f"{name} {key}={value}": (name, {key: value}) for value in values[1:]}
+        found[f"{name} changed"] = name, example(name)
+    return found
 
 
-def lade(alpha: float, lam: float, importance: str = "class", classes: str = "all") -> Formula:
-    return lambda z, y: (
-        published.balanced_softmax(z, y, COUNTS)
-        + alpha * published.lade_regularizer(z, y, COUNTS, lam, importance, classes)
-    )
-
-
-def smoothed(head: float, tail: float, shape: str, power: float = 1.0, spread: str = "all") -> Formula:
-    smoothing = published.label_aware_smoothing(COUNTS, head, tail, shape, power)
-    return lambda z, y: published.label_aware(z, y, smoothing, spread)
-
-
-LOGIT_LOSSES: dict[str, tuple[Callable[[], torch.nn.Module], Formula]] = {
-    "ce": (lambda: losses.CrossEntropyLoss(), lambda z, y: published.cross_entropy(z, y)),
-    "ce weight": (lambda: losses.CrossEntropyLoss(weight=WEIGHT), lambda z, y: published.cross_entropy(z, y, WEIGHT)),
-    "bs": (lambda: losses.BalancedSoftmaxLoss(COUNTS), lambda z, y: published.balanced_softmax(z, y, COUNTS)),
-    "la": (lambda: losses.LogitAdjustmentLoss(COUNTS), lambda z, y: published.logit_adjustment(z, y, COUNTS)),
-    "la tau": (
-        lambda: losses.LogitAdjustmentLoss(COUNTS, tau=1.7),
-        lambda z, y: published.logit_adjustment(z, y, COUNTS, 1.7),
-    ),
-    "arb": (lambda: losses.ARBLoss(COUNTS), lambda z, y: published.arb(z, y, COUNTS)),
-    "arb batch": (lambda: losses.ARBLoss(counts="batch"), batch_arb),
-    "focal": (lambda: losses.FocalLoss(), lambda z, y: published.focal(z, y, 2.0)),
-    "focal weight": (lambda: losses.FocalLoss(0.5, weight=WEIGHT), lambda z, y: published.focal(z, y, 0.5, WEIGHT)),
-    "cb": (
-        lambda: losses.ClassBalancedLoss(COUNTS, beta=0.99),
-        lambda z, y: published.class_balanced(z, y, COUNTS, 0.99, 0.0, "weighted", True),
-    ),
-    "cb focal": (
-        lambda: losses.ClassBalancedLoss(COUNTS, beta=0.999, gamma=1.5, average="batch"),
-        lambda z, y: published.class_balanced(z, y, COUNTS, 0.999, 1.5, "batch", True),
-    ),
-    "cb paper": (
-        lambda: losses.ClassBalancedLoss(COUNTS, beta=0.9, average="batch", normalize=False),
-        lambda z, y: published.class_balanced(z, y, COUNTS, 0.9, 0.0, "batch", False),
-    ),
-    "lade": (lambda: losses.LADELoss(COUNTS), lade(0.1, 0.1)),
-    "lade tuned": (
-        lambda: losses.LADELoss(COUNTS, alpha=0.5, lam=0.3, importance="sample", classes="present"),
-        lade(0.5, 0.3, "sample", "present"),
-    ),
-    "las": (lambda: losses.LabelAwareSmoothingLoss(COUNTS), smoothed(0.3, 0.0, "concave")),
-    "las others": (
-        lambda: losses.LabelAwareSmoothingLoss(COUNTS, head=0.4, tail=0.1, spread="others"),
-        smoothed(0.4, 0.1, "concave", spread="others"),
-    ),
-    "las exp": (
-        lambda: losses.LabelAwareSmoothingLoss(COUNTS, head=0.4, tail=0.1, shape="exp", power=3.0),
-        smoothed(0.4, 0.1, "exp", 3.0),
-    ),
-    "las linear": (
-        lambda: losses.LabelAwareSmoothingLoss(COUNTS, head=0.2, tail=0.05, shape="linear"),
-        smoothed(0.2, 0.05, "linear"),
-    ),
-    "las convex": (
-        lambda: losses.LabelAwareSmoothingLoss(COUNTS, head=0.2, tail=0.05, shape="convex"),
-        smoothed(0.2, 0.05, "convex"),
-    ),
-}
-
-
-def softmax_of(scale: float, phi: Formula, weight: Tensor | None = None, offset: Tensor | None = None) -> Formula:
-    """Cross-entropy of the scaled cosines with the target's replaced by phi(cosines, target)."""
-    return lambda c, y: published.cross_entropy(scale * replace(c, y, phi(c, y)), y, weight, offset)
-
-
-def dbm_phi(largest: float = 0.1, tau: float = 1.0, instance: float = 1.0, guard: bool = False) -> Formula:
-    margin = published.dbm_margin(COUNTS, largest, tau)
-    return lambda c, y: published.dbm(c, y, margin, instance, guard)
-
-
-def ldam_phi(largest: float) -> Formula:
-    return lambda c, y: own_of(c, y) - published.ldam_margin(COUNTS, largest)[y]
-
-
-LOG_PRIOR = (COUNTS / COUNTS.sum()).log()
-
-COSINE_LOSSES: dict[str, tuple[Callable[[], torch.nn.Module], Formula]] = {
-    "ldam": (lambda: losses.LDAMLoss(COUNTS), softmax_of(30.0, ldam_phi(0.5))),
-    "ldam tuned": (
+VARIANTS = variants()
+CLASS_BALANCED = published.class_balanced_weight(COUNTS, 0.99)
+# With weights, a beta, and margins that pass pi.
+OTHERS: dict[str, tuple[Callable[[], torch.nn.Module], Formula]] = {
+    "ce": (lambda: losses.CrossEntropyLoss(weight=WEIGHT), lambda z, y: published.cross_entropy(z, y, WEIGHT)),
+    "focal": (lambda: losses.FocalLoss(0.5, weight=WEIGHT), lambda z, y: published.focal(z, y, 0.5, WEIGHT)),
+    "ldam": (
         lambda: losses.LDAMLoss(COUNTS, max_margin=0.3, scale=10.0, weight=WEIGHT),
-        softmax_of(10.0, ldam_phi(0.3), WEIGHT),
-    ),
-    "dbm": (lambda: losses.DBMLoss(COUNTS), softmax_of(30.0, dbm_phi())),
-    "dbm bs": (
-        lambda: losses.DBMLoss(COUNTS, max_margin=0.3, tau=0.5, instance=2.0, scale=16.0, base="bs"),
-        softmax_of(16.0, dbm_phi(0.3, 0.5, 2.0), offset=LOG_PRIOR),
-    ),
-    "dbm cb": (
-        lambda: losses.DBMLoss(COUNTS, scale=12.0, base="cb", beta=0.99),
-        softmax_of(12.0, dbm_phi(), published.class_balanced_weight(COUNTS, 0.99)),
+        lambda c, y: of_cosines(c, y, own_of(c, y) - published.ldam_margin(COUNTS, 0.3)[y], 10.0, weight=WEIGHT),
     ),
     "dbm guard": (
         lambda: losses.DBMLoss(COUNTS, max_margin=0.9, tau=0.1, scale=12.0, guard=True),
-        softmax_of(12.0, dbm_phi(0.9, 0.1, 1.0, True)),
+        lambda c, y: of_cosines(c, y, published.dbm(c, y, published.dbm_margin(COUNTS, 0.9, 0.1), guard=True), 12.0),
     ),
-    "cosface": (lambda: losses.CosFaceLoss(), softmax_of(64.0, lambda c, y: own_of(c, y) - 0.35)),
-    "cosface tuned": (lambda: losses.CosFaceLoss(0.2, scale=9.0), softmax_of(9.0, lambda c, y: own_of(c, y) - 0.2)),
-    "arcface": (lambda: losses.ArcFaceLoss(), softmax_of(64.0, lambda c, y: published.arcface(own_of(c, y), 0.5))),
-    "arcface tuned": (
-        lambda: losses.ArcFaceLoss(1.1, scale=7.0),
-        softmax_of(7.0, lambda c, y: published.arcface(own_of(c, y), 1.1)),
-    ),
-    "sphereface": (
-        lambda: losses.SphereFaceLoss(),
-        softmax_of(1.0, lambda c, y: published.sphereface(own_of(c, y), 4)),
-    ),
-    "sphereface tuned": (
-        lambda: losses.SphereFaceLoss(3, scale=2.0),
-        softmax_of(2.0, lambda c, y: published.sphereface(own_of(c, y), 3)),
+    "dbm": (
+        lambda: losses.DBMLoss(COUNTS, scale=12.0, base="cb", beta=0.99),
+        lambda c, y: of_cosines(c, y, published.dbm(c, y, published.dbm_margin(COUNTS)), 12.0, weight=CLASS_BALANCED),
     ),
 }
 
 
-@pytest.mark.parametrize("name", LOGIT_LOSSES)
-def test_logit_losses(name: str) -> None:
-    make, formula = LOGIT_LOSSES[name]
-    loss, target = make().double(), classes_of(ROWS, CLASSES, 103)
-    assert loss.input_kind == "logits"
-    leaves = {"input": normal(ROWS, CLASSES, seed=104, spread=2.0)}
-    assert_same(lambda input: loss(input, target), lambda input: formula(input, target), leaves)
+def agree(loss: torch.nn.Module, formula: Formula) -> None:
+    """Values and gradients, at logits or at cosines."""
+    target, leaves = classes_of(ROWS, CLASSES, 103), COSINES if loss.input_kind == "cosine" else SHOWN
+    assert_same(lambda input: loss.double()(input, target), lambda input: formula(input, target), leaves)
 
 
-@pytest.mark.parametrize("name", COSINE_LOSSES)
-def test_cosine_losses(name: str) -> None:
-    make, formula = COSINE_LOSSES[name]
-    loss, target = make().double(), classes_of(ROWS, CLASSES, 105)
-    assert loss.input_kind == "cosine"
-    leaves = {"input": normal(ROWS, CLASSES, seed=106).tanh()}
-    assert_same(lambda input: loss(input, target), lambda input: formula(input, target), leaves)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_formula(variant: str) -> None:
+    name, settings = VARIANTS[variant]
+    given = defaults(name) | settings
+    agree(made(name, COUNTS, **settings), lambda input, y: NAMED[name].published(input, y, COUNTS, **given))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_formula_with_more(name: str) -> None:
+    make, formula = OTHERS[name]
+    agree(make(), formula)
+
+
+def test_the_registry_has_every_loss() -> None:
+    """Each loss of `lt_kernels.losses` but the base and those with a second part."""
+    names = {name for name in losses.__all__ if issubclass(getattr(losses, name), losses.Loss)}
+    assert set(NAMED) == names - {"Loss"}
+    given = {name: {**defaults(name), **example(name)} for name in NAMED}
+    assert {name: key for name in NAMED for key in given[name] if not takes(name, key)} == {}
 
 
 def test_sphereface_norms() -> None:
