@@ -1,7 +1,8 @@
-"""Every loss that holds something, how it is called, and what it holds: scenes of the tests beside this file."""
+"""Every loss and head, how it is called, and which tables it holds."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from helpers import classes_of, normal
 from torch import Tensor, nn
 
+from benchmarks.registry import NAMED, OF_FEATURES, example, made, takes
 from lt_kernels import heads, losses, regularizers
 from lt_kernels.functional import DBM
 
@@ -17,28 +19,30 @@ COUNTS = [70_000, 900, 31, 2]
 TARGET = classes_of(N, C, seed=1)
 WEIGHT = torch.tensor([0.5, 1.0, 3.0, 9.0])
 
-# Losses of logits or cosines [N, C], by what they hold.
+
+def from_registry(counted: bool) -> dict[str, Callable[[], losses.Loss]]:
+    """The named losses of logits or cosines that take counts, or those that take none; few settings are the default."""
+    names = [name for name in NAMED if name not in OF_FEATURES and takes(name, "class_counts") == counted]
+    given = {name: {} if name == "ARBLoss" else example(name) for name in names}
+    return {name: functools.partial(made, name, COUNTS, **given[name]) for name in names}
+
+
+def adjusted() -> losses.Loss:
+    return losses.LogitAdjustmentLoss(COUNTS, 1.5)
+
+
+# Losses of logits or cosines [N, C]: those that hold tables, and those that hold none.
 PLAIN: dict[str, Callable[[], losses.Loss]] = {
+    **from_registry(counted=True),
     "weight": lambda: losses.CrossEntropyLoss(WEIGHT),
-    "focal": lambda: losses.FocalLoss(1.5, WEIGHT),
-    "cb": lambda: losses.ClassBalancedLoss(COUNTS, 0.99),
-    "la": lambda: losses.LogitAdjustmentLoss(COUNTS, 1.5),
-    "bs": lambda: losses.BalancedSoftmaxLoss(COUNTS),
-    "arb": lambda: losses.ARBLoss(COUNTS),
-    "ldam": lambda: losses.LDAMLoss(COUNTS),
+    "focal weight": lambda: losses.FocalLoss(1.5, WEIGHT),
     "ldam weight": lambda: losses.LDAMLoss(COUNTS, weight=WEIGHT),
     "dbm": lambda: losses.DBMLoss(COUNTS),
-    "dbm bs": lambda: losses.DBMLoss(COUNTS, base="bs"),
     "dbm cb": lambda: losses.DBMLoss(COUNTS, base="cb"),
-    "las": lambda: losses.LabelAwareSmoothingLoss(COUNTS),
-    "lade": lambda: losses.LADELoss(COUNTS),
 }
 BARE: dict[str, Callable[[], losses.Loss]] = {
-    "ce": lambda: losses.CrossEntropyLoss(),
-    "arb batch": lambda: losses.ARBLoss(counts="batch"),
-    "cosface": lambda: losses.CosFaceLoss(),
-    "arcface": lambda: losses.ArcFaceLoss(),
-    "sphereface": lambda: losses.SphereFaceLoss(),
+    **from_registry(counted=False),
+    "batch counts": lambda: losses.ARBLoss(counts="batch"),
 }
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "linear bs": lambda: heads.LinearHead(D, C, losses.BalancedSoftmaxLoss(COUNTS)),
@@ -46,8 +50,8 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     "linear offset": lambda: heads.LinearHead(D, C, losses.EstimatedOffsetLoss(C, D), bias=False),
     "cosine ldam": lambda: heads.CosineHead(D, C, losses.LDAMLoss(COUNTS, weight=WEIGHT)),
     "cosine dbm": lambda: heads.CosineHead(D, C, losses.DBMLoss(COUNTS, base="bs")),
-    "bcl": lambda: heads.BalancedContrastiveHead(D, C, losses.BalancedContrastiveLoss(PLAIN["la"]())),
-    "gml": lambda: heads.GMLHead(D, C, losses.GMLLoss(PLAIN["la"](), COUNTS), queue=16),
+    "bcl": lambda: heads.BalancedContrastiveHead(D, C, losses.BalancedContrastiveLoss(adjusted())),
+    "gml": lambda: heads.GMLHead(D, C, losses.GMLLoss(adjusted(), COUNTS), queue=16),
     "ncl": lambda: heads.NCLHead(D, C, losses.NCLLoss(COUNTS, hard_categories=2, margin=DBM(COUNTS)), experts=2),
 }
 OTHERS: dict[str, Callable[[], nn.Module]] = {"lade term": lambda: regularizers.LADERegularizer(COUNTS)}

@@ -54,7 +54,7 @@ class WithLoss(transformers.PreTrainedModel):
     config_class = transformers.ViTConfig
     base_model_prefix = "vit"
 
-    def __init__(self, config: Any, kind: str = "bs") -> None:
+    def __init__(self, config: Any, kind: str = "BalancedSoftmaxLoss") -> None:
         super().__init__(config)
         self.vit = transformers.ViTModel(config, add_pooling_layer=False)
         self.classifier, self.loss = nn.Linear(D, C), PLAIN[kind]()
@@ -88,7 +88,7 @@ def test_a_head_read_in_half_precision_keeps_its_tables(kind: str, dtype: torch.
         assert torch.equal(tables(back.head)[key], table), key
 
 
-@pytest.mark.parametrize("kind", ["weight", "bs", "las", "lade"])
+@pytest.mark.parametrize("kind", ["weight", "BalancedSoftmaxLoss", "LabelAwareSmoothingLoss", "LADELoss"])
 def test_a_checkpoint_without_the_loss_leaves_its_tables(kind: str, tmp_path: Path) -> None:
     """Fine-tuning from somebody's backbone: what the checkpoint lacks is made anew, but a prior cannot be."""
     transformers.ViTModel(config(), add_pooling_layer=False).save_pretrained(tmp_path)

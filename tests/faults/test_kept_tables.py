@@ -232,5 +232,10 @@ def test_the_list_of_near_pairs_sees_rewritten_weights() -> None:
 
 
 def test_heads_have_what_their_losses_have() -> None:
-    assert set(heads.LinearHead(D, C, PLAIN["bs"]()).state_dict()) == {"weight", "bias", "loss.offset"}
+    balanced = heads.LinearHead(D, C, losses.BalancedSoftmaxLoss(COUNTS))
+    assert set(balanced.state_dict()) == {
+        "weight",
+        "bias",
+        "loss.offset",
+    }
     assert set(heads.LinearHead(D, C, losses.CrossEntropyLoss()).state_dict()) == {"weight", "bias"}

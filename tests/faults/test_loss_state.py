@@ -120,7 +120,9 @@ def test_set_weights_hold_until_others_are_set() -> None:
     assert not list(bare.buffers())
 
 
-@pytest.mark.parametrize("name", ["ce", "ldam", "weight", "la", "cosine ldam", "bcl"])
+@pytest.mark.parametrize(
+    "name", ["CrossEntropyLoss", "LDAMLoss", "weight", "LogitAdjustmentLoss", "cosine ldam", "bcl"]
+)
 def test_set_weights_are_copied_with_the_loss_and_cast_with_it(name: str) -> None:
     _, module = with_weights(name)
     module.eval()
@@ -180,7 +182,7 @@ def test_a_list_of_near_pairs_is_no_buffer() -> None:
     assert len(list(term.buffers())) == before == 0
 
 
-@pytest.mark.parametrize("name", ["bs", "lade", "ldam weight", "las"])
+@pytest.mark.parametrize("name", ["BalancedSoftmaxLoss", "LADELoss", "ldam weight", "LabelAwareSmoothingLoss"])
 def test_loading_by_assignment_shares_nothing_and_rounds_nothing(name: str) -> None:
     loss, other = PLAIN[name](), PLAIN[name]()
     state = {key: 2 * table for key, table in other.state_dict().items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from helpers import assert_same, classes_of, counts_of, gradients, normal
@@ -12,6 +10,8 @@ from hypothesis import strategies as st
 from tolerances import assert_close
 from torch import Tensor
 
+from benchmarks import registry
+from benchmarks.registry import NAMED, OF_FEATURES, example, of_cosine
 from lt_kernels import functional, losses
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 
@@ -26,21 +26,10 @@ OFFSET = normal(CLASSES, seed=165, spread=2.0)
 VECTORS = {"input": normal(ROWS, FEATURES, seed=166), "linear_weight": normal(CLASSES, FEATURES, seed=167)}
 MARGINS = [None, CosFace(0.3), ArcFace(0.4), SphereFace(3), LDAM(COUNTS), DBM(COUNTS, 0.3)]
 
-LOSSES: dict[str, Callable[[Tensor], torch.nn.Module]] = {
-    "ce": lambda counts: losses.CrossEntropyLoss(),
-    "bs": losses.BalancedSoftmaxLoss,
-    "la": lambda counts: losses.LogitAdjustmentLoss(counts, tau=1.5),
-    "arb": losses.ARBLoss,
-    "arb batch": lambda counts: losses.ARBLoss(counts="batch"),
-    "focal": lambda counts: losses.FocalLoss(1.5),
-    "cb": lambda counts: losses.ClassBalancedLoss(counts, beta=0.99, gamma=0.5),
-    "lade": losses.LADELoss,
-    "las": losses.LabelAwareSmoothingLoss,
-    "ldam": losses.LDAMLoss,
-    "dbm": lambda counts: losses.DBMLoss(counts, 0.3, base="bs"),
-    "cosface": lambda counts: losses.CosFaceLoss(),
-    "arcface": lambda counts: losses.ArcFaceLoss(),
-    "sphereface": lambda counts: losses.SphereFaceLoss(),
+GLOBAL = "ARBLoss of the training set"
+LOSSES: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, example(name)) for name in NAMED if name not in OF_FEATURES},
+    GLOBAL: ("ARBLoss", {}),
 }
 FEW = settings(
     max_examples=25,
@@ -48,7 +37,7 @@ FEW = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the wing of kernels is the same for all examples
 )
-COSINE = {"ldam", "dbm", "cosface", "arcface", "sphereface"}
+COSINE = {name for name, (loss, _) in LOSSES.items() if of_cosine(loss)}
 
 
 def kind_of(margin: object) -> str:
@@ -57,14 +46,15 @@ def kind_of(margin: object) -> str:
 
 
 def made(name: str, counts: Tensor = COUNTS) -> torch.nn.Module:
-    return LOSSES[name](counts).double()
+    loss, settings = LOSSES[name]
+    return registry.made(loss, counts, **settings).double()
 
 
 def input_of(name: str) -> Tensor:
     return COSINES if name in COSINE else LOGITS
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - COSINE - {"lade"}))
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - COSINE - {"LADELoss"}))
 def test_shift_invariance(name: str) -> None:
     """Adding a number to a whole row changes nothing."""
     loss, shift = made(name), normal(ROWS, 1, seed=168, spread=50.0)
@@ -86,10 +76,10 @@ def test_permutation_of_rows(name: str) -> None:
     assert_same(lambda z: loss(z[order], TARGET[order]), lambda z: loss(z, TARGET), {"z": input_of(name)})
 
 
-@pytest.mark.parametrize("name", ["bs", "la", "arb", "cb0"])
+@pytest.mark.parametrize("name", ["BalancedSoftmaxLoss", "LogitAdjustmentLoss", GLOBAL, "ClassBalancedLoss"])
 def test_equal_counts_are_plain_cross_entropy(name: str) -> None:
     equal = torch.full((CLASSES,), 37.0)
-    loss = losses.ClassBalancedLoss(equal) if name == "cb0" else made(name, equal)
+    loss = losses.ClassBalancedLoss(equal) if name == "ClassBalancedLoss" else made(name, equal)
     assert_same(lambda z: loss(z, TARGET), lambda z: torch.nn.functional.cross_entropy(z, TARGET), {"z": LOGITS})
 
 
@@ -123,17 +113,17 @@ def test_zero_parameters_return_the_plain_member() -> None:
         losses.LabelAwareSmoothingLoss(COUNTS, head=0.0, tail=0.0),
     ):
         assert_same(lambda z, loss=loss: loss.double()(z, TARGET), lambda z: plain(z, TARGET), {"z": LOGITS})
-    lade, balanced = losses.LADELoss(COUNTS, alpha=0.0).double(), made("bs")
+    lade, balanced = losses.LADELoss(COUNTS, alpha=0.0).double(), losses.BalancedSoftmaxLoss(COUNTS).double()
     assert_same(lambda z: lade(z, TARGET), lambda z: balanced(z, TARGET), {"z": LOGITS})
 
 
 def test_arb_is_balanced_softmax() -> None:
-    arb, balanced = made("arb"), made("bs")
+    arb, balanced = losses.ARBLoss(COUNTS).double(), losses.BalancedSoftmaxLoss(COUNTS).double()
     assert_same(lambda z: arb(z, TARGET), lambda z: balanced(z, TARGET), {"z": LOGITS})
 
 
 def test_counts_only_matter_up_to_a_factor() -> None:
-    for name in ("bs", "la", "arb", "ldam", "dbm", "lade"):
+    for name in ("BalancedSoftmaxLoss", "LogitAdjustmentLoss", GLOBAL, "LDAMLoss", "DBMLoss", "LADELoss"):
         loss, same = made(name), made(name, 3.0 * COUNTS)
         assert_same(lambda z, loss=loss: loss(z, TARGET), lambda z, same=same: same(z, TARGET), {"z": input_of(name)})
 

@@ -89,7 +89,7 @@ def quiet() -> Iterator[None]:
 def data_parallel(rank: int, world: int, group: Any) -> None:
     """Every loss under DistributedDataParallel has the mean of the ranks' gradients, whatever one of them ignores."""
     for name, make in MAKERS.items():
-        for ignored in (False, True)[: 1 if name in NO_IGNORE or name == "lade" else 2]:
+        for ignored in (False, True)[: 1 if name in NO_IGNORE or name == "LADELoss" else 2]:
             model = DistributedDataParallel(Model(make), process_group=group, find_unused_parameters=True)
             with quiet():
                 model(*batch(rank, ignored)).backward()
@@ -128,7 +128,7 @@ def fully_sharded(rank: int, world: int, group: Any) -> None:
     """Every loss within fully_shard has the mean of the ranks' gradients too, and keeps its tables."""
     mesh = init_device_mesh("cpu", (world,))
     for name, make in MAKERS.items():
-        for ignored in (False, True)[: 1 if name in NO_IGNORE or name == "lade" else 2]:
+        for ignored in (False, True)[: 1 if name in NO_IGNORE or name == "LADELoss" else 2]:
             model = Model(make)
             before = tables(model.head)
             fully_shard(model.head, mesh=mesh)
