@@ -9,6 +9,7 @@ import torch
 from helpers import classes_of, counts_of, normal
 from torch import Tensor
 
+from benchmarks.registry import NAMED, OF_FEATURES, example, made, of_cosine
 from lt_kernels import functional, losses, memory_budget
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 
@@ -127,17 +128,14 @@ def of_loss(loss: torch.nn.Module, cosines: bool = False) -> Scene:
 
 
 def loss_scenes() -> dict[str, Scene]:
-    return {
-        "balanced softmax": of_loss(losses.BalancedSoftmaxLoss(COUNTS)),
-        "arb batch": of_loss(losses.ARBLoss(counts="batch")),
-        "class balanced": of_loss(losses.ClassBalancedLoss(COUNTS, beta=0.99, gamma=1.0, average="batch")),
+    """Every named loss of logits or cosines, with settings that are not its defaults."""
+    named = {
+        name: of_loss(made(name, COUNTS, **example(name)), of_cosine(name)) for name in NAMED if name not in OF_FEATURES
+    }
+    return named | {
         "label aware": of_loss(losses.LabelAwareSmoothingLoss(COUNTS, 0.3, 0.1)),
-        "label aware others": of_loss(losses.LabelAwareSmoothingLoss(COUNTS, 0.3, 0.1, spread="others")),
         "lade loss": of_loss(losses.LADELoss(COUNTS)),
-        "ldam loss": of_loss(losses.LDAMLoss(COUNTS), cosines=True),
         "dbm loss": of_loss(losses.DBMLoss(COUNTS, base="bs", scale=5.0), cosines=True),
-        "arcface loss": of_loss(losses.ArcFaceLoss(scale=5.0), cosines=True),
-        "sphereface loss": of_loss(losses.SphereFaceLoss(), cosines=True),
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.registry import NAMED, made, takes
 from lt_kernels import functional, losses, metrics, posthoc, priors, regularizers, schedules
 from lt_kernels.data.profiles import choose
 from lt_kernels.data.shift import shifted_counts
@@ -45,6 +46,7 @@ def call(loss: Callable[..., Tensor]) -> Tensor:
     return loss(LOGITS, TARGET)
 
 
+COUNTED = [name for name in NAMED if takes(name, "class_counts")]
 TAKES: dict[str, Callable[[Any], Any]] = {
     "log_prior": priors.log_prior,
     "class_balanced_weight": priors.class_balanced_weight,
@@ -56,14 +58,7 @@ TAKES: dict[str, Callable[[Any], Any]] = {
     "lade_regularizer": lambda counts: functional.lade_regularizer(LOGITS, TARGET, counts),
     "LADERegularizer": lambda counts: call(regularizers.LADERegularizer(counts)),
     "DeferredReweighting": lambda counts: schedules.DeferredReweighting(counts, 0)(0),
-    "LogitAdjustmentLoss": lambda counts: call(losses.LogitAdjustmentLoss(counts)),
-    "BalancedSoftmaxLoss": lambda counts: call(losses.BalancedSoftmaxLoss(counts)),
-    "ARBLoss": lambda counts: call(losses.ARBLoss(counts)),
-    "ClassBalancedLoss": lambda counts: call(losses.ClassBalancedLoss(counts)),
-    "LDAMLoss": lambda counts: call(losses.LDAMLoss(counts)),
-    "DBMLoss": lambda counts: call(losses.DBMLoss(counts, base="bs")),
-    "LADELoss": lambda counts: call(losses.LADELoss(counts)),
-    "LabelAwareSmoothingLoss": lambda counts: call(losses.LabelAwareSmoothingLoss(counts)),
+    **{name: lambda counts, name=name: call(made(name, counts)) for name in COUNTED},
     "GMLLoss": lambda counts: losses.GMLLoss(losses.CrossEntropyLoss(), counts).log_prior,
     "NCLLoss": lambda counts: losses.NCLLoss(counts, hard_categories=2)(LOGITS[None], TARGET),
     "logit_adjustment": lambda counts: posthoc.logit_adjustment(LOGITS, counts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from helpers import classes_of, normal
 from tolerances import assert_close
 from torch import Tensor
 
+from benchmarks.registry import NAMED, OF_FEATURES, made, of_cosine
 from lt_kernels import contrastive, functional, heads, losses, metrics, priors, regularizers
 
 N, D = 6, 4
@@ -26,6 +28,12 @@ def logits(classes: int) -> Tensor:
     return normal(N, classes, seed=classes, dtype=torch.float32)
 
 
+def by_name(name: str, target: Tensor, classes: int) -> Tensor:
+    """A named loss of logits or cosines, with its defaults."""
+    input = logits(classes).tanh() if of_cosine(name) else logits(classes)
+    return made(name, counts(classes))(input, target)
+
+
 # A number from a target and the number of classes, of everything that takes class indices.
 TAKES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "offset_cross_entropy": lambda y, c: functional.offset_cross_entropy(logits(c), y, label_smoothing=0.1),
@@ -34,17 +42,8 @@ TAKES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "mixed": lambda y, c: functional.offset_cross_entropy(logits(c), functional.MixedTarget(y, y.flip(0), 0.3)),
     "lade_regularizer": lambda y, c: functional.lade_regularizer(logits(c), y, torch.tensor(counts(c))),
     "balanced_contrastive": lambda y, c: contrastive.balanced_contrastive(*vectors(c), y),
-    "CrossEntropyLoss": lambda y, c: losses.CrossEntropyLoss()(logits(c), y),
-    "BalancedSoftmaxLoss": lambda y, c: losses.BalancedSoftmaxLoss(counts(c))(logits(c), y),
-    "ARBLoss": lambda y, c: losses.ARBLoss(counts(c))(logits(c), y),
+    **{name: functools.partial(by_name, name) for name in NAMED if name not in OF_FEATURES},
     "ARBLoss of the batch": lambda y, c: losses.ARBLoss(counts="batch")(logits(c), y),
-    "FocalLoss": lambda y, c: losses.FocalLoss()(logits(c), y),
-    "ClassBalancedLoss": lambda y, c: losses.ClassBalancedLoss(counts(c))(logits(c), y),
-    "LDAMLoss": lambda y, c: losses.LDAMLoss(counts(c))(logits(c).tanh(), y),
-    "DBMLoss": lambda y, c: losses.DBMLoss(counts(c), base="cb")(logits(c).tanh(), y),
-    "SphereFaceLoss": lambda y, c: losses.SphereFaceLoss()(logits(c).tanh(), y),
-    "LADELoss": lambda y, c: losses.LADELoss(counts(c))(logits(c), y),
-    "LabelAwareSmoothingLoss": lambda y, c: losses.LabelAwareSmoothingLoss(counts(c))(logits(c), y),
     "NCLLoss": lambda y, c: losses.NCLLoss(counts(c), hard_categories=1)(logits(c)[None], y),
     "EstimatedOffsetLoss": lambda y, c: estimated(c)(normal(N, D, seed=1, dtype=torch.float32), y),
     "GML": lambda y, c: gml(c)(normal(N, D, seed=1, dtype=torch.float32), y),
