@@ -131,7 +131,7 @@ NAMED: dict[str, Named] = {
             "gamma": gamma,
             "average": average,
         },
-        ("-", "-", r"$(1 - \beta) / (1 - \beta^{n_c})$", "given", "-", "Cui et al., 2019"),
+        ("-", "-", r"$(1 - \beta) / (1 - \beta^{n_c})$, of sum $C$", "given", "-", "Cui et al., 2019"),
         {
             "beta": (0.9999, 0.99, 0.0, 0.9, 0.999999),
             "gamma": (0.0, 0.5, 2.0),

@@ -1,4 +1,7 @@
-"""Writes the table of docs/methods.md: every method of the registry, its source, form, options, recipes and tests."""
+"""Writes the tables of docs/methods.md, every method that is trained by name, and of docs/math.md, every named loss.
+
+What a loss sets is said in `benchmarks.registry`; only what a method adds to its loss is said here.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +9,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks.registry import NAMED, of_cosine
 from benchmarks.results import ROOT
 from benchmarks.tables.markdown import markdown, section
-from lt_kernels.train.methods.method import DEFERRED_DEFAULTS, STAGE_DEFAULTS, Method
+from lt_kernels.train.methods.method import DEFERRED_DEFAULTS, RUN_OPTIONS, STAGE_DEFAULTS, Method, Setting
 from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.recipes import read_settings
 
 DOCUMENT = ROOT / "docs" / "methods.md"
+LOSSES = ROOT / "docs" / "math.md"
+_SETS = ("offset $b_c$", r"margin $\phi$", "weight $w_c$", r"$\gamma$", r"smoothing $\varepsilon$")
+LOSS_HEADER = ("loss", *_SETS, "source")
 HEADER = ("method", "what it is", "source", "form", "options and defaults", "recipes for", "tests")
 _HEADS, _OFFSETS, _LOSSES = "test_published_heads", "test_published_offset", "test_published_losses"
 _MARGINS, _STAGES, _LADE = "test_published_margins", "test_stages", "test_columns"
 _DBM_FORM = r"$b = 0$ ($\log p$ for bs), $\phi = \cos(\theta + m_y (1 + \lambda h d))$, $s$"
 
-# The form in the three numbers of docs/math.md (offset b, margin phi, scale s, weight w, gamma; z is what is not said),
-# or what is added to it; and the test files, without their ending, that hold the method to its formula.
+# Where a method is more than its loss: the form in the three numbers of docs/math.md (offset b, margin phi, scale s,
+# weight w, gamma; z is what is not said), or what is added to it; and the test files, without their ending, that hold
+# the method to its formula.
 FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "ce": (r"$b = 0$, $\phi = z$", (_LOSSES, _OFFSETS)),
-    "focal": (r"$b = 0$, $\gamma$", (_LOSSES,)),
-    "cb": (r"$w = (1 - \beta) / (1 - \beta^{n})$, normalised to sum $C$", (_LOSSES, "test_published_priors")),
-    "bs": (r"$b = \log p$", (_LOSSES, _OFFSETS)),
-    "la": (r"$b = \tau \log p$", (_LOSSES, _OFFSETS)),
     "arb": (r"$b = \log p$: equal to bs", (_LOSSES, "test_published_selfcheck")),
     "arb-batch": (r"$b = \log N_c$ of the batch, $-\infty$ where absent", (_LOSSES,)),
     "lade": (r"$b = \log p$, plus $\alpha$ LADER", (_LADE, _LOSSES)),
     "estimated-offset": (r"$b = -\frac12 \mu \cdot w$, plus centre loss and uniform constraint", (_HEADS,)),
     "estimated-offset-no-uc": (r"the same without the constraint", (_HEADS,)),
     "uniform-offset": (r"$b = 0$, plus centre loss and uniform constraint", (_HEADS,)),
-    "las": (r"smoothing $\varepsilon_y$, rising with $n_y$", (_LOSSES, "test_published_priors")),
-    "ldam": (r"$\phi = \cos\theta - m_y$, $m \propto n^{-1/4}$, $s$", (_LOSSES, _MARGINS)),
     "ldam-drw": (r"ldam, then $w$ of cb", (_LOSSES, "test_train")),
     "dbm-ce": (_DBM_FORM, (_LOSSES, _MARGINS)),
     "dbm-bs": (_DBM_FORM, (_LOSSES, _MARGINS)),
     "dbm-drw": (r"dbm-ce, then $w$ of cb", (_LOSSES, _MARGINS)),
-    "cosface": (r"$\phi = \cos\theta - m$, $s$", (_LOSSES, _MARGINS)),
-    "arcface": (r"$\phi = \cos(\theta + m)$, $s$", (_LOSSES, _MARGINS)),
-    "sphereface": (r"$\phi = \psi(\theta)$, $s \lvert x \rvert$", (_LOSSES, _MARGINS)),
     "bcl": (r"la, plus a row log-sum-exp over views and prototypes", ("test_contrastive", "test_contrastive_head")),
     "gml": (r"la, plus two row log-sum-exps over a queue", ("test_gml", "test_gml_head")),
     "ncl": (r"bs for each expert, over all and over hard classes, plus divergences", ("test_experts",)),
@@ -77,12 +77,36 @@ def table() -> str:
 
 
 def _line(name: str, method: Method, recipes: Mapping[str, set[str]]) -> list[str]:
-    form, tests = FORMS[name]
+    form, tests = FORMS.get(name) or (form_of(loss_of(method)), (_LOSSES,))
     options = {**method.defaults, **(DEFERRED_DEFAULTS if method.deferred else {})}
     options = {**(STAGE_DEFAULTS if method.second else {}), **options}
     where = ", ".join(data for data, named in recipes.items() if name in named)
     shown = ", ".join(f"`{key}` {_text(value)}" for key, value in options.items())
     return [f"`{name}`", method.title, method.source, form, shown or "-", where or "any", ", ".join(tests)]
+
+
+def loss_of(method: Method) -> str:
+    """The class of the loss that a method trains with."""
+    counts = torch.tensor([9, 4, 2])
+    given = {key: value for key, value in method.defaults.items() if key not in RUN_OPTIONS}
+    return type(method.loss(Setting(counts, 5, 1), given)).__name__
+
+
+def form_of(loss: str) -> str:
+    """What a named loss sets, in a line."""
+    offset, margin, weight, gamma, smoothing, _ = NAMED[loss].cells
+    letters = (("b_c", offset), (r"\phi", margin))
+    said = [cell.replace("$", f"${letter} = ", 1) for letter, cell in letters if cell != "-"]
+    said += ["$s$"] if of_cosine(loss) else []
+    said += [] if weight == "-" or weight.startswith("given") else [weight.replace("$", "$w_c = ", 1)]
+    said += [] if gamma == "-" else [r"$\gamma$"]
+    said += [] if smoothing in ("-", "given") else [rf"$\varepsilon_y$ {smoothing}"]
+    return ", ".join(said) or r"$b = 0$, $\phi = z$"
+
+
+def losses_table() -> str:
+    """The named losses as Markdown."""
+    return markdown(LOSS_HEADER, ([f"`{name}`", *loss.cells] for name, loss in NAMED.items()))
 
 
 def _text(value: Any) -> str:
@@ -94,9 +118,10 @@ def _named(settings: Mapping[str, Any]) -> set[str]:
     return {settings.get("method", ""), *(settings.get("methods") or {}), *(settings.get("published") or {})}
 
 
-def main(document: Path = DOCUMENT) -> int:
-    """Write the marked section of the document."""
-    document.write_text(section(document.read_text(encoding="utf-8"), "methods", table()), encoding="utf-8")
+def main(document: Path = DOCUMENT, losses: Path = LOSSES) -> int:
+    """Write the marked section of each document."""
+    for path, name, made in ((document, "methods", table()), (losses, "losses", losses_table())):
+        path.write_text(section(path.read_text(encoding="utf-8"), name, made), encoding="utf-8")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.registry import NAMED, OF_FEATURES, made
 from lt_kernels import heads, losses, metrics, priors, regularizers, schedules
 
 NAN, INF = float("nan"), float("inf")
@@ -125,6 +126,26 @@ OTHER_CASES: list[Case] = [
 def test_losses(names: str, call: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=rf"\b({names})\b"):
         call()
+
+
+def bad_settings() -> list[tuple[str, str, Any]]:
+    """Every number of a named loss as no number, and every word as another one."""
+    found = [(name, key, values[0]) for name in NAMED for key, values in NAMED[name].settings.items()]
+    return [(name, key, "some" if isinstance(it, str) else NAN) for name, key, it in found if not isinstance(it, bool)]
+
+
+def called(name: str, settings: dict[str, Any]) -> torch.Tensor:
+    """A loss that is made and called."""
+    if name in OF_FEATURES:
+        loss = losses.EstimatedOffsetLoss(C, D, **settings)
+        return heads.LinearHead(D, C, loss, bias=False)(FEATURES, TARGET)
+    return made(name, COUNTS, **settings)(LOGITS, TARGET)
+
+
+@pytest.mark.parametrize("name, key, bad", bad_settings())
+def test_every_setting_of_every_loss(name: str, key: str, bad: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"\b{key}\b"):
+        called(name, {key: bad})
 
 
 @pytest.mark.parametrize("names, call", OTHER_CASES)
