@@ -72,10 +72,10 @@ def test_what_is_no_file_of_settings(path: str, capsys: pytest.CaptureFixture[st
 def test_plain_yaml_is_read_as_ever(tmp_path: Path) -> None:
     """Anchors that people use, a byte order mark, numbers of every kind."""
     path = tmp_path / "a.yaml"
-    text = "shared: &shared {hidden: [64, 0x10]}\nnetwork_options:\n  <<: *shared\nlr: 5e-4\nmomentum: .5\nimbalance: 1_00\n"
+    text = "own: &own {hidden: [64, 0x10]}\nnetwork_options:\n  <<: *own\nlr: 5e-4\nmomentum: .5\nimbalance: 1_00\n"
     path.write_text("\ufeff" + text, encoding="utf-8")
     settings = read_settings(path)
-    assert settings.pop("shared") == {"hidden": [64, 16]}
+    assert settings.pop("own") == {"hidden": [64, 16]}
     config = make_config(settings)
     assert (config.network_options, config.lr, config.momentum, config.imbalance) == (
         {"hidden": [64, 16]},
