@@ -1,11 +1,32 @@
 // Column log-sum-exp: the operators of lt_kernels/ops/columns.py on a CPU.
-#include <tuple>
+#include <torch/csrc/stable/ops.h>
 
-#include "batch.h"
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
 #include "tensors.h"
 
 namespace lt {
 namespace {
+
+// The log-sum-exps of all columns.
+void sum_columns(const ColumnSums& args, Type type) {
+  // Blocks of whole cache lines, and enough of them for the threads; a small problem stays on one.
+  int64_t width = args.c >= 4096 ? 256 : 64, blocks = (args.c + width - 1) / width;
+  int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width * args.n));
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    kernels().columns_forward[type](args, begin * width, std::min(end * width, args.c));
+  });
+}
+
+// Their gradient, all rows.
+void slope_columns(const ColumnSums& args, Type type) {
+  torch::stable::parallel_for(0, args.n, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, args.c)), [&](int64_t begin, int64_t end) {
+    kernels().columns_backward[type](args, begin, end);
+  });
+}
 
 struct Inputs : Held {
   ColumnSums args;
@@ -46,11 +67,78 @@ Tensor columns_backward(Tensor logits, Tensor target, Optional row_offset, Tenso
   return d_logits;
 }
 
+// LADE's regulariser and its gradient, docs/math.md, section 7: weights by the logit's class or by the row's, a sum over
+// every class or those that are present.
+struct Lade {
+  ColumnSums args;
+  Type type;
+  const double* counts;
+  double lam, factor;
+  bool by_class, every_class;
+  std::vector<double> prior, members;
+
+  void share() {
+    double total = 0;
+    for (int64_t j = 0; j < args.c; ++j) {
+      STD_TORCH_CHECK(counts[j] >= 0, "lt_kernels: class_counts must be finite and >= 0, got ", counts[j], " for class ", j);
+      total += counts[j];
+    }
+    STD_TORCH_CHECK(total > 0 && total <= std::numeric_limits<double>::max(), "lt_kernels: class_counts must have a finite sum "
+                    "above 0, got ", total);
+    prior.assign(counts, counts + args.c), members.assign(size_t(args.c), 0.0);
+    for (double& each : prior) each /= total;
+    for (int64_t i = 0; i < args.n; ++i) members[size_t(args.target[i])] += 1;
+  }
+
+  // factor * (sum_c counted_c (B_c + lam B_c^2) - sum_i p_y / (N_y + 1e-8) z_iy).
+  template <class A> double run() {
+    const int64_t n = args.n, c = args.c;
+    const double uniform = std::log(1.0 / double(c) + 1e-9), mean = std::log(double(n));
+    std::vector<A> lse(c), slope(c), own(n), offset(by_class ? 0 : n);
+    auto log_share = [&](int64_t j) { return uniform - std::log(prior[j] + 1e-9); };
+    for (int64_t i = 0; !by_class && i < n; ++i) offset[i] = A(log_share(args.target[i]));
+    args.row_offset = by_class ? nullptr : offset.data(), args.lse_out = lse.data();
+    sum_columns(args, type);
+    double total = 0;
+    for (int64_t j = 0; j < c; ++j) {
+      const double bound = double(lse[j]) - mean + (by_class ? log_share(j) : 0);
+      const double counted = every_class || members[j] > 0 ? factor * prior[j] : 0;
+      total += counted * (bound + lam * bound * bound);
+      slope[j] = A(counted * (1 + 2 * lam * bound));
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t y = args.target[i];
+      const double each = -factor * prior[y] / (members[y] + 1e-8);
+      own[i] = A(each), total += each * double(static_cast<const A*>(args.logits)[i * args.stride + y]);
+    }
+    args.lse = lse.data(), args.d_lse = slope.data(), args.d_own = own.data();
+    if (args.d_logits) slope_columns(args, type);
+    return total;
+  }
+};
+
+std::tuple<Tensor, Tensor> lade_loss(Tensor logits, Tensor target, Tensor class_counts, double lam, bool by_class,
+                                     bool every_class, double factor, bool want) {
+  Inputs in(logits, target, {});
+  STD_TORCH_CHECK(in.type == kFloat || in.type == kDouble, "lt_kernels: logits must be float32 or float64 here");
+  STD_TORCH_CHECK(in.args.n > 0 && in.args.c > 0, "lt_kernels: logits must have a row and a class");
+  const auto* counts = static_cast<const double*>(in.numbers(class_counts, ScalarType::Double, "class_counts", {in.args.c}));
+  Tensor d_logits = want ? empty({in.args.n, in.args.c}, logits.scalar_type()) : empty({0}, logits.scalar_type());
+  if (want) in.args.d_logits = d_logits.mutable_data_ptr();
+  Lade lade{in.args, in.type, counts, lam, factor, by_class, every_class, {}, {}};
+  lade.share();
+  Tensor value = empty({}, in.sums);
+  if (in.type == kDouble) *static_cast<double*>(value.mutable_data_ptr()) = lade.run<double>();
+  else *static_cast<float*>(value.mutable_data_ptr()) = float(lade.run<float>());
+  return {value, d_logits};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lt_kernels, CPU, library) {
   library.impl("columns_forward", TORCH_BOX(&columns_forward));
   library.impl("columns_backward", TORCH_BOX(&columns_backward));
+  library.impl("lade_loss", TORCH_BOX(&lade_loss));
 }
 
 }  // namespace lt

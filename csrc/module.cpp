@@ -1,13 +1,12 @@
 // The extension module: importing it registers the kernels; it tells which instruction set was chosen.
 #include <Python.h>
 
-#include "cosine.h"
-#include "few.h"
-#include "lade.h"
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
 #include "pages.h"
-#include "plain.h"
 #include "table.h"
-#include "turn.h"
 
 namespace lt {
 namespace {
@@ -71,6 +70,21 @@ PyObject* large_pages(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// (address of float32 [rows, columns], rows, columns, address of [columns, rows], from one of its rows to the next)
+PyObject* turn(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  if (count != 5) return PyErr_Format(PyExc_TypeError, "turn takes 5 arguments, got %zd", count);
+  const float* in = static_cast<const float*>(PyLong_AsVoidPtr(values[0]));
+  float* out = static_cast<float*>(PyLong_AsVoidPtr(values[3]));
+  const int64_t rows = PyLong_AsLongLong(values[1]), columns = PyLong_AsLongLong(values[2]);
+  const int64_t line = PyLong_AsLongLong(values[4]);
+  if (PyErr_Occurred()) return nullptr;
+  const int64_t unit = 16, grain = std::max<int64_t>(1, 8192 / (unit * (columns + 1)));  // lines of the cache, each one thread's
+  torch::stable::parallel_for(0, (rows + unit - 1) / unit, grain, [&](int64_t begin, int64_t end) {
+    lt::kernels().turn(in, columns, out, line, begin * unit, std::min(end * unit, rows));
+  });
+  Py_RETURN_NONE;
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyMethodDef fast(const char* name, Fast function, const char* about) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, about};
@@ -83,19 +97,6 @@ PyMethodDef methods[] = {
     {"intel", intel, METH_NOARGS, "whether the processor is Intel's"},
     fast("large_pages", large_pages, "asks for large pages"),
     fast("turn", turn, "a matrix, turned, into another"),
-    fast("plain_forward", plain_forward, "the forward of the autograd function PlainLoss"),
-    fast("plain_backward", plain_backward, "its backward"),
-    fast("linear_forward", linear_forward, "the forward of the autograd function LinearLoss"),
-    fast("linear_backward", linear_backward, "its backward"),
-    fast("few_cross_entropy", few_cross_entropy, "the loss of plain logits, or None"),
-    fast("few_linear_cross_entropy", few_linear_cross_entropy, "that of plain features, or None"),
-    fast("lade_forward", lade_forward, "the forward of the autograd function LadeLoss"),
-    fast("lade_backward", lade_backward, "its backward"),
-    fast("few_lade", few_lade, "LADE's regulariser of plain logits, or None"),
-    fast("cosine_forward", cosine_forward, "the forward of the autograd function CosineLoss"),
-    fast("cosine_backward", cosine_backward, "its backward"),
-    fast("few_cosine_cross_entropy", few_cosine_cross_entropy, "the loss of cosines, or None"),
-    {"allow_few", allow_few, METH_O, "whether these may do without the kernels"},
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

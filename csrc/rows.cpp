@@ -1,5 +1,7 @@
 // Row statistics: the operators of lt_kernels/ops/rows.py on a CPU.
+#include <memory>
 #include <tuple>
+#include <utility>
 
 #include "losses.h"
 #include "tensors.h"
@@ -107,22 +109,27 @@ void check_offsets(const Rows& args, bool is_double) {
   if (absent >= 0) check_present(-std::numeric_limits<double>::infinity(), absent);
 }
 
+// The loss, and the numbers that its gradient is made of where they are kept.
 template <class A>
-std::tuple<Tensor, Tensor> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction) {
-  const int64_t n = in.args.n;
-  Tensor loss = empty({n}, in.sums), saved = empty({kSaved, n}, in.sums), rival = empty({margins.needs_rival() ? n : 0}, in.sums);
+std::tuple<Tensor, Optional> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction, bool keep) {
+  const int64_t n = in.args.n, spare = (reduction == kNone ? 0 : n) + (keep ? 0 : kSaved * n) + (margins.needs_rival() ? n : 0);
   auto numbers = [](const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); };
-  const Losses<A> losses(in.args, margins, static_cast<const A*>(totals), reduction, numbers(loss), numbers(saved), numbers(rival));
+  Tensor loss = reduction == kNone ? empty({n}, in.sums) : empty({}, in.sums);
+  Optional saved;
+  if (keep) saved = empty({kSaved, n}, in.sums);
+  const std::unique_ptr<A[]> scratch(new A[size_t(spare)]);
+  A* free = scratch.get();
+  auto take = [&free](int64_t count) { return std::exchange(free, free + count); };
+  A *each = reduction == kNone ? numbers(loss) : take(n), *kept = keep ? numbers(*saved) : take(kSaved * n);
+  const Losses<A> losses(in.args, margins, static_cast<const A*>(totals), reduction, each, kept, free);
   losses.run(in.type);
-  if (reduction == kNone) return {loss, saved};
-  Tensor result = empty({}, in.sums);
-  *numbers(result) = losses.reduced(reduction);
-  return {result, saved};
+  if (reduction != kNone) *numbers(loss) = losses.reduced(reduction);
+  return {loss, saved};
 }
 
-std::tuple<Tensor, Tensor> evaluate(
+std::tuple<Tensor, Optional> evaluate(
     Inputs& in, const Optional& total, const Optional& weight, const Optional& class_margin,
-    const Optional& class_smoothing, Margins margins, int64_t ignore_index, int64_t reduction) {
+    const Optional& class_smoothing, Margins margins, int64_t reduction, bool keep) {
   bool is_double = in.sums == ScalarType::Double;
   check_offsets(in.args, is_double);
   expect(reduction, "reduction", kNone, kMean);
@@ -132,7 +139,8 @@ std::tuple<Tensor, Tensor> evaluate(
   margins.class_smoothing = in.numbers(class_smoothing, in.sums, "class_smoothing", {in.args.c});
   const void* totals = in.numbers(total, in.sums, "total", {in.args.share.rows});
   STD_TORCH_CHECK(total.has_value() == in.smoothed, "lt_kernels: total and mean_weight must be given together");
-  return is_double ? losses_of<double>(in, margins, totals, reduction) : losses_of<float>(in, margins, totals, reduction);
+  return is_double ? losses_of<double>(in, margins, totals, reduction, keep)
+                   : losses_of<float>(in, margins, totals, reduction, keep);
 }
 
 std::tuple<Tensor, Tensor> rows_loss(
@@ -141,19 +149,20 @@ std::tuple<Tensor, Tensor> rows_loss(
     double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
   Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
   Margins margins{scale, kind, margin, instance, guard, gamma, smoothing};
-  return evaluate(in, total, weight, class_margin, class_smoothing, margins, ignore_index, reduction);
+  auto [loss, saved] = evaluate(in, total, weight, class_margin, class_smoothing, margins, reduction, true);
+  return {loss, *saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor> rows_loss_gradient(
-    Tensor logits, Tensor target, Optional offset, Optional offset_row, Optional mean_weight, Optional total,
-    Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
-    double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
-  Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
+std::tuple<Tensor, Tensor> rows_loss_gradient(
+    Tensor logits, Tensor target, Optional row_scale, Optional column_scale, Optional offset, Optional offset_row,
+    Optional mean_weight, Optional total, Optional weight, Optional class_margin, Optional class_smoothing, double scale,
+    int64_t kind, double margin, double instance, bool guard, double gamma, double smoothing, int64_t ignore_index,
+    int64_t reduction) {
+  Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
   Tensor d_logits = empty({in.args.n, in.args.c}, logits.scalar_type());
   in.args.d_logits = d_logits.mutable_data_ptr();
   Margins margins{scale, kind, margin, instance, guard, gamma, smoothing};
-  auto [loss, saved] = evaluate(in, total, weight, class_margin, class_smoothing, margins, ignore_index, reduction);
-  return {loss, saved, d_logits};
+  return {std::get<0>(evaluate(in, total, weight, class_margin, class_smoothing, margins, reduction, false)), d_logits};
 }
 
 std::tuple<Tensor, Tensor> rows_loss_backward(

@@ -86,25 +86,6 @@ struct ColumnSums {
   void* d_logits = nullptr;
 };
 
-// Rows of which only the direction counts, side by side, and their gradient or the inverses of their norms.
-struct Directions {
-  const void* rows;  // [n, d]
-  int64_t d;
-  void *inverse = nullptr, *slope = nullptr;  // [n]; [n, d]
-};
-
-// out[i, :] = start + the sum over k of left(i, k) right[k, :], row by row of the right side.
-struct Product {
-  int64_t rows, depth, columns;
-  const void* left;  // an element every `row` rows and `step` products
-  int64_t row, step;
-  const void* right;  // [depth, columns], rows `right_stride` apart
-  int64_t right_stride;
-  void* out;  // [rows, columns], rows `out_stride` apart
-  int64_t out_stride;
-  const void* start = nullptr;  // [columns]
-};
-
 struct Units {
   const void* weight;  // [c, d], rows `stride` apart
   int64_t d, stride;
@@ -171,7 +152,6 @@ struct Neighbours {
 using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);
 using TileSums = void (*)(const Tile&, int64_t begin, int64_t end, void* down);
 using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
-using DirectionsKernel = void (*)(const Directions&, int64_t begin, int64_t end);
 using PairsKernel = void (*)(const Neighbours&, int64_t begin, int64_t end);
 using ListedKernel = void (*)(const Listed&, int64_t begin, int64_t end);
 
@@ -183,9 +163,7 @@ struct Kernels {
   RowsKernel rows_keep[4], rows_finish[4];
   PlainKernel rows_plain[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
-  void (*product[2])(const Product&);  // float, double
-  void (*turn[2])(const void* rows, int64_t d, void* out, int64_t line, int64_t begin, int64_t end);
-  DirectionsKernel row_norms[2], row_tangents[2];  // float, double
+  void (*turn)(const float* rows, int64_t d, float* out, int64_t line, int64_t begin, int64_t end);
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
   TileKernel gram_screen, gram_list[2];
   ListedKernel gram_verify[4];

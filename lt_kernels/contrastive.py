@@ -11,7 +11,7 @@ from torch import Tensor
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Reduction
-from lt_kernels.ops import keys, small
+from lt_kernels.ops import directions, keys
 
 __all__ = ["balanced_contrastive", "class_mean_cross_entropy"]
 
@@ -97,7 +97,7 @@ def balanced_contrastive(
 def _balanced_rows(views: Tensor, prototypes: Tensor, label: Tensor, temperature: float) -> Tensor:
     """The loss of each view [V N]; docs/math.md, section 12."""
     kind, classes = accumulate_type(views.dtype), prototypes.shape[0]
-    view, prototype = small.unit(views.to(kind)), small.unit(prototypes.to(kind))
+    view, prototype = directions.unit(views.to(kind)), directions.unit(prototypes.to(kind))
     key_class = torch.cat((label, torch.arange(classes, device=label.device)))
     count = _count(key_class, classes, kind)
     row = torch.arange(label.shape[0], device=label.device)

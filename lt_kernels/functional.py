@@ -13,8 +13,9 @@ from lt_kernels.core import checks
 from lt_kernels.core.linear import BOTH, PLAIN
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
-from lt_kernels.ops import columns, gram, prepare, small
-from lt_kernels.ops.loss import Logits, evaluate, features
+from lt_kernels.ops import columns, directions, gram, prepare
+from lt_kernels.ops.loss import evaluate
+from lt_kernels.ops.sources import Logits, features
 
 __all__ = [
     "DBM",
@@ -68,9 +69,6 @@ def offset_cross_entropy(
 
     Source: Ren et al. (2020), Menon et al. (2021) for the offset.
     """
-    quick = small.cross_entropy(logits, target, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
-    if quick is not None:
-        return quick
     checks.floating("logits", logits)
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
@@ -119,21 +117,6 @@ def linear_cross_entropy(
     The rest, and what is returned and raised, as for `offset_cross_entropy`.
     """
     ignore_index = -100 if ignore_index is None else ignore_index
-    if group is None:
-        quick = small.linear_cross_entropy(  # positions cost least
-            input,
-            linear_weight,
-            linear_bias,
-            target,
-            weight,
-            offset,
-            focal_gamma,
-            label_smoothing,
-            ignore_index,
-            reduction,
-        )
-        if quick is not None:
-            return quick
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
     rows = (input, linear_weight, linear_bias, target, reduction, group, settings)
@@ -208,10 +191,6 @@ def cosine_margin_cross_entropy(
 
     Source: Wang et al. (2018), Deng et al. (2019), Liu et al. (2017), Cao et al. (2019).
     """
-    settings = (margin, None, scale, weight, offset, focal_gamma, label_smoothing, ignore_index, reduction)
-    quick = None if group is not None else small.cosine_cross_entropy(input, linear_weight, target, *settings)
-    if quick is not None:
-        return quick
     chosen: dict[str, Any] = {"margin": margin, "scale": scale, "weight": weight, "offset": offset}
     chosen |= {"focal_gamma": focal_gamma, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
     rows = (input, linear_weight, target, reduction, group, chosen)
@@ -252,7 +231,7 @@ def logit_weight_repulsion(
         raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
     threshold, project = checks.number("threshold", threshold), checks.flag("project", project)
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
-    found = gram.repulsion(small.in_range(linear_weight), threshold, project)
+    found = gram.repulsion(directions.in_range(linear_weight), threshold, project)
     return reduced(found, reduction, linear_weight)
 
 
@@ -291,9 +270,6 @@ def lade_regularizer(
     Raises:
         TypeError, ValueError, IndexError: naming the argument.
     """
-    quick = columns.few(logits, target, class_counts, lam, importance, classes)
-    if quick is not None:
-        return quick
     lam = checks.number("lam", lam, 0.0)
     checks.choice("importance", importance, ("class", "sample"))
     checks.choice("classes", classes, ("all", "present"))

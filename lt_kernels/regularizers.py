@@ -13,7 +13,7 @@ from lt_kernels import functional
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import add_rows
 from lt_kernels.core.tables import TableModule
-from lt_kernels.ops import small
+from lt_kernels.ops import directions
 from lt_kernels.ops.columns import ignored_rows, lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 
@@ -79,7 +79,7 @@ class LogitWeightRepulsion(nn.Module):
         """R of class weights [C, d]."""
         value = None
         if self.near is not None:
-            value = self.near(small.in_range(checks.floating("linear_weight", linear_weight)), self.project)
+            value = self.near(directions.in_range(checks.floating("linear_weight", linear_weight)), self.project)
         if value is None:
             return functional.logit_weight_repulsion(
                 linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction

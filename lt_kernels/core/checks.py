@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lt_kernels.core import private
+
 Choice = TypeVar("Choice")
 
 
@@ -76,20 +78,13 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def batched(value: Tensor) -> bool:
-    """Whether a tensor stands for many at once, by torch.func or `is_grads_batched`: it then has no numbers."""
-    functorch = torch._C._functorch
-    return functorch.is_legacy_batchedtensor(value) or functorch.is_batchedtensor(value)
-
-
 def released(value: Tensor) -> bool:
     """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process."""
-    if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+    if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or value.numel() == 0:
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or batched(value):
+    if private.transformed() or private.batched(value) or value.is_meta or value.layout is not torch.strided:
         return False
-    stores = (value.is_cpu or value.is_cuda) and value.layout is torch.strided
-    return stores and value.untyped_storage().nbytes() == 0 and value.numel() > 0
+    return value.data_ptr() == 0
 
 
 def stored(name: str, value: Tensor) -> Tensor:
@@ -155,9 +150,7 @@ def named(error: RuntimeError) -> Exception:
 
 def known() -> bool:
     """Whether tensors have values here and now: neither compiling nor under torch.func or a mode (of fake tensors)."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    return torch._C._len_torch_dispatch_stack() == 0
+    return not (torch.compiler.is_compiling() or private.transformed() or private.dispatch_modes())
 
 
 def readable(*tensors: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 Reduction = Literal["none", "mean", "sum"]
 PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)  # kinds of phi
 NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions of the operators; MEAN divides by the number of rows that count
+CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
 
 
 class Terms(NamedTuple):

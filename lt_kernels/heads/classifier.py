@@ -17,7 +17,7 @@ from lt_kernels.heads.share import misfit, share_of
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops import shards
-from lt_kernels.ops.small import cosines
+from lt_kernels.ops.directions import cosines
 
 
 class _Head(nn.Module):

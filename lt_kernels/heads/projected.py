@@ -15,7 +15,7 @@ from lt_kernels.core.tables import reset_loss
 from lt_kernels.heads.queue import ClassQueue
 from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 from lt_kernels.losses.experts import NCLLoss
-from lt_kernels.ops.small import cosines, unit
+from lt_kernels.ops.directions import cosines, unit
 
 Classifier = Literal["cosine", "linear"]
 

@@ -12,13 +12,12 @@ from lt_kernels import distributed
 from lt_kernels.core import checks
 from lt_kernels.core.linear import BOTH, PLAIN
 from lt_kernels.core.tables import TableModule, own_copy
-from lt_kernels.core.terms import Reduction
+from lt_kernels.core.terms import Reduction, Terms
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import prepare, small
-from lt_kernels.ops.loss import Logits, evaluate
-from lt_kernels.ops.loss import features as make_source
-
-_compiling = torch.compiler.is_dynamo_compiling
+from lt_kernels.ops import calling, directions, prepare
+from lt_kernels.ops.loss import evaluate, one_target
+from lt_kernels.ops.sources import Logits
+from lt_kernels.ops.sources import features as make_source
 
 
 class Loss(TableModule):
@@ -38,6 +37,7 @@ class Loss(TableModule):
     beside = ("_set_weight",)
     _set = False  # whether the class weights are those of `set_weight`, not those given to the constructor
     _set_weight: Tensor | None = None
+    _recipe: prepare.Recipe | None = None
     input_kind: ClassVar[str] = "logits"
     needs_features: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
@@ -116,32 +116,48 @@ class Loss(TableModule):
         self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
-        shape = tuple(input.shape) if isinstance(input, Tensor) else ()
+        shape = input.shape if isinstance(input, Tensor) else ()
         classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
         if classes == 0:
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes) if table is None else table
-        plain = None if norms is not None else self._plain(input, table)
-        if plain is not None and (found := small.cross_entropy(input, target, *plain)) is not None:
-            return found
+        if norms is None and self._simple(input, target, table):
+            return one_target(input, target, self._prepared(input, table), self.reduction, self.average)
         checks.floating("input", input)
+        shape = tuple(shape)
         return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
 
-    def _plain(self, input: Tensor, table: Tensor | None) -> tuple[Any, ...] | None:
-        """What the short way takes, from `weight` on; None where the loss is no plain one, or a compiler looks on.
+    @staticmethod
+    def _simple(input: Tensor, target: Any, table: Tensor | None) -> bool:
+        """Whether these are logits [N, C] on the direct way, one class index for each row, and a table for all rows."""
+        return (
+            calling.direct(input)
+            and input.ndim == 2
+            and input.is_floating_point()
+            and type(target) is Tensor
+            and target.dtype is torch.int64
+            and target.shape == input.shape[:1]
+            and target.is_cpu
+            and (table is None or (table.shape == input.shape[1:] and not table.requires_grad))
+        )
 
-        Buffers are read past the slow look-up of a module.
-        """
-        tables = self._buffers
-        if _compiling() or self.margin is not None or self.scale != 1.0 or tables["class_smoothing"] is not None:
-            return None
-        weight = self._set_weight if self._set else tables["weight"]
-        if weight is not None and self.average != "weighted":
-            return None
-        kind = torch.float64 if input.dtype is torch.float64 else torch.float32
-        weight, offset = _cast(weight, kind), _cast(table, kind)
-        return weight, offset, self.focal_gamma, self.label_smoothing, self.ignore_index, self.reduction
+    def _prepared(self, input: Tensor, table: Tensor | None) -> Terms:
+        """The terms for inputs like these; checked again when a setting, a table or the kind of input is another."""
+        held, buffers = self.__dict__, self._buffers
+        weight = self._set_weight if self._set else buffers["weight"]
+        tables = (weight, buffers["class_margin"], buffers["class_smoothing"], held["margin"])
+        numbers = (held["scale"], held["focal_gamma"], held["label_smoothing"], held["ignore_index"])
+        key, recipe = (input.dtype, input.shape[1], *numbers), self._recipe
+        if recipe is None or recipe.key != key or not recipe.holds(tables):
+            settings = self.settings(None)
+            del settings["reduction"], settings["average"]
+            recipe = held["_recipe"] = prepare.Recipe(key, tables, input, settings)
+        return recipe.terms(table)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the recipe, which is made again."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_recipe"}
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
         """What `ops.loss.evaluate` takes."""
@@ -180,16 +196,6 @@ class Loss(TableModule):
         if self.needs_logits:
             checks.features(features, linear_weight, linear_bias)
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
-        short = not cosine and scale is None and isinstance(features, Tensor)
-        if short and isinstance(linear_weight, Tensor) and linear_weight.ndim == 2:
-            table = self.table(target, linear_weight.shape[0]) if table is None else table
-            plain = self._plain(features, table)
-            if plain is not None and (found := small.linear_cross_entropy(*rows, *plain)) is not None:
-                return found
-        if cosine and linear_bias is None and isinstance(linear_weight, Tensor):
-            table = self.table(target, linear_weight.shape[0]) if table is None else table
-            if (found := self._cosine(features, linear_weight, target, scale, table)) is not None:
-                return found
         return self._of_source(*rows, cosine, scale, None, table)
 
     def _of_source(
@@ -209,39 +215,13 @@ class Loss(TableModule):
         table = self.table(target, source.classes) if table is None else table
         return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
 
-    def _cosine(
-        self, features: Tensor, linear_weight: Tensor, target: Any, scale: float | None, table: Tensor | None
-    ) -> Tensor | None:
-        """The loss of cosines by the short way, or None."""
-        tables = self._buffers
-        return small.cosine_cross_entropy(
-            features,
-            linear_weight,
-            target,
-            self.margin,
-            tables["class_margin"],
-            self.scale if scale is None else scale,
-            self.weight,
-            table,
-            self.focal_gamma,
-            self.label_smoothing if tables["class_smoothing"] is None else None,
-            self.ignore_index,
-            self.reduction,
-            self.average,
-        )
-
     def logits(
         self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, cosine: bool, scale: float | None
     ) -> Tensor:
         """The logits, for a loss that needs all of them."""
         if not cosine:
             return F.linear(features, linear_weight, linear_bias)
-        return small.cosines(features, linear_weight) * (1.0 if scale is None else scale)
-
-
-def _cast(table: Tensor | None, kind: torch.dtype) -> Tensor | None:
-    """A table in the dtype of the arithmetic; anew at each call, since not every write to a table can be noticed."""
-    return table if table is None or table.dtype is kind or table.requires_grad else table.to(kind)
+        return directions.cosines(features, linear_weight) * (1.0 if scale is None else scale)
 
 
 def _table(name: str, value: Tensor) -> Tensor:

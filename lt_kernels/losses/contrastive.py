@@ -15,7 +15,7 @@ from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.tables import TableModule
 from lt_kernels.losses.base import Loss
-from lt_kernels.ops import small
+from lt_kernels.ops import directions
 
 
 class TwoPartLoss(TableModule):
@@ -162,7 +162,7 @@ class GMLLoss(TwoPartLoss):
     ) -> Tensor:
         """The base's loss, a scalar, with the contrastive part."""
         kind = accumulate_type(query.dtype)
-        query, key = (small.unit(matrix(name, rows).to(kind)) for name, rows in (("query", query), ("key", key)))
+        query, key = (directions.unit(matrix(name, rows).to(kind)) for name, rows in (("query", query), ("key", key)))
         colder = torch.exp(-self.log_temperature).to(kind)
         pairs = (target, key_class, self.log_prior)
         learn = class_mean_cross_entropy(query * colder.detach(), key, *pairs)

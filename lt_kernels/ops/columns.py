@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
-from lt_kernels.ops.library import apply, define, few_lade, lade_backward, lade_forward, say_once, takes
-from lt_kernels.ops.second import first_order
+from lt_kernels.ops.calling import apply, direct, first_order, handed_out, takes
+from lt_kernels.ops.library import built, define, say_once
 from lt_kernels.reference import columns as reference
 
 
@@ -22,6 +22,10 @@ def _forward_fake(logits: Tensor, target: Tensor, row_offset: Tensor | None) -> 
 
 def _backward_fake(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
+
+
+def _lade_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return logits.new_empty((), dtype=accumulate_type(logits.dtype)), logits.new_empty(logits.shape if rest[-1] else 0)
 
 
 forward_op = define(
@@ -36,6 +40,15 @@ backward_op = define(
     "-> Tensor",
     reference.columns_backward,
     _backward_fake,
+)
+
+
+lade_op = define(
+    "columns",
+    "lade_loss(Tensor logits, Tensor target, Tensor class_counts, float lam, bool by_class, bool every_class, "
+    "float factor, bool want) -> (Tensor, Tensor)",
+    lambda *inputs: _lade_loss(*inputs),
+    _lade_fake,
 )
 
 
@@ -80,36 +93,50 @@ class Lade(torch.autograd.Function):
 
 
 class LadeLoss(torch.autograd.Function):
-    """`factor` times `lade` of float32 or float64 logits on a CPU, in steps of C (csrc/lade.cpp).
+    """`factor` times `lade` of float32 or float64 logits on the direct way: the forward makes the gradient too.
 
     logits [N, C], target [N], class counts [C], lam, whether weights are by class, whether the sum is over all classes,
-    and the factor. The forward makes the gradient too.
+    and the factor.
     """
 
-    forward = staticmethod(lade_forward)
-    backward = staticmethod(lade_backward)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        value, gradient = lade_op(*inputs, ctx.needs_input_grad[0])
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(inputs[0])
+            ctx.gradient = gradient
+        return value
 
     @staticmethod
-    def otherwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The backward but for one incoming number that is not differentiated."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (logits,) = ctx.saved_tensors
-        return first_order(lade_slope, logits, ctx.gradient, grad), *(None,) * 6
+        made = handed_out(ctx, grad)
+        return first_order(_times, logits, ctx.gradient, grad) if made is None else made, *(None,) * 6
 
 
-def lade_slope(_: Tensor, made: Tensor, grad: Tensor) -> Tensor:
+def _times(_: Tensor, made: Tensor, grad: Tensor) -> Tensor:
     """The gradient for the logits, which come first so that autograd knows whose it is."""
     return made * grad
 
 
-_compiling = torch.compiler.is_dynamo_compiling
-_few = super(torch.autograd.Function, LadeLoss).apply  # without the look at torch.func, which had one already
-
-
-def few(
-    logits: Any, target: Any, counts: Any, lam: Any, importance: Any, classes: Any, factor: float = 1.0
-) -> Tensor | None:
-    """`factor` times LADE's regulariser by the shortest way; None for anything unusual or wrong, which others name."""
-    return None if _compiling() else few_lade(logits, target, counts, lam, importance, classes, factor, _few)
+def _lade_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_counts: Tensor,
+    lam: float,
+    by_class: bool,
+    every_class: bool,
+    factor: float,
+    want: bool,
+) -> tuple[Tensor, Tensor]:
+    """The reference of `lade_loss`: by the operators for columns."""
+    prior = class_counts.double() / class_counts.double().sum()
+    numbers = _numbers(logits, target, prior, by_class, every_class, None)
+    value, lse, slope = Lade.forward(logits, target, *numbers, lam)
+    if not want:
+        return factor * value, logits.new_empty(0)
+    row_offset, _, _, share = numbers
+    return factor * value, backward_op(logits, target, row_offset, lse, factor * slope, factor * share)
 
 
 def ignored_rows(target: Tensor, ignore_index: int) -> Tensor | None:
@@ -132,18 +159,20 @@ def lade_of_counts(
 
     Rows whose target is `ignore_index` are left out of every sum.
     """
-    if ignore_index is None or ignore_index < 0:  # which is no class to the short way
-        quick = few(logits, target, count, lam, importance, classes, factor)
-        if quick is not None:
-            return quick
     checks.floating("logits", logits)
     if logits.ndim != 2 or 0 in logits.shape:
         raise ValueError(f"logits must be [N, C] with N and C at least 1, got {list(logits.shape)}")
     target = checks.indices("target", target, logits.shape[:1], logits)
     if count.numel() != logits.shape[1]:
         raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
-    prior = (count / count.sum()).to(logits.device)
     ignored = None if ignore_index is None else ignored_rows(target, ignore_index)
+    if ignored is None and built() and direct(logits) and logits.dtype in (torch.float32, torch.float64):
+        chosen = (float(lam), importance == "class", classes == "all", float(factor))
+        try:
+            return LadeLoss.apply(logits, target, count.to(torch.float64), *chosen)
+        except RuntimeError as error:
+            raise checks.named(error) from None
+    prior = (count / count.sum()).to(logits.device)
     if ignored is not None:
         logits, target = logits.masked_fill(ignored[:, None], 0.0), target.masked_fill(ignored, 0)
     if checks.readable(target):
@@ -164,19 +193,28 @@ def lade(
     The epsilons 1e-8 and 1e-9 are the published code's. `left` [N]: which rows count; of no row the sum is 0.
     """
     say_once()
+    return apply(
+        Lade, logits, target, *_numbers(logits, target, prior, importance == "class", classes == "all", left), lam
+    )[0]
+
+
+def _numbers(
+    logits: Tensor, target: Tensor, prior: Tensor, by_class: bool, every_class: bool, left: Tensor | None
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """(row_offset, shift, counted, share) of `Lade`."""
     rows, width = logits.shape
-    kind, by_class = accumulate_type(logits.dtype), importance == "class"
+    kind = accumulate_type(logits.dtype)
     log_prior, uniform = torch.log(prior + 1e-9), math.log(1 / width + 1e-9)
     ones = prior.new_ones(rows) if left is None else left.to(prior.dtype)
     mean = math.log(rows) if left is None else ones.sum().clamp_min(1).log()
     inside = target.clamp(0, width - 1)  # the operator raises for the others
     count = torch.zeros_like(prior).index_add(0, inside, ones)
     share = (prior / (-1e-8 - count)).to(kind)[inside]
-    counted = (prior if classes == "all" else prior * (count > 0)).to(kind)
+    counted = (prior if every_class else prior * (count > 0)).to(kind)
     shift = (uniform - mean - log_prior if by_class else torch.zeros_like(prior) - mean).to(kind)
     row_offset = None if by_class else (uniform - log_prior)[inside].to(kind)
     if left is not None:
         some = left.any()
         share, counted = share.where(left, 0.0), counted * some
         row_offset = torch.where(left | ~some, 0.0 if row_offset is None else row_offset, _NOTHING).to(kind)
-    return apply(Lade, logits, target, row_offset, shift, counted, share, lam)[0]
+    return row_offset, shift, counted, share

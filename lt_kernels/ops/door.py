@@ -26,6 +26,7 @@ _DTYPES = {
     "real": _REAL,
     "index": (torch.int64,),
     "place": (torch.int32,),
+    "double": (torch.float64,),
     "flag": (torch.bool,),
 }
 # A word for the dtype, and a letter for each size: one letter is one size throughout a call. "|" is "or".
@@ -52,7 +53,7 @@ _COLUMNS = {
     "lse": "number C",
     "d_lse": "number C",
 }
-_COLUMNS |= {"d_own": "number N"}
+_COLUMNS |= {"d_own": "number N", "class_counts": "double C"}
 _KEYS = {"query": "real N D", "key": "same K D", "query_class": "index N", "key_class": "index K", "offset": "same K"}
 _KEYS |= {"left_out": "index N", "rest": "same N", "own": "same N", "d_rest": "same N", "d_own": "same N"}
 _ROOMS = {"rows": _ROWS, "linear": _LINEAR, "gram": _GRAM, "columns": _COLUMNS, "keys": _KEYS, "margins": _MARGINS}

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.core import checks
+from lt_kernels.core import private
 from lt_kernels.core.linear import Problem
 from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import Terms
-from lt_kernels.ops import budget, library, margins, slabs
+from lt_kernels.ops import budget, calling, margins, slabs
+from lt_kernels.ops.calling import first_order
 from lt_kernels.ops.linear import problem
 from lt_kernels.ops.rows import own_offsets
-from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
 
 
@@ -31,8 +31,8 @@ def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
         and torch.is_grad_enabled()
         and (input.requires_grad or weight.requires_grad)
         and not (terms.offset is not None and terms.offset.requires_grad)
-        and not library.transient()
-        and not library.forced()
+        and not calling.transient()
+        and not calling.forced()
         and budget.group_rows(input, weight.shape[0]) > 0
     )
 
@@ -138,7 +138,7 @@ class GroupedLoss(torch.autograd.Function):
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; themselves where nobody else may still ask for them."""
     made = ctx.gradients
-    if checks.batched(grad) or torch._C._autograd._get_current_graph_task_keep_graph():
+    if private.batched(grad) or private.graph_kept():
         return tuple(value * factor for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True))
     ctx.gradients = None
     if grad.item() != 1:

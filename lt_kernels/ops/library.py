@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lt_kernels.core import private
 from lt_kernels.ops import extension
 from lt_kernels.ops.door import Door, one_device
 from lt_kernels.ops.extension import built, extension_status, instruction_set, intel, say_once
@@ -101,26 +101,6 @@ def _loop(operator: Any) -> Callable[..., Any]:
     return rule
 
 
-def _none(*_: Any) -> None:
-    """What a function of the extension gives without it."""
-
-
-# Past the dispatcher (csrc/plain.h, csrc/few.h).
-plain_forward = getattr(extension.module, "plain_forward", _none)
-plain_backward = getattr(extension.module, "plain_backward", _none)
-linear_forward = getattr(extension.module, "linear_forward", _none)
-linear_backward = getattr(extension.module, "linear_backward", _none)
-few_cross_entropy = getattr(extension.module, "few_cross_entropy", _none)
-few_linear_cross_entropy = getattr(extension.module, "few_linear_cross_entropy", _none)
-lade_forward = getattr(extension.module, "lade_forward", _none)
-lade_backward = getattr(extension.module, "lade_backward", _none)
-few_lade = getattr(extension.module, "few_lade", _none)
-cosine_forward = getattr(extension.module, "cosine_forward", _none)
-cosine_backward = getattr(extension.module, "cosine_backward", _none)
-few_cosine_cross_entropy = getattr(extension.module, "few_cosine_cross_entropy", _none)
-_allow_few = getattr(extension.module, "allow_few", _none)
-
-
 def large_pages(made: Tensor) -> Tensor:
     """A new CPU tensor that nothing was written to yet, on large pages where the system has them (csrc/pages.h)."""
     if built() and made.nbytes > 2**22:
@@ -133,53 +113,9 @@ def turn(made: Tensor, out: Tensor) -> None:
     extension.module.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
 
 
-def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
-    """State how many inputs the forward of a Function takes, and make its direct form for `apply`.
-
-    Dynamo counts them to tell whether the first is a context, and `apply` would work them out at each call (9 us).
-    """
-    kind = inspect.Parameter.POSITIONAL_ONLY
-    signature = inspect.Signature([inspect.Parameter(f"input{index}", kind) for index in range(inputs)])
-
-    def mark(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-        function.forward.__signature__ = signature  # type: ignore[attr-defined]
-        function.direct = _direct(function)  # type: ignore[attr-defined]
-        return function
-
-    return mark
-
-
-def _direct(function: Any) -> type[torch.autograd.Function]:
-    """The same Function in the older form, without `setup_context`, whose calls take 12 us less."""
-
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = function.forward(*inputs)
-        function.setup_context(ctx, inputs, output)
-        return output
-
-    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
-    return type(function.__name__, (torch.autograd.Function,), members)
-
-
-def watched() -> bool:
-    """Whether torch.func, a compiler or a dispatch mode looks on, which need the general form of a Function."""
-    seen = torch._C._functorch.peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack() > 0
-    return torch.compiler.is_compiling() or seen or torch._C._is_tracing()
-
-
-def transient() -> bool:
-    """Whether a tensor made now may not outlive the context it is made in: torch.func, a mode, inference."""
-    return watched() or torch.is_inference_mode_enabled()
-
-
-def apply(function: Any, *inputs: Any) -> Any:
-    """`function.apply(*inputs)`; directly where nobody needs the general form."""
-    return function.apply(*inputs) if watched() else function.direct.apply(*inputs)
-
-
 def has(name: str, key: str) -> bool:
     """Whether an operator has a kernel of its own for a dispatch key."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
+    return private.has_kernel(f"{NAMESPACE}::{name}", key)
 
 
 def kernels_status() -> list[tuple[str, str, str, str]]:
@@ -199,20 +135,6 @@ def _cuda_status(names: list[str]) -> tuple[str, str]:
     if any(has(name, "CUDA") for name in names):
         return "Triton", seen
     return "reference", "; ".join(part for part in ("triton is not installed", seen) if part)
-
-
-_forced = [""]
-
-
-def forced() -> str:
-    """The kernels that `use_kernels` asks for, so that none may be passed by; "" without it."""
-    return _forced[0]
-
-
-def force(which: str) -> None:
-    """Take note of the kernels that `use_kernels` asks for."""
-    _forced[0] = which
-    _allow_few(not which)
 
 
 def interpreted() -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Terms
 from lt_kernels.ops import budget, slabs
-from lt_kernels.ops.library import define, serve, takes
+from lt_kernels.ops.calling import first_order, takes
+from lt_kernels.ops.library import define, serve
 from lt_kernels.ops.rows import own_offsets
-from lt_kernels.ops.second import first_order
 from lt_kernels.reference import linear as reference
 
 _VALUES = (

@@ -2,117 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN
-from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.targets import divisor_of
-from lt_kernels.core.terms import MEAN, SPHERE, Terms
+from lt_kernels.core.terms import Terms
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import groups, library, linear, margins, prepare, products, rows, shards, small
-
-
-class Logits(NamedTuple):
-    """Logits [N, C], or cosines for a margin; `norm` [N] are the features' norms where phi reads them."""
-
-    values: Tensor
-    norm: Tensor | None = None
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.values
-
-    @property
-    def classes(self) -> int:
-        return self.values.shape[1]
-
-    def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
-        """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
-        return rows.statistics(self.values, target, terms)
-
-    def loss(self, target: Tensor, terms: Terms) -> Tensor:
-        """The loss of each row [N] for one target a row."""
-        if self.norm is None:
-            return rows.loss(self.values, target, terms)
-        return _from_statistics(self, target, terms)
-
-
-class Features(NamedTuple):
-    """Features [N, d] and class weights [C, d]; with a group, this rank's shard of the classes."""
-
-    input: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    normalize: int
-    norm: Tensor | None
-    shard: shards.Shard | None = None
-
-    @property
-    def tensor(self) -> Tensor:
-        return self.input
-
-    @property
-    def classes(self) -> int:
-        return self.weight.shape[0] if self.shard is None else self.shard.classes
-
-    def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
-        """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
-        if self.shard is None:
-            return linear.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
-        return self.shard.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
-
-    def loss(self, target: Tensor, terms: Terms) -> Tensor:
-        """The loss of each row [N] for one target a row."""
-        return _from_statistics(self, target, terms)
-
-    def reduced(self, target: Tensor, terms: Terms, reduction: str, weight: Tensor | None) -> Tensor | None:
-        """The sum or mean of the losses by groups of rows, where that is the fastest way."""
-        plain = self.shard is None and self.norm is None and groups.serve(self.input, self.weight, terms, reduction)
-        if not plain:
-            return None
-        divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index)
-        return groups.GroupedLoss.apply(self.input, self.weight, self.bias, target, terms, self.normalize, divisor)
-
-
-Source = Logits | Features
-
-
-def features(
-    input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
-) -> Source:
-    """A source of statistics from features, cast as autocast asks (masters are not); few logits are made whole."""
-    if group is None and small.few(input, weight.shape[0], normalize == PLAIN):
-        return small_logits(input, weight, bias, normalize, margin)
-    sphere = margin is not None and margin.kind == SPHERE
-    direction = normalize == BOTH and not sphere
-    if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
-        kind = torch.get_autocast_dtype(input.device.type)
-        input = small.narrowed(input, kind) if direction else input.to(kind)
-    elif direction:
-        input = small.in_range(input)
-    kind = torch.float64 if input.dtype == torch.float64 else torch.float32
-    norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
-    shard = None if group is None else shards.shard_of(weight, group, bias)
-    weight = weight if normalize == PLAIN else small.in_range(weight)
-    return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
-
-
-def small_logits(input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None) -> Logits:
-    """All logits or cosines in plain torch, whose graph costs less than an operator's where they are few."""
-    if margin is not None and margin.kind == SPHERE:
-        values = F.linear(input, small.unit(weight), None)
-        return Logits(values, torch.linalg.vector_norm(input, dim=1, dtype=accumulate_type(values.dtype)))
-    return Logits(products.with_graph(input, weight, bias) if normalize == PLAIN else small.cosines(input, weight))
-
-
-def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
-    rest, own, own_offset, mean, rival, top, _ = source.statistics(target[:, None], terms)
-    return margins.loss(rest, top, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
+from lt_kernels.ops import direct, library, margins, prepare
+from lt_kernels.ops.sources import Logits, Source, code_of
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
@@ -145,29 +45,48 @@ def _evaluate(
     if prepare.is_probability(target):
         losses = _probabilities(source, shape, target, settings, scale, margin)
         return finish([(losses, None, 1.0)], places, reduction, None, -100, like)
-    fixed = {"scale": scale, "margin": margin, "class_margin": class_margin}
-    if isinstance(source, Logits) and source.norm is None and not isinstance(target, MixedTarget):
-        flat = checks.indices("target", target, places, like).reshape(-1)
-        terms = prepare.terms(like, shape, classes, flat, **fixed, **settings)
-        code = MEAN if reduction == "mean" and average == "batch" else small.CODES[reduction]
-        return _as_expected(rows.loss(source.values, flat, terms, code), places, reduction, like)
-    named = (
-        {"target": target} if not isinstance(target, MixedTarget) else {"first": target.first, "second": target.second}
-    )
-    flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named.items()]
-    lams = [1.0] if len(flat) == 1 else _lams(target.lam, places)
-    terms = [prepare.terms(like, shape, classes, one, **fixed, **settings) for one in flat]
-    weight = terms[0].weight if average == "weighted" else None
-    if len(flat) == 1 and isinstance(source, Features):
-        whole = source.reduced(flat[0], terms[0], reduction, weight)
-        if whole is not None:
-            return _as_expected(whole, places, reduction, like)
-    if len(flat) == 2 and terms[0].offset_row is None:
+    settings.update(scale=scale, margin=margin, class_margin=class_margin)
+    if isinstance(target, MixedTarget):
+        return _mixed(source, shape, target, reduction, average, settings)
+    flat = checks.indices("target", target, places, like).reshape(-1)
+    terms = prepare.terms(like, shape, classes, flat, **settings)
+    whole = source.reduced(flat, terms, reduction, average)
+    if whole is not None:
+        return _as_expected(whole, places, reduction, like)
+    weight = terms.weight if average == "weighted" else None
+    return finish([(source.loss(flat, terms), flat, 1.0)], places, reduction, weight, terms.ignore_index, like)
+
+
+def _mixed(
+    source: Source,
+    shape: tuple[int, ...],
+    target: MixedTarget,
+    reduction: str,
+    average: str,
+    settings: dict[str, Any],
+) -> Tensor:
+    """The loss for two targets a row, by one pass over the classes."""
+    places, like = shape[:1] + shape[2:] if len(shape) > 1 else (), source.tensor
+    named = (("first", target.first), ("second", target.second))
+    flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named]
+    terms = [prepare.terms(like, shape, source.classes, one, **settings) for one in flat]
+    if terms[0].offset_row is None:
         losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
     else:  # an offset that depends on the target's class makes two different rows of logits
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
-    parts = list(zip(losses, flat, lams, strict=True))
+    parts = list(zip(losses, flat, _lams(target.lam, places), strict=True))
+    weight = terms[0].weight if average == "weighted" else None
     return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
+
+
+def one_target(logits: Tensor, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor:
+    """The reduced loss of logits [N, C] and class indices [N] on the direct way; its terms were checked before."""
+    library.say_once()
+    try:
+        loss = direct.rows_loss(logits, target, terms, code_of(reduction, average))
+    except RuntimeError as error:
+        raise checks.named(error) from None
+    return loss if loss.dtype is logits.dtype else loss.to(logits.dtype)
 
 
 def _saying(source: Source, target: Any, reduction: str, average: str) -> Source:
@@ -248,7 +167,7 @@ def finish(
 
 def _as_expected(result: Tensor, places: tuple[int, ...], reduction: str, like: Tensor) -> Tensor:
     """The shape of the class indices, and float32 under autocast, else the dtype of the input."""
-    result = result.reshape(places) if reduction == "none" else result
+    result = result.reshape(places) if reduction == "none" and len(places) != 1 else result
     if torch.is_autocast_enabled(like.device.type) or result.dtype == like.dtype:
         return result
     return result.to(like.dtype)

@@ -120,6 +120,35 @@ def terms(
     return found if margin is None else _with_margin(found, margin, class_margin, classes, like, kind)
 
 
+class Recipe:
+    """The terms of one loss for inputs of one kind: its settings are checked once, its tables are read at each call.
+
+    So whatever was written to a table counts, however it was written. The offset may be another one at each call.
+    """
+
+    def __init__(self, key: tuple[Any, ...], tables: tuple[Any, ...], like: Tensor, settings: dict[str, Any]) -> None:
+        self.key, self.tables, self.dtype = key, tables, accumulate_type(like.dtype)
+        classes = like.shape[1]
+        self.checked = terms(like, (2, classes), classes, None, **settings)
+
+    def holds(self, tables: tuple[Any, ...]) -> bool:
+        """Whether these are the tables that it was made of, not only equal ones."""
+        return all(one is other for one, other in zip(self.tables, tables))
+
+    def terms(self, offset: Tensor | None) -> Terms:
+        """The terms with what the tables hold now, and this offset [C]."""
+        kind, checked = self.dtype, self.checked
+        weight, margins, smoothing, _ = self.tables
+        offset = None if offset is None else offset.to(kind)[None]
+        weight = None if weight is None else weight.to(kind)
+        share, total = checked.mean_weight, checked.total
+        if share is not None and (offset is not None or weight is not None):
+            share, total = _shares(offset, weight, share.shape[1], share, kind)
+        margins = None if margins is None else margins.to(kind)
+        smoothing = None if smoothing is None else smoothing.to(kind)
+        return Terms(offset, None, share, total, weight, margins, smoothing, *checked[7:])
+
+
 def _with_margin(
     found: Terms, margin: Margin, class_margin: Tensor | None, classes: int, like: Tensor, kind: torch.dtype
 ) -> Terms:

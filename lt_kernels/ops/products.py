@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels.ops import library
+from lt_kernels.core import private
+from lt_kernels.ops import calling, library
 
 WORK = 2**24  # multiplications; with fewer, or with fewer rows, oneDNN's call costs more than it saves
 ROWS = 8
@@ -37,7 +38,7 @@ def choice() -> tuple[bool, str]:
 
 def onednn() -> bool:
     """Whether torch has oneDNN, and may use it."""
-    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    return torch.backends.mkldnn.is_available() and private.onednn_enabled()
 
 
 @functools.cache
@@ -53,7 +54,7 @@ def _probed() -> bool:
 
 def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.contiguous()  # it reads on, whatever the stride
-    return torch.ops.mkldnn._linear_pointwise.default(left, right, bias, "none", [], "")
+    return private.onednn_linear(left, right, bias)
 
 
 def large(input: Tensor, linear_weight: Tensor) -> bool:
@@ -104,11 +105,9 @@ def turned_into(out: Tensor, left: Tensor, turned: Tensor) -> None:
     library.turn(_by_onednn(turned, left.T, None), out)
 
 
-def with_graph(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
-    """`linear`, differentiable, of what runs eagerly; whatever does not fit together is torch's to name."""
-    fits = linear_weight.ndim == 2 and linear_weight.shape[1] == input.shape[1] and linear_weight.is_cpu
-    fits = fits and (linear_bias is None or (linear_bias.dtype == torch.float32 and linear_bias.is_cpu))
-    if fits and large(input, linear_weight):
+def logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
+    """`linear`, differentiable, of what runs eagerly."""
+    if large(input, linear_weight) and (linear_bias is None or linear_bias.dtype == torch.float32):
         return Linear.apply(input, linear_weight, linear_bias)
     return F.linear(input, linear_weight, linear_bias)
 
@@ -127,6 +126,6 @@ class Linear(torch.autograd.Function):
         """Differentiable where a second derivative is asked for."""
         input, weight = ctx.saved_tensors
         first, second, third = ctx.needs_input_grad
-        multiply = torch.mm if torch.is_grad_enabled() or library.watched() else product
+        multiply = torch.mm if torch.is_grad_enabled() or calling.watched() else product
         d_input = multiply(grad, weight) if first else None
         return d_input, multiply(grad.t(), input) if second else None, grad.sum(0) if third else None

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
-from lt_kernels.core.targets import at_target
+from lt_kernels.core.targets import at_target, counted
 from lt_kernels.core.terms import NONE, Terms
-from lt_kernels.ops.library import apply, define, forced, takes, watched
-from lt_kernels.ops.second import first_order
+from lt_kernels.ops.calling import apply, first_order, forced, takes
+from lt_kernels.ops.library import define
 from lt_kernels.reference import rows as reference
 
 _TABLES = "Tensor? offset, Tensor? offset_row, Tensor? mean_weight"
@@ -21,11 +19,12 @@ _VALUES = (
     f"Tensor logits, Tensor target, float scale, Tensor? row_scale, Tensor? column_scale, {_TABLES}, "
     "int start, int classes, int ignore_index"
 )
-_LOSS = (
-    f"Tensor logits, Tensor target, {_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
+_SETTINGS = (
+    f"{_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
     "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
     "float smoothing, int ignore_index, int reduction"
 )
+_LOSS = f"Tensor logits, Tensor target, {_SETTINGS}"
 _LOSS_INPUTS = 18
 
 
@@ -73,9 +72,10 @@ backward_op = define(
 loss_op = define("rows", f"rows_loss({_LOSS}) -> (Tensor, Tensor)", reference.rows_loss, _loss_fake)
 gradient_op = define(
     "rows",
-    f"rows_loss_gradient({_LOSS}) -> (Tensor, Tensor, Tensor)",
+    f"rows_loss_gradient(Tensor logits, Tensor target, Tensor? row_scale, Tensor? column_scale, {_SETTINGS}) "
+    "-> (Tensor, Tensor)",
     reference.rows_loss_gradient,
-    lambda logits, *rest: (*_loss_fake(logits, *rest), logits.new_empty(logits.shape)),
+    lambda logits, *rest: (_loss_fake(logits, *rest)[0], logits.new_empty(logits.shape)),
 )
 loss_backward_op = define(
     "rows",
@@ -86,92 +86,57 @@ loss_backward_op = define(
 )
 
 
-@takes(_LOSS_INPUTS)
+@takes(_LOSS_INPUTS + 1)
 class RowLoss(torch.autograd.Function):
-    """The loss, [N] or reduced, of logits [N, C] and one target a row; with gradients for the logits and the offset."""
+    """The loss, [N] or reduced, of logits [N, C] and one target a row; with gradients for the logits and the offset.
+
+    The last input says whether the forward makes the gradient for the logits as well.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return loss_op(*inputs)
+        *problem, make = inputs
+        return gradient_op(*problem[:2], None, None, *problem[2:]) if make else loss_op(*problem)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        RowLoss.keep(ctx, inputs, output[1])
-
-    @staticmethod
-    def keep(ctx: Any, inputs: tuple[Any, ...], saved: Tensor) -> None:
-        """What `slopes` needs."""
-        ctx.save_for_backward(inputs[0], inputs[1], saved, *inputs[2:5])
-        ctx.scale, ctx.ignore_index = inputs[9], inputs[16]
+        ctx.save_for_backward(*inputs[:5], output[1])
+        ctx.scale, ctx.ignore_index, ctx.made = inputs[9], inputs[16], inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        return RowLoss.slopes(ctx, grad, *ctx.needs_input_grad)
-
-    @staticmethod
-    def slopes(ctx: Any, grad: Tensor | None, *needs: bool) -> tuple[Tensor | None, ...]:
-        """The gradients of the inputs; None where none is needed."""
         if grad is None:
-            return (None,) * _LOSS_INPUTS
-        logits, target, saved, offset, row, mean_weight = ctx.saved_tensors
-        want_offset = offset is not None and needs[2]
-        tables, fixed = (offset, row, mean_weight), (ctx.scale, ctx.ignore_index, want_offset)
-        d_logits, d_table = first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *tables, *fixed)
-        return d_logits, None, d_table if want_offset else None, *(None,) * (_LOSS_INPUTS - 3)
+            return (None,) * (_LOSS_INPUTS + 1)
+        logits, target, *tables, saved = ctx.saved_tensors
+        if ctx.made:
+            incoming = counted(grad, target, ctx.ignore_index)[:, None].to(saved.dtype)
+            return first_order(torch.mul, saved, incoming), *(None,) * _LOSS_INPUTS
+        d_logits, d_table = slopes(
+            logits, target, saved, grad, tables, (ctx.scale, ctx.ignore_index), ctx.needs_input_grad[2]
+        )
+        return d_logits, None, d_table, *(None,) * (_LOSS_INPUTS - 2)
 
 
-class DirectRowLoss(torch.autograd.Function):
-    """`RowLoss` where neither torch.func nor a compiler looks on: on a CPU the forward makes the gradient as well.
+def slopes(
+    logits: Tensor,
+    target: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    tables: list[Tensor | None],
+    fixed: tuple[float, int],
+    learned: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of a loss for its logits and, if that is learned, its offset; from what `rows_loss` saved.
 
-    It is made while a row is in the cache, for an incoming gradient of 1, and handed out as it is, or as a copy where
-    the graph is kept for a further backward pass. float16, whose gradients an incoming one may have to lift above its
-    least number, does without. The loss has the dtype `kind`.
+    tables: offset, offset_row, mean_weight. fixed: scale and ignore_index.
     """
-
-    @staticmethod
-    def forward(ctx: Any, kind: torch.dtype, *inputs: Any) -> Tensor:
-        logits, (_, wanted, _, offset_wanted, *_) = inputs[0], ctx.needs_input_grad
-        ctx.gradient = None
-        if wanted and not offset_wanted and logits.is_cpu and logits.dtype != torch.float16 and forced() != "triton":
-            loss, saved, ctx.gradient = gradient_op(*inputs)
-        else:
-            loss, saved = loss_op(*inputs)
-        if wanted or offset_wanted:
-            ctx.set_materialize_grads(False)
-            RowLoss.keep(ctx, inputs, saved)
-        return loss if loss.dtype is kind else loss.to(kind)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        made = handed_out(ctx, grad)
-        if made is None:
-            return None, *RowLoss.slopes(ctx, grad, *ctx.needs_input_grad[1:])
-        return None, made, *(None,) * (_LOSS_INPUTS - 1)
-
-
-def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
-    """The gradient that was made with the loss, times the incoming one; None where that has to be done anew.
-
-    As it has to be where infinity or NaN comes in: 0 times that is not the 0 of an ignored row.
-    """
-    made, kept = ctx.gradient, torch._C._autograd._get_current_graph_task_keep_graph()
-    if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
-        return None
-    alone = grad.ndim == 0
-    if checks.batched(grad) or not (math.isfinite(grad.item()) if alone else bool(grad.isfinite().all())):
-        return None
-    one = alone and grad.item() == 1
-    if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
-        return None
-    ctx.gradient = made if kept else None
-    if one:
-        return made.clone() if kept else made
-    by_row = grad if alone else grad[:, None]
-    return made * by_row if kept else made.mul_(by_row)
+    want_offset = tables[0] is not None and learned
+    found = first_order(loss_backward_op, logits, target, saved, grad.to(saved.dtype), *tables, *fixed, want_offset)
+    return found[0], found[1] if want_offset else None
 
 
 @takes(9)
@@ -233,11 +198,22 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
     return found if found.dtype == own.dtype else found.to(own.dtype)
 
 
+def one_pass(logits: Tensor) -> bool:
+    """Whether the kernels make loss and gradient in one pass over these logits, and none are asked for that do not.
+
+    float16, whose gradients an incoming one may have to lift above its least number, does without.
+    """
+    return logits.is_cpu and logits.dtype != torch.float16 and forced() != "triton"
+
+
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = NONE) -> Tensor:
-    """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N]."""
-    if watched():
-        return RowLoss.apply(logits, target, *terms, reduction)[0]
-    return DirectRowLoss.apply(accumulate_type(logits.dtype), logits, target, *terms, reduction)
+    """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N].
+
+    Compiled for a CPU it keeps the kernel that makes the gradient in the same pass; bfloat16 would be rounded twice.
+    """
+    learned = terms.offset is not None and terms.offset.requires_grad
+    make = torch.compiler.is_compiling() and logits.requires_grad and not learned and logits.dtype != torch.bfloat16
+    return apply(RowLoss, logits, target, *terms, reduction, make and one_pass(logits))[0]
 
 
 def statistics(logits: Tensor, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:

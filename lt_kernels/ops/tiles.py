@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels.core import private
 from lt_kernels.core.numbers import accumulate_type, add_rows, inverse_norm
 from lt_kernels.ops import products
 from lt_kernels.ops.library import define
@@ -92,14 +93,13 @@ pairs_op = define(
 
 
 def _matrix_product(rows: Tensor, columns: Tensor) -> Tensor:
-    return torch._int_mm(rows, columns.T)
+    return private.int8_product(rows, columns.T)
 
 
 @functools.cache
 def _byte_products() -> bool:
     """Whether this torch and this CPU multiply int8 matrices by instructions of their own, with exact sums in int32."""
-    names = ("_is_vnni_supported", "_is_amx_tile_supported")
-    if not hasattr(torch, "_int_mm") or not any(getattr(torch.cpu, name, bool)() for name in names):
+    if not private.int8_instructions():
         return False
     largest = torch.full((64, TILE), -127, dtype=torch.int8)  # pairs of such products do not fit 16 bits
     return bool((_matrix_product(largest, largest) == 127 * 127 * TILE).all())

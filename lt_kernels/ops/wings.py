@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from lt_kernels.ops import library
+from lt_kernels.ops import calling, library
 
 WINGS = ("reference", "compiled", "triton")
 
@@ -71,7 +71,7 @@ def _set(which: str) -> None:
     """Make `which` serve, "" for what a user gets, whatever served before."""
     while _override:
         _override.pop()._destroy()
-    library.force(which)
+    calling.force(which)
     if not which:
         return
     _override.append(torch.library.Library(library.NAMESPACE, "IMPL"))  # noqa: TOR901 (destroyed above)

@@ -70,9 +70,16 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
 
     Returns the loss, [N] or reduced, and (rest, top, d_rest, d_own, d_offset, d_mean) [6, N] with the slopes of that.
     """
+    return _loss(logits, target, (None, None), settings)
+
+
+def _loss(
+    logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], settings: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """`rows_loss` of logits whose rows and columns are scaled."""
     t, reduction, tables = Terms(*settings[:-1]), settings[-1], settings[:3]
     rest, own, rival, mean, top, _ = rows_forward(
-        logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index
+        logits, target[:, None], t.scale, *scales, *tables, 0, logits.shape[1], t.ignore_index
     )
     share, own_offset = at_target(t.mean_weight, t.offset_row, target), at_target(t.offset, t.offset_row, target)
     total = None if t.total is None else pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0]
@@ -86,12 +93,13 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     return loss, torch.cat((rest[None], top[None], slopes))
 
 
-def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`rows_loss`, and the gradient of its sum (or mean) for the logits."""
-    loss, saved = rows_loss(*inputs)
-    logits, target, offset, row, mean_weight = inputs[:5]
-    tables, one = (offset, row, mean_weight), saved.new_ones(())
-    return loss, saved, rows_loss_backward(logits, target, saved, one, *tables, inputs[9], inputs[16], False)[0]
+def rows_loss_gradient(
+    logits: Tensor, target: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor]:
+    """The loss of logits times the scales of their rows and columns, and the gradient of its sum (or mean) for them."""
+    loss, saved = _loss(logits, target, (row_scale, column_scale), settings)
+    terms, one = Terms(*settings[:-1]), saved.new_ones(())
+    return loss, _loss_backward(logits, target, saved, one, (row_scale, column_scale), terms, False)[0]
 
 
 def rows_loss_backward(
@@ -107,9 +115,24 @@ def rows_loss_backward(
     want_offset: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradient of `rows_loss` for the logits [N, C] and, if wanted, the offset's own shape [R, C]."""
-    tables, classes = (offset, offset_row, mean_weight), logits.shape[1]
-    inputs = Inputs(logits, target[:, None], scale, None, None, *tables, 0, classes, ignore_index)
+    terms = Terms(offset, offset_row, mean_weight, scale=scale, ignore_index=ignore_index)
+    return _loss_backward(logits, target, saved, grad, (None, None), terms, want_offset)
+
+
+def _loss_backward(
+    logits: Tensor,
+    target: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    scales: tuple[Tensor | None, ...],
+    terms: Terms,
+    want_offset: bool,
+) -> tuple[Tensor, Tensor]:
+    """`rows_loss_backward` of logits whose rows and columns are scaled."""
+    t, (row_scale, column_scale) = terms, scales
+    tables, places = (t.offset, t.offset_row, t.mean_weight), (0, logits.shape[1], t.ignore_index)
+    inputs = Inputs(logits, target[:, None], t.scale, row_scale, column_scale, *tables, *places)
     rest, top, d_rest, d_own, d_offset, d_mean = saved
-    mean = None if mean_weight is None else d_mean
+    mean = None if t.mean_weight is None else d_mean
     factor = grad.expand(target.shape[0])
     return rows_backward(*inputs, rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, factor, want_offset)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.tables import readme
 from lt_kernels import functional, losses
-from lt_kernels.ops import budget, small, tiles
+from lt_kernels.ops import budget, tiles
 from lt_kernels.reference import gram
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +144,6 @@ def test_numbers_in_kernels_are_the_codes() -> None:
     text = " ".join(read(ROOT / "docs" / "kernels.md").split())
     assert f"({budget.DEFAULT_BUDGET // 2**20} MiB without it)" in text
     assert f"more than {budget.SLAB['cpu'] // 2**20} MiB" in text
-    assert text.count(f"up to $2^{{{small.SMALL.bit_length() - 1}}}$") == 4
     assert f"{gram.TILE} by {gram.TILE}" in text
     assert f"room for {gram.PAIRS} a class" in text
     assert f"one active pair in {tiles._DENSITY}" in text

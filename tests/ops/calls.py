@@ -36,6 +36,7 @@ TENSORS = {
     "d_own": numbers(N, 1),
     "d_own_offset": numbers(N, 1),
     "row_offset": numbers(N),
+    "class_counts": torch.arange(1.0, C + 1, dtype=torch.float64),
     "lse": numbers(C),
     "d_lse": numbers(C),
     "first": (indices(PAIRS, C - 1)).int(),
@@ -57,6 +58,7 @@ TENSORS |= {name: numbers(C) for name in BY_CLASS} | {name: numbers(N) for name 
 NUMBERS: dict[str, Any] = {"scale": 1.0, "start": 0, "classes": C, "ignore_index": -100, "kind": 0, "margin": 0.1}
 NUMBERS |= {"instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.1, "reduction": 1, "want_offset": True}
 NUMBERS |= {"normalize": 2, "row_slab": 2, "class_slab": 3, "keep": False, "threshold": 0.4, "project": True}
+NUMBERS |= {"lam": 0.1, "by_class": True, "every_class": True, "factor": 1.0, "want": True}
 NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "features": D, "wide": False}
 # Numbers that no operator may take, by their names.
 WRONG: dict[str, tuple[int, ...]] = {
@@ -82,7 +84,7 @@ PLACES: dict[str, tuple[int, ...]] = {
     "left_out": (K, 2**40),
 }
 LOOKED_AT = {
-    "target": "rows_ linear_ margins columns_",
+    "target": "rows_ linear_ margins columns_ lade_",
     "offset_row": "rows_ linear_",
     "first": "gram_pairs gram_listed",
     "second": "gram_pairs gram_listed",
@@ -108,7 +110,10 @@ def operators() -> list[str]:
 def _special(operator: str, name: str) -> Any:
     """What an argument is where it is not what its name says elsewhere; None where it is."""
     room = operator.partition("_")[0]
-    flat = operator in ("rows_loss", "rows_loss_gradient", "rows_loss_backward", "margins") or room == "columns"
+    flat = operator in ("rows_loss", "rows_loss_gradient", "rows_loss_backward", "margins") or room in (
+        "columns",
+        "lade",
+    )
     found = {
         "target": indices(N, C - 1) if flat else indices(N, C)[:, None],
         "total": numbers(C) if room == "gram" else numbers(N) if operator == "margins" else numbers(C + 3),
@@ -124,7 +129,7 @@ def _special(operator: str, name: str) -> Any:
         found |= {"own": numbers(C), "grad": numbers(C)}
     if room == "keys":
         found |= {"offset": numbers(K), "d_own": numbers(N)}
-    if room == "columns":
+    if room in ("columns", "lade"):
         found["d_own"] = numbers(N)
     if operator == "gram_screen":
         found["product"] = torch.ones(3, 4, dtype=torch.int32)
@@ -214,6 +219,7 @@ def _allowed(operator: str, name: str, value: Tensor, place: int) -> bool:
         if value.shape != usual.shape or not value.is_floating_point():
             return False
         half = place == 0 and value.dtype == torch.half and name not in ("rest", "product", "query")
+        half = half or (operator == "lade_loss" and name == "logits")  # whose counts are float64 in any case
         return half or len(tensors) == 1 or (operator.startswith("linear") and name in ("weight", "bias"))
     one_gradient = operator == "rows_loss_backward" and name == "grad" and value.ndim == 0
     none_kept = name == "kept" and value.shape == (0,)

@@ -2,9 +2,9 @@
 #include "probe.h"
 
 #include "gram.h"
-#include "product.h"
 #include "rows.h"
 #include "short.h"
+#include "turn.h"
 
 #define LT_TEXT(x) #x
 #define LT_NAME(x) LT_TEXT(x)
@@ -114,7 +114,7 @@ extern const Probe probe = {
     {load_all<bf16>, load_all<fp16>}, {store_all<bf16>, store_all<fp16>},
     LT_EACH(rows_forward), LT_EACH(rows_backward), LT_EACH(rows_offset), LT_EACH(rows_plain),
     {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>}, gram_screen, LT_EACH(gram_verify), bounds,
-    {product<float>, product<double>}, {turn<float>, turn<double>}};
+    turn};
 
 }  // namespace LT_ISA
 }  // namespace lt

@@ -177,28 +177,10 @@ py::tuple screen(const std::string& isa, py::array weight, int type, Array<int32
   return py::make_tuple(survived, value);
 }
 
-// left @ right + start, of any strides of the left side, whose rows, and those of the others, may lie apart.
-template <class A>
-void multiply(const std::string& isa, py::array_t<A> left, py::array_t<A> right, py::object start, py::array_t<A> out) {
-  const int64_t size = sizeof(A);
-  const py::array_t<A> first = start.is_none() ? py::array_t<A>(0) : start.cast<py::array_t<A>>();
-  probe(isa).product[size == 8]({left.shape(0), left.shape(1), right.shape(1), left.data(), left.strides(0) / size,
-                                 left.strides(1) / size, right.data(), right.strides(0) / size, out.mutable_data(),
-                                 out.strides(0) / size, start.is_none() ? nullptr : first.data()});
-}
-
 // The rows [begin, end) of `from` in columns of `out`.
-template <class A>
-void turn_rows(const std::string& isa, py::array_t<A> from, py::array_t<A> out, int64_t begin, int64_t end) {
-  const int64_t line = out.strides(0) / int64_t(sizeof(A));
-  probe(isa).turn[sizeof(A) == 8](from.data(), from.shape(1), out.mutable_data(), line, begin, end);
-}
-
-template <class A> void bind_products(py::module_& m) {
-  m.def("multiply", &multiply<A>, py::arg("isa"), py::arg("left").noconvert(), py::arg("right").noconvert(),
-        py::arg("start"), py::arg("out").noconvert());
-  m.def("turn", &turn_rows<A>, py::arg("isa"), py::arg("rows").noconvert(), py::arg("out").noconvert(),
-        py::arg("begin"), py::arg("end"));
+void turn_rows(const std::string& isa, py::array_t<float> from, py::array_t<float> out, int64_t begin, int64_t end) {
+  const int64_t line = out.strides(0) / int64_t(sizeof(float));
+  probe(isa).turn(from.data(), from.shape(1), out.mutable_data(), line, begin, end);
 }
 
 }  // namespace
@@ -231,8 +213,8 @@ PYBIND11_MODULE(lt_whitebox, m) {
   });
   m.def("run_rows", &run_rows);
   m.def("run_plain", &run_plain);
-  bind_products<float>(m);
-  bind_products<double>(m);
+  m.def("turn", &turn_rows, py::arg("isa"), py::arg("rows").noconvert(), py::arg("out").noconvert(), py::arg("begin"),
+        py::arg("end"));
   m.def("units", &units);
   m.def("bounds", &bounds);
   m.def("screen", &screen);

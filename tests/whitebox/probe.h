@@ -38,8 +38,7 @@ struct Probe {
   TileKernel gram_screen;
   ListedKernel gram_verify[4];
   void (*bound)(const float* error, int64_t count, int64_t d, float* to);  // [count, count]
-  void (*product[2])(const Product&);
-  void (*turn[2])(const void* rows, int64_t d, void* out, int64_t line, int64_t begin, int64_t end);
+  void (*turn)(const float* rows, int64_t d, float* out, int64_t line, int64_t begin, int64_t end);
 };
 
 namespace generic { extern const Probe probe; }

@@ -261,3 +261,13 @@ def test_nan_is_not_lost_in_a_merge(box, dtype):
         u[place] = np.nan
         for isa in box.instruction_sets():
             assert np.isnan(box.merge(isa, u, [30, 30, 40]))
+
+
+def test_turning_on_every_instruction_set(box):
+    for isa in box.instruction_sets():
+        for c, d, begin in ((1, 1, 0), (5, 3, 1), (8, 8, 4), (13, 9, 4), (21, 30, 0)):
+            rows, out = np.arange(c * d, dtype=np.float32).reshape(c, d), np.full((d, c + 2), np.float32(-1))
+            box.turn(isa, rows, out, begin, c)
+            assert (out[:, begin:c] == rows.T[:, begin:]).all()
+            assert (out[:, :begin] == -1).all()
+            assert (out[:, c:] == -1).all()

@@ -1,0 +1,137 @@
+"""Which of the two ways a call takes, and what their autograd functions share.
+
+*Directly*: eagerly, on a CPU, with nobody but autograd looking on. The forward pass makes the gradient with the loss.
+*By operators*: everything else, which torch.compile, torch.func, autocast, dispatch modes and GPUs see.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lt_kernels.core import checks, private
+
+_forced = [""]
+
+
+def forced() -> str:
+    """The kernels that `use_kernels` asks for, so that none may be passed by; "" without it."""
+    return _forced[0]
+
+
+def force(which: str) -> None:
+    """Take note of the kernels that `use_kernels` asks for."""
+    _forced[0] = which
+
+
+def watched() -> bool:
+    """Whether torch.func, a compiler, a tracer or a mode looks on, which need the general form of a Function."""
+    if torch.compiler.is_compiling():  # which cannot ask what follows
+        return True
+    return private.transformed() or private.dispatch_modes() or torch.jit.is_tracing()
+
+
+def transient() -> bool:
+    """Whether a tensor made now may not outlive the context it is made in: torch.func, a mode, inference."""
+    return watched() or torch.is_inference_mode_enabled()
+
+
+def direct(first: Tensor) -> bool:
+    """Whether a call takes the direct way: `first` is a plain tensor of the CPU, and nobody but autograd looks on."""
+    return plain(first) and not watched() and not _forced[0] and not torch.is_autocast_enabled("cpu")
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor is torch's own, on a CPU; a subclass may have its numbers elsewhere, as `DTensor` has."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
+
+
+def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
+    """State how many inputs the forward of a Function takes, and make its eager form for `apply`.
+
+    Dynamo counts them to tell whether the first is a context, and `apply` would work them out at each call (9 us).
+    """
+    kind = inspect.Parameter.POSITIONAL_ONLY
+    signature = inspect.Signature([inspect.Parameter(f"input{index}", kind) for index in range(inputs)])
+
+    def mark(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+        function.forward.__signature__ = signature  # type: ignore[attr-defined]
+        function.eager = _eager(function)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+def _eager(function: Any) -> type[torch.autograd.Function]:
+    """The same Function in the older form, without `setup_context`, whose calls take 12 us less."""
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), members)
+
+
+def apply(function: Any, *inputs: Any) -> Any:
+    """`function.apply(*inputs)`; in its eager form where nobody needs the general one."""
+    return function.apply(*inputs) if watched() else function.eager.apply(*inputs)
+
+
+def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
+    """The gradient `ctx.gradient` that the forward made, times the incoming one; None where it has to be made anew.
+
+    As it has to be where infinity or NaN comes in: 0 times that is not the 0 of an ignored row.
+    """
+    made = ctx.gradient
+    if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
+        return None
+    alone, kept = grad.ndim == 0, private.graph_kept()
+    if private.batched(grad) or not (math.isfinite(grad.item()) if alone else bool(grad.isfinite().all())):
+        return None
+    one = alone and grad.item() == 1
+    if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
+        return None
+    ctx.gradient = made if kept else None
+    if one:
+        return made.clone() if kept else made
+    by_row = grad if alone else grad[:, None]
+    return made * by_row if kept else made.mul_(by_row)
+
+
+class FirstOrder(torch.autograd.Function):
+    """Run a backward operator; differentiating its result is an error that says so."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Any, *inputs: Any) -> Any:
+        return operator(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[0].__name__ if isinstance(inputs[0], FunctionType) else str(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            f"{ctx.name} has no derivative of its own: lt_kernels gives first derivatives only. "
+            "For second derivatives use the dense formula in plain torch."
+        )
+
+
+def first_order(operator: Any, *inputs: Any) -> Any:
+    """`operator(*inputs)`, guarded when a graph of the backward pass is being built."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor):
+            checks.stored("what the forward pass saved", value)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return operator(*inputs)
+    return FirstOrder.apply(operator, *inputs)

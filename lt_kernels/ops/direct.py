@@ -1,0 +1,180 @@
+"""Losses on the direct way (`calling.direct`): one autograd function for each source, whose forward makes the gradient.
+
+It is made while a row is in the cache, for an incoming gradient of 1, and handed out as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lt_kernels.core import checks, private
+from lt_kernels.core.linear import BOTH
+from lt_kernels.core.numbers import as_they_are
+from lt_kernels.core.targets import counted
+from lt_kernels.core.terms import NONE, SUM, WEIGHTED_MEAN, Terms
+from lt_kernels.ops import products, rows
+from lt_kernels.ops.calling import first_order, handed_out
+from lt_kernels.reference.linear import along
+
+_REDUCTIONS = {NONE: "none", WEIGHTED_MEAN: "mean", SUM: "sum"}
+
+
+def rows_loss(logits: Tensor, target: Tensor, terms: Terms, code: int) -> Tensor:
+    """The loss of logits [N, C] and class indices [N] in the dtype of the arithmetic, by the code of the reduction."""
+    if not torch.is_grad_enabled():
+        return rows.loss_op(logits, target, *terms, code)[0]
+    return RowsLoss.apply(logits, terms.offset, target, terms, code)
+
+
+def features_loss(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int, code: int
+) -> Tensor:
+    """That of features [N, d] and class weights [C, d], whose logits or cosines fit in the memory budget twice."""
+    if not torch.is_grad_enabled():
+        logits = products.linear(input, weight, bias)
+        if normalize == BOTH:
+            logits.mul_(_inverse_norms(input)[:, None]).mul_(_inverse_norms(weight))
+        return rows.loss_op(logits, target, *terms, code)[0]
+    if terms.offset is not None and terms.offset.requires_grad:
+        return rows_loss(products.logits(input, weight, bias), target, terms, code)
+    return FeaturesLoss.apply(input, weight, bias, target, terms, normalize, code)
+
+
+class RowsLoss(torch.autograd.Function):
+    """The loss of logits [N, C]: (logits, offset or None, target [N], terms, the code of the reduction).
+
+    A plain loss has second derivatives.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, _: Tensor | None, target: Tensor, terms: Terms, code: int) -> Tensor:
+        wanted, learned, *_ = ctx.needs_input_grad
+        saved = ctx.gradient = None
+        if wanted and not learned and logits.dtype is not torch.float16:  # whose gradients an incoming one may lift
+            loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
+        else:
+            loss, saved = rows.loss_op(logits, target, *terms, code)
+        if wanted or learned:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(logits, target, terms.offset, terms.weight, saved)
+            ctx.terms, ctx.code = terms, code
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        made = handed_out(ctx, grad)
+        if made is not None or grad is None:
+            return made, None, None, None, None
+        logits, target, _, _, saved = ctx.saved_tensors
+        wanted, learned, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled() and not learned and is_plain(ctx.terms, ctx.code):
+            return *differentiable((logits,), logits, target, ctx.terms, ctx.code, grad), None, None, None, None
+        if saved is None:
+            saved = rows.loss_op(logits.detach(), target, *ctx.terms, ctx.code)[1]
+        fixed = (ctx.terms.scale, ctx.terms.ignore_index)
+        d_logits, d_offset = rows.slopes(logits, target, saved, grad, ctx.terms[:3], fixed, learned)
+        return d_logits if wanted else None, d_offset, None, None, None
+
+
+def is_plain(terms: Terms, code: int) -> bool:
+    """Whether a loss is cross-entropy of scaled logits with at most one offset for all rows, weights and smoothing."""
+    offset, row = terms.offset, terms.offset_row
+    one = offset is None or (row is None and (not terms.smoothing or bool(offset.isfinite().all())))
+    return terms.kind == 0 and terms.gamma == 0 and terms.class_smoothing is None and one and code in _REDUCTIONS
+
+
+def differentiable(
+    leaves: tuple[Tensor, ...], logits: Tensor, target: Tensor, terms: Terms, code: int, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of a plain loss in steps that torch can differentiate once more."""
+    u = terms.scale * logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    u = u if terms.offset is None else u + terms.offset
+    chosen = {"ignore_index": terms.ignore_index, "label_smoothing": terms.smoothing, "reduction": _REDUCTIONS[code]}
+    loss = F.cross_entropy(u, target, terms.weight, **chosen)  # type: ignore[arg-type]
+    return torch.autograd.grad(loss.to(grad.dtype), leaves, grad, create_graph=True)
+
+
+class FeaturesLoss(torch.autograd.Function):
+    """The loss of features [N, d] and class weights [C, d], whose logits or cosines do not outlive the forward.
+
+    (input, weight, bias [C] or None, target [N], terms, normalize, the code of the reduction). Its backward is two
+    products, for cosines without the part along the rows that were normalised. Plain logits have second derivatives.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        terms: Terms,
+        normalize: int,
+        code: int,
+    ) -> Tensor:
+        scales = (_inverse_norms(input), _inverse_norms(weight)) if normalize == BOTH else (None, None)
+        logits = products.linear(input, weight, bias)
+        loss, ctx.gradient = rows.gradient_op(logits, target, *scales, *terms, code)
+        ctx.save_for_backward(input, weight, bias, target, *scales)
+        ctx.terms, ctx.code, ctx.normalize = terms, code, normalize
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, target, *scales = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        made = ctx.gradient
+        for name, leaf in (("input", input), ("linear_weight", weight)):
+            checks.stored(name, leaf)
+        if torch.is_grad_enabled() and ctx.normalize != BOTH and is_plain(ctx.terms, ctx.code):
+            leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs, strict=True) if need)
+            logits = F.linear(input, weight, bias)
+            found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
+        else:
+            slope = handed_out(ctx, grad)
+            if slope is None:
+                slope = made * counted(grad, checks.stored("target", target), ctx.terms.ignore_index)[:, None].to(
+                    made.dtype
+                )
+            with as_they_are(input.device) if torch.is_autocast_enabled("cpu") else nullcontext():
+                slopes = first_order if torch.is_grad_enabled() else _call
+                found = iter(slopes(features_slopes, input, weight, bias, *scales, slope, *needs))
+        return *(next(found) if need else None for need in needs), None, None, None, None
+
+
+def features_slopes(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    by_row: Tensor | None,
+    by_class: Tensor | None,
+    slope: Tensor,
+    *needs: bool,
+) -> tuple[Tensor, ...]:
+    """Those gradients that are wanted, from the one of the product of features and class weights."""
+    found, multiply = [], torch.mm if private.batched(slope) else products.product
+    for need, left, right, own, scale in (
+        (needs[0], slope, weight, input, by_row),
+        (needs[1], slope.t(), input, weight, by_class),
+    ):
+        if need:
+            gradient = multiply(left, right)
+            found.append(gradient if scale is None else gradient - along(gradient, own, scale) * own)
+    if needs[2]:
+        found.append(slope.sum(0))
+    return tuple(found)
+
+
+def _call(function: Any, *inputs: Any) -> Any:
+    return function(*inputs)
+
+
+def _inverse_norms(of: Tensor) -> Tensor:
+    """1 / |row| of rows [N, d] whose norms are in range; 0 for one shorter than 1e-12, which has no direction."""
+    norm = torch.linalg.vector_norm(of, dim=1)
+    return torch.where(norm <= 1e-12, 0.0, norm.reciprocal())

@@ -1,0 +1,138 @@
+"""What the statistics of a loss come from: logits, or features and class weights; and the way that each takes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN
+from lt_kernels.core.targets import divisor_of
+from lt_kernels.core.terms import CODES, MEAN, SPHERE, Terms
+from lt_kernels.margins import Margin
+from lt_kernels.ops import budget, calling, direct, directions, groups, linear, margins, rows, shards
+
+
+class Logits(NamedTuple):
+    """Logits [N, C], or cosines for a margin; `norm` [N] are the features' norms where phi reads them."""
+
+    values: Tensor
+    norm: Tensor | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.values
+
+    @property
+    def classes(self) -> int:
+        return self.values.shape[1]
+
+    def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+        """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
+        return rows.statistics(self.values, target, terms)
+
+    def loss(self, target: Tensor, terms: Terms) -> Tensor:
+        """The loss of each row [N] for one target a row."""
+        if self.norm is None:
+            return rows.loss(self.values, target, terms)
+        return _from_statistics(self, target, terms)
+
+    def reduced(self, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
+        """The reduced loss in one call; None where phi reads norms."""
+        if self.norm is not None:
+            return None
+        loss = direct.rows_loss if calling.direct(self.values) else rows.loss
+        return loss(self.values, target, terms, code_of(reduction, average))
+
+
+class Features(NamedTuple):
+    """Features [N, d] and class weights [C, d]; with a group, this rank's shard of the classes."""
+
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    normalize: int
+    norm: Tensor | None
+    shard: shards.Shard | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.input
+
+    @property
+    def classes(self) -> int:
+        return self.weight.shape[0] if self.shard is None else self.shard.classes
+
+    def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+        """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
+        if self.shard is None:
+            return linear.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
+        return self.shard.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
+
+    def loss(self, target: Tensor, terms: Terms) -> Tensor:
+        """The loss of each row [N] for one target a row."""
+        return _from_statistics(self, target, terms)
+
+    def reduced(self, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
+        """The reduced loss with its gradients: of all logits at once where they fit, else by groups of rows."""
+        if self.shard is not None or self.norm is not None:
+            return None
+        if self._whole(terms):
+            problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
+            return direct.features_loss(*problem, code_of(reduction, average))
+        if not groups.serve(self.input, self.weight, terms, reduction):
+            return None
+        weight = terms.weight if average == "weighted" else None
+        divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index)
+        return groups.GroupedLoss.apply(self.input, self.weight, self.bias, target, terms, self.normalize, divisor)
+
+    def _whole(self, terms: Terms) -> bool:
+        """Whether the loss takes the direct way, with all logits at once, which have room twice.
+
+        float16 is multiplied in float32, and the cosines of bfloat16 are rounded once, which the operators do.
+        """
+        input, weight, bias, normalize = self.input, self.weight, self.bias, self.normalize
+        learned = terms.offset is not None and terms.offset.requires_grad
+        exact = input.dtype is torch.float32 or input.dtype is torch.float64
+        served = exact or (input.dtype is torch.bfloat16 and normalize == PLAIN)
+        return (
+            0 < 2 * input.shape[0] * weight.shape[0] * input.element_size() <= budget.current_budget()
+            and served
+            and input.dtype is weight.dtype
+            and not (learned and normalize != PLAIN)
+            and calling.direct(input)
+            and calling.plain(weight)
+            and (bias is None or calling.plain(bias))
+        )
+
+
+Source = Logits | Features
+
+
+def features(
+    input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
+) -> Source:
+    """A source of statistics from features, cast as autocast asks (masters are not)."""
+    sphere = margin is not None and margin.kind == SPHERE
+    direction = normalize == BOTH and not sphere
+    if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
+        kind = torch.get_autocast_dtype(input.device.type)
+        input = directions.narrowed(input, kind) if direction else input.to(kind)
+    elif direction:
+        input = directions.in_range(input)
+    kind = torch.float64 if input.dtype == torch.float64 else torch.float32
+    norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
+    shard = None if group is None else shards.shard_of(weight, group, bias)
+    weight = weight if normalize == PLAIN else directions.in_range(weight)
+    return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
+
+
+def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
+    rest, own, own_offset, mean, rival, top, _ = source.statistics(target[:, None], terms)
+    return margins.loss(rest, top, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
+
+
+def code_of(reduction: str, average: str) -> int:
+    """The operators' number for a reduction; a mean divides by the rows' weights, or by the number of rows."""
+    return MEAN if reduction == "mean" and average == "batch" else CODES[reduction]
