@@ -1,7 +1,7 @@
 """Cost as the work grows: one size goes from small to large while the others stay, and how steep the line is.
 
 `lt-kernels bench --growth` measures it, ours and eager alone, into benchmarks/results/growth/<device>.csv: a folder of
-its own, because these cases are lines and not rows of the README's table. A case is named after its sweep and its
+its own, because these cases are lines and not rows of the benchmark's table. A case is named after its sweep and its
 point, such as along-C-64000.
 """
 

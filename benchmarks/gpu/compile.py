@@ -23,7 +23,7 @@ from benchmarks.tables.markdown import markdown, section
 
 TARGETS = (80, 90, 100, 120)
 KINDS = ("vocab bfloat16", "odd bfloat16", "inat float32", "float64")  # in the titles of calls
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels" / "gpu.md"
 
 
 def results(rooms: Iterable[str], targets: Sequence[int], few: bool, workers: int) -> list[Compiled]:
@@ -91,7 +91,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--few", action="store_true", help="some variants of each kernel only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--json", type=Path, help="write what was found of each variant there")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/kernels.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/kernels/gpu.md")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""The goals for a CPU beside what was measured: a table for docs/kernels.md, from the results file alone.
+"""The goals for a CPU beside what was measured: a table for docs/kernels/benchmarks.md, from the results file alone.
 
 A goal compares ours with another provider of the same case in the same run: a share of its time, or of its memory less
 the gradients, which everyone has to hold. "met" is decided by the figures, not by hand.

@@ -1,4 +1,4 @@
-"""Writes the measured sections of docs/kernels.md between their markers, as readme.py does those of README.md.
+"""Writes measured sections of docs/kernels/*.md between their markers, as readme.py does those of README.md.
 
 <!-- table: goals -->      benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
 <!-- table: growth -->     benchmarks/results/growth/<device>.csv, as `lt-kernels bench --growth` wrote them
@@ -15,16 +15,17 @@ from benchmarks.results import Row
 from benchmarks.tables import goals
 from benchmarks.tables.markdown import markdown, section
 
-DOCUMENT = results.ROOT / "docs" / "kernels.md"
-PICTURES = DOCUMENT.parent / "pictures"
+FOLDER = results.ROOT / "docs" / "kernels"
+PICTURES = FOLDER.parent / "pictures"
 WORDS = {"time": "time", "peak extra memory": "memory"}
 HEADER = ("operator", "along", "with", "provider", "of", "least size", "largest size", "exponent", "expected", "bends")
 
 
 def main() -> int:
-    """Rewrite the marked sections of docs/kernels.md."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(rewritten(text, results.RESULTS, PICTURES), encoding="utf-8")
+    """Rewrite the marked sections of docs/kernels."""
+    for document in sorted(FOLDER.glob("*.md")):
+        text = document.read_text(encoding="utf-8")
+        document.write_text(rewritten(text, results.RESULTS, PICTURES), encoding="utf-8")
     return 0
 
 
@@ -73,7 +74,7 @@ def _figure(figure: float, unit: str) -> str:
 def picture_links(folder: Path) -> str:
     """An image for each picture, with its name as the words for those who do not see it."""
     found = sorted(folder.glob("*.png"))
-    return "\n\n".join(f"![{path.stem.replace('-', ' ')}]({folder.name}/{path.name})" for path in found)
+    return "\n\n".join(f"![{path.stem.replace('-', ' ')}](../{folder.name}/{path.name})" for path in found)
 
 
 if __name__ == "__main__":

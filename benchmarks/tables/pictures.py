@@ -1,7 +1,7 @@
 """Pictures of what was measured, as PNG: cost against the number of classes, and how near ours is to the limits.
 
 `lt-kernels bench --plot` draws them from benchmarks/results into docs/pictures: <device>-time.png and -memory.png from
-the sweeps of `--growth`, <device>-limits.png from the cases of the README's table.
+the sweeps of `--growth`, <device>-limits.png from the cases of docs/kernels/benchmarks.md.
 """
 
 from __future__ import annotations

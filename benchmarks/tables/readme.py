@@ -1,6 +1,7 @@
-"""Writes the tables of README and docs/results.md between their markers from measured files: none is typed by hand.
+"""Writes the tables of README and docs between their markers from measured files: none is typed by hand.
 
 <!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
+<!-- table: bench-short -->  those of their cases that `SHORT` names
 <!-- table: training --> the same file, as `python -m benchmarks.training` wrote it
 <!-- table: compare-<name> -->  benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> if it is there
 <!-- table: shift-<name> -->    the same of runs/<name>/shift
@@ -25,7 +26,7 @@ from lt_kernels.train.output.cells import markdown_cell, unquoted
 TIME = "s/epoch"
 WORDS = ("counted", "grouped")  # what a report calls its samples: no facts
 APART = ("compare-", "shift-", "pairs-")  # files beside those of the benchmarks
-DOCUMENTS = (results.ROOT / "README.md", results.ROOT / "docs" / "results.md")
+DOCUMENTS = tuple(results.ROOT / name for name in ("README.md", "docs/results.md", "docs/kernels/benchmarks.md"))
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it. Who was not measured on a
 # device has no column in its table.
 COMPETITORS = {
@@ -42,6 +43,16 @@ COMPETITORS = {
     "by oneDNN": "products-onednn",
     "clone": "clone",
 }
+# What the README shows of all that is measured, in float32: operator and case, and who is beside ours.
+SHORT = (
+    *(("offset_cross_entropy", case) for case in ("inat", "vocab")),
+    *(("linear_cross_entropy", case) for case in ("imagenet-lt", "inat")),
+    *(("cosine_margin_cross_entropy", case) for case in ("inat", "faces")),
+    ("lade_regularizer", "inat"),
+    ("logit_weight_repulsion", "lwr-inat"),
+    *(("losses", case) for case in ("BalancedSoftmaxLoss", "DBMLoss")),
+)
+SHORT_COMPETITORS = {"eager", "compile"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rewritten(text: str, folder: Path) -> str:
     """The text with each marked section made anew from the files in `folder`; a section without a file stays."""
-    for name, make in (("bench", bench_tables), ("training", training_tables)):
+    for name, make in (("bench", bench_tables), ("bench-short", short_tables), ("training", training_tables)):
         text = section(text, name, make(folder))
     for path in sorted([*folder.glob("compare-*.csv"), *folder.glob("shift-*.csv")]):
         text = section(text, path.stem, compare_table(path))
@@ -79,6 +90,21 @@ def bench_tables(folder: Path) -> str:
     apart = (results.DEVICE, results.TRAINING)
     measured = ([row for row in rows if row.operator not in apart] for rows in _measured(folder))
     return "\n\n".join(bench_table(rows) for rows in measured if rows)
+
+
+def short_tables(folder: Path) -> str:
+    """One table for each device, of the cases that `SHORT` names, beside eager torch and torch.compile."""
+    chosen = (
+        [
+            row
+            for row in rows
+            if (row.operator, row.case) in SHORT
+            and row.dtype == "float32"
+            and row.provider in {"ours", *SHORT_COMPETITORS}
+        ]
+        for rows in _measured(folder)
+    )
+    return "\n\n".join(bench_table(rows) for rows in chosen if rows)
 
 
 def _measured(folder: Path) -> Iterable[list[Row]]:

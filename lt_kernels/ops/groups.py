@@ -1,4 +1,4 @@
-"""Losses of more logits than have room, by groups of rows whose logits have: both passes at once (docs/kernels.md).
+"""Losses of features whose logits exceed the memory budget, by groups of rows that fit (docs/kernels/memory.md).
 
 The logits of a group are made once, in slabs of classes that stay in memory until the group's gradients are added up;
 so three products serve where slabs that are made again in the backward pass need four. That wants the loss within the

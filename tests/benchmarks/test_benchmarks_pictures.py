@@ -64,7 +64,7 @@ def test_plot_writes_pictures_that_the_document_shows(tmp_path, capsys) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "pictures").iterdir())
     text = "<!-- table: pictures -->\nold\n<!-- end of table: pictures -->\n"
     new = kernels.rewritten(text, tmp_path, tmp_path / "pictures")
-    assert "![some cpu limits](pictures/some-cpu-limits.png)" in new
+    assert "![some cpu limits](../pictures/some-cpu-limits.png)" in new
     assert capsys.readouterr().out.count("wrote ") == 3
 
 

@@ -14,7 +14,7 @@ PYTHON = [
 ]
 KERNELS = sorted([*(ROOT / "csrc").glob("*.*"), *(ROOT / "tests").rglob("*.cpp")])
 WORDS = [path for path in ROOT.glob("*") if path.suffix in (".md", ".toml", ".yaml", ".txt") or path.name == "Makefile"]
-WORDS += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "recipes").glob("*")), ROOT / ".ci" / "run"]
+WORDS += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").glob("*")), ROOT / ".ci" / "run"]
 FOLDERS = [ROOT / name for name in ("lt_kernels", "benchmarks", "tests", "tools")]
 # Folders that still hold more Python files than they may; a folder that has been tidied up has to leave this list.
 CROWDED: tuple[str, ...] = ("lt_kernels/ops",)

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.registry import NAMED as LOSSES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # What is promised, by module.
 PUBLIC = {

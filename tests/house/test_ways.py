@@ -1,4 +1,4 @@
-"""A call goes directly or by operators: which way is what docs/kernels.md says, for each public function."""
+"""A call goes directly or by operators: which way is what docs/kernels/which.md says, for each public function."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def test_the_plainest_call_of_each_goes_directly() -> None:
 
 
 def test_the_table_names_every_function_and_operator() -> None:
-    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
-    table = text[text.index("| call | directly |") :].split("\n\n")[0]
+    text = (ROOT / "docs" / "kernels" / "which.md").read_text(encoding="utf-8")
+    table = text[text.index("| call | direct |") :].split("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", table))
     assert {kind.__name__ for kind in DIRECT} <= named
     known = {one for module in (direct, groups, columns, rows, linear, margins) for one in vars(module)}
