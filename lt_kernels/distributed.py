@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.ops import exchange, shards
-from lt_kernels.ops.exchange import RankError
+from lt_kernels.ops.ranks import exchange, shards
+from lt_kernels.ops.ranks.exchange import RankError
 
 __all__ = ["RankError", "clip_grad_norm_", "gather_rows", "shard_bounds"]
 

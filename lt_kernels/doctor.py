@@ -15,8 +15,8 @@ import torch
 
 import lt_kernels
 from lt_kernels import ops
+from lt_kernels.ops.backends.extension import instruction_sets
 from lt_kernels.ops.budget import current_budget
-from lt_kernels.ops.extension import instruction_sets
 from lt_kernels.ops.products import choice
 from lt_kernels.ops.tiles import screening
 

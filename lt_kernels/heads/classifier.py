@@ -16,8 +16,8 @@ from lt_kernels.core.tables import reset_loss
 from lt_kernels.heads.share import misfit, share_of
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
-from lt_kernels.ops import shards
 from lt_kernels.ops.directions import cosines
+from lt_kernels.ops.ranks import shards
 
 
 class _Head(nn.Module):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lt_kernels.distributed import shard_bounds
-from lt_kernels.ops.shards import checked
+from lt_kernels.ops.ranks.shards import checked
 
 BLOCK = 2**20  # numbers drawn at a time; on a CPU any blocks of whole sixteens are what one draw gives
 

@@ -1,9 +1,9 @@
 """The operators: one file a room, each with its schemas, fakes, autograd and the function that the public ones call."""
 
+from lt_kernels.ops.backends.library import extension_status, instruction_set, kernels_status
+from lt_kernels.ops.backends.wings import use_kernels
 from lt_kernels.ops.budget import memory_budget
-from lt_kernels.ops.library import extension_status, instruction_set, kernels_status
 from lt_kernels.ops.linear import linear_policy
-from lt_kernels.ops.wings import use_kernels
 
 __all__ = [
     "extension_status",

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.ops.backends.library import built, define, say_once
 from lt_kernels.ops.calling import apply, direct, first_order, handed_out, takes
-from lt_kernels.ops.library import built, define, say_once
 from lt_kernels.reference import columns as reference
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.ops import tiles
+from lt_kernels.ops.backends.library import define, say_once, serve
 from lt_kernels.ops.calling import apply, first_order, takes
-from lt_kernels.ops.library import define, say_once, serve
 from lt_kernels.reference import gram as reference
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lt_kernels.ops import budget, products
+from lt_kernels.ops.backends.library import define, say_once, serve
 from lt_kernels.ops.calling import apply, first_order, takes
-from lt_kernels.ops.library import define, say_once, serve
 from lt_kernels.reference import keys as reference
 
 _VALUES = "Tensor query, Tensor key, Tensor query_class, Tensor key_class, Tensor offset, Tensor left_out, int row_slab"

@@ -10,8 +10,8 @@ from torch import Tensor
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Terms
 from lt_kernels.ops import budget, slabs
+from lt_kernels.ops.backends.library import define, serve
 from lt_kernels.ops.calling import first_order, takes
-from lt_kernels.ops.library import define, serve
 from lt_kernels.ops.rows import own_offsets
 from lt_kernels.reference import linear as reference
 

@@ -11,7 +11,8 @@ from lt_kernels.core import checks
 from lt_kernels.core.targets import divisor_of
 from lt_kernels.core.terms import Terms
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import direct, library, margins, prepare
+from lt_kernels.ops import direct, margins, prepare
+from lt_kernels.ops.backends import library
 from lt_kernels.ops.sources import Logits, Source, code_of
 
 

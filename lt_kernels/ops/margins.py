@@ -11,8 +11,8 @@ from lt_kernels.core import checks
 from lt_kernels.core.numbers import finite
 from lt_kernels.core.targets import at_target, counted, pick
 from lt_kernels.core.terms import LOSS_FIELDS, Terms
+from lt_kernels.ops.backends.library import define
 from lt_kernels.ops.calling import apply, first_order, takes
-from lt_kernels.ops.library import define
 from lt_kernels.reference import margins as reference
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from lt_kernels.core import numbers
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.ops import tiles
+from lt_kernels.ops.backends.library import say_once
 from lt_kernels.ops.calling import apply, first_order, takes, watched
 from lt_kernels.ops.gram import forward_op
-from lt_kernels.ops.library import say_once
 from lt_kernels.reference import gram as reference
 
 _SLAB = 2**18  # numbers of class weights compared at a time on a CPU: they stay in its cache

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import private
-from lt_kernels.ops import calling, library
+from lt_kernels.ops import calling
+from lt_kernels.ops.backends import library
 
 WORK = 2**24  # multiplications; with fewer, or with fewer rows, oneDNN's call costs more than it saves
 ROWS = 8

@@ -10,8 +10,8 @@ from torch import Tensor
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.targets import at_target, counted
 from lt_kernels.core.terms import NONE, Terms
+from lt_kernels.ops.backends.library import define
 from lt_kernels.ops.calling import apply, first_order, forced, takes
-from lt_kernels.ops.library import define
 from lt_kernels.reference import rows as reference
 
 _TABLES = "Tensor? offset, Tensor? offset_row, Tensor? mean_weight"

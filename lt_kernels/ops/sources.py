@@ -11,7 +11,8 @@ from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN
 from lt_kernels.core.targets import divisor_of
 from lt_kernels.core.terms import CODES, MEAN, SPHERE, Terms
 from lt_kernels.margins import Margin
-from lt_kernels.ops import budget, calling, direct, directions, groups, linear, margins, rows, shards
+from lt_kernels.ops import budget, calling, direct, directions, groups, linear, margins, rows
+from lt_kernels.ops.ranks import shards
 
 
 class Logits(NamedTuple):

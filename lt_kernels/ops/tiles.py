@@ -17,7 +17,7 @@ from torch import Tensor
 from lt_kernels.core import private
 from lt_kernels.core.numbers import accumulate_type, add_rows, inverse_norm
 from lt_kernels.ops import products
-from lt_kernels.ops.library import define
+from lt_kernels.ops.backends.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
 

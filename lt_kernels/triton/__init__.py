@@ -1,1 +1,1 @@
-"""GPU kernels, one file a room: functions with the operators' names and arguments (`lt_kernels.ops.library`)."""
+"""GPU kernels, one file a room: functions with the operators' names and arguments (`ops.backends.library`)."""

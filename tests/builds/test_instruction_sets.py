@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_kernels.ops import extension
+from lt_kernels.ops.backends import extension
 
 TESTS = Path(__file__).resolve().parents[1]
 FILES = ("functional/test_accuracy.py", "papers/test_published_gram.py")

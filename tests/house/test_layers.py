@@ -77,7 +77,9 @@ def test_no_circle_of_imports() -> None:
 
 def test_circles_are_found() -> None:
     assert in_circles({"a": ["b"], "b": ["c"], "c": ["b"], "d": ["a"]}) == ["b", "c"]
-    assert part_of("lt_kernels.ops.rows") == "lt_kernels.ops"
+    assert part_of("lt_kernels.heads.classifier") == "lt_kernels.heads"
+    assert part_of("lt_kernels.ops.backends.door") == "lt_kernels.ops.backends"
+    assert part_of("lt_kernels.ops.rows") == "lt_kernels.ops.rows"
     assert part_of("lt_kernels.functional") == "lt_kernels.functional"
 
 

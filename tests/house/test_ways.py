@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lt_kernels import functional, memory_budget
 from lt_kernels.core import private
-from lt_kernels.ops import calling, columns, direct, groups, library, linear, margins, rows, use_kernels
+from lt_kernels.ops import calling, columns, direct, groups, linear, margins, rows, use_kernels
+from lt_kernels.ops.backends import library
 
 ROOT = Path(__file__).resolve().parents[2]
 DIRECT = {direct.RowsLoss, direct.FeaturesLoss, groups.GroupedLoss, columns.LadeLoss}

@@ -102,7 +102,7 @@ class Call(NamedTuple):
 
 
 def operators() -> list[str]:
-    from lt_kernels.ops.library import _references
+    from lt_kernels.ops.backends.library import _references
 
     return sorted(_references)
 

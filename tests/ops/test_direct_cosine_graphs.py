@@ -8,7 +8,8 @@ from helpers import classes_of, normal
 from tolerances import assert_close
 
 from lt_kernels.functional import ArcFace, cosine_margin_cross_entropy
-from lt_kernels.ops import library, use_kernels
+from lt_kernels.ops import use_kernels
+from lt_kernels.ops.backends import library
 
 pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 N, C, D = 9, 7, 5

@@ -16,7 +16,8 @@ from torch import Tensor
 from lt_kernels import losses, memory_budget
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace, cosine_margin_cross_entropy
 from lt_kernels.heads import CosineHead
-from lt_kernels.ops import library, use_kernels
+from lt_kernels.ops import use_kernels
+from lt_kernels.ops.backends import library
 
 pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 N, C, D = 9, 7, 5

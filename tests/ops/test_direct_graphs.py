@@ -22,7 +22,7 @@ from lt_kernels.functional import (
     linear_cross_entropy,
     offset_cross_entropy,
 )
-from lt_kernels.ops import library
+from lt_kernels.ops.backends import library
 
 pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 N, C, D = 6, 5, 4

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lt_kernels.functional import lade_regularizer, offset_cross_entropy
 from lt_kernels.losses import LADELoss
-from lt_kernels.ops import library, use_kernels
+from lt_kernels.ops import use_kernels
+from lt_kernels.ops.backends import library
 from lt_kernels.priors import log_prior
 from lt_kernels.regularizers import LADERegularizer
 

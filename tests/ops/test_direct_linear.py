@@ -9,7 +9,7 @@ from helpers import classes_of, normal
 from tolerances import TOLERANCE, assert_close, error
 
 from lt_kernels.functional import linear_cross_entropy
-from lt_kernels.ops import library
+from lt_kernels.ops.backends import library
 
 pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 FLOATS = [torch.float32, torch.float64]

@@ -14,7 +14,8 @@ from tolerances import assert_close
 
 from lt_kernels import memory_budget
 from lt_kernels.functional import linear_cross_entropy, offset_cross_entropy
-from lt_kernels.ops import library, use_kernels
+from lt_kernels.ops import use_kernels
+from lt_kernels.ops.backends import library
 
 pytestmark = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 FLOATS = [torch.float32, torch.float64]

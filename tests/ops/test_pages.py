@@ -17,7 +17,7 @@ from lt_kernels.functional import (
     logit_weight_repulsion,
     offset_cross_entropy,
 )
-from lt_kernels.ops import library
+from lt_kernels.ops.backends import library
 
 PAGE = 2 * 2**20
 MAPS = Path("/proc/self/smaps")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lt_kernels import memory_budget
 from lt_kernels.functional import ArcFace, cosine_margin_cross_entropy, linear_cross_entropy
-from lt_kernels.ops import library, products, use_kernels
+from lt_kernels.ops import products, use_kernels
+from lt_kernels.ops.backends import library
 
 ROWS, CLASSES, FEATURES = 32, 1025, 512  # just above what is large
 here = pytest.mark.skipif(not products.choice()[0], reason=f"torch's own products serve here: {products.choice()[1]}")

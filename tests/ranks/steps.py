@@ -18,7 +18,7 @@ from lt_kernels import losses
 from lt_kernels.distributed import RankError, gather_rows
 from lt_kernels.functional import linear_cross_entropy
 from lt_kernels.heads import LinearHead
-from lt_kernels.ops import exchange
+from lt_kernels.ops.ranks import exchange
 
 
 def backwards(rank: int, world: int, group: Any) -> None:

@@ -12,7 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lt_kernels.core.numbers import finite
 from lt_kernels.core.terms import Terms
-from lt_kernels.ops import exchange, linear
+from lt_kernels.ops import linear
+from lt_kernels.ops.ranks import exchange
 
 
 class Meeting:

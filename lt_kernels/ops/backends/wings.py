@@ -10,7 +10,8 @@ from typing import Literal
 
 import torch
 
-from lt_kernels.ops import calling, library
+from lt_kernels.ops import calling
+from lt_kernels.ops.backends import library
 
 WINGS = ("reference", "compiled", "triton")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import private
-from lt_kernels.ops import extension
-from lt_kernels.ops.door import Door, one_device
-from lt_kernels.ops.extension import built, extension_status, instruction_set, intel, say_once
+from lt_kernels.ops.backends import extension
+from lt_kernels.ops.backends.door import Door, one_device
+from lt_kernels.ops.backends.extension import built, extension_status, instruction_set, intel, say_once
 
 __all__ = ["built", "extension_status", "instruction_set", "intel", "say_once"]
 NAMESPACE = "lt_kernels"
