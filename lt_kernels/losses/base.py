@@ -122,15 +122,18 @@ class Loss(TableModule):
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes) if table is None else table
-        if norms is None and self._simple(input, target, table):
-            return one_target(input, target, self._prepared(input, table), self.reduction, self.average)
+        if norms is None and self._simple(input, classes, target, table):
+            terms = self._prepared(input, classes, table)
+            found = one_target(Logits(input), target, terms, self.reduction, self.average)
+            assert found is not None  # there is one for logits without norms
+            return found
         checks.floating("input", input)
         shape = tuple(shape)
         return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
 
     @staticmethod
-    def _simple(input: Tensor, target: Any, table: Tensor | None) -> bool:
-        """Whether these are logits [N, C] on the direct way, one class index for each row, and a table for all rows."""
+    def _simple(input: Tensor, classes: int, target: Any, table: Tensor | None) -> bool:
+        """Whether these are rows on the direct way, with one class index for each, and an offset for all of them."""
         return (
             calling.direct(input)
             and input.ndim == 2
@@ -139,20 +142,20 @@ class Loss(TableModule):
             and target.dtype is torch.int64
             and target.shape == input.shape[:1]
             and target.is_cpu
-            and (table is None or (table.shape == input.shape[1:] and not table.requires_grad))
+            and (table is None or (table.shape == (classes,) and not table.requires_grad))
         )
 
-    def _prepared(self, input: Tensor, table: Tensor | None) -> Terms:
+    def _prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
         """The terms for inputs like these; checked again when a setting, a table or the kind of input is another."""
         held, buffers = self.__dict__, self._buffers
         weight = self._set_weight if self._set else buffers["weight"]
         tables = (weight, buffers["class_margin"], buffers["class_smoothing"], held["margin"])
         numbers = (held["scale"], held["focal_gamma"], held["label_smoothing"], held["ignore_index"])
-        key, recipe = (input.dtype, input.shape[1], *numbers), self._recipe
+        key, recipe = (input.dtype, classes, *numbers), self._recipe
         if recipe is None or recipe.key != key or not recipe.holds(tables):
             settings = self.settings(None)
             del settings["reduction"], settings["average"]
-            recipe = held["_recipe"] = prepare.Recipe(key, tables, input, settings)
+            recipe = held["_recipe"] = prepare.Recipe(key, tables, input, classes, settings)
         return recipe.terms(table)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -213,6 +216,12 @@ class Loss(TableModule):
         checks.features(features, linear_weight, linear_bias)
         source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
         table = self.table(target, source.classes) if table is None else table
+        if group is None and self._simple(features, source.classes, target, table):
+            terms = self._prepared(features, source.classes, table)
+            terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
+            found = one_target(source, target, terms, self.reduction, self.average)
+            if found is not None:
+                return found
         return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
 
     def logits(

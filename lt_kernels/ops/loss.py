@@ -11,9 +11,9 @@ from lt_kernels.core import checks
 from lt_kernels.core.targets import divisor_of
 from lt_kernels.core.terms import Terms
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import direct, margins, prepare
+from lt_kernels.ops import margins, prepare
 from lt_kernels.ops.backends import library
-from lt_kernels.ops.sources import Logits, Source, code_of
+from lt_kernels.ops.sources import Logits, Source
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
@@ -80,14 +80,15 @@ def _mixed(
     return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
 
 
-def one_target(logits: Tensor, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor:
-    """The reduced loss of logits [N, C] and class indices [N] on the direct way; its terms were checked before."""
+def one_target(source: Source, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
+    """The reduced loss of class indices [N] on the direct way, with terms checked before; None where there is none."""
     library.say_once()
     try:
-        loss = direct.rows_loss(logits, target, terms, code_of(reduction, average))
+        loss = source.reduced(target, terms, reduction, average)
     except RuntimeError as error:
         raise checks.named(error) from None
-    return loss if loss.dtype is logits.dtype else loss.to(logits.dtype)
+    kind = source.tensor.dtype
+    return loss if loss is None or loss.dtype is kind else loss.to(kind)
 
 
 def _saying(source: Source, target: Any, reduction: str, average: str) -> Source:

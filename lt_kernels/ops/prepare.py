@@ -126,9 +126,10 @@ class Recipe:
     So whatever was written to a table counts, however it was written. The offset may be another one at each call.
     """
 
-    def __init__(self, key: tuple[Any, ...], tables: tuple[Any, ...], like: Tensor, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, key: tuple[Any, ...], tables: tuple[Any, ...], like: Tensor, classes: int, settings: dict[str, Any]
+    ) -> None:
         self.key, self.tables, self.dtype = key, tables, accumulate_type(like.dtype)
-        classes = like.shape[1]
         self.checked = terms(like, (2, classes), classes, None, **settings)
 
     def holds(self, tables: tuple[Any, ...]) -> bool:
