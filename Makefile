@@ -103,6 +103,7 @@ readme: setup
 	$(BIN)/lt-kernels bench --plot
 	$(BIN)/python -m benchmarks.tables.kernels
 	$(BIN)/python -m benchmarks.tables.methods
+	$(BIN)/python -m benchmarks.tables.recipes
 	$(BIN)/python -m benchmarks.tables.reliability
 
 clean:

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from lt_kernels.losses import BalancedSoftmaxLoss
-from lt_kernels.ops import library, use_kernels
+from lt_kernels.ops import use_kernels
+from lt_kernels.ops.backends import library
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lt_kernels"
-CHOOSE = {"ops/calling.py", "ops/library.py"}  # which way, which kernel: named below the picture
+CHOOSE = {"ops/calling.py", "ops/backends/library.py"}  # which way, which kernel: named below the picture
 Stack = list[tuple[str, str]]  # file and function, the outermost first
 compiled = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 

@@ -14,6 +14,7 @@ pytest.importorskip("yaml", reason="the extra [train] is not installed")
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("PIL", reason="pillow, which matplotlib brings along, is not installed")
 
+from benchmarks.tables.recipes import OURS
 from lt_kernels.data import READERS, LongTailedData, load
 from lt_kernels.data.folders import SOURCES
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
@@ -24,7 +25,6 @@ from lt_kernels.train.recipes import read_settings
 from lt_kernels.train.run.build import build_module
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"digits-lt", "digit-scenes", "stdlib-words"}
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*.yaml")) if path.stem not in OURS}
 WHOLE = {
     "imagenet-lt-resnet10",
