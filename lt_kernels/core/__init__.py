@@ -1,1 +1,1 @@
-"""What every other part stands on: settings and arguments of the operators, dtypes, checks, and tables of modules."""
+"""The base of all other parts: the operators' settings and arguments, dtypes, checks, and the tables of modules."""

@@ -17,7 +17,7 @@ Choice = TypeVar("Choice")
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Python's number or bool for one of numpy's, or for a tensor of the CPU that is one number; the rest as it is."""
+    """Convert a numpy scalar, or a CPU tensor that holds one number, to a Python number; return all else as it is."""
     if type(value) in (float, int, bool):
         return value
     if isinstance(value, Tensor) and value.ndim == 0:
@@ -38,7 +38,7 @@ def number(
     value = _plain(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    # An integer may be beyond every float, and is no infinity yet.
+    # An integer may be larger than every float without being an infinity.
     fits = abs(value) <= sys.float_info.max and low <= value <= high and (above is None or value > above)
     if not fits:
         least = f"> {above}" if above is not None else f">= {low}"
@@ -59,7 +59,7 @@ def whole(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
 
 
 def ignored(name: str, value: Any) -> int:
-    """The index of rows that do not count: any integer of 64 bits."""
+    """The `ignore_index`: any integer of 64 bits."""
     return whole(name, value, -(2**63), 2**63 - 1)
 
 
@@ -88,7 +88,7 @@ def released(value: Tensor) -> bool:
 
 
 def stored(name: str, value: Tensor) -> Tensor:
-    """A tensor whose numbers are there."""
+    """A tensor whose storage was not released."""
     if released(value):
         raise ValueError(f"{name} must have its numbers, got a tensor whose storage was released")
     return value
@@ -154,7 +154,7 @@ def known() -> bool:
 
 
 def readable(*tensors: Tensor) -> bool:
-    """Whether values can be looked at without a wait: `known`, and on a CPU."""
+    """Whether values can be read without waiting for a device: `known`, and on a CPU."""
     return known() and all(one.device.type == "cpu" for one in tensors)
 
 
@@ -209,7 +209,7 @@ def _vector(name: str, value: Any) -> Tensor:
 
 
 def shares(name: str, value: Tensor) -> Tensor:
-    """Numbers in [0, 1]; looked at where that waits for no device."""
+    """Numbers in [0, 1]; their values are checked only where that does not wait for a device."""
     if value.numel() and readable(value):
         least, most = (end.item() for end in value.detach().aminmax())  # NaN if there is one
         if not (least >= 0 and most <= 1):
@@ -219,7 +219,7 @@ def shares(name: str, value: Tensor) -> Tensor:
 
 
 def held(name: str, value: Tensor) -> Tensor:
-    """A tensor that has values."""
+    """A tensor that is not on the meta device."""
     if value.device.type == "meta":
         raise ValueError(f"{name} must have values, got a tensor on the meta device: give a list or an array")
     return value

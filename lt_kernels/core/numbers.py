@@ -1,4 +1,4 @@
-"""The dtypes of the arithmetic, and small calculations that every kernel wing shares."""
+"""The dtypes of the arithmetic, and small calculations that all kernels share."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def product_type(input: Tensor) -> torch.dtype:
 
 
 def as_they_are(device: torch.device) -> AbstractContextManager[None]:
-    """Within it products are done in the dtypes that we chose, whatever autocast asks for."""
-    if not torch.amp.is_autocast_available(device.type):  # "meta", where launches are only written down
+    """A context in which matrix products keep the dtypes of their arguments, whatever autocast asks for."""
+    if not torch.amp.is_autocast_available(device.type):  # "meta", where launches are recorded and not run
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

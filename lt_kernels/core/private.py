@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def transformed() -> bool:
-    """Whether `torch.func` (grad, vmap, jvp) is at work, whose tensors have no numbers that could be read.
+    """Whether a `torch.func` transformation (grad, vmap, jvp) is active, whose tensors have no values to read.
 
-    Torch has no public question for it; `autograd.Function.apply` asks this one.
+    Torch has no public function for this; `autograd.Function.apply` uses this one.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def dispatch_modes() -> bool:
-    """Whether a mode such as `FakeTensorMode` or `FlopCounterMode` is to see operators; no public question exists."""
+    """Whether a dispatch mode such as `FakeTensorMode` or `FlopCounterMode` is active; no public function tells."""
     return torch._C._len_torch_dispatch_stack() > 0
 
 
 def batched(value: Tensor) -> bool:
-    """Whether a tensor stands for many at once, by `vmap` or `is_grads_batched`; no public question exists."""
+    """Whether a tensor is batched by `vmap` or `is_grads_batched`; no public function tells."""
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(value) or functorch.is_batchedtensor(value)
 
@@ -28,14 +28,14 @@ def batched(value: Tensor) -> bool:
 def graph_kept() -> bool:
     """Whether the backward pass that runs was asked to keep its graph (`retain_graph=True`).
 
-    Then a gradient that is handed out is needed again. Torch frees what `save_for_backward` keeps, but offers no way to
-    ask, and without one each gradient would have to be copied.
+    If it was, a gradient that backward returns is needed again, so a copy has to be returned. Torch itself frees what
+    `save_for_backward` keeps by the same flag, but no public function tells it.
     """
     return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def has_kernel(operator: str, key: str) -> bool:
-    """Whether an operator, "library::name", has a kernel of its own for a dispatch key; no public question exists."""
+    """Whether an operator, "library::name", has a kernel of its own for a dispatch key; no public function tells."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
 
 
@@ -50,7 +50,7 @@ def onednn_linear(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def int8_instructions() -> bool:
-    """Whether this torch multiplies int8 matrices, and this CPU has instructions for it; no public question exists."""
+    """Whether torch multiplies int8 matrices and the CPU has instructions for it; no public function tells."""
     names = ("_is_vnni_supported", "_is_amx_tile_supported")
     return hasattr(torch, "_int_mm") and any(getattr(torch.cpu, name, bool)() for name in names)
 

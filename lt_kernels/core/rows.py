@@ -1,4 +1,4 @@
-"""The arguments of the row operators: what describes the logits, and the slopes that come back to their statistics."""
+"""The arguments of the row operators: what describes the logits, and the incoming gradients of their statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lt_kernels.core.targets import check_places, pick
 
 
 class Inputs(NamedTuple):
-    """What the two operators of this room share; the order is that of their arguments."""
+    """The arguments that the forward and the backward operator share, in their order."""
 
     logits: Tensor  # [N, C]
     target: Tensor  # [N, K]
@@ -54,10 +54,10 @@ class Inputs(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """What comes back to the statistics, and what is wanted of it; the order is that of the operator's arguments."""
+    """The statistics' incoming gradients, and which gradients are wanted, in the order of the operator's arguments."""
 
-    rest: Tensor  # [N], as the forward pass found it
-    top: Tensor  # [N], as well
+    rest: Tensor  # [N], as the forward pass computed it
+    top: Tensor  # [N], too
     d_rest: Tensor  # [N]
     d_own: Tensor  # [N, K]
     d_own_offset: Tensor | None  # [N, K]

@@ -1,4 +1,4 @@
-"""Class indices and what they pick from tables: errors for an index that is none, values for one that is."""
+"""Class indices: checks of their range, and the entries of per-class tables that they select."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def at_target(table: Tensor | None, row: Tensor | None, target: Tensor) -> Tenso
 
 
 def counted(grad: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """What comes back to each row's loss, [N] or one number for all; 0, even of infinity, for a row that is ignored."""
+    """The incoming gradient of each row's loss, [N] or one number for all; exactly 0 for an ignored row."""
     return torch.where(target == ignore_index, 0.0, grad)
 
 

@@ -37,7 +37,7 @@ class _Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(last - first, self.in_features))
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, and put what the loss learns or gathers back to its start: after `to_empty`, say."""
+        """Initialise all weights, and reset what the loss learns or gathers, for instance after `to_empty`."""
         self.draw()
         reset_loss(self.loss)
 
@@ -148,7 +148,7 @@ class LinearHead(_Head):
         self.draw()
 
     def draw(self) -> None:
-        """Draw weights and bias anew, as `torch.nn.Linear` does."""
+        """Initialise weights and bias as `torch.nn.Linear` does."""
         bound = 1 / math.sqrt(self.in_features)
         for values in (self.weight,) if self.bias is None else (self.weight, self.bias):
             self.fill(values, lambda rows: nn.init.uniform_(rows, -bound, bound))

@@ -37,7 +37,7 @@ class _ClassifierHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(copies * self.num_classes)) if cosine == "linear" else None
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, empty the queue, and put what the loss learns back to its start."""
+        """Initialise all weights, empty the queue, and reset what the loss learns."""
         self.draw()
         reset_loss(self.loss)
 

@@ -1,6 +1,6 @@
-"""The named losses: modules called with logits or raw cosines and the targets; a head takes the same objects.
+"""The named losses: modules that are called with logits or raw cosines and the target, or given to a head.
 
-Their tables move with `.to()` and keep their float64.
+Their tables move with `.to()` and stay float64.
 """
 
 from lt_kernels.losses.base import Loss

@@ -1,4 +1,4 @@
-"""The one module behind every named loss: settings and tables, called on logits, on cosines or by a head."""
+"""The module behind every named loss: its settings and tables; called with logits or cosines, or by a head."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Loss(TableModule):
 
     @property
     def weight(self) -> Tensor | None:
-        """The class weights [C] that hold now, or None; assigning them is `set_weight` where none were given before."""
+        """The class weights [C] in use, or None; assigning to it is `set_weight` if the constructor got none."""
         return self._set_weight if self._set else self._buffers["weight"]
 
     def set_weight(self, weight: Tensor | None) -> None:
-        """Set or remove the class weights [C]: what a schedule does between epochs; no part of the state.
+        """Set or remove the class weights [C], as a schedule does between epochs; they are no part of the state.
 
-        Weights that were given to the constructor stay in the state, and out of use.
+        Weights that were given to the constructor stay in the state, but are not used.
         """
         old = next(iter(self.buffers()), self._set_weight)
         table = None if weight is None else own_copy(_table("weight", weight))
@@ -101,11 +101,11 @@ class Loss(TableModule):
             raise ValueError(f"group must be None with {type(self).__name__}, which needs all classes on each rank")
 
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
-        """The offset [C] for a batch."""
+        """The offset [C] for this batch."""
         return self._buffers["offset"]
 
     def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
-        """What is added to the logits in prediction too, [C]: nothing, where the offset only corrects a prior."""
+        """The offset [C] that also holds for prediction; None, because an offset that corrects a prior does not."""
         return None
 
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
@@ -133,7 +133,7 @@ class Loss(TableModule):
 
     @staticmethod
     def _simple(input: Tensor, classes: int, target: Any, table: Tensor | None) -> bool:
-        """Whether these are rows on the direct way, with one class index for each, and an offset for all of them."""
+        """Whether the call takes the direct way with one class index a row and one offset for all rows."""
         return (
             calling.direct(input)
             and input.ndim == 2
@@ -146,7 +146,7 @@ class Loss(TableModule):
         )
 
     def _prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
-        """The terms for inputs like these; checked again when a setting, a table or the kind of input is another."""
+        """The terms for this kind of input; checked again when a setting, a table or the kind of input changes."""
         held, buffers = self.__dict__, self._buffers
         weight = self._set_weight if self._set else buffers["weight"]
         tables = (weight, buffers["class_margin"], buffers["class_smoothing"], held["margin"])
@@ -159,7 +159,7 @@ class Loss(TableModule):
         return recipe.terms(table)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the recipe, which is made again."""
+        """The state without the recipe, which is made again when it is needed."""
         return {name: value for name, value in super().__getstate__().items() if name != "_recipe"}
 
     def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Loss(TableModule):
         group: Any = None,
         table: Tensor | None = None,
     ) -> Tensor:
-        """The loss straight from features [N, d] and class weights [C, d]; `cosine` normalises both."""
+        """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both."""
         scale = self.scale if self.input_kind == "cosine" else scale
         rows = (features, linear_weight, linear_bias, target)
         if group is not None:

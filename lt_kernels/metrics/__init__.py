@@ -1,4 +1,4 @@
-"""How good a classifier is on every class and not only on the frequent ones, where it errs, and how its classes lie.
+"""How well a classifier does on every class, not only on frequent ones; its errors; the geometry of its classes.
 
 Values only: inputs of any floating dtype, float64 out, no gradient. docs/metrics.md has each of them with an example.
 """

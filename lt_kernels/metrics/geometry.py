@@ -1,4 +1,4 @@
-"""Where class weights and features lie: balance, likeness, separability, angles."""
+"""The geometry of class weights and features: balance, similarity, separability, angles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _spread(weight: Tensor, divisor: int) -> float:
-    """sum_{i != j} (w_i.w_j - mean)^2 / divisor, by slabs of rows; each pair is looked at once."""
+    """sum_{i != j} (w_i.w_j - mean)^2 / divisor, by slabs of rows; each pair is computed once."""
     mean = (weight.sum(0).square().sum() - weight.square().sum()) / divisor
     height, total = max(1, _SLAB // len(weight)), weight.new_zeros(())
     for start in range(0, len(weight), height):

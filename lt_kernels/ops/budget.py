@@ -19,13 +19,13 @@ DEFAULT_BUDGET = 256 * 2**20
 # be large enough for the library's full rate, and more than that would only take memory.
 SLAB = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 TILE = 256  # classes or rows that a GPU's slab is a whole number of, so that no tile of its products is cut
-# Of a group. With fewer, what a group reads and writes once more takes as long as the product that it saves.
+# The least rows and features of a group. With fewer, the additional reads and writes cost what the product saves.
 GROUP_ROWS = GROUP_FEATURES = 256
 LEAST = 8  # bytes of one float32 logit and of its gradient
 
 
 class _Budget:
-    """The bytes of a context that is entered; an object, so that it is told from others of as many bytes."""
+    """The bytes of an entered context; an object, so that two contexts of equal size can be told apart."""
 
     def __init__(self, bytes: int) -> None:
         self.bytes = bytes

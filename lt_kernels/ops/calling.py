@@ -1,7 +1,7 @@
 """Which of the two ways a call takes, and what their autograd functions share.
 
-*Directly*: eagerly, on a CPU, with nobody but autograd looking on. The forward pass makes the gradient with the loss.
-*By operators*: everything else, which torch.compile, torch.func, autocast, dispatch modes and GPUs see.
+*Direct*: an eager call on a CPU that no transformation, tracer or mode observes. The forward pass makes the gradient
+with the loss. *Operators*: everything else, which is torch.compile, torch.func, autocast, dispatch modes and GPUs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _forced = [""]
 
 
 def forced() -> str:
-    """The kernels that `use_kernels` asks for, so that none may be passed by; "" without it."""
+    """The kernels that `use_kernels` asks for, "" without it; a call must then take the operators."""
     return _forced[0]
 
 
@@ -31,8 +31,8 @@ def force(which: str) -> None:
 
 
 def watched() -> bool:
-    """Whether torch.func, a compiler, a tracer or a mode looks on, which need the general form of a Function."""
-    if torch.compiler.is_compiling():  # which cannot ask what follows
+    """Whether torch.func, a compiler, a tracer or a mode observes the call: these need a Function's general form."""
+    if torch.compiler.is_compiling():  # and the compiler cannot trace what follows
         return True
     return private.transformed() or private.dispatch_modes() or torch.jit.is_tracing()
 
@@ -43,19 +43,19 @@ def transient() -> bool:
 
 
 def direct(first: Tensor) -> bool:
-    """Whether a call takes the direct way: `first` is a plain tensor of the CPU, and nobody but autograd looks on."""
+    """Whether a call takes the direct way: `first` is a plain CPU tensor, and only autograd observes the call."""
     return plain(first) and not watched() and not _forced[0] and not torch.is_autocast_enabled("cpu")
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor is torch's own, on a CPU; a subclass may have its numbers elsewhere, as `DTensor` has."""
+    """Whether a tensor is on a CPU and no subclass; a subclass, such as `DTensor`, may keep its values elsewhere."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
 
 
 def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
     """State how many inputs the forward of a Function takes, and make its eager form for `apply`.
 
-    Dynamo counts them to tell whether the first is a context, and `apply` would work them out at each call (9 us).
+    Dynamo reads the signature to tell whether the first input is a context; computed at each call it would take 9 us.
     """
     kind = inspect.Parameter.POSITIONAL_ONLY
     signature = inspect.Signature([inspect.Parameter(f"input{index}", kind) for index in range(inputs)])
@@ -69,7 +69,7 @@ def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.a
 
 
 def _eager(function: Any) -> type[torch.autograd.Function]:
-    """The same Function in the older form, without `setup_context`, whose calls take 12 us less."""
+    """The same Function in the older form, without `setup_context`: a call takes 12 us less."""
 
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
@@ -86,9 +86,9 @@ def apply(function: Any, *inputs: Any) -> Any:
 
 
 def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
-    """The gradient `ctx.gradient` that the forward made, times the incoming one; None where it has to be made anew.
+    """The gradient `ctx.gradient` that the forward made, times the incoming one; None where it must be computed again.
 
-    As it has to be where infinity or NaN comes in: 0 times that is not the 0 of an ignored row.
+    It must be where the incoming gradient is infinite or NaN: 0 times that is NaN, but an ignored row has gradient 0.
     """
     made = ctx.gradient
     if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
@@ -97,7 +97,7 @@ def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
     if private.batched(grad) or not (math.isfinite(grad.item()) if alone else bool(grad.isfinite().all())):
         return None
     one = alone and grad.item() == 1
-    if made.dtype == torch.bfloat16 and not one:  # rounded once is better than twice
+    if made.dtype == torch.bfloat16 and not one:  # the product would round it a second time
         return None
     ctx.gradient = made if kept else None
     if one:

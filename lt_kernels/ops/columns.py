@@ -1,4 +1,4 @@
-"""Column log-sum-exp of given logits: schemas, fakes, autograd; LADE's regulariser, from it or in one call."""
+"""Column log-sum-exp of given logits: schemas, fakes and autograd; and LADE's regulariser, by either way."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ lade_op = define(
 class Lade(torch.autograd.Function):
     """sum_c counted_c (m_c + lam m_c^2) + sum_i share_i z_iy with m_c = logsumexp_i (z_ic + row_offset_i) + shift_c.
 
-    One node for the whole sum: its slopes for the column log-sum-exps and the targets' logits are known in the forward.
+    One autograd node for the whole sum: the forward pass already has its derivatives by both.
     """
 
     generate_vmap_rule = True
@@ -140,7 +140,7 @@ def _lade_loss(
 
 
 def ignored_rows(target: Tensor, ignore_index: int) -> Tensor | None:
-    """Which rows do not count [N]; None where it is seen, without a wait for a device, that all do."""
+    """Which rows are ignored [N]; None if none is, as far as that is known without waiting for a device."""
     ignored = target == ignore_index
     return None if checks.readable(ignored) and not bool(ignored.any()) else ignored
 
@@ -182,7 +182,7 @@ def lade_of_counts(
     return value if factor == 1 else factor * value
 
 
-_NOTHING = -(2.0**100)  # as an exponent: exactly 0 beside any logit, and no infinity to subtract from another
+_NOTHING = -(2.0**100)  # its exponential is exactly 0, and unlike an infinity it can be subtracted
 
 
 def lade(

@@ -1,6 +1,6 @@
 """Losses on the direct way (`calling.direct`): one autograd function for each source, whose forward makes the gradient.
 
-It is made while a row is in the cache, for an incoming gradient of 1, and handed out as it is.
+It is computed while a row is in the cache, for an incoming gradient of 1; backward returns it as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def rows_loss(logits: Tensor, target: Tensor, terms: Terms, code: int) -> Tensor
 def features_loss(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int, code: int
 ) -> Tensor:
-    """That of features [N, d] and class weights [C, d], whose logits or cosines fit in the memory budget twice."""
+    """The loss of features [N, d] and class weights [C, d], where the memory budget holds the logits twice."""
     if not torch.is_grad_enabled():
         logits = products.linear(input, weight, bias)
         if normalize == BOTH:
@@ -48,14 +48,16 @@ def features_loss(
 class RowsLoss(torch.autograd.Function):
     """The loss of logits [N, C]: (logits, offset or None, target [N], terms, the code of the reduction).
 
-    A plain loss has second derivatives.
+    A loss for which `is_plain` holds has second derivatives.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, _: Tensor | None, target: Tensor, terms: Terms, code: int) -> Tensor:
         wanted, learned, *_ = ctx.needs_input_grad
         saved = ctx.gradient = None
-        if wanted and not learned and logits.dtype is not torch.float16:  # whose gradients an incoming one may lift
+        if (
+            wanted and not learned and logits.dtype is not torch.float16
+        ):  # an incoming gradient may lift its gradients above underflow
             loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
         else:
             loss, saved = rows.loss_op(logits, target, *terms, code)
@@ -100,10 +102,10 @@ def differentiable(
 
 
 class FeaturesLoss(torch.autograd.Function):
-    """The loss of features [N, d] and class weights [C, d], whose logits or cosines do not outlive the forward.
+    """The loss of features [N, d] and class weights [C, d], whose logits are freed when the forward pass ends.
 
     (input, weight, bias [C] or None, target [N], terms, normalize, the code of the reduction). Its backward is two
-    products, for cosines without the part along the rows that were normalised. Plain logits have second derivatives.
+    products; for cosines their part along each normalised row is taken off. Losses of cosines have no second derivative.
     """
 
     @staticmethod
@@ -156,7 +158,7 @@ def features_slopes(
     slope: Tensor,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
-    """Those gradients that are wanted, from the one of the product of features and class weights."""
+    """The gradients that are wanted, from the gradient of the product of features and class weights."""
     found, multiply = [], torch.mm if private.batched(slope) else products.product
     for need, left, right, own, scale in (
         (needs[0], slope, weight, input, by_row),

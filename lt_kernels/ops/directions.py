@@ -1,4 +1,4 @@
-"""Rows of which only the direction counts: no norm of theirs may overflow, and none may be 0 and divide."""
+"""Rows that will be normalised: scaled so that no norm overflows, and with a rule for rows of norm 0."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RANGE = {torch.float64: (2.0**490, 2.0**-520)} | dict.fromkeys((torch.float32, 
 def in_range(rows: Tensor, always: bool = False) -> Tensor:
     """Rows [N, d] of which only the direction counts, those divided by a power of two whose norm may overflow.
 
-    Where nobody looks at numbers (a GPU, a compiler), rows stay what they are, unless `always`. float16 needs none of
-    it: its norms and products are float32.
+    Where values are not read (on a GPU, under a compiler) the rows stay as they are, unless `always`. float16 does not
+    need it: its norms and products are float32.
     """
     looks = rows.is_cpu and type(rows) in (Tensor, torch.nn.Parameter) and not watched()
     if rows.dtype not in _RANGE or rows.ndim != 2 or rows.shape[1] == 0 or not (looks or always):

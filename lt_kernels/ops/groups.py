@@ -1,8 +1,8 @@
 """Losses of features whose logits exceed the memory budget, by groups of rows that fit (docs/kernels/memory.md).
 
 The logits of a group are made once, in slabs of classes that stay in memory until the group's gradients are added up;
-so three products serve where slabs that are made again in the backward pass need four. That wants the loss within the
-walk, and gradients that are made with the loss.
+so three products are enough, where slabs that are computed again in the backward pass need four. For this the loss
+is computed during the walk over the groups, and the gradients are made with the loss.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class _Walk(slabs.Backward):
 
     def product(self, part: Problem, rows: slice, classes: slice) -> Tensor:
         """The logits of a block of the group, kept."""
-        self.made.pop(classes.start, None)  # its memory serves again, and no page of it has to be made anew
+        self.made.pop(classes.start, None)  # frees its memory, which the next one reuses
         self.made[classes.start] = slabs.logits(part, rows, classes)
         return self.made[classes.start]
 
     def losses(self, rows: slice) -> Tensor:
-        """The losses of the group, and into their places the slopes for an incoming gradient of 1."""
+        """The losses of the group; stores the statistics and the derivatives for an incoming gradient of 1."""
         p, t = self.problem, self.terms
         offset, offset_row, mean_weight = p.tables(rows, slice(None))
         tables = {"offset": offset, "offset_row": offset_row, "mean_weight": mean_weight}
@@ -87,7 +87,7 @@ class _Walk(slabs.Backward):
         return losses
 
     def walk(self) -> Tensor:
-        """The losses [N]; the gradients are there afterwards."""
+        """The losses [N]; the gradients are complete afterwards."""
         p, found = self.problem, []
         with reference.as_they_are(p.input.device):
             for rows in p.row_slabs():

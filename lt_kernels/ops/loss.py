@@ -66,7 +66,7 @@ def _mixed(
     average: str,
     settings: dict[str, Any],
 ) -> Tensor:
-    """The loss for two targets a row, by one pass over the classes."""
+    """The loss for two targets a row, in one pass over the classes."""
     places, like = shape[:1] + shape[2:] if len(shape) > 1 else (), source.tensor
     named = (("first", target.first), ("second", target.second))
     flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named]
@@ -92,7 +92,7 @@ def one_target(source: Source, target: Tensor, terms: Terms, reduction: str, ave
 
 
 def _saying(source: Source, target: Any, reduction: str, average: str) -> Source:
-    """The same with what else must be alike on every rank, if the classes are sharded."""
+    """The source, with the settings that must be equal on every rank if the classes are sharded."""
     if isinstance(source, Logits) or source.shard is None:
         return source
     lam = target.lam if isinstance(target, MixedTarget) else None
@@ -115,7 +115,7 @@ def _probabilities(
 ) -> Tensor:
     """The loss for class probabilities: total * rest - mean, with the probabilities as the shares of the mean.
 
-    Both are those of u less the row's largest, which leaves the difference as it is.
+    Both are taken of u less the row's largest, which leaves the difference unchanged.
     """
     if margin is not None:
         raise ValueError("target must hold class indices where a margin is set, got probabilities (see MixedTarget)")
@@ -131,7 +131,9 @@ def _probabilities(
     if target.requires_grad:
         return _dense(source, terms)
     rest, _, _, mean, _, top, _ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
-    return (terms.total * rest - mean) * torch.where(top == -torch.inf, torch.nan, 1.0)  # no softmax of nothing
+    return (terms.total * rest - mean) * torch.where(
+        top == -torch.inf, torch.nan, 1.0
+    )  # without any class there is no softmax
 
 
 def _dense(source: Source, terms: Terms) -> Tensor:

@@ -1,4 +1,4 @@
-"""Three numbers a row to the loss: schema, fake, autograd, and the mixed form for two targets a row."""
+"""From three numbers a row to its loss: schema, fake, autograd, and the form for two targets a row."""
 
 from __future__ import annotations
 

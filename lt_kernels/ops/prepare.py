@@ -121,9 +121,9 @@ def terms(
 
 
 class Recipe:
-    """The terms of one loss for inputs of one kind: its settings are checked once, its tables are read at each call.
+    """The terms of one loss for inputs of one dtype and width: settings are checked once, tables are read at each call.
 
-    So whatever was written to a table counts, however it was written. The offset may be another one at each call.
+    So values that were written into a table count, however they were written. The offset may differ at each call.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Recipe:
         self.checked = terms(like, (2, classes), classes, None, **settings)
 
     def holds(self, tables: tuple[Any, ...]) -> bool:
-        """Whether these are the tables that it was made of, not only equal ones."""
+        """Whether these are the very tables that it was made of, not only equal ones."""
         return all(one is other for one, other in zip(self.tables, tables))
 
     def terms(self, offset: Tensor | None) -> Terms:

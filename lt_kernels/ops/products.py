@@ -1,4 +1,4 @@
-"""Large float32 products on a CPU, by the faster of the two libraries that torch brings.
+"""Large float32 products on a CPU, by the faster of the two libraries that torch contains.
 
 torch multiplies float32 matrices by MKL, which on processors other than Intel's runs its AVX2 code; oneDNN runs AVX-512
 wherever it is.
@@ -19,7 +19,7 @@ from lt_kernels.ops.backends import library
 
 WORK = 2**24  # multiplications; with fewer, or with fewer rows, oneDNN's call costs more than it saves
 ROWS = 8
-TURNED = 2**21  # bytes that are turned while they are in the cache; products of more are written at once
+TURNED = 2**21  # bytes that are transposed while they are in the cache; larger products are written in place
 
 
 def choice() -> tuple[bool, str]:
@@ -44,7 +44,7 @@ def onednn() -> bool:
 
 @functools.cache
 def _probed() -> bool:
-    """Whether torch's way to oneDNN, which it has for its compiler, is there and multiplies."""
+    """Whether the operator through which torch's compiler calls oneDNN exists and multiplies correctly."""
     rows, columns = torch.arange(6.0).reshape(2, 3), torch.arange(12.0).reshape(4, 3)
     with torch.no_grad():
         try:
@@ -61,7 +61,7 @@ def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 def large(input: Tensor, linear_weight: Tensor) -> bool:
     """Whether oneDNN makes the product of features [N, d] and class weights [C, d].
 
-    Of class weights that lie apart it would take a thousand times as long as torch's own.
+    For class weights whose rows are not contiguous oneDNN takes a thousand times as long as torch's own product.
     """
     rows, depth = input.shape
     return (
@@ -92,9 +92,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def turns(left: Tensor, right: Tensor) -> bool:
-    """Whether the product of left [N, C] turned and right [N, d] is faster made as right.T @ left and turned.
+    """Whether left.T @ right, of [N, C] and [N, d], is faster computed as right.T @ left and transposed.
 
-    That is what oneDNN takes without a copy of `left`. A product of few features stays in the cache on the way.
+    oneDNN takes that without copying `left`. With few features the product stays in the cache until it is transposed.
     """
     rows, features = right.shape
     small = 4 * features * left.shape[1] <= TURNED and 2 * features <= rows and 4 * features * rows <= 2 * TURNED
@@ -102,7 +102,7 @@ def turns(left: Tensor, right: Tensor) -> bool:
 
 
 def turned_into(out: Tensor, left: Tensor, turned: Tensor) -> None:
-    """out [C, d] = left.T @ right, from left [N, C] and right turned [d, N]."""
+    """out [C, d] = left.T @ right, from left [N, C] and right transposed [d, N]."""
     library.turn(_by_onednn(turned, left.T, None), out)
 
 

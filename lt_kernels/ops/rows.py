@@ -1,4 +1,4 @@
-"""Row statistics of given logits: schemas, fakes, autograd, and the loss from them in one call."""
+"""Row statistics of given logits, and the loss from them in one call: schemas, fakes and autograd."""
 
 from __future__ import annotations
 
@@ -193,15 +193,15 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
         return torch.zeros_like(own)
     slots = [at_target(offset, row, local[:, slot]) for slot in range(local.shape[1])]
     found = torch.stack(slots, 1)
-    # A conversion that does nothing hands out its input: two names of one tensor, of which the compiler of torch 2.11
-    # gives the gradient to the wrong one.
+    # A conversion to the same dtype returns its input, so there would be two names for one tensor; the compiler of
+    # torch 2.11 then gives the gradient to the wrong one.
     return found if found.dtype == own.dtype else found.to(own.dtype)
 
 
 def one_pass(logits: Tensor) -> bool:
-    """Whether the kernels make loss and gradient in one pass over these logits, and none are asked for that do not.
+    """Whether the kernels that serve make loss and gradient in one pass over these logits.
 
-    float16, whose gradients an incoming one may have to lift above its least number, does without.
+    float16 has two passes: an incoming gradient may have to lift its gradients above float16's smallest number.
     """
     return logits.is_cpu and logits.dtype != torch.float16 and forced() != "triton"
 
@@ -209,7 +209,7 @@ def one_pass(logits: Tensor) -> bool:
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N].
 
-    Compiled for a CPU it keeps the kernel that makes the gradient in the same pass; bfloat16 would be rounded twice.
+    Compiled for a CPU it uses the kernel that makes the gradient in the same pass; bfloat16 would be rounded twice.
     """
     learned = terms.offset is not None and terms.offset.requires_grad
     make = torch.compiler.is_compiling() and logits.requires_grad and not learned and logits.dtype != torch.bfloat16

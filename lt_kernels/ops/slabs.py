@@ -1,4 +1,4 @@
-"""The linear room on a CPU: the reference's loops with the products of `ops.products`."""
+"""The linear operators on a CPU: the reference's loops with the products of `ops.products`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _keep_the_heap() -> None:
     """Make glibc keep the memory of freed slabs for the next ones.
 
     It gives free memory at the heap's end back to the system beyond twice the largest block that it ever mapped by
-    itself and unmapped, up to 32 MiB: without one that large, each slab's pages may be made anew, at twice the time.
+    itself and unmapped, up to 32 MiB: without one that large, the system may zero each slab's pages again.
     """
     torch.empty(24 * 2**20, dtype=torch.int8)
 

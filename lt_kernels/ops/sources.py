@@ -1,4 +1,4 @@
-"""What the statistics of a loss come from: logits, or features and class weights; and the way that each takes."""
+"""The sources of a loss: logits, or features and class weights; and which of the two ways each takes."""
 
 from __future__ import annotations
 
@@ -89,9 +89,9 @@ class Features(NamedTuple):
         return groups.GroupedLoss.apply(self.input, self.weight, self.bias, target, terms, self.normalize, divisor)
 
     def _whole(self, terms: Terms) -> bool:
-        """Whether the loss takes the direct way, with all logits at once, which have room twice.
+        """Whether the loss takes the direct way: the memory budget holds all logits twice.
 
-        float16 is multiplied in float32, and the cosines of bfloat16 are rounded once, which the operators do.
+        float16, multiplied in float32, and the cosines of bfloat16, rounded once, take the operators.
         """
         input, weight, bias, normalize = self.input, self.weight, self.bias, self.normalize
         learned = terms.offset is not None and terms.offset.requires_grad
@@ -114,7 +114,7 @@ Source = Logits | Features
 def features(
     input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
 ) -> Source:
-    """A source of statistics from features, cast as autocast asks (masters are not)."""
+    """The source for features, which are cast as autocast asks (float32 class weights are not)."""
     sphere = margin is not None and margin.kind == SPHERE
     direction = normalize == BOTH and not sphere
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:

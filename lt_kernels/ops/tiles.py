@@ -21,7 +21,7 @@ from lt_kernels.ops.backends.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
 
-_DENSITY = 16  # a tile with more than one active pair in so many is sooner made again than gathered pair by pair
+_DENSITY = 16  # in a tile with more than one active pair in so many, computing it again is faster than gathering pairs
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
 
 

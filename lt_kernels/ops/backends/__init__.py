@@ -1,1 +1,1 @@
-"""Which kernels serve each operator: schemas, the C++ extension, Triton, the reference, and the checks before them."""
+"""How operators get their kernels: schemas, the C++ extension, Triton, the reference, and checks of arguments."""

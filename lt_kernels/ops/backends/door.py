@@ -1,8 +1,8 @@
 """What an operator may be given: the ranks, sizes, dtypes and devices of its tensors, and the ranges of its numbers.
 
-Every kernel that is written in Python, Triton's too, stands behind this door, and csrc/tensors.h has the same one for
-those in C++: called directly, an operator raises and names the argument where a kernel would read outside of it. No
-value of a tensor is looked at here, so a GPU is not waited for.
+These checks run before every kernel that is written in Python or Triton; csrc/tensors.h has the same ones for C++. So
+an operator that is called by itself raises an error that names the argument, and never reads outside of a tensor. No
+value of a tensor is read here, so there is no wait for a GPU.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Door:
         self.rules = [rule for named, rule in _RULES.items() if named in self.names]
 
     def guarding(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        """A kernel behind the door."""
+        """The kernel, with the check before it."""
 
         def guarded(*inputs: Any) -> Any:
             self.check(inputs)

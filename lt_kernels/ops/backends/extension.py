@@ -1,4 +1,4 @@
-"""The C++ extension: whether it is there, the instruction set that it runs on, and who is told where it is not."""
+"""The C++ extension: whether it is loaded, the instruction set it runs on, and the warning where it is not loaded."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
 
 
 def serve(name: str, kernel: Callable[..., Any]) -> None:
-    """Let a kernel in Python serve an operator on the CPU; a loop around C++ ones, it pays where these are."""
+    """Register a CPU kernel that is written in Python: a loop around C++ kernels, so only where these are built."""
     if built():
         _library.impl(name, _doors[name].guarding(kernel), "CPU")
 
@@ -69,7 +69,7 @@ def _on_one_device(fake: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _triton_kernel(room: str, name: str) -> Callable[..., Any]:
-    """The GPU kernel of an operator; triton, which takes a while, is imported when the first one is called."""
+    """The GPU kernel of an operator; triton is slow to import, so it is imported at the first call."""
 
     def kernel(*args: Any) -> Any:
         _doors[name].check(args)
@@ -83,7 +83,7 @@ def _triton_kernel(room: str, name: str) -> Callable[..., Any]:
 
 
 def _loop(operator: Any) -> Callable[..., Any]:
-    """A vmap rule that runs the operator once per example: right for every operator; sizes under vmap are small."""
+    """A vmap rule that runs the operator once per example, which is correct for every operator."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def example(index: int) -> Any:
@@ -109,7 +109,7 @@ def large_pages(made: Tensor) -> Tensor:
 
 
 def turn(made: Tensor, out: Tensor) -> None:
-    """out [C, d] = made [d, C] turned; both float32 and their rows dense, those of `out` may lie apart."""
+    """out [C, d] = made [d, C] transposed; both float32; rows are contiguous, those of `out` may be strided."""
     extension.module.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
 
 
@@ -143,7 +143,7 @@ def interpreted() -> bool:
 
 
 def kernels_of(which: str) -> Iterator[tuple[str, str, Callable[..., Any]]]:
-    """(operator, dispatch key, kernel) of all that must be registered anew so that one wing serves."""
+    """(operator, dispatch key, kernel) of all kernels that must be registered so that those of `use_kernels` serve."""
     for name, (room, reference) in _references.items():
         if which == "triton" and name in _GPU:
             yield name, "CPU", _triton_kernel(room, name)

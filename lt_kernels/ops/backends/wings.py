@@ -1,4 +1,4 @@
-"""Which wing of kernels serves, where somebody asks for one by name: for tests, and to compare."""
+"""`use_kernels`: which kernels serve, chosen by name, for tests and comparisons."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _enter(wing: _Wing) -> None:
 
 
 def _set(which: str) -> None:
-    """Make `which` serve, "" for what a user gets, whatever served before."""
+    """Make the kernels `which` serve; "" is what serves without `use_kernels`."""
     while _override:
         _override.pop()._destroy()
     calling.force(which)
