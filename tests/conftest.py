@@ -6,6 +6,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+
+# Before torch starts its threads: several processes of tests share the cores, and threads that spin while they wait for
+# work take them from the others (the tests take less than half of the time so). What is computed is the same.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 if not torch.cuda.is_available():  # before anything imports triton: without a GPU its kernels run interpreted
