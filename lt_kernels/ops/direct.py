@@ -16,7 +16,7 @@ from lt_kernels.core import checks, private
 from lt_kernels.core.linear import BOTH
 from lt_kernels.core.numbers import as_they_are
 from lt_kernels.core.targets import counted
-from lt_kernels.core.terms import NONE, SUM, WEIGHTED_MEAN, Terms
+from lt_kernels.core.terms import NONE, PLAIN, SUM, WEIGHTED_MEAN, Terms
 from lt_kernels.ops import products, rows
 from lt_kernels.ops.calling import first_order, handed_out
 from lt_kernels.reference.linear import along
@@ -87,7 +87,7 @@ def is_plain(terms: Terms, code: int) -> bool:
     """Whether a loss is cross-entropy of scaled logits with at most one offset for all rows, weights and smoothing."""
     offset, row = terms.offset, terms.offset_row
     one = offset is None or (row is None and (not terms.smoothing or bool(offset.isfinite().all())))
-    return terms.kind == 0 and terms.gamma == 0 and terms.class_smoothing is None and one and code in _REDUCTIONS
+    return terms.kind == PLAIN and terms.gamma == 0 and terms.class_smoothing is None and one and code in _REDUCTIONS
 
 
 def differentiable(
@@ -122,30 +122,25 @@ class FeaturesLoss(torch.autograd.Function):
         scales = (_inverse_norms(input), _inverse_norms(weight)) if normalize == BOTH else (None, None)
         logits = products.linear(input, weight, bias)
         loss, ctx.gradient = rows.gradient_op(logits, target, *scales, *terms, code)
-        ctx.save_for_backward(input, weight, bias, target, *scales)
+        ctx.save_for_backward(input, weight, bias, target, terms.offset, terms.weight, *scales)
         ctx.terms, ctx.code, ctx.normalize = terms, code, normalize
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, target, *scales = ctx.saved_tensors
+        input, weight, bias, target, _, _, *scales = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        made = ctx.gradient
-        for name, leaf in (("input", input), ("linear_weight", weight)):
-            checks.stored(name, leaf)
         if torch.is_grad_enabled() and ctx.normalize != BOTH and is_plain(ctx.terms, ctx.code):
             leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs, strict=True) if need)
-            logits = F.linear(input, weight, bias)
+            logits = F.linear(checks.stored("input", input), checks.stored("linear_weight", weight), bias)
             found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
         else:
-            slope = handed_out(ctx, grad)
+            made, slope = ctx.gradient, handed_out(ctx, grad)
             if slope is None:
-                slope = made * counted(grad, checks.stored("target", target), ctx.terms.ignore_index)[:, None].to(
-                    made.dtype
-                )
+                incoming = counted(grad, checks.stored("target", target), ctx.terms.ignore_index)
+                slope = made * incoming[:, None].to(made.dtype)
             with as_they_are(input.device) if torch.is_autocast_enabled("cpu") else nullcontext():
-                slopes = first_order if torch.is_grad_enabled() else _call
-                found = iter(slopes(features_slopes, input, weight, bias, *scales, slope, *needs))
+                found = iter(first_order(features_slopes, input, weight, bias, *scales, slope, *needs))
         return *(next(found) if need else None for need in needs), None, None, None, None
 
 
@@ -170,10 +165,6 @@ def features_slopes(
     if needs[2]:
         found.append(slope.sum(0))
     return tuple(found)
-
-
-def _call(function: Any, *inputs: Any) -> Any:
-    return function(*inputs)
 
 
 def _inverse_norms(of: Tensor) -> Tensor:
