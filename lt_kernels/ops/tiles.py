@@ -20,6 +20,7 @@ from lt_kernels.ops import products
 from lt_kernels.ops.backends.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
+from lt_kernels.reference.linear import project_rows
 
 _DENSITY = 16  # in a tile with more than one active pair in so many, computing it again is faster than gathering pairs
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
@@ -251,26 +252,20 @@ def backward(
     own, slope = reference.diagonal(total, grad, threshold, project), grad / total
     again = dense.triu().nonzero().tolist()
     d_weight = pairs_op(weight, scale, slope, own, first, second, value, count, project, bool(again))
-    along = torch.zeros_like(total, dtype=torch.float64)
     with torch.autocast("cpu", enabled=False):
         for tile in again:
-            _add_tile(d_weight, along, weight, threshold, scale, slope, tile)
+            _add_tile(d_weight, weight, threshold, scale, slope, tile)
     if again and project:
-        factor = (-along).to(scale.dtype) * scale * scale
-        for index in range(reference.tiles(weight.shape[0])):
-            part = _part(index, weight.shape[0])
-            d_weight[part].addcmul_(weight[part].to(scale.dtype), factor[part, None])
+        project_rows(d_weight, weight, scale)
     return d_weight.to(weight.dtype)
 
 
 def _add_tile(
-    d_weight: Tensor, along: Tensor, weight: Tensor, threshold: float, scale: Tensor, slope: Tensor, tile: list[int]
+    d_weight: Tensor, weight: Tensor, threshold: float, scale: Tensor, slope: Tensor, tile: list[int]
 ) -> None:
-    """Add what the pairs of one tile give to its rows and its columns, and their parts along the weights."""
+    """Add what the pairs of one tile give to its rows and its columns."""
     rows, columns = (_part(index, weight.shape[0]) for index in tile)
     product = _product(weight, rows, columns, scale.dtype)
-    factor, across, down = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)
+    factor, *_ = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)
     d_weight[rows].addmm_(factor, weight[columns].to(scale.dtype))
     d_weight[columns].addmm_(factor.T, weight[rows].to(scale.dtype))
-    along[rows] += across
-    along[columns] += down

@@ -96,8 +96,10 @@ def gram_backward(
     with torch.autocast(weight.device.type, enabled=False):
         for rows, cosine, active in slabs(unit, threshold):
             push = torch.where(active, cosine.exp() * (slope[rows, None] + slope), 0.0)
-            along = own[rows] - (push * cosine).sum(1) if project else own[rows]
-            d_weight[rows] = (scale[rows, None] * (push @ unit + along[:, None] * unit[rows])).to(weight.dtype)
+            pushed, line = push @ unit, unit[rows]
+            # What is rounded in a sum along the row itself, of many alike rows most, goes with the projection.
+            along = -(pushed * line).sum(1) if project else own[rows]
+            d_weight[rows] = (scale[rows, None] * (pushed + along[:, None] * line)).to(weight.dtype)
     return d_weight
 
 

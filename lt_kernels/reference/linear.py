@@ -176,7 +176,7 @@ class Backward:
 
     def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
         """`final` = a gradient that is added up, without its part along `rows` where these were normalised."""
-        _project(total, rows, scale)
+        project_rows(total, rows, scale)
         if total is not final:
             final.copy_(total)
 
@@ -215,7 +215,7 @@ def along(gradient: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
     return ((gradient * rows).sum(1) * scale * scale)[:, None]
 
 
-def _project(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 512) -> None:
+def project_rows(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 512) -> None:
     """Take from each row of `gradient` (ours, in place) its part along `rows`: the derivative of the normalisation."""
     if scale is None:
         return

@@ -52,4 +52,6 @@ CORPUS = [
     Case(function="linear", classes=1, target="probability", offset="row"),
     # the target's cosine is NaN
     Case(function="loss", loss="SphereFaceLoss", rows=2, special="nan", seed=67111),
+    # all class weights alike: the sum of their pushes is parallel to each, and nothing may be left of it
+    Case(function="repulsion", rows=2, classes=1024, layout="expanded", reduction="sum"),
 ]
