@@ -105,7 +105,7 @@ class FeaturesLoss(torch.autograd.Function):
     """The loss of features [N, d] and class weights [C, d], whose logits are freed when the forward pass ends.
 
     (input, weight, bias [C] or None, target [N], terms, normalize, the code of the reduction). Its backward is two
-    products; for cosines their part along each normalised row is taken off. Losses of cosines have no second derivative.
+    products; for cosines their part along each normalised row is taken off. Those of cosines have no second derivative.
     """
 
     @staticmethod
