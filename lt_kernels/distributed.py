@@ -17,7 +17,7 @@ __all__ = ["RankError", "clip_grad_norm_", "gather_rows", "shard_bounds"]
 
 
 def together(group: Any, like: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """function(*args, **kwargs), whose errors are every rank's, outside of compiled graphs, where nothing is told.
+    """Call function(*args, **kwargs), and raise its errors on every rank; it stays outside of compiled graphs.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
@@ -54,7 +54,7 @@ def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:
 
 
 def shard_bounds(num_classes: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The classes [start, stop) of a rank when `num_classes` are dealt out evenly, in the order of the ranks.
+    """The classes [start, stop) of a rank, in the order of the ranks; shares differ by at most one class.
 
     Raises:
         ValueError: if there are fewer classes than ranks, or `rank` is none of them.

@@ -65,7 +65,7 @@ def commit(digits: int | None = None) -> str:
 
 def _git(*arguments: str) -> str:
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # installed: a checkout further up would be somebody else's
+    if not (root / ".git").exists():  # installed: a checkout further up is another project's
         return ""
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=20)

@@ -25,13 +25,13 @@ class LogitWeightRepulsion(nn.Module):
 
     Args:
         threshold, project, reduction: of the function; `schedules.PolynomialDecay` gives the published factor.
-        neighbours: "all" looks at all pairs of classes in every step. "list" keeps a list of those within the
+        neighbours: "all" computes all pairs of classes in every step. "list" keeps a list of those within the
             threshold's angle plus `skin`, and makes it again when the two class weights that turned most since then
             turned by more than the skin together: no other pair can be active before (triangle inequality on the
             sphere). The result is the same, up to rounding; a step between two builds costs O(pairs d + C d).
         skin: radians, from 0 to pi. A larger one makes longer lists, less often.
 
-    With "list" a step waits once for a GPU, to look at the rotations. It goes back to all pairs where a list cannot
+    With "list" a step waits once for a GPU, to read the rotations. It goes back to all pairs where a list cannot
     serve: `status` says why. The list is no part of the state_dict: it is exact whatever its age.
 
     Raises:
@@ -56,7 +56,7 @@ class LogitWeightRepulsion(nn.Module):
 
     @property
     def rebuilds(self) -> int:
-        """How often a list was made so far, or tried in vain because too many pairs were near."""
+        """How often a list was built so far, or given up because too many pairs were near."""
         return 0 if self.near is None else self.near.rebuilds
 
     @property
@@ -66,7 +66,7 @@ class LogitWeightRepulsion(nn.Module):
 
     @property
     def status(self) -> str:
-        """What the last call looked at, and if it was all pairs in spite of neighbours="list", why."""
+        """Which pairs the last call computed, and, if it was all of them in spite of neighbours="list", why."""
         return "all pairs" if self.near is None else self.near.status
 
     def extra_repr(self) -> str:

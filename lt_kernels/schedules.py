@@ -30,7 +30,7 @@ class DeferredReweighting:
 
     def __post_init__(self) -> None:
         counts = checks.counts(self.class_counts)
-        object.__setattr__(self, "class_counts", tuple(counts.tolist()))  # whose numbers nobody else changes
+        object.__setattr__(self, "class_counts", tuple(counts.tolist()))  # a tuple, which cannot be changed
         object.__setattr__(self, "_device", counts.device)
         object.__setattr__(self, "start_epoch", checks.whole("start_epoch", self.start_epoch, 0))
         object.__setattr__(self, "beta", checks.number("beta", self.beta))

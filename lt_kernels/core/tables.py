@@ -1,7 +1,7 @@
-"""Tables with a number for each class that a module holds: no change of dtype or device takes their values.
+"""Per-class tables that a module holds: their values survive every change of dtype or device.
 
-They are float64 buffers with a fixed place in the state. A cast moves them without rounding; the meta device,
-`to_empty` and whoever builds a model there leave them as they are, since nobody else could make them anew.
+They are float64 buffers with a fixed place in the state. A cast moves them without rounding. The meta device,
+`to_empty` and tools that build a model there leave them as they are, since these values could not be restored.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 def own_copy(table: Tensor) -> Tensor:
-    """A float64 copy that shares nothing with the caller's, and that autograd may keep wherever it was made."""
+    """A float64 copy that shares no memory with the argument; autograd may keep it even if made in inference mode."""
     with torch.inference_mode(False):
         return table.detach().to(torch.float64, copy=True)
 
 
 def follow(table: Tensor, device: torch.device) -> Tensor:
-    """A table on another device; it stays where it is rather than lose its values on the meta device."""
+    """The table on another device; on the meta device it would lose its values, so it stays where it is."""
     return table if device.type == "meta" else table.to(device)
 
 
@@ -34,7 +34,7 @@ class TableModule(nn.Module):
     tables: ClassVar[tuple[str, ...]] = ()
     beside: ClassVar[tuple[str, ...]] = ()
     sums: ClassVar[tuple[str, ...]] = ()
-    _deferred = False  # built on the meta device, to be filled by somebody
+    _deferred = False  # built on the meta device, to be filled later
     _replaced: dict[str, Tensor] | None = None
 
     def __init__(self) -> None:
@@ -42,13 +42,13 @@ class TableModule(nn.Module):
         self._deferred = torch.get_default_device().type == "meta"
 
     def register_table(self, name: str, table: Tensor | None) -> None:
-        """Hold a copy of `table` as a buffer; where buffers are put on the meta device as they come, not this one."""
+        """Hold a copy of `table` as a buffer, which stays real even where new buffers are put on the meta device."""
         table = None if table is None else own_copy(table)
         self.register_buffer(name, table)
         self._buffers[name] = table
 
     def reset_parameters(self) -> None:
-        """Go back to where training starts: nothing, where there are tables alone."""
+        """Reset what training has changed: nothing, for a module that has only tables."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableModule:
         kept = {name: table for name in (*self.tables, *self.sums) if (table := self._buffers.get(name)) is not None}
@@ -88,7 +88,7 @@ class TableModule(nn.Module):
 
 
 def reset_loss(loss: nn.Module) -> None:
-    """Reset what a loss has learned or gathered: a head on the meta device brings none of it along."""
+    """Reset what a loss has learned or gathered; a head that was on the meta device has none of it."""
     for part in loss.modules():
         if isinstance(part, TableModule):
             part.reset_parameters()

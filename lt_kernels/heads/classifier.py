@@ -74,7 +74,7 @@ class _Head(nn.Module):
         return distributed.together(self.group, self.weight, self.flattened, features, target, **options)
 
     def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
-        """The loss of the rows of features and target; without a reduction, in their places."""
+        """The loss of flattened rows of features and target; without a reduction, in the target's shape."""
         places = features.shape[:-1] if isinstance(features, Tensor) else ()
         features, target = self.flat(features, target)
         if self.share is not None and shards.shard_of(self.weight, self.group).classes != self.num_classes:

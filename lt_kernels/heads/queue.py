@@ -63,7 +63,7 @@ class ClassQueue(TableModule):
         self.following = torch.zeros_like(self.following)
 
     def after(self, features: Tensor, target: Tensor) -> tuple[Held, Tensor]:
-        """What it holds once features [N, d] of classes [N] have entered, and each one's place [N]; -1 is none.
+        """The contents after features [N, d] of classes [N] have entered, and each one's place [N] (-1: none).
 
         Of a class with more rows than places, the first rows enter. The queue itself stays as it is.
         """
@@ -81,7 +81,7 @@ class ClassQueue(TableModule):
         return Held(held, labels, (self.following + arrived) % self.count), own
 
     def keep(self, held: Held) -> None:
-        """Go on with these; new tensors, since the backward pass may need the old ones."""
+        """Hold these from now on; new tensors, since the backward pass may need the old ones."""
         self.features, self.labels, self.following = held
 
 

@@ -80,7 +80,7 @@ class Share:
 
 
 def share_of(num_classes: int, group: Any) -> Share:
-    """This rank's share of the classes, dealt out evenly.
+    """This rank's share of the classes, which differ in size by at most one.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to, or has more ranks than classes.
@@ -90,7 +90,7 @@ def share_of(num_classes: int, group: Any) -> Share:
 
 
 def misfit(own: list[int], saved: Any, rows: int, here: str) -> str | None:
-    """Why a checkpoint's rows are not those of a head; None where they may be."""
+    """The reason why a checkpoint's rows do not belong to a head; None if they may."""
     advice = "gather the rows with lt_kernels.distributed.gather_rows and cut them with shard_bounds"
     if saved is not None and list(saved) != own:
         return f"weight holds classes {saved[0]} to {saved[1] - 1} of {saved[2]}, this head has {here}: {advice}"

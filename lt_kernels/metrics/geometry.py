@@ -112,7 +112,7 @@ def fisher_separability(features: Tensor, target: Tensor, num_classes: int, *, r
     decides how large J is. Where two classes are a point each, J is infinite, or NaN if it is the same point.
 
     features: [N, d]; target: class indices [N]; ridge: at least 0. Returns float64 [C]; NaN for classes without
-    samples, which are nobody's j either, for a class alone, and for all if a feature is NaN. Takes O(C^2 d^3) time and
+    samples, which are also left out as j, for a class alone, and for all if a feature is NaN. Takes O(C^2 d^3) time and
     O(C d^2) memory. Errors: TypeError or ValueError naming the argument; ridge also if the sum is singular with it
     (Fisher, 1936).
     """

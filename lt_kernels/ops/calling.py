@@ -81,7 +81,7 @@ def _eager(function: Any) -> type[torch.autograd.Function]:
 
 
 def apply(function: Any, *inputs: Any) -> Any:
-    """`function.apply(*inputs)`; in its eager form where nobody needs the general one."""
+    """`function.apply(*inputs)`; in its eager form unless the general one is needed (`watched`)."""
     return function.apply(*inputs) if watched() else function.eager.apply(*inputs)
 
 

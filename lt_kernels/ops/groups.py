@@ -136,7 +136,7 @@ class GroupedLoss(torch.autograd.Function):
 
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
-    """The gradients times the incoming one; themselves where nobody else may still ask for them."""
+    """The gradients times the incoming one; multiplied in place unless they are needed again."""
     made = ctx.gradients
     if private.batched(grad) or private.graph_kept():
         return tuple(value * factor for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True))
@@ -148,6 +148,6 @@ def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]
 
 
 def _factors(ctx: Any, grad: Tensor, d_input: Tensor) -> tuple[Tensor, ...]:
-    """What the gradients of features, class weights and bias are multiplied by; 0, even of infinity, for no row."""
+    """The factors of the gradients of features, class weights and bias; exactly 0 for ignored rows."""
     some = torch.where(ctx.ignored.all(), 0.0, grad)
     return torch.where(ctx.ignored, 0.0, grad) if d_input.numel() else some, some, some

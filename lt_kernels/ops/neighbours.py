@@ -1,7 +1,7 @@
 """Logit-weight repulsion from a list of near pairs that is kept across steps (docs/math.md, section 6).
 
 Class weights turn slowly. A list of the pairs within the threshold's angle plus a skin holds every active pair until
-two classes together have turned by more than the skin. Until then a step looks at the listed pairs alone.
+two classes together have turned by more than the skin. Until then a step computes the listed pairs alone.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _walked(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
 
 
 def visiting(first: Tensor, second: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs in the order in which they are looked at, and where each is in the order of (first, second).
+    """Pairs in the order in which they are computed, and the place of each in the order of (first, second).
 
     Classes are visited beside those with the same least neighbour, so that similar rows are in the cache together.
     What is added up follows the other order: the same bits come out whenever the list was built.
@@ -236,7 +236,7 @@ class NeighbourList(nn.Module):
         return None if full else scale
 
     def _hopeless(self, weight: Tensor) -> str:
-        """Why no list is tried, if none is."""
+        """The reason why no list is tried; empty if one is."""
         if watched():
             return "torch.compile and torch.func take no decisions from values"
         if weight.ndim != 2 or weight.shape[0] == 0:

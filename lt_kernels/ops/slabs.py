@@ -42,7 +42,7 @@ class Backward(reference.Backward):
     turned: tuple[Tensor, Tensor] | None = None  # features of a slab of rows, and the same turned
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
-        """Those of a block, made again."""
+        """The logits of a block, computed again."""
         return logits(self.problem, rows, classes)
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
@@ -58,7 +58,7 @@ class Backward(reference.Backward):
             super().add_product(total, left, right, first)
 
     def turn(self, features: Tensor) -> Tensor:
-        """Features turned, once for all slabs of classes."""
+        """The features transposed, once for all slabs of classes."""
         if self.turned is None or self.turned[0].data_ptr() != features.data_ptr():
             self.turned = features, features.T.contiguous()
         return self.turned[1]

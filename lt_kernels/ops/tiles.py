@@ -1,7 +1,7 @@
 """Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
 
 Tiles are screened: a product of unit rows in int8, at many times the speed of float32 and exact, with a bound for the
-rounding of the rows that no active pair escapes; the few that pass are verified in float32, for many tiles at once.
+rounding error, so no active pair is missed; the few that pass are verified in float32, for many tiles at once.
 So the outcome is that of float32 products.
 """
 
@@ -188,7 +188,7 @@ class Forward:
         self.known = self.found
 
     def room(self, wanted: int) -> int:
-        """For how many of a tile's pairs there is room; survivors take some that active pairs may not need."""
+        """How many of a tile's pairs the list has room for; pairs that only passed the screening take room too."""
         if self.pairs[0].shape[0] - self.found < wanted:
             self.verify()
         return min(wanted, self.pairs[0].shape[0] - self.found)

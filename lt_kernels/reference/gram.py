@@ -17,7 +17,7 @@ from lt_kernels.core.numbers import add_rows, inverse_norm
 from lt_kernels.core.targets import check_places
 
 TILE = 1024  # classes of a tile of cosines, along both sides
-PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are made again
+PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are computed again
 _SLAB = 2**22  # cosines held at a time
 _GATHERED = 2**24  # numbers of class weights gathered at a time
 
@@ -97,7 +97,7 @@ def gram_backward(
         for rows, cosine, active in slabs(unit, threshold):
             push = torch.where(active, cosine.exp() * (slope[rows, None] + slope), 0.0)
             pushed, line = push @ unit, unit[rows]
-            # What is rounded in a sum along the row itself, of many alike rows most, goes with the projection.
+            # The projection also removes the rounding error along the row, which is largest for many similar rows.
             along = -(pushed * line).sum(1) if project else own[rows]
             d_weight[rows] = (scale[rows, None] * (pushed + along[:, None] * line)).to(weight.dtype)
     return d_weight

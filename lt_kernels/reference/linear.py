@@ -106,7 +106,7 @@ class Backward:
         return self.problem.input.new_zeros(sizes, dtype=self.sums)
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
-        """Those of a block, made again."""
+        """The logits of a block, computed again."""
         return _product(self.problem, rows, classes)
 
     def slab(self, rows: slice, classes: slice) -> Tensor:
@@ -199,7 +199,7 @@ class Backward:
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
     """total = left @ right the first time, += afterwards; the sum keeps its own, wider dtype."""
-    if total.dtype != left.dtype and (left.is_cuda or left.is_meta):  # a GPU's sums are float32 inside: keep them so
+    if total.dtype != left.dtype and (left.is_cuda or left.is_meta):  # a GPU sums in float32 internally: keep that
         arguments = {"out_dtype": total.dtype, "out": total}
         torch.mm(left, right, **arguments) if first else torch.addmm(total, left, right, **arguments)
     elif total.dtype != left.dtype:

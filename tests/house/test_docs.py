@@ -136,6 +136,10 @@ def test_a_loss_with_a_second_part_is_in_the_other_table() -> None:
     assert parts == {name for name in losses.__all__ if not issubclass(getattr(losses, name), losses.Loss)}
 
 
+def test_the_readme_is_under_200_lines() -> None:
+    assert len(read(ROOT / "README.md").splitlines()) < 200
+
+
 def test_a_document_has_every_option() -> None:
     text = read(ROOT / "docs" / "functional.md")
     named = [name for name in functional.__all__ if name.islower()]

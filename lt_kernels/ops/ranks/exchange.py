@@ -1,4 +1,4 @@
-"""Frames: what the ranks of a group tell each other before they go on, so that an error on one is an error on all.
+"""Frames: what the ranks of a group exchange before they continue, so that an error on one is an error on all.
 
 A frame has a size that every rank knows, whatever went wrong on it: a head of numbers, and room for what the last call
 sent. So a rank that fails still meets the others, and no exchange of one call can be taken for that of another.
@@ -24,7 +24,7 @@ KIND, CALL, LENGTH, FAILED, TEXT, SIZE, ROWS, CHECKS, HEAD = 0, 1, 2, 3, 4, 34, 
 
 
 class RankError(ValueError):
-    """What went wrong on one rank of a group, or differs between ranks, raised on all of them."""
+    """An error on one rank of a group, or a difference between ranks, raised on every rank."""
 
 
 class Check(NamedTuple):
@@ -36,7 +36,7 @@ class Check(NamedTuple):
 
 
 class _Talk:
-    """What this rank knows of the exchanges of a group: the same on every rank."""
+    """The state of a group's exchanges on this rank; it is the same on every rank."""
 
     def __init__(self) -> None:
         self.room = 0  # numbers of what the last call sent
@@ -68,7 +68,7 @@ def told(group: Any, like: Any) -> Iterator[None]:
 
 
 def _tell(group: Any, talk: _Talk, error: Exception, device: torch.device) -> None:
-    """Send the frame of an error, and take no notice of the others': this rank has its own."""
+    """Send the frame of an error; those of other ranks are ignored, since this rank raises its own."""
     known = checks.named(error) if isinstance(error, RuntimeError) else error
     text = f"{type(known).__name__}: {known}".encode()[: 8 * (SIZE - TEXT)]
     words = torch.frombuffer(bytearray(text.ljust(8 * (SIZE - TEXT), b"\0")), dtype=torch.int64)
@@ -98,10 +98,10 @@ def meet(
     call: int | None = None,
     wait: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """All ranks' heads [world, HEAD] and payloads [world, n], once each has come with what must be the same.
+    """All ranks' heads [world, HEAD] and payloads [world, n], after the check of what must be the same.
 
-    A CPU looks at the heads here. A GPU is waited for only with `wait`, or where the payload needs other room: else a
-    payload that does not belong together becomes NaN, and the error is raised at the next exchange.
+    On a CPU the heads are checked here. On a GPU that would wait for the device, so it happens only with `wait`, or
+    where the payload's size changes. Otherwise payloads that do not match become NaN, and the next exchange raises.
 
     Raises:
         RankError: naming the rank, and what it was.
@@ -136,7 +136,7 @@ def meet(
 
 
 def _at_once(device: torch.device) -> bool:
-    """Whether heads can be looked at without waiting for a device."""
+    """Whether the heads can be checked without waiting for a device."""
     return device.type == "cpu"
 
 
@@ -153,7 +153,7 @@ def _head(kind: str, call: int, length: int, size: int, device: torch.device) ->
 
 
 def _later(talk: _Talk, heads: Tensor, sent: Tensor, said: list[Check]) -> Tensor:
-    """The payloads, or NaN where the heads do not agree; the heads go to the host without being waited for."""
+    """The payloads, or NaN where the heads do not agree; the heads are copied to the host asynchronously."""
     same = torch.cat((heads[:, :TEXT], heads[:, CHECKS:]), 1)
     agreed = (same == same[:1]).all() & (heads[:, FAILED] == 0).all()
     if heads.device.type == "cpu":
@@ -168,7 +168,7 @@ def _later(talk: _Talk, heads: Tensor, sent: Tensor, said: list[Check]) -> Tenso
 
 
 def _settle(talk: _Talk, group: Any) -> None:
-    """Look at the heads of the exchange before, if nobody has."""
+    """Check the heads of the previous exchange, unless they were checked."""
     if talk.pending is not None:
         (event, heads, said), talk.pending = talk.pending, None
         if event is not None:
@@ -177,7 +177,7 @@ def _settle(talk: _Talk, group: Any) -> None:
 
 
 def judge(heads: list[list[int]], said: list[Check], group: Any) -> None:
-    """Raise what all ranks raise: another's error, another call, or what differs."""
+    """Raise what all ranks raise: an error on one, different calls, or different settings."""
     failed = [f"rank {rank}: {_text(head)}" for rank, head in enumerate(heads) if head[FAILED]]
     if failed:
         raise RankError("; ".join(failed))

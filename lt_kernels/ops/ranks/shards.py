@@ -34,7 +34,7 @@ class Meeting:
 
 
 class Copy(torch.autograd.Function):
-    """Tensors that every rank holds alike: their gradients are the sums over the ranks."""
+    """Tensors that are equal on every rank: their gradients are summed over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, meeting: Meeting, *values: Tensor) -> tuple[Tensor, ...]:
@@ -142,9 +142,9 @@ def checked(group: Any) -> dist.ProcessGroup:
 
 
 def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
-    """Where this rank's rows stand among all: in the order of the ranks.
+    """The position of this rank's rows among all rows, which are in the order of the ranks.
 
-    The ranks are asked: one whose own size is what it was cannot know that the others' are.
+    The ranks exchange their sizes: a rank whose size is unchanged cannot know whether the others' are.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
@@ -162,7 +162,7 @@ _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
-    """`shard` for the rows of a weight; the ranks are asked once for a parameter, since asking waits for the device.
+    """`shard` for the rows of a weight, exchanged once for a parameter, since the exchange waits for the device.
 
     A bias is remembered with it, as what is sharded too.
 
@@ -172,7 +172,7 @@ def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
     """
     refuse_wrapped(weight, checked(group))
     lasting = isinstance(weight, torch.nn.Parameter) or (weight.is_leaf and weight.requires_grad)
-    if not lasting:  # what is made anew for each call
+    if not lasting:  # which is a new tensor at each call
         return shard(weight, group)
     layouts, epoch = _known.setdefault(weight, {}), exchange.talk_of(group).epoch
     if group not in layouts or layouts[group][0] != epoch:
