@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     copy(folder)
     build = {**os.environ, "CFLAGS": FLAGS, "CXXFLAGS": FLAGS, "LDFLAGS": FLAGS}
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, env=build, check=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", *(arguments or TESTS)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "auto", *(arguments or TESTS)]
     return subprocess.run(command, cwd=folder, env=environment(folder), check=False).returncode
 
 
