@@ -82,6 +82,17 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert [f"{path.name}: {target}" for path, target in links if not (path.parent / target).exists()] == []
 
 
+def test_files_that_the_guides_name_exist() -> None:
+    """A path in a document is one from the top or from the package; <name> stands for whatever is added."""
+    lost = []
+    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        named = re.findall(r"`((?:\w+/)+\w+\.(?:py|h|cpp))`", read(path))
+        lost += [
+            (path.name, one) for one in named if not any((top / one).exists() for top in (ROOT, ROOT / "lt_kernels"))
+        ]
+    assert lost == []
+
+
 def blocks(path: Path) -> list[str]:
     """The Python code of a document, block by block."""
     return re.findall(r"^```python\n(.*?)^```", read(path), flags=re.DOTALL | re.MULTILINE)
