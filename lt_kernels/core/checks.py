@@ -164,7 +164,7 @@ def by_key(name: str, value: Any) -> Any:
     Raises:
         ValueError: if the keys are not 0 to C - 1, each once; naming the first that is missing or none of them.
     """
-    labels = getattr(value, "index", None)  # a method, of a list
+    labels = getattr(value, "index", None)  # which is a method of a list
     labelled = labels is not None and not callable(labels) and callable(getattr(value, "items", None))
     if not (labelled or isinstance(value, Mapping)):
         return value
@@ -196,7 +196,7 @@ def by_class(name: str, value: Any, what: str = "a number") -> Tensor:
 
 def _vector(name: str, value: Any) -> Tensor:
     """A sequence or array of numbers as float64."""
-    if torch.compiler.is_compiling():  # where an array's dtype cannot be asked for
+    if torch.compiler.is_compiling():  # the compiler cannot read an array's dtype
         return torch.as_tensor(value, dtype=torch.float64)
     try:
         array = np.asarray(value)
@@ -231,7 +231,7 @@ def counts(class_counts: Any, *, positive: bool = False, name: str = "class_coun
     A mapping, or a vector with labels such as pandas' `Series.value_counts()`, is read by key: 0 to C - 1, all there.
     """
     value = held(name, by_class(name, class_counts, "a count"))
-    if not readable(value):  # a loss checked them when it was made
+    if not readable(value):  # a named loss has checked them at construction
         return value
     least, most = (end.item() for end in value.aminmax())  # NaN if there is one
     if not (least >= 0 and most < math.inf):

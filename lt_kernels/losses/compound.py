@@ -132,7 +132,7 @@ class EstimatedOffsetLoss(Loss):
         """The cross-entropy with the two other terms; `table` is -o."""
         total = loss + _times(self.center_weight, self.center_loss(features, target))
         total = total + _times(self.uniform_weight, negative_entropy(table))
-        return total if total.dtype is loss.dtype else total.to(loss.dtype)  # of features of half precision
+        return total if total.dtype is loss.dtype else total.to(loss.dtype)  # where the features are of half precision
 
 
 def _times(factor: float, term: Tensor) -> Tensor:

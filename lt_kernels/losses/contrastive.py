@@ -125,7 +125,7 @@ class GMLLoss(TwoPartLoss):
         self.contrastive_weight = checks.number("contrastive_weight", contrastive_weight, 0.0)
         self.distillation_weight = checks.number("distillation_weight", distillation_weight, 0.0)
         self.distillation_temperature = checks.number("distillation_temperature", distillation_temperature, above=0.0)
-        # Of one entry: a parameter without dimensions is one that FSDP does not shard.
+        # Of one entry, since FSDP does not shard a parameter without dimensions.
         self.log_temperature = nn.Parameter(torch.full((1,), math.log(self.temperature)))
         self.register_table("log_prior", priors.log_prior(class_counts))
 
@@ -185,6 +185,6 @@ class GMLLoss(TwoPartLoss):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any) -> None:
         saved = state_dict.get(prefix + "log_temperature")
-        if saved is not None and saved.ndim == 0:  # of a checkpoint from when it had no dimension
+        if saved is not None and saved.ndim == 0:  # an older checkpoint, where it had no dimension
             state_dict[prefix + "log_temperature"] = saved.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *rest, **options)

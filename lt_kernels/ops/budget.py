@@ -79,7 +79,7 @@ class memory_budget:
     def __init__(self, bytes: int) -> None:
         if isinstance(bytes, bool) or not hasattr(type(bytes), "__index__"):
             raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
-        self.bytes = min(operator.index(bytes), 2**63 - 1)  # more than there is
+        self.bytes = min(operator.index(bytes), 2**63 - 1)  # more than any machine has
         if self.bytes < 1:
             raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
         if self.bytes < LEAST:
@@ -159,7 +159,7 @@ def group_rows(input: Tensor, classes: int) -> int:
     """
     (rows, features), size = input.shape, max(1, classes) * input.element_size()
     held, cached = current_budget(), SLAB["cpu"] // size
-    fit = min(rows, features, (held - _slab(held, "cpu")) // size)  # beside a slab of their gradient
+    fit = min(rows, features, (held - _slab(held, "cpu")) // size)  # what remains beside a slab of their gradient
     if not input.is_cpu or input.dtype not in (torch.float32, torch.float64) or features < GROUP_FEATURES:
         return 0
     if fit < GROUP_ROWS or choose(input, classes, input.element_size()).keep:

@@ -57,7 +57,7 @@ class RowsLoss(torch.autograd.Function):
         saved = ctx.gradient = None
         if (
             wanted and not learned and logits.dtype is not torch.float16
-        ):  # an incoming gradient may lift its gradients above underflow
+        ):  # gradients may underflow before they are scaled
             loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
         else:
             loss, saved = rows.loss_op(logits, target, *terms, code)

@@ -26,7 +26,7 @@ def in_range(rows: Tensor, always: bool = False) -> Tensor:
         return rows
     most, factor = _RANGE[rows.dtype]
     if looks and float(torch.linalg.vector_norm(rows.detach(), dtype=accumulate_type(rows.dtype))) <= most:
-        return rows  # the norm of all rows is a quick look at the largest number
+        return rows  # the norm of all rows bounds their largest entry
     top = torch.linalg.vector_norm(rows.detach(), torch.inf, dim=1, keepdim=True)
     return rows * torch.where(top > most, torch.full_like(top, factor), 1.0)
 

@@ -125,7 +125,7 @@ class GroupedLoss(torch.autograd.Function):
         walk = _Walk(whole, terms, ctx.needs_input_grad[:3], divisor)
         total = walk.walk().sum()
         ctx.gradients, ctx.ignored = walk.found()[:3], (target == terms.ignore_index)[:, None]
-        ctx.save_for_backward(input, weight, bias)  # what a second derivative would belong to
+        ctx.save_for_backward(input, weight, bias)  # so that a second derivative is an error and not 0
         return total if divisor is None else total / divisor
 
     @staticmethod

@@ -54,7 +54,7 @@ def _probed() -> bool:
 
 
 def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
-    bias = None if bias is None else bias.contiguous()  # it reads on, whatever the stride
+    bias = None if bias is None else bias.contiguous()  # oneDNN ignores its stride
     return private.onednn_linear(left, right, bias)
 
 

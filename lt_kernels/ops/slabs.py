@@ -39,7 +39,7 @@ def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
 class Backward(reference.Backward):
     """The gradients of one problem; its products by the faster library."""
 
-    turned: tuple[Tensor, Tensor] | None = None  # features of a slab of rows, and the same turned
+    turned: tuple[Tensor, Tensor] | None = None  # features of a slab of rows, and their transpose
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """The logits of a block, computed again."""
