@@ -62,7 +62,7 @@ test: setup
 
 CASES := 20000
 fuzz: setup
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Kills, full disks, signals and odd files; the figure of the kills is printed as it is measured.
 inject: setup

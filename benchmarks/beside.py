@@ -131,9 +131,10 @@ def measured(case: Case, busy: Busy, seconds: float, around: Mapping[str, Any]) 
 def times(serving: Sequence[Provider], busy: Busy, seconds: float) -> tuple[dict[str, Samples], dict[str, Samples]]:
     """Samples of every provider alone, and beside the busy process, in turns."""
     alone, beside = ({one.name: Samples() for one in serving} for _ in range(2))
-    for _ in range(ROUNDS):
-        for into, around in ((alone, contextlib.nullcontext()), (beside, busy.running())):
-            with around:
+    turns = [(alone, contextlib.nullcontext), (beside, busy.running)] * ROUNDS
+    with measure.quiet():
+        for into, around in turns:
+            with around():
                 found = measure.interleaved(serving, "cpu", seconds / ROUNDS)
             for name, samples in found.items():
                 into[name].forward += samples.forward

@@ -29,10 +29,13 @@ def defined() -> set[str]:
     return {node.name for node in nodes if node.name.endswith("_kernel")}
 
 
-def found(folder: Path) -> list[dict[str, Any]]:
-    """Some variants of each kernel, compiled by another process: this one may have imported Triton's interpreter."""
+def found(folder: Path, cache: Path) -> list[dict[str, Any]]:
+    """Some variants of each kernel, compiled by another process: this one may have imported Triton's interpreter.
+
+    Triton keeps what it compiled under a hash of the kernel's source and of its own version.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
     options = ["--few", "--workers", "2", "--json", str(folder / "found")]
     command = [sys.executable, "-m", "benchmarks.gpu.compile", *options]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -45,9 +48,10 @@ PRODUCTS = ("statistics_kernel", "slab_gradient_kernel", "screen_kernel")
 
 
 @pytest.mark.slow
-def test_machine_code(tmp_path: Path) -> None:
+def test_machine_code(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """One test, so that what takes minutes is done once however many processes share the tests."""
-    every = found(tmp_path)
+    kept = getattr(pytestconfig, "cache", None)
+    every = found(tmp_path, tmp_path / "cache" if kept is None else Path(kept.mkdir("triton")))
     named = {f"{one['kernel']} for sm_{one['target']} ({one['title']})": one for one in every}
     assert {name: one["problem"] for name, one in named.items() if one["problem"]} == {}
     for target in gpu_compile.TARGETS:
