@@ -70,12 +70,13 @@ def _mixed(
     places, like = shape[:1] + shape[2:] if len(shape) > 1 else (), source.tensor
     named = (("first", target.first), ("second", target.second))
     flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named]
+    lams = _lams(target.lam, places)  # checked before the ranks of a sharded head exchange anything
     terms = [prepare.terms(like, shape, source.classes, one, **settings) for one in flat]
     if terms[0].offset_row is None:
         losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
     else:  # an offset that depends on the target's class makes two different rows of logits
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
-    parts = list(zip(losses, flat, _lams(target.lam, places), strict=True))
+    parts = list(zip(losses, flat, lams, strict=True))
     weight = terms[0].weight if average == "weighted" else None
     return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
 
