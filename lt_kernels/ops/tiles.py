@@ -23,6 +23,7 @@ from lt_kernels.reference.gram import TILE
 from lt_kernels.reference.linear import project_rows
 
 _DENSITY = 16  # in a tile with more than one active pair in so many, computing it again is faster than gathering pairs
+_NARROW = 16  # features; a library's product of fewer adds up all its terms one after the other, and rounds as often
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
 
 
@@ -267,5 +268,10 @@ def _add_tile(
     rows, columns = (_part(index, weight.shape[0]) for index in tile)
     product = _product(weight, rows, columns, scale.dtype)
     factor, *_ = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)
+    if weight.shape[1] < _NARROW:
+        factor, left, right = (one.double() for one in (factor, weight[rows], weight[columns]))
+        d_weight[rows] += (factor @ right).to(scale.dtype)
+        d_weight[columns] += (factor.T @ left).to(scale.dtype)
+        return
     d_weight[rows].addmm_(factor, weight[columns].to(scale.dtype))
     d_weight[columns].addmm_(factor.T, weight[rows].to(scale.dtype))

@@ -54,4 +54,5 @@ CORPUS = [
     Case(function="loss", loss="SphereFaceLoss", rows=2, special="nan", seed=67111),
     # all class weights alike: the sum of their pushes is parallel to each, and nothing may be left of it
     Case(function="repulsion", rows=2, classes=1024, layout="expanded", reduction="sum"),
+    Case(function="repulsion", rows=2, classes=1023, layout="expanded", reduction="sum", seed=60101),
 ]
