@@ -17,9 +17,9 @@ from lt_kernels.core.linear import BOTH
 from lt_kernels.core.numbers import as_they_are
 from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import NONE, PLAIN, SUM, WEIGHTED_MEAN, Terms
-from lt_kernels.ops import products, rows
+from lt_kernels.ops import directions, products, rows
 from lt_kernels.ops.calling import first_order, handed_out
-from lt_kernels.reference.linear import along
+from lt_kernels.reference.linear import along, project_rows
 
 _REDUCTIONS = {NONE: "none", WEIGHTED_MEAN: "mean", SUM: "sum"}
 
@@ -35,14 +35,18 @@ def features_loss(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int, code: int
 ) -> Tensor:
     """The loss of features [N, d] and class weights [C, d], where the memory budget holds the logits twice."""
+    scales: list[Tensor | None] = [None, None]
+    if normalize == BOTH:
+        (input, by_row), (weight, by_class) = _with_inverse_norms(input), _with_inverse_norms(weight)
+        scales = [by_row, by_class]
     if not torch.is_grad_enabled():
         logits = products.linear(input, weight, bias)
-        if normalize == BOTH:
-            logits.mul_(_inverse_norms(input)[:, None]).mul_(_inverse_norms(weight))
+        for scale in (None if scales[0] is None else scales[0][:, None], scales[1]):
+            logits = logits if scale is None else logits.mul_(scale)
         return rows.loss_op(logits, target, *terms, code)[0]
     if terms.offset is not None and terms.offset.requires_grad:
         return rows_loss(products.logits(input, weight, bias), target, terms, code)
-    return FeaturesLoss.apply(input, weight, bias, target, terms, normalize, code)
+    return FeaturesLoss.apply(input, weight, bias, target, terms, scales, code)
 
 
 class RowsLoss(torch.autograd.Function):
@@ -116,21 +120,20 @@ class FeaturesLoss(torch.autograd.Function):
         bias: Tensor | None,
         target: Tensor,
         terms: Terms,
-        normalize: int,
+        scales: list[Tensor | None],
         code: int,
     ) -> Tensor:
-        scales = (_inverse_norms(input), _inverse_norms(weight)) if normalize == BOTH else (None, None)
         logits = products.linear(input, weight, bias)
         loss, ctx.gradient = rows.gradient_op(logits, target, *scales, *terms, code)
         ctx.save_for_backward(input, weight, bias, target, terms.offset, terms.weight, *scales)
-        ctx.terms, ctx.code, ctx.normalize = terms, code, normalize
+        ctx.terms, ctx.code = terms, code
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, target, _, _, *scales = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() and ctx.normalize != BOTH and is_plain(ctx.terms, ctx.code):
+        if torch.is_grad_enabled() and scales[0] is None and is_plain(ctx.terms, ctx.code):
             leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs, strict=True) if need)
             logits = F.linear(checks.stored("input", input), checks.stored("linear_weight", weight), bias)
             found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
@@ -154,20 +157,28 @@ def features_slopes(
     *needs: bool,
 ) -> tuple[Tensor, ...]:
     """The gradients that are wanted, from the gradient of the product of features and class weights."""
-    found, multiply = [], torch.mm if private.batched(slope) else products.product
+    found, many = [], private.batched(slope)
+    multiply = torch.mm if many else products.product
     for need, left, right, own, scale in (
         (needs[0], slope, weight, input, by_row),
         (needs[1], slope.t(), input, weight, by_class),
     ):
         if need:
             gradient = multiply(left, right)
-            found.append(gradient if scale is None else gradient - along(gradient, own, scale) * own)
+            if scale is not None and many:
+                gradient = gradient - along(gradient, own, scale) * own
+            elif scale is not None:
+                project_rows(gradient, own, scale)
+            found.append(gradient)
     if needs[2]:
         found.append(slope.sum(0))
     return tuple(found)
 
 
-def _inverse_norms(of: Tensor) -> Tensor:
-    """1 / |row| of rows [N, d] whose norms are in range; 0 for one shorter than 1e-12, which has no direction."""
-    norm = torch.linalg.vector_norm(of, dim=1)
-    return torch.where(norm <= 1e-12, 0.0, norm.reciprocal())
+def _with_inverse_norms(of: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, d] whose norms are in range, and 1 / |row|; 0 for one shorter than 1e-12, which has no direction."""
+    norm = torch.linalg.vector_norm(of.detach(), dim=1)
+    if not float(norm.max()) <= directions.most(of.dtype):
+        of = directions.in_range(of)
+        norm = torch.linalg.vector_norm(of.detach(), dim=1)
+    return of, torch.where(norm <= 1e-12, 0.0, norm.reciprocal())

@@ -15,6 +15,11 @@ from lt_kernels.ops.calling import watched
 _RANGE = {torch.float64: (2.0**490, 2.0**-520)} | dict.fromkeys((torch.float32, torch.bfloat16), (2.0**44, 2.0**-76))
 
 
+def most(dtype: torch.dtype) -> float:
+    """The largest norm of rows that need no scaling."""
+    return _RANGE[dtype][0]
+
+
 def in_range(rows: Tensor, always: bool = False) -> Tensor:
     """Rows [N, d] of which only the direction counts, those divided by a power of two whose norm may overflow.
 

@@ -68,7 +68,8 @@ class Features(NamedTuple):
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         if self.shard is None:
-            return linear.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
+            input, weight = self.in_range()
+            return linear.statistics(input, weight, self.bias, target, terms, self.normalize)
         return self.shard.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
 
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
@@ -86,7 +87,13 @@ class Features(NamedTuple):
             return None
         weight = terms.weight if average == "weighted" else None
         divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index)
-        return groups.GroupedLoss.apply(self.input, self.weight, self.bias, target, terms, self.normalize, divisor)
+        return groups.GroupedLoss.apply(*self.in_range(), self.bias, target, terms, self.normalize, divisor)
+
+    def in_range(self) -> tuple[Tensor, Tensor]:
+        """Features and class weights; of cosines on the direct way those whose norms do not overflow."""
+        if self.normalize != BOTH or not calling.direct(self.input):
+            return self.input, self.weight
+        return directions.in_range(self.input), directions.in_range(self.weight)
 
     def _whole(self, terms: Terms) -> bool:
         """Whether the loss takes the direct way: the memory budget holds all logits twice.
@@ -117,15 +124,16 @@ def features(
     """The source for features, which are cast as autocast asks (float32 class weights are not)."""
     sphere = margin is not None and margin.kind == SPHERE
     direction = normalize == BOTH and not sphere
+    raw = direction and group is None and calling.direct(input)  # the direct way looks at each norm once
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
         kind = torch.get_autocast_dtype(input.device.type)
         input = directions.narrowed(input, kind) if direction else input.to(kind)
-    elif direction:
+    elif direction and not raw:
         input = directions.in_range(input)
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
     shard = None if group is None else shards.shard_of(weight, group, bias)
-    weight = weight if normalize == PLAIN else directions.in_range(weight)
+    weight = weight if raw or normalize == PLAIN else directions.in_range(weight)
     return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
 
 
