@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lt_kernels.core import checks, private
 from lt_kernels.core.linear import BOTH
-from lt_kernels.core.numbers import as_they_are
+from lt_kernels.core.numbers import accumulate_type, as_they_are
 from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import NONE, PLAIN, SUM, WEIGHTED_MEAN, Terms
 from lt_kernels.ops import directions, products, rows
@@ -59,9 +59,8 @@ class RowsLoss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, _: Tensor | None, target: Tensor, terms: Terms, code: int) -> Tensor:
         wanted, learned, *_ = ctx.needs_input_grad
         saved = ctx.gradient = None
-        if (
-            wanted and not learned and logits.dtype is not torch.float16
-        ):  # gradients may underflow before they are scaled
+        # A gradient in float16 could underflow before the incoming one scales it up.
+        if wanted and not learned and logits.dtype is not torch.float16:
             loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
         else:
             loss, saved = rows.loss_op(logits, target, *terms, code)
@@ -98,7 +97,7 @@ def differentiable(
     leaves: tuple[Tensor, ...], logits: Tensor, target: Tensor, terms: Terms, code: int, grad: Tensor
 ) -> tuple[Tensor, ...]:
     """The gradients of a plain loss in steps that torch can differentiate once more."""
-    u = terms.scale * logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    u = terms.scale * logits.to(accumulate_type(logits.dtype))
     u = u if terms.offset is None else u + terms.offset
     chosen = {"ignore_index": terms.ignore_index, "label_smoothing": terms.smoothing, "reduction": _REDUCTIONS[code]}
     loss = F.cross_entropy(u, target, terms.weight, **chosen)  # type: ignore[arg-type]
@@ -108,8 +107,9 @@ def differentiable(
 class FeaturesLoss(torch.autograd.Function):
     """The loss of features [N, d] and class weights [C, d], whose logits are freed when the forward pass ends.
 
-    (input, weight, bias [C] or None, target [N], terms, normalize, the code of the reduction). Its backward is two
-    products; for cosines their part along each normalised row is taken off. Those of cosines have no second derivative.
+    (input, weight, bias [C] or None, target [N], terms, for cosines the inverse norms [N] and [C], the code of the
+    reduction). Its backward is two products; for cosines their part along each normalised row is taken off, and there
+    is no second derivative.
     """
 
     @staticmethod
