@@ -85,10 +85,11 @@ def apply(function: Any, *inputs: Any) -> Any:
     return function.apply(*inputs) if watched() else function.eager.apply(*inputs)
 
 
-def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
+def handed_out(ctx: Any, grad: Tensor | None, read_only: bool = False) -> Tensor | None:
     """The gradient `ctx.gradient` that the forward made, times the incoming one; None where it must be computed again.
 
     It must be where the incoming gradient is infinite or NaN: 0 times that is NaN, but an ignored row has gradient 0.
+    Where the graph is kept it is a copy, unless the caller only reads it.
     """
     made = ctx.gradient
     if made is None or grad is None or type(grad) is not Tensor or torch.is_grad_enabled():
@@ -101,7 +102,7 @@ def handed_out(ctx: Any, grad: Tensor | None) -> Tensor | None:
         return None
     ctx.gradient = made if kept else None
     if one:
-        return made.clone() if kept else made
+        return made.clone() if kept and not read_only else made
     by_row = grad if alone else grad[:, None]
     return made * by_row if kept else made.mul_(by_row)
 

@@ -138,7 +138,7 @@ class FeaturesLoss(torch.autograd.Function):
             logits = F.linear(checks.stored("input", input), checks.stored("linear_weight", weight), bias)
             found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
         else:
-            made, slope = ctx.gradient, handed_out(ctx, grad)
+            made, slope = ctx.gradient, handed_out(ctx, grad, read_only=True)
             if slope is None:
                 incoming = counted(grad, checks.stored("target", target), ctx.terms.ignore_index)
                 slope = made * incoming[:, None].to(made.dtype)
