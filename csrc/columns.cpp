@@ -1,11 +1,10 @@
 // Column log-sum-exp: the operators of lt_kernels/ops/columns.py on a CPU.
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cmath>
 #include <tuple>
 #include <vector>
 
+#include "pieces.h"
 #include "tensors.h"
 
 namespace lt {
@@ -15,17 +14,16 @@ namespace {
 void sum_columns(const ColumnSums& args, Type type) {
   // Blocks of whole cache lines, and enough of them for the threads; a small problem stays on one.
   int64_t width = args.c >= 4096 ? 256 : 64, blocks = (args.c + width - 1) / width;
-  int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width * args.n));
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+  int64_t grain = 16384 / std::max<int64_t>(1, width * args.n);
+  in_pieces(blocks, grain, [&](int64_t begin, int64_t end) {
     kernels().columns_forward[type](args, begin * width, std::min(end * width, args.c));
   });
 }
 
 // Their gradient, all rows.
 void slope_columns(const ColumnSums& args, Type type) {
-  torch::stable::parallel_for(0, args.n, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, args.c)), [&](int64_t begin, int64_t end) {
-    kernels().columns_backward[type](args, begin, end);
-  });
+  in_pieces(args.n, 16384 / std::max<int64_t>(1, args.c),
+            [&](int64_t begin, int64_t end) { kernels().columns_backward[type](args, begin, end); });
 }
 
 struct Inputs : Held {

@@ -5,21 +5,17 @@
 #include <tuple>
 #include <vector>
 
+#include "pieces.h"
 #include "tensors.h"
 
 namespace lt {
 namespace {
 
 constexpr int64_t kRows = 64;       // rows whose column sums are taken together, whatever the threads
-constexpr int64_t kScan = 1 << 16;  // products that one thread reads faster than several of them wait for each other
 constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's own cache
 
 // row sums, column sums, first, second and cosine of the active pairs, and how many there are.
 using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-template <class Body> void each(int64_t count, int64_t grain, const Body& body) {
-  torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), body);
-}
 
 struct TileInputs : Held {
   Tile args{};
@@ -45,7 +41,6 @@ Tensor zeros(int64_t size, ScalarType type) {
   torch::stable::zero_(made);
   return made;
 }
-template <class A> A* data(const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); }
 
 // The outcome of one tile, with room for `capacity` pairs.
 struct Pairs {
@@ -75,62 +70,11 @@ struct Pairs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
-  Held held;
-  expect_matrix(weight, "weight");
-  const Tensor& rows = held.keep(dense_rows(weight));
-  int64_t classes = rows.size(0), d = rows.size(1);
-  STD_TORCH_CHECK(type_of(rows) != kDouble, "lt_kernels: weight must be float32, bfloat16 or float16, got float64");
-  Tensor scale = empty({classes}, ScalarType::Float), step = empty({classes}, ScalarType::Float);
-  Tensor error = empty({classes}, ScalarType::Float), unit = empty({classes, d}, ScalarType::Char);
-  Units args{rows.const_data_ptr(), d, rows.stride(0), data<int8_t>(unit), data<float>(scale), data<float>(step),
-             data<float>(error)};
-  each(classes, 16384 / std::max<int64_t>(d, 1),
-       [&](int64_t begin, int64_t end) { kernels().gram_units[type_of(rows)](args, begin, end); });
-  return {scale, unit, step, error};
-}
-
-// The classes of the pairs whose bits are set.
-void list_passed(const Tile& tile, int32_t* first, int32_t* second) {
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const uint64_t* word = tile.passed + i * tile.words();
-    int64_t left = tile.begins[i + 1], column = tile.column + tile.first_column(i);
-    for (; left > 0; ++word, column += 64)
-      for (uint64_t bits = *word; bits; bits &= bits - 1, --left)
-        *first++ = int32_t(tile.row + i), *second++ = int32_t(column + __builtin_ctzll(bits));
-  }
-}
-
-// first and second of the pairs that may be active, and how many they are: -1 if there is no room for them.
-std::tuple<Tensor, Tensor, Tensor> gram_screen(Tensor product, Tensor step, Tensor error, double threshold,
-                                               int64_t features, int64_t row, int64_t column, int64_t capacity) {
-  expect(step, "step", ScalarType::Float, {kAny});
-  TileInputs in(product, ScalarType::Int, step, threshold, row, column);
-  expect(features, "features", 0, kMost);
-  expect(capacity, "capacity", 0, kMost);
-  Tile& tile = in.args;
-  tile.step = static_cast<const float*>(in.args.scale);
-  tile.error = static_cast<const float*>(in.numbers(error, ScalarType::Float, "error", {in.classes}));
-  tile.d = features;
-  std::vector<int64_t> numbers(tile.rows + 1, 0);
-  std::vector<uint64_t> passed(tile.rows * tile.words());
-  tile.begins = numbers.data(), tile.passed = passed.data();
-  each(tile.rows, kScan / std::max<int64_t>(tile.columns, 1),
-       [&](int64_t begin, int64_t end) { kernels().gram_screen(tile, begin, end); });
-  int64_t survivors = 0;
-  for (int64_t number : numbers) survivors += number;
-  Tensor first = zeros(capacity, ScalarType::Int), second = zeros(capacity, ScalarType::Int);
-  Tensor count = empty({1}, ScalarType::Long);
-  *data<int64_t>(count) = survivors <= capacity ? survivors : -1;
-  if (survivors <= capacity) list_passed(tile, data<int32_t>(first), data<int32_t>(second));
-  return {first, second, count};
-}
-
 // Runs a kernel over blocks of rows, each with column sums of its own, and adds these in their order.
 template <class A> void with_columns(const Tile& tile, TileSums kernel, double* down) {
   int64_t blocks = (tile.rows + kRows - 1) / kRows;
   std::vector<A> parts(blocks * tile.columns, A(0));
-  each(blocks, 1, [&](int64_t begin, int64_t end) {
+  in_pieces(blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
       kernel(tile, block * kRows, std::min((block + 1) * kRows, tile.rows), parts.data() + block * tile.columns);
   });
@@ -152,7 +96,7 @@ Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int
   int64_t active = pairs.place();
   if (active == 0 || active > capacity) return pairs.result(active);
   pairs.begin_list(in.args);
-  each(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
+  in_pieces(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
   pairs.name(in.args);
   return pairs.result(active);
 }
@@ -227,7 +171,7 @@ template <class A> struct Graph {
 
 // Few pairs: each row at once, its neighbours from where they lie, which is in the order of the classes.
 void gather_rows(const Neighbours& args, int64_t classes, PairsKernel kernel) {
-  each(classes, 16384 / std::max<int64_t>(args.d, 1),
+  in_pieces(classes, 16384 / std::max<int64_t>(args.d, 1),
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
@@ -235,19 +179,20 @@ void gather_rows(const Neighbours& args, int64_t classes, PairsKernel kernel) {
 // stay in the cache while all rows gather from it.
 void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsKernel kernel) {
   int64_t width = std::max<int64_t>(kStrip, kCache / (classes * size) / kStrip * kStrip);
-  each((args.d + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
+  with_workers((args.d + width - 1) / width, 1, [&](Pieces& pieces) {
     std::vector<char> room(classes * width * size + 64);
     char* copy = room.data() + 64 - reinterpret_cast<uintptr_t>(room.data()) % 64;  // no vector lies across two lines
-    for (int64_t strip = begin; strip < end; ++strip) {
-      Neighbours part = args;
-      part.from = strip * width, part.to = std::min(part.from + width, args.d);
-      part.weight = copy, part.stride = width;
-      const char* from = static_cast<const char*>(args.weight) + part.from * size;
-      for (int64_t i = 0; i < classes; ++i)
-        std::memcpy(copy + i * width * size, from + args.order[i] * args.stride * size,
-                    (part.to - part.from) * size);
-      kernel(part, 0, classes);
-    }
+    for (int64_t begin, end; pieces.take(begin, end);)
+      for (int64_t strip = begin; strip < end; ++strip) {
+        Neighbours part = args;
+        part.from = strip * width, part.to = std::min(part.from + width, args.d);
+        part.weight = copy, part.stride = width;
+        const char* from = static_cast<const char*>(args.weight) + part.from * size;
+        for (int64_t i = 0; i < classes; ++i)
+          std::memcpy(copy + i * width * size, from + args.order[i] * args.stride * size,
+                      (part.to - part.from) * size);
+        kernel(part, 0, classes);
+      }
   });
 }
 
@@ -326,7 +271,7 @@ Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
   std::vector<int32_t> order = visits(args, pairs, classes, begins);
   args.begins = begins.data(), args.order = order.data(), args.value = value.mutable_data_ptr();
   const int64_t runs = order.size(), work = d * (pairs / std::max<int64_t>(runs, 1));
-  each(runs, 65536 / std::max<int64_t>(work, 1),
+  in_pieces(runs, 65536 / std::max<int64_t>(work, 1),
        [&](int64_t begin, int64_t end) { kernels().gram_verify[type_of(rows)](args, begin, end); });
   return value;
 }
@@ -334,8 +279,6 @@ Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lt_kernels, CPU, library) {
-  library.impl("gram_units", TORCH_BOX(&gram_units));
-  library.impl("gram_screen", TORCH_BOX(&gram_screen));
   library.impl("gram_tile", TORCH_BOX(&gram_tile));
   library.impl("gram_coefficients", TORCH_BOX(&gram_coefficients));
   library.impl("gram_pairs", TORCH_BOX(&gram_pairs));

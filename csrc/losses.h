@@ -1,12 +1,11 @@
 // From the statistics of rows to their losses, slopes and gradient, on memory of the caller's.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "margins.h"
+#include "pieces.h"
 #include "table.h"
 
 namespace lt {
@@ -68,6 +67,9 @@ template <class A> struct Losses {
     numbers[4 * n + i] = share_of(out.d_offset), numbers[5 * n + i] = share_of(out.d_mean);
   }
 
+  // Whether the gradient's own memory has room for what is kept of a row.
+  static bool in_place(Type type) { return sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2); }
+
   // Whether these are short rows of a plain loss.
   bool plain() const {
     return args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
@@ -76,23 +78,29 @@ template <class A> struct Losses {
 
   // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
   void run(Type type) const {
-    const Kernels& table = kernels();
-    int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(args.c, 1));
-    torch::stable::parallel_for(0, args.n, grain, [&](int64_t begin, int64_t end) {
-      if (plain()) return table.rows_plain[type](args, {margins.weight, divisor, losses, numbers}, begin, end);
+    int64_t grain = 8192 / std::max<int64_t>(args.c, 1);
+    if (plain())
+      return in_pieces(args.n, grain, [&](int64_t begin, int64_t end) {
+        kernels().rows_plain[type](args, {margins.weight, divisor, losses, numbers}, begin, end);
+      });
+    with_workers(args.n, grain, [&](Pieces& pieces) {
       Rows mine = args;
-      const bool in_place = sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2);
-      const int64_t group = args.group(), room = mine.d_logits ? group : 0;
-      std::vector<A> kept(in_place ? 0 : room * args.c), shifts(room * mine.blocks());
+      const int64_t room = mine.d_logits ? args.group() : 0;
+      std::vector<A> kept(in_place(type) ? 0 : room * args.c), shifts(room * mine.blocks());
       mine.kept = kept.data(), mine.shifts = shifts.data();
-      for (int64_t i = begin, last; i < end; i = last) {
-        last = std::min(i + group, end);
-        if (in_place) mine.kept = static_cast<A*>(mine.d_logits) + i * args.c;
-        (mine.d_logits ? table.rows_keep : table.rows_forward)[type](mine, i, last);
-        for (int64_t k = i; k < last; ++k) row(k);
-        if (mine.d_logits) table.rows_finish[type](mine, i, last);
-      }
+      for (int64_t begin, end; pieces.take(begin, end);) run(type, mine, begin, end);
     });
+  }
+  // The rows [begin, end), with the memory of one thread.
+  void run(Type type, Rows& mine, int64_t begin, int64_t end) const {
+    const Kernels& table = kernels();
+    for (int64_t i = begin, last; i < end; i = last) {
+      last = std::min(i + args.group(), end);
+      if (in_place(type)) mine.kept = static_cast<A*>(mine.d_logits) + i * args.c;
+      (mine.d_logits ? table.rows_keep : table.rows_forward)[type](mine, i, last);
+      for (int64_t k = i; k < last; ++k) row(k);
+      if (mine.d_logits) table.rows_finish[type](mine, i, last);
+    }
   }
 
   // The sum of the losses, or their mean.

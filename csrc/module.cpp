@@ -1,11 +1,10 @@
 // The extension module: importing it registers the kernels; it tells which instruction set was chosen.
 #include <Python.h>
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 
 #include "pages.h"
+#include "pieces.h"
 #include "table.h"
 
 namespace lt {
@@ -78,8 +77,8 @@ PyObject* turn(PyObject*, PyObject* const* values, Py_ssize_t count) {
   const int64_t rows = PyLong_AsLongLong(values[1]), columns = PyLong_AsLongLong(values[2]);
   const int64_t line = PyLong_AsLongLong(values[4]);
   if (PyErr_Occurred()) return nullptr;
-  const int64_t unit = 16, grain = std::max<int64_t>(1, 8192 / (unit * (columns + 1)));  // lines of the cache, each one thread's
-  torch::stable::parallel_for(0, (rows + unit - 1) / unit, grain, [&](int64_t begin, int64_t end) {
+  const int64_t unit = 16, grain = 8192 / (unit * (columns + 1));  // lines of the cache, each one thread's
+  lt::in_pieces((rows + unit - 1) / unit, grain, [&](int64_t begin, int64_t end) {
     lt::kernels().turn(in, columns, out, line, begin * unit, std::min(end * unit, rows));
   });
   Py_RETURN_NONE;

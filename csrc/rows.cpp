@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "losses.h"
+#include "pieces.h"
 #include "tensors.h"
 
 namespace lt {
@@ -50,8 +51,8 @@ struct Inputs : Held {
                       table.index[i], "; allowed are 0 to ", table.rows - 1);
   }
   void run(RowsKernel kernel, int64_t count, int64_t work) const {
-    torch::stable::parallel_for(0, count, std::max<int64_t>(1, 16384 / std::max<int64_t>(work, 1)),
-                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    in_pieces(count, 16384 / std::max<int64_t>(work, 1),
+              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
   void forward() const { run(kernels().rows_forward[type], args.n, args.c); }
   Tensor backward(const Tensor& like) {
@@ -66,7 +67,7 @@ struct Inputs : Held {
     torch::stable::zero_(d_offset);
     args.d_offset = d_offset.mutable_data_ptr();
     int64_t columns = 256, blocks = (args.c + columns - 1) / columns;
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    in_pieces(blocks, 1, [&](int64_t begin, int64_t end) {
       kernels().rows_offset[type](args, begin * columns, std::min(end * columns, args.c));
     });
     return d_offset;

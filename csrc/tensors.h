@@ -34,6 +34,8 @@ inline ScalarType arithmetic(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+template <class A> A* data(const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); }
+
 constexpr int64_t kAny = -1;  // a size that nothing depends on
 using Sizes = std::initializer_list<int64_t>;
 

@@ -8,7 +8,7 @@ So the outcome is that of float32 products.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
 from lt_kernels.reference.linear import project_rows
 
+# Tiles screened by one call. Its threads wait for each other once; but whether screening pays is seen after it alone.
+_FIRST, _WAVE = 4, 64
 _DENSITY = 16  # in a tile with more than one active pair in so many, computing it again is faster than gathering pairs
 _NARROW = 16  # features; a library's product of fewer adds up all its terms one after the other, and rounds as often
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
@@ -33,9 +35,10 @@ def _found_fake(product: Tensor, scale: Tensor, capacity: int) -> tuple[Tensor, 
     return *sums, *lists, product.new_empty(1, dtype=torch.int64)
 
 
-def _screen_fake(product: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    first, second = (product.new_empty(rest[-1], dtype=torch.int32) for _ in range(2))
-    return first, second, product.new_empty(1, dtype=torch.int64)
+def _screen_fake(unit: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    survivors = torch.library.get_ctx().new_dynamic_size()
+    first, second = (unit.new_empty(survivors, dtype=torch.int32) for _ in range(2))
+    return first, second, unit.new_empty(rest[-1] - rest[-2], dtype=torch.int64)
 
 
 def _listed_fake(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -61,8 +64,8 @@ units_op = define(
 )
 screen_op = define(
     "gram",
-    "gram_screen(Tensor product, Tensor step, Tensor error, float threshold, int features, int row, int column, "
-    "int capacity) -> (Tensor, Tensor, Tensor)",
+    "gram_screen(Tensor unit, Tensor step, Tensor error, float threshold, int side, int density, int begin, int end) "
+    "-> (Tensor, Tensor, Tensor)",
     reference.gram_screen,
     _screen_fake,
 )
@@ -94,17 +97,13 @@ pairs_op = define(
 )
 
 
-def _matrix_product(rows: Tensor, columns: Tensor) -> Tensor:
-    return private.int8_product(rows, columns.T)
-
-
 @functools.cache
 def _byte_products() -> bool:
     """Whether this torch and this CPU multiply int8 matrices by instructions of their own, with exact sums in int32."""
     if not private.int8_instructions():
         return False
     largest = torch.full((64, TILE), -127, dtype=torch.int8)  # pairs of such products do not fit 16 bits
-    return bool((_matrix_product(largest, largest) == 127 * 127 * TILE).all())
+    return bool((private.int8_product(largest, largest.T) == 127 * 127 * TILE).all())
 
 
 def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
@@ -122,15 +121,6 @@ def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
     if not _byte_products():
         return False, "this CPU has no int8 matrix instructions"
     return True, "int8 products are several times as fast as float32 ones"
-
-
-def _part(tile: int, classes: int) -> slice:
-    return slice(tile * TILE, min((tile + 1) * TILE, classes))
-
-
-def _upper_tiles(classes: int) -> Iterator[tuple[int, int]]:
-    side = reference.tiles(classes)
-    return ((row, column) for row in range(side) for column in range(row, side))
 
 
 def _product(weight: Tensor, rows: slice, columns: slice, kind: torch.dtype) -> Tensor:
@@ -155,16 +145,15 @@ class Forward:
         self.known = 0  # how many of the found pairs are verified
         self.dense = torch.zeros(side, side, dtype=torch.bool)
 
-    def screen(self, rows: slice, columns: slice, capacity: int) -> tuple[Tensor, ...] | None:
-        """The tile's survivors from a product in int8; None where that does not pay."""
+    def screen(self, begin: int, end: int) -> list[tuple[Tensor, Tensor] | None]:
+        """The survivors of the tiles [begin, end), first and second; None where screening does not pay."""
         if not self.screened or self.hits < -2:
-            return None
-        product = _matrix_product(self.unit[rows], self.unit[columns])
-        features = self.weight.shape[1]
-        found = screen_op(product, *self.rounding, self.threshold, features, rows.start, columns.start, capacity)
-        passed = int(found[-1]) >= 0
-        self.hits += 1 if passed else -1
-        return found if passed else None
+            return [None] * (end - begin)
+        *lists, counts = screen_op(self.unit, *self.rounding, self.threshold, TILE, _DENSITY, begin, end)
+        numbers = counts.tolist()
+        self.hits += sum(1 if number >= 0 else -1 for number in numbers)
+        firsts, seconds = (one.split([max(0, number) for number in numbers]) for one in lists)
+        return [(i, j) if number >= 0 else None for i, j, number in zip(firsts, seconds, numbers, strict=True)]
 
     def keep(self, lists: Iterable[Tensor], start: int, count: int) -> None:
         """Write `count` pairs into the list from `start` on, which then ends with them."""
@@ -194,16 +183,16 @@ class Forward:
             self.verify()
         return min(wanted, self.pairs[0].shape[0] - self.found)
 
-    def tile(self, row: int, column: int) -> None:
+    def tile(self, rows: slice, columns: slice, survivors: tuple[Tensor, Tensor] | None) -> None:
         """Add the sums and the pairs of one tile, or its survivors."""
-        rows, columns = (_part(index, self.weight.shape[0]) for index in (row, column))
-        wanted = max(256, (rows.stop - rows.start) * (columns.stop - columns.start) // _DENSITY)
-        survivors = self.screen(rows, columns, self.room(wanted))
         if survivors is not None:
-            self.keep(survivors[:2], self.found, int(survivors[-1]))
-            return
+            count = survivors[0].shape[0]
+            if self.room(count) == count:
+                self.keep(survivors, self.found, count)
+                return
         self.verify()  # what is known comes first in the list
-        self.dense[row, column] = not self.whole(rows, columns, self.room(wanted))
+        wanted = max(reference.FEWEST, (rows.stop - rows.start) * (columns.stop - columns.start) // _DENSITY)
+        self.dense[rows.start // TILE, columns.start // TILE] = not self.whole(rows, columns, self.room(wanted))
 
     def whole(self, rows: slice, columns: slice, capacity: int) -> bool:
         """Add the sums and the pairs of a tile by its product in float32; False if its pairs do not fit."""
@@ -222,9 +211,12 @@ class Forward:
         """What `reference.gram_forward` returns."""
         classes = self.weight.shape[0]
         if self.threshold < 1:
+            tiles = reference.upper_tiles(classes)
+            begins = [0, *range(_FIRST, len(tiles), _WAVE)]
             with torch.autocast("cpu", enabled=False):
-                for row, column in _upper_tiles(classes):
-                    self.tile(row, column)
+                for begin, end in zip(begins, [*begins[1:], len(tiles)], strict=True):
+                    for place, survivors in zip(tiles[begin:end], self.screen(begin, end), strict=True):
+                        self.tile(*place, survivors)
                 self.verify()
         *lists, count = self.pairs
         total = reference.finish(self.total, self.scale, self.threshold)
@@ -265,7 +257,7 @@ def _add_tile(
     d_weight: Tensor, weight: Tensor, threshold: float, scale: Tensor, slope: Tensor, tile: list[int]
 ) -> None:
     """Add what the pairs of one tile give to its rows and its columns."""
-    rows, columns = (_part(index, weight.shape[0]) for index in tile)
+    rows, columns = (slice(index * TILE, min((index + 1) * TILE, weight.shape[0])) for index in tile)
     product = _product(weight, rows, columns, scale.dtype)
     factor, *_ = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)
     if weight.shape[1] < _NARROW:

@@ -18,6 +18,7 @@ from lt_kernels.core.targets import check_places
 
 TILE = 1024  # classes of a tile of cosines, along both sides
 PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are computed again
+FEWEST = 256  # pairs that any tile may have after the screening
 _SLAB = 2**22  # cosines held at a time
 _GATHERED = 2**24  # numbers of class weights gathered at a time
 
@@ -126,23 +127,32 @@ def _upper(tile: Tensor, row: int, column: int) -> Tensor:
     return columns + column > rows[:, None] + row
 
 
-def gram_screen(
-    product: Tensor, step: Tensor, error: Tensor, threshold: float, features: int, row: int, column: int, capacity: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs i < j of a tile that may be active, from the product of unit rows in int8.
+def upper_tiles(classes: int, side: int = TILE) -> list[tuple[slice, slice]]:
+    """The rows and the columns of the tiles on the diagonal and above it, row by row."""
+    parts = [slice(start, min(start + side, classes)) for start in range(0, classes, side)]
+    return [(rows, columns) for place, rows in enumerate(parts) for columns in parts[place:]]
 
-    Returns first and second [capacity], and how many they are [1]: -1 if they do not fit.
+
+def gram_screen(
+    unit: Tensor, step: Tensor, error: Tensor, threshold: float, side: int, density: int, begin: int, end: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs i < j that may be active of the tiles [begin, end), by products of unit rows in int8 (`gram_units`).
+
+    Returns first and second of them all, tile by tile, and how many each tile has [end - begin]: -1, and no pair, if
+    they are more than 256 and more than one in `density`.
     """
-    rows, columns = slice(row, row + product.shape[0]), slice(column, column + product.shape[1])
-    limit = threshold - screening_bound(error[rows, None], error[columns], features)
-    passed = product * step[rows, None] * step[columns] >= limit
-    first, second = (passed & _upper(product, row, column)).nonzero(as_tuple=True)
-    lists = [torch.zeros(capacity, dtype=torch.int32, device=product.device) for _ in range(2)]
-    fits = first.numel() <= capacity
-    if fits:
-        for place, found in zip(lists, (first + row, second + column), strict=True):
-            place[: first.numel()] = found
-    return *lists, torch.full((1,), first.numel() if fits else -1, device=product.device)
+    kept, counts = [], []
+    for rows, columns in upper_tiles(unit.shape[0], side)[begin:end]:
+        product = unit[rows].double() @ unit[columns].double().T  # exact up to 2^39 features
+        limit = threshold - screening_bound(error[rows, None], error[columns], unit.shape[1])
+        passed = product.float() * step[rows, None] * step[columns] >= limit
+        pairs = (passed & _upper(product, rows.start, columns.start)).nonzero()
+        fits = len(pairs) <= max(FEWEST, product.numel() // density)
+        counts.append(len(pairs) if fits else -1)
+        if fits:
+            kept.append(pairs + pairs.new_tensor((rows.start, columns.start)))
+    first, second = (torch.cat(kept) if kept else step.new_empty(0, 2)).int().T
+    return first.contiguous(), second.contiguous(), torch.tensor(counts, dtype=torch.int64, device=unit.device)
 
 
 def _cosines(product: Tensor, scale: Tensor, row: int, column: int) -> Tensor:

@@ -45,6 +45,7 @@ TENSORS = {
     "count": torch.tensor([7]),
     "dense": torch.zeros(1, 1, dtype=torch.bool),
     "product": numbers(3, 4),
+    "unit": torch.ones(C, D, dtype=torch.int8),
     "query": numbers(N, D),
     "key": numbers(K, D),
     "query_class": indices(N, C),
@@ -59,7 +60,7 @@ NUMBERS: dict[str, Any] = {"scale": 1.0, "start": 0, "classes": C, "ignore_index
 NUMBERS |= {"instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.1, "reduction": 1, "want_offset": True}
 NUMBERS |= {"normalize": 2, "row_slab": 2, "class_slab": 3, "keep": False, "threshold": 0.4, "project": True}
 NUMBERS |= {"lam": 0.1, "by_class": True, "every_class": True, "factor": 1.0, "want": True}
-NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "features": D, "wide": False}
+NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "wide": False, "side": 2, "density": 3, "begin": 1, "end": 4}
 # Numbers that no operator may take, by their names.
 WRONG: dict[str, tuple[int, ...]] = {
     "start": (-1, 2, 2**62, -(2**62)),
@@ -72,7 +73,10 @@ WRONG: dict[str, tuple[int, ...]] = {
     "row": (-1, C - 2, 2**62, -(2**63)),
     "column": (-1, C - 3, 2**62, -(2**63)),
     "capacity": (-1, -(2**40)),
-    "features": (-1,),
+    "side": (0, -1),
+    "density": (0, -1),
+    "begin": (-1, 5),
+    "end": (-1, 0, 7),
 }
 # Values of indices that are no place of what they point at. A GPU is not asked for them.
 PLACES: dict[str, tuple[int, ...]] = {
@@ -131,8 +135,6 @@ def _special(operator: str, name: str) -> Any:
         found |= {"offset": numbers(K), "d_own": numbers(N)}
     if room in ("columns", "lade"):
         found["d_own"] = numbers(N)
-    if operator == "gram_screen":
-        found["product"] = torch.ones(3, 4, dtype=torch.int32)
     return found.get(name)
 
 
@@ -228,11 +230,11 @@ def _allowed(operator: str, name: str, value: Tensor, place: int) -> bool:
 
 def _size_of_its_own(operator: str, name: str, value: Tensor) -> bool:
     """The same for sizes alone."""
-    tiles = operator in ("gram_screen", "gram_tile", "gram_coefficients")
+    tiles = operator in ("gram_tile", "gram_coefficients")
     lines = 1 if "total" not in schema(operator) or name == "offset" else C + 3
     return (
         operator in ("gram_units", "gram_forward")
-        or (operator.startswith("gram") and name == "weight" and value.shape[0] == C)
+        or (operator.startswith("gram") and name in ("weight", "unit") and value.shape[0] == C)
         or (tiles and name == "product" and max(value.shape) < C)
         or (operator == "gram_tile" and name == "scale" and len(value) > C)
         or (operator == "columns_forward" and name == "logits" and value.shape[0] == N)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_weights import adversarial, apart, apart_or_not, cosines, exact, ours, similar
+from class_weights import adversarial, apart, apart_or_not, cosines, exact, exact_bytes, ours, similar
 from helpers import assert_same, gradients, normal
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
@@ -85,12 +85,12 @@ def test_bound_holds(features: int) -> None:
 @pytest.mark.parametrize("threshold", [0.01, 0.4, 0.9, 0.9999])
 def test_screened_is_unscreened(threshold: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same active pairs, the same Z, with int8 products and without them."""
+    exact_bytes()
     weight = apart_or_not(adversarial(64), threshold).to(dtype)
     weight = weight[weight.float().norm(dim=1).isfinite()]
     found = []
     for screened in (True, False):
         monkeypatch.setattr(tiles, "screening", lambda *_, on=screened: (on, "test"))
-        monkeypatch.setattr(tiles, "_matrix_product", lambda a, b: (a.double() @ b.double().T).int())
         total, _, first, second, value, count, _ = tiles.forward(weight, threshold)
         order = (first[: int(count)].long() * len(weight) + second[: int(count)]).argsort()
         found.append((total, first[: int(count)][order], second[: int(count)][order], value[: int(count)][order]))

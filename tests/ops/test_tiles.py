@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_weights import similar
+from class_weights import exact_bytes, similar
 from helpers import generator, normal
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
@@ -29,13 +29,8 @@ def tile_calls(dtype: torch.dtype) -> list[Call]:
     for rows, columns in ((slice(20, 70), slice(20, 70)), (slice(0, 33), slice(40, 90))):
         place = rows.start, columns.start
         product = weight[rows].to(scale.dtype) @ weight[columns].to(scale.dtype).T
-        for room in (4, 700):  # too little, and enough
-            calls.append((tiles.tile_op, reference.gram_tile, (product, scale, 0.1, *place, room)))
-            if dtype != torch.float64:
-                _, unit, *rounding = reference.gram_units(weight)
-                rounded = (unit[rows].double() @ unit[columns].double().T).int()
-                arguments = (rounded, *rounding, 0.1, 40, *place, room)
-                calls.append((tiles.screen_op, reference.gram_screen, arguments))
+        rooms = (4, 700)  # too little, and enough
+        calls += [(tiles.tile_op, reference.gram_tile, (product, scale, 0.1, *place, room)) for room in rooms]
         arguments = (product, scale, slope, 0.1, *place)
         calls.append((tiles.coefficients_op, reference.gram_coefficients, arguments))
     product = weight.to(scale.dtype) @ weight.to(scale.dtype).T
@@ -43,7 +38,12 @@ def tile_calls(dtype: torch.dtype) -> list[Call]:
     for project, wide in ((True, False), (False, True)):
         arguments = (weight, scale, slope, own, first, second, value, count, project, wide)
         calls.append((tiles.pairs_op, reference.gram_pairs, arguments))
-    return calls if dtype == torch.float64 else [*calls, (tiles.units_op, reference.gram_units, (weight,))]
+    if dtype == torch.float64:
+        return calls
+    _, unit, *rounding = reference.gram_units(weight)
+    screened = (unit, *rounding, 0.1, 40, 3, 1, 5)  # the second to the fifth of six tiles
+    calls.append((tiles.screen_op, reference.gram_screen, screened))
+    return [*calls, (tiles.units_op, reference.gram_units, (weight,))]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -61,7 +61,7 @@ def test_tiles_are_their_reference(dtype: torch.dtype) -> None:
 
 def lists_in_use(operator: Callable[..., Any], place: int, result: Any) -> slice:
     """The part of a list of pairs that is in use: all of what is no such list, none of one that is too short."""
-    lists = {tiles.tile_op: (2, 3, 4), tiles.screen_op: (0, 1)}.get(operator, ())
+    lists = {tiles.tile_op: (2, 3, 4)}.get(operator, ())
     count = int(result[-1]) if lists else 0
     return slice(0, count if 0 <= count <= result[place].numel() else 0) if place in lists else slice(None)
 
@@ -108,9 +108,9 @@ def test_a_product_is_a_function_of_its_two_rows(dtype: torch.dtype, kernels: st
 @pytest.mark.parametrize("groups", [40, 400])  # rows with many partners in common, and with few
 def test_screened_cosines_are_those_of_a_list(groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, in the order of the tiles, and the same with one thread and two."""
+    exact_bytes()
     weight = (normal(groups, 33, seed=1)[torch.arange(1100) % groups] + normal(1100, 33, seed=2)).to(dtype)
     monkeypatch.setattr(tiles, "screening", lambda *_: (True, "test"))
-    monkeypatch.setattr(tiles, "_matrix_product", lambda a, b: (a.double() @ b.double().T).int())
     threads, found = torch.get_num_threads(), []
     for number in (1, 2):
         torch.set_num_threads(number)
@@ -127,17 +127,21 @@ def test_screened_cosines_are_those_of_a_list(groups: int, dtype: torch.dtype, m
     assert (place.diff() > 0).all()
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 63), (2, 64), (70, 65), (90, 130)])
-@pytest.mark.parametrize("column", [0, 5, 90])
-def test_every_survivor_is_listed(rows: int, columns: int, column: int) -> None:
-    """Whatever the width of a tile and wherever the diagonal runs through it; no room is no list."""
-    step, error = torch.ones(column + columns + rows + 2) / 100, torch.zeros(column + columns + rows + 2)
-    product = torch.randint(-6000, 6000, (rows, columns), dtype=torch.int32, generator=generator(3))
-    for room in (rows * columns, 0):
-        ours, theirs = (
-            op(product, step, error, 0.2, 8, 2, column, room) for op in (tiles.screen_op, reference.gram_screen)
+@pytest.mark.parametrize(("classes", "side"), [(1, 1), (3, 2), (66, 64), (140, 63), (190, 65), (300, 130)])
+@pytest.mark.parametrize("density", [1, 50])
+def test_every_survivor_is_listed(classes: int, side: int, density: int) -> None:
+    """Whatever the width of a tile and of the last one; and none of a tile with too many."""
+    unit = torch.randint(-127, 128, (classes, 16), dtype=torch.int8, generator=generator(3))
+    step, error = torch.ones(classes) / 1000, torch.zeros(classes)
+    every = len(reference.upper_tiles(classes, side))
+    for begin, end in ((0, every), (every // 2, every), (every, every)):
+        found = (
+            op(unit, step, error, 0.01, side, density, begin, end) for op in (tiles.screen_op, reference.gram_screen)
         )
-        assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(*found, strict=True):
+            assert torch.equal(ours, theirs)
+    counts = reference.gram_screen(unit, step, error, 0.01, side, density, 0, every)[-1]
+    assert bool((counts < 0).any()) == (density == 50 and side >= 63)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lt_kernels.core.linear import BOTH, COLUMNS
 from lt_kernels.core.numbers import accumulate_type, product_type
 from lt_kernels.core.terms import SPHERE
-from lt_kernels.reference.gram import PAIRS, tiles
+from lt_kernels.reference.gram import PAIRS, tiles, upper_tiles
 
 _REAL = (torch.float32, torch.float64)
 _FLOATING = (*_REAL, torch.bfloat16, torch.float16)
@@ -26,6 +26,7 @@ _DTYPES = {
     "real": _REAL,
     "index": (torch.int64,),
     "place": (torch.int32,),
+    "byte": (torch.int8,),
     "double": (torch.float64,),
     "flag": (torch.bool,),
 }
@@ -45,7 +46,7 @@ _MARGINS = dict.fromkeys(("top", "own", "rival", "own_offset", "norm", "mean", "
 _MARGINS |= {"rest": "real N", "target": "index N", **_BY_CLASS}
 _PAIRS = {"first": "place P", "second": "place P", "value": "number P", "count": "index 1"}
 _GRAM = dict.fromkeys(("scale", "slope", "own", "total", "grad", "step", "error"), "number C")
-_GRAM |= {"weight": "values C D", "product": "real H W", "dense": "flag T T", **_PAIRS}
+_GRAM |= {"weight": "values C D", "unit": "byte C D", "product": "real H W", "dense": "flag T T", **_PAIRS}
 _COLUMNS = {
     "logits": "values N C",
     "target": "index N",
@@ -58,7 +59,6 @@ _KEYS = {"query": "real N D", "key": "same K D", "query_class": "index N", "key_
 _KEYS |= {"left_out": "index N", "rest": "same N", "own": "same N", "d_rest": "same N", "d_own": "same N"}
 _ROOMS = {"rows": _ROWS, "linear": _LINEAR, "gram": _GRAM, "columns": _COLUMNS, "keys": _KEYS, "margins": _MARGINS}
 _OPERATORS = {"rows_loss": _LOSS, "rows_loss_gradient": _LOSS, "rows_loss_backward": _SLOPES}
-_OPERATORS |= {"gram_screen": {**_GRAM, "product": "place H W"}}
 _LITERALS = {str(size): size for size in (0, 1, 6)}
 _MOST = 2**62
 # Of the arguments that are numbers, by their names.
@@ -68,7 +68,8 @@ _RANGES = {
     "normalize": (0, 2),
     "row_slab": (1, _MOST),
     "class_slab": (1, _MOST),
-    **dict.fromkeys(("start", "classes", "capacity", "features", "row", "column"), (0, _MOST)),
+    **dict.fromkeys(("start", "classes", "capacity", "row", "column"), (0, _MOST)),
+    **dict.fromkeys(("side", "density"), (1, _MOST)),
 }
 
 
@@ -180,6 +181,13 @@ def _tile(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
             raise door.error(name, f"leave room for {sizes[letter]} of {sizes['C']} classes", named[name])
 
 
+def _tiles(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
+    most = len(upper_tiles(sizes["C"], named["side"]))
+    for name, low, high in (("end", 0, most), ("begin", 0, named["end"])):
+        if not low <= named[name] <= high:
+            raise door.error(name, f"be from {low} to {high}", named[name])
+
+
 def _order(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
     """SphereFace's order is its margin."""
     if named["kind"] == SPHERE and not 1 <= named["margin"] < 2**31:
@@ -222,6 +230,7 @@ _RULES: dict[str, Callable[[Door, dict[str, Any], dict[str, int]], None]] = {
     "offset_row": _lines,
     "start": _shard,
     "row": _tile,
+    "side": _tiles,
     "kind": _order,
     "dense": _dense,
     "kept": _norms,
