@@ -1,4 +1,4 @@
-// Log-sum-exp down the batch and its gradient: docs/math.md, section 7. T: dtype of the logits, A: of the arithmetic.
+// Column-wise log-sum-exp and its gradient: docs/math.md, section 7. T: dtype of the logits, A: of the arithmetic.
 #pragma once
 
 #include <cmath>
@@ -9,11 +9,11 @@
 namespace lt {
 namespace LT_ISA {
 
-constexpr int kColumns = 256;  // columns of a block, whose state stays in the first cache
-constexpr int kChunk = 64;     // rows of a block: read twice, for the maxima and for the sums, from the second cache
+constexpr int kColumns = 256;  // columns of a block: their running sums stay in the L1 cache
+constexpr int kChunk = 64;     // rows of a block: it is read twice, for maxima and for sums, the second time from L2
 
-template <class A> constexpr A kNone = -std::numeric_limits<A>::infinity();
 
+// One row of the logits, with its offset added.
 template <class T, class A> struct ColumnLine {
   const T* logits;
   A offset;
@@ -26,12 +26,13 @@ template <class T, class A> struct ColumnLine {
   }
 };
 
-// The running log-sum-exp of a block of columns: top + log(total).
-template <class A> struct State {
+// The running log-sum-exp of a block of columns: `top` is the maximum so far, `total` the sum of exp(value - shift),
+// `part` that of the current chunk of rows. `shift` is the maximum at the last rescaling, or 0 if it is infinite.
+template <class A> struct ColumnState {
   alignas(64) A top[kColumns], total[kColumns], shift[kColumns], part[kColumns];
 
-  State() {
-    for (int k = 0; k < kColumns; ++k) top[k] = kNone<A>, total[k] = shift[k] = part[k] = 0;
+  ColumnState() {
+    for (int k = 0; k < kColumns; ++k) top[k] = kMinusInfinity<A>, total[k] = shift[k] = part[k] = 0;
   }
 
   template <class T> void raise(const ColumnLine<T, A>& line, int64_t first, int count) {
@@ -39,12 +40,12 @@ template <class A> struct State {
     for (int k = 0; k < count; k += W)
       store(top + k, max(load(top + k), line.value(first + k, count - k < W ? count - k : W)));
   }
-  // The maxima may have grown: what was summed so far is scaled to the new ones.
-  void settle(int count) {
+  // Rescales the sums to the new maxima, which a chunk of rows may have raised.
+  void rescale(int count) {
     constexpr int W = Vec<A>::width;
     for (int k = 0; k < count; k += W) {
       vec<A> best = load(top + k), before = load(shift + k), sum = load(total + k);
-      vec<A> now = (best == kNone<A>) | (best == -kNone<A>) ? vec<A>{} : best;  // an infinity would make NaN of itself
+      vec<A> now = (best == kMinusInfinity<A>) | (best == -kMinusInfinity<A>) ? vec<A>{} : best;  // inf - inf is NaN
       store(total + k, sum == 0 ? sum : sum * exp(before - now));
       store(shift + k, now);
       store(part + k, vec<A>{});
@@ -63,25 +64,26 @@ template <class A> struct State {
   }
 };
 
-// lse of the columns [begin, end); each column's bits are the same whatever the blocks and the threads.
+// The log-sum-exp of the columns [begin, end). Each column is summed in the same order whatever the blocks and threads.
 template <class T> void columns_forward(const ColumnSums& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
   A* out = static_cast<A*>(in.lse_out);
   for (int64_t first = begin; first < end; first += kColumns) {
     int count = int(end - first < kColumns ? end - first : kColumns);
-    State<A> state;
+    ColumnState<A> state;
     for (int64_t chunk = 0; chunk < in.n; chunk += kChunk) {
       int64_t last = chunk + kChunk < in.n ? chunk + kChunk : in.n;
       for (int64_t i = chunk; i < last; ++i) state.raise(ColumnLine<T, A>(in, i), first, count);
-      state.settle(count);
+      state.rescale(count);
       for (int64_t i = chunk; i < last; ++i) state.add(ColumnLine<T, A>(in, i), first, count);
       state.fold(count);
     }
     for (int k = 0; k < count; ++k)
-      out[first + k] = state.total[k] == 0 ? kNone<A> : state.shift[k] + std::log(state.total[k]);
+      out[first + k] = state.total[k] == 0 ? kMinusInfinity<A> : state.shift[k] + std::log(state.total[k]);
   }
 }
 
+// The target logits of the rows [begin, end).
 template <class T> void columns_own(const ColumnSums& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
   for (int64_t i = begin; i < end; ++i) {
@@ -90,7 +92,10 @@ template <class T> void columns_own(const ColumnSums& in, int64_t begin, int64_t
   }
 }
 
-template <class A> inline vec<A> chance(vec<A> z, vec<A> lse) { return exp(z - (lse == kNone<A> ? vec<A>{} : lse)); }
+// exp(z - lse): the softmax over the batch; 0 in a column that is all -infinity.
+template <class A> inline vec<A> probability(vec<A> z, vec<A> lse) {
+  return exp(z - (lse == kMinusInfinity<A> ? vec<A>{} : lse));
+}
 
 // The gradient of the rows [begin, end).
 template <class T> void columns_backward(const ColumnSums& in, int64_t begin, int64_t end) {
@@ -101,14 +106,14 @@ template <class T> void columns_backward(const ColumnSums& in, int64_t begin, in
     ColumnLine<T, A> line(in, i);
     T* out = static_cast<T*>(in.d_logits) + i * in.c;
     int64_t j = 0, y = in.target[i];
-    for (; j + W <= in.c; j += W) store(out + j, load(d_lse + j) * chance<A>(line.value(j, W), load(lse + j)));
+    for (; j + W <= in.c; j += W) store(out + j, load(d_lse + j) * probability<A>(line.value(j, W), load(lse + j)));
     if (j < in.c) {
       int rest = int(in.c - j);
-      vec<A> d = load_part<A>(d_lse + j, rest) * chance<A>(line.value(j, rest), load_part<A>(lse + j, rest));
+      vec<A> d = load_part<A>(d_lse + j, rest) * probability<A>(line.value(j, rest), load_part<A>(lse + j, rest));
       store_part<A>(out + j, d, rest);
     }
-    vec<A> own = splat(d_lse[y]) * chance<A>(line.value(y, 1), splat(lse[y]));  // again, so that it is rounded once
-    store_part<A>(out + y, splat(own[0] + static_cast<const A*>(in.d_own)[i]), 1);
+    vec<A> target = splat(d_lse[y]) * probability<A>(line.value(y, 1), splat(lse[y]));  // in A: rounded once
+    store_part<A>(out + y, splat(target[0] + static_cast<const A*>(in.d_own)[i]), 1);
   }
 }
 

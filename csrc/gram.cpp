@@ -1,4 +1,4 @@
-// Logit-weight repulsion: the tile operators of lt_kernels/ops/gram.py on a CPU.
+// Logit-weight repulsion: the CPU kernels of the operators of lt_kernels/ops/tiles.py.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -11,13 +11,13 @@
 namespace lt {
 namespace {
 
-constexpr int64_t kRows = 64;       // rows whose column sums are taken together, whatever the threads
-constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's own cache
+constexpr int64_t kRows = 64;        // rows of a block of column sums: fixed, so that no sum depends on the threads
+constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's L2 cache
 
-// row sums, column sums, first, second and cosine of the active pairs, and how many there are.
-using Found = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// Row sums, column sums, the first class, second class and cosine of the active pairs, and their number.
+using TileResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-struct TileInputs : Held {
+struct TileInputs : TensorHolder {
   Tile args{};
   ScalarType sums;
   bool wide;
@@ -42,7 +42,7 @@ Tensor zeros(int64_t size, ScalarType type) {
   return made;
 }
 
-// The outcome of one tile, with room for `capacity` pairs.
+// The result of one tile, with room for `capacity` pairs.
 struct Pairs {
   Tensor row_sum, column_sum, first, second, value, count;
   std::vector<int64_t> begins;
@@ -52,26 +52,26 @@ struct Pairs {
         first(zeros(capacity, ScalarType::Int)), second(zeros(capacity, ScalarType::Int)),
         value(zeros(capacity, sums)), count(empty({1}, ScalarType::Long)), begins(tile.rows + 1, 0) {}
 
-  // From numbers to places; the number of all.
-  int64_t place() {
+  // Replaces the numbers of pairs by the places where each row's list begins; returns the number of all pairs.
+  int64_t begin_lists() {
     for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
     return begins.back();
   }
-  void begin_list(Tile& tile) const { tile.second = data<int32_t>(second), tile.value = value.mutable_data_ptr(); }
-  // Names the listed pairs' classes.
-  void name(const Tile& tile) {
+  void give_memory(Tile& tile) const { tile.second = data<int32_t>(second), tile.value = value.mutable_data_ptr(); }
+  // Sets the classes of the listed pairs, of which only the column within the tile is known.
+  void set_classes(const Tile& tile) {
     for (int64_t i = 0; i < tile.rows; ++i)
       for (int64_t k = begins[i]; k < begins[i + 1]; ++k)
         data<int32_t>(first)[k] = int32_t(tile.row + i), tile.second[k] += int32_t(tile.column);
   }
-  Found result(int64_t number) {
+  TileResult result(int64_t number) {
     *data<int64_t>(count) = number;
     return {row_sum, column_sum, first, second, value, count};
   }
 };
 
-// Runs a kernel over blocks of rows, each with column sums of its own, and adds these in their order.
-template <class A> void with_columns(const Tile& tile, TileSums kernel, double* down) {
+// Runs a kernel over blocks of rows, each with its own column sums, and adds these in the order of the blocks.
+template <class A> void with_columns(const Tile& tile, TileSums kernel, double* column_sum) {
   int64_t blocks = (tile.rows + kRows - 1) / kRows;
   std::vector<A> parts(blocks * tile.columns, A(0));
   in_pieces(blocks, 1, [&](int64_t begin, int64_t end) {
@@ -79,25 +79,25 @@ template <class A> void with_columns(const Tile& tile, TileSums kernel, double* 
       kernel(tile, block * kRows, std::min((block + 1) * kRows, tile.rows), parts.data() + block * tile.columns);
   });
   for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t j = 0; j < tile.columns; ++j) down[j] += double(parts[block * tile.columns + j]);
+    for (int64_t j = 0; j < tile.columns; ++j) column_sum[j] += double(parts[block * tile.columns + j]);
 }
 
-void with_columns(const TileInputs& in, const TileSums (&kernel)[2], const Tensor& down) {
-  if (in.wide) with_columns<double>(in.args, kernel[1], data<double>(down));
-  else with_columns<float>(in.args, kernel[0], data<double>(down));
+void with_columns(const TileInputs& in, const TileSums (&kernel)[2], const Tensor& column_sum) {
+  if (in.wide) with_columns<double>(in.args, kernel[1], data<double>(column_sum));
+  else with_columns<float>(in.args, kernel[0], data<double>(column_sum));
 }
 
-Found gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int64_t column, int64_t capacity) {
+TileResult gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int64_t column, int64_t capacity) {
   TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
   expect(capacity, "capacity", 0, kMost);
   Pairs pairs(in.args, capacity, in.sums);
   in.args.row_sum = data<double>(pairs.row_sum), in.args.begins = pairs.begins.data();
   with_columns(in, kernels().gram_sums, pairs.column_sum);
-  int64_t active = pairs.place();
+  int64_t active = pairs.begin_lists();
   if (active == 0 || active > capacity) return pairs.result(active);
-  pairs.begin_list(in.args);
+  pairs.give_memory(in.args);
   in_pieces(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
-  pairs.name(in.args);
+  pairs.set_classes(in.args);
   return pairs.result(active);
 }
 
@@ -106,10 +106,10 @@ std::tuple<Tensor, Tensor, Tensor> gram_coefficients(Tensor product, Tensor scal
   TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
   in.args.slope = in.numbers(slope, in.sums, "slope", {in.classes});
   Tensor factor = empty({in.args.rows, in.args.columns}, in.sums);
-  Tensor across = empty({in.args.rows}, ScalarType::Double), down = zeros(in.args.columns, ScalarType::Double);
-  in.args.value = factor.mutable_data_ptr(), in.args.row_sum = data<double>(across);
-  with_columns(in, kernels().gram_coefficients, down);
-  return {factor, across, down};
+  Tensor row_sum = empty({in.args.rows}, ScalarType::Double), column_sum = zeros(in.args.columns, ScalarType::Double);
+  in.args.value = factor.mutable_data_ptr(), in.args.row_sum = data<double>(row_sum);
+  with_columns(in, kernels().gram_coefficients, column_sum);
+  return {factor, row_sum, column_sum};
 }
 
 struct PairList {
@@ -119,7 +119,7 @@ struct PairList {
   bool project;
 };
 
-// The keys' indices by their keys, which are below `size`; equal ones as they come.
+// The order that sorts the keys, which are below `size`, by counting; stable.
 std::vector<int32_t> sorted(const std::vector<int32_t>& key, int64_t size) {
   std::vector<int32_t> next(size + 1, 0), order(key.size());
   for (int32_t one : key) ++next[one + 1];
@@ -128,7 +128,7 @@ std::vector<int32_t> sorted(const std::vector<int32_t>& key, int64_t size) {
   return order;
 }
 
-// Each class's least neighbour, or itself: classes with the same one are visited side by side.
+// The smallest index among each class and its neighbours. Classes that share it are visited one after the other.
 std::vector<int32_t> least_neighbours(const int32_t* first, const int32_t* second, int64_t count, int64_t classes) {
   std::vector<int32_t> least(classes);
   for (int64_t i = 0; i < classes; ++i) least[i] = int32_t(i);
@@ -146,7 +146,7 @@ void check_classes(const int32_t* first, const int32_t* second, int64_t count, i
   }
 }
 
-// The neighbours at each place, in the order of the pairs, with their coefficients; and that of w_i in row i.
+// The pairs as adjacency lists by place, with the coefficients of the gradient; `own` gets that of w_i in row i.
 template <class A> struct Graph {
   std::vector<int32_t> place;
   std::vector<int64_t> begins;
@@ -169,19 +169,19 @@ template <class A> struct Graph {
   }
 };
 
-// Few pairs: each row at once, its neighbours from where they lie, which is in the order of the classes.
+// For few pairs: whole rows, in the order of the classes, with the neighbours read from the class weights in place.
 void gather_rows(const Neighbours& args, int64_t classes, PairsKernel kernel) {
   in_pieces(classes, 16384 / std::max<int64_t>(args.d, 1),
        [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// Many pairs: a strip of columns of all weights is copied, by place, to where the neighbours of one row and of the next
-// stay in the cache while all rows gather from it.
+// For many pairs: a strip of columns of all class weights is copied, in visiting order, and stays in the L2 cache while
+// all rows gather from it.
 void gather_strips(const Neighbours& args, int64_t classes, int64_t size, PairsKernel kernel) {
   int64_t width = std::max<int64_t>(kStrip, kCache / (classes * size) / kStrip * kStrip);
   with_workers((args.d + width - 1) / width, 1, [&](Pieces& pieces) {
     std::vector<char> room(classes * width * size + 64);
-    char* copy = room.data() + 64 - reinterpret_cast<uintptr_t>(room.data()) % 64;  // no vector lies across two lines
+    char* copy = room.data() + 64 - reinterpret_cast<uintptr_t>(room.data()) % 64;  // aligned to cache lines
     for (int64_t begin, end; pieces.take(begin, end);)
       for (int64_t strip = begin; strip < end; ++strip) {
         Neighbours part = args;
@@ -211,7 +211,7 @@ void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope
 
 Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value,
                   Tensor count, bool project, bool wide) {
-  Held held;
+  TensorHolder held;
   expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
   const int64_t classes = rows.size(0), d = rows.size(1), room = first.numel();
@@ -238,9 +238,10 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   return out;
 }
 
-// The runs by the least neighbours of their classes, if then mostly runs with the same last partner follow each other:
-// their rows are still in the cache. Otherwise as they come: by tiles, which keep unlike rows nearer.
-std::vector<int32_t> visits(const Listed& in, int64_t pairs, int64_t classes, const std::vector<int64_t>& begins) {
+// The order in which runs of pairs are visited: by the smallest neighbour of their class, if most runs then share their
+// last partner with the run before, whose row is still in the cache. Otherwise the order of the list, which is tile by
+// tile, so that it stays within two ranges of classes.
+std::vector<int32_t> visit_order(const Listed& in, int64_t pairs, int64_t classes, const std::vector<int64_t>& begins) {
   const int64_t runs = begins.size() - 1;
   std::vector<int32_t> least = least_neighbours(in.first, in.second, pairs, classes), key(runs);
   for (int64_t run = 0; run < runs; ++run) key[run] = least[in.first[begins[run]]];
@@ -252,9 +253,9 @@ std::vector<int32_t> visits(const Listed& in, int64_t pairs, int64_t classes, co
   return order;
 }
 
-// The cosines of listed pairs, in runs of one first class.
+// The cosines of listed pairs. Neighbouring pairs with the same first class are one run.
 Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
-  Held held;
+  TensorHolder held;
   expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
   const int64_t classes = rows.size(0), d = rows.size(1), pairs = first.numel();
@@ -268,7 +269,7 @@ Tensor gram_listed(Tensor weight, Tensor scale, Tensor first, Tensor second) {
     if (k == 0 || from[k] != from[k - 1]) begins.push_back(k);
   begins.push_back(pairs);
   Listed args{rows.const_data_ptr(), d, rows.stride(0), held.numbers(scale, sums, "scale", {classes}), from, to};
-  std::vector<int32_t> order = visits(args, pairs, classes, begins);
+  std::vector<int32_t> order = visit_order(args, pairs, classes, begins);
   args.begins = begins.data(), args.order = order.data(), args.value = value.mutable_data_ptr();
   const int64_t runs = order.size(), work = d * (pairs / std::max<int64_t>(runs, 1));
   in_pieces(runs, 65536 / std::max<int64_t>(work, 1),

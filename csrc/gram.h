@@ -9,25 +9,25 @@
 namespace lt {
 namespace LT_ISA {
 
-// How far the product of two rounded unit rows may be from the float dot product of the rows themselves times their
-// scales. The errors e_i, e_j are the lengths of what the rounding took away; the product of the rounded rows is exact
-// in integers. The dot product has at most d roundings of 2^-24 in products and sums, the scales and steps a few more:
-// twice these cover what the lengths of the unit rows, which are not exactly 1, and of the errors add in second order.
+// A bound on the difference between the product of two rounded unit rows and the cosine as float32 computes it. error_i
+// and error_j are the lengths of the rounding errors of the rows; the product of the rounded rows is exact in integers.
+// The float32 dot product has at most d roundings of 2^-24, the scales and steps a few more. The bound has twice that,
+// which covers the second-order terms: the lengths of the unit rows and of the errors are rounded themselves.
 template <class A> inline A screening_bound(A error_i, A error_j, int64_t d) {
   return error_i + error_j + error_i * error_j + float(d + 16) * 1.1920929e-7f;
 }
 
 template <class A> inline const A* numbers(const void* from) { return static_cast<const A*>(from); }
 
-// The products of row a with N rows. Each is the same function of its two rows, whatever N is and whichever is a: what
-// verifies screened pairs, what goes along a kept list and what takes the norms agree to the bit.
+// The dot products of row a with N rows. Each depends on its two rows alone, to the bit, not on N or on their order. So
+// the verification of screened pairs, the pairs of a list that is kept across steps and the norms agree.
 template <class A, class T, int N> inline void dots(const T* a, const T* const (&b)[N], int64_t d, A (&product)[N]) {
   constexpr int W = Vec<A>::width;
   vec<A> even[N] = {}, odd[N] = {};
   int64_t k = 0;
   for (; k + 2 * W <= d; k += 2 * W) {
-    vec<A> near = load(a + k), far = load(a + k + W);
-    for (int n = 0; n < N; ++n) even[n] = even[n] + near * load(b[n] + k), odd[n] = odd[n] + far * load(b[n] + k + W);
+    vec<A> low = load(a + k), high = load(a + k + W);
+    for (int n = 0; n < N; ++n) even[n] = even[n] + low * load(b[n] + k), odd[n] = odd[n] + high * load(b[n] + k + W);
   }
   for (; k < d; k += W) {
     int count = int(d - k < W ? d - k : W);
@@ -44,7 +44,7 @@ template <class A, class T> inline A dot(const T* a, const T* b, int64_t d) {
   return product[0];
 }
 
-// 1 / |w|: 0 for a row shorter than 1e-12, NaN for one that is not finite.
+// 1 / |w|: 0 for a row of length at most 1e-12, which has no direction; NaN for a row that is not finite.
 template <class A> inline A inverse_norm(A square) {
   A norm = std::sqrt(square);
   if (!(norm <= std::numeric_limits<A>::max())) return std::numeric_limits<A>::quiet_NaN();
@@ -57,17 +57,18 @@ inline void store(int8_t* to, vint value, int count) {
   std::memcpy(to, &small, count);
 }
 
-template <class T> inline float largest(const T* row, int64_t d) {
+// The largest absolute value of a row.
+template <class T> inline float largest_entry(const T* row, int64_t d) {
   constexpr int W = Vec<float>::width;
   vfloat best{};
   for (int64_t k = 0; k < d; k += W) {
     vfloat x = d - k < W ? load_part<float>(row + k, int(d - k)) : load(row + k);
     best = max(best, max(x, -x));
   }
-  return top<float>(best);
+  return largest<float>(best);
 }
 
-// Rows [begin, end) to unit length in steps of 1/127 of their largest entry, and the length of what rounding took away.
+// Rounds the unit rows [begin, end) to steps of 1/127 of their largest entry; also the lengths of the rounding errors.
 template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) {
   constexpr int W = Vec<float>::width;
   const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
@@ -80,7 +81,7 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
       std::memset(out, 0, in.d);
       continue;
     }
-    float limit = largest(row, in.d), step = in.step[i] = limit * scale / 127.f, inverse = 1.f / step;
+    float limit = largest_entry(row, in.d), step = in.step[i] = limit * scale / 127.f, inverse = 1.f / step;
     vfloat squares{};
     for (int64_t k = 0; k < in.d; k += W) {
       int count = int(in.d - k < W ? in.d - k : W);
@@ -93,7 +94,7 @@ template <class T> void gram_units(const Units& in, int64_t begin, int64_t end) 
   }
 }
 
-// All bits set where a pair of row i of the tile may be active, for one vector of its columns from j on.
+// A mask of the pairs of row i of the tile that may be active, for one vector of columns from j on.
 inline vint survivors(const Tile& tile, int64_t i, int64_t j, int count) {
   constexpr int W = Vec<float>::width;
   const int32_t* from = static_cast<const int32_t*>(tile.product) + i * tile.stride + j;
@@ -109,7 +110,7 @@ inline vint survivors(const Tile& tile, int64_t i, int64_t j, int count) {
   return mask;
 }
 
-// Which pairs of each row in [begin, end) may be active, as bits, and how many they are.
+// The pairs of the rows [begin, end) that may be active, as bits, and their number in each row.
 inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
   constexpr int W = Vec<float>::width;
   for (int64_t i = begin; i < end; ++i) {
@@ -126,7 +127,7 @@ inline void gram_screen(const Tile& tile, int64_t begin, int64_t end) {
   }
 }
 
-// The cosines of N pairs of a run, from the k-th pair on.
+// The cosines of N pairs of a run, starting at the k-th pair.
 template <class T, int N> inline void verify(const Listed& in, int64_t k) {
   using A = typename Arithmetic<T>::type;
   const A* scale = numbers<A>(in.scale);
@@ -138,7 +139,8 @@ template <class T, int N> inline void verify(const Listed& in, int64_t k) {
     static_cast<A*>(in.value)[k + n] = product[n] * scale[in.first[k]] * scale[in.second[k + n]];
 }
 
-// The cosines of the runs at the places [begin, end), several at a time: they share what is loaded of their first row.
+// The cosines of the runs at the places [begin, end) of the visiting order, several at a time, so that the row of the
+// first class, which they share, is loaded once.
 template <class T> void gram_verify(const Listed& in, int64_t begin, int64_t end) {
   for (int64_t place = begin; place < end; ++place) {
     int64_t k = in.begins[in.order[place]], last = in.begins[in.order[place] + 1];
@@ -148,7 +150,7 @@ template <class T> void gram_verify(const Listed& in, int64_t begin, int64_t end
   }
 }
 
-// One vector of a tile: its cosines, and all bits set where a pair is active.
+// The cosines of one vector of a tile, and a mask of the active pairs.
 template <class A> struct Cosines {
   vec<A> value;
   typename Vec<A>::ints active;
@@ -168,8 +170,8 @@ template <class A> inline void add_part(A* to, vec<A> value, int count) {
   for (int lane = 0; lane < count; ++lane) to[lane] += value[lane];
 }
 
-// Sums of expm1 of the active cosines of the rows [begin, end): for each row, and into `down` for each column.
-template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, void* down) {
+// Sums of exp(cosine) - 1 over the active pairs of the rows [begin, end): for each row, and added to each column's sum.
+template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, void* column_sum) {
   constexpr int W = Vec<A>::width;
   for (int64_t i = begin; i < end; ++i) {
     const A* product = numbers<A>(tile.product) + i * tile.stride;
@@ -182,9 +184,9 @@ template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, 
       int count = int(tile.columns - j < W ? tile.columns - j : W);
       Cosines<A> cosine(tile, product, scale, j, count);
       vec<A> value = cosine.active ? exp(cosine.value) - A(1) : vec<A>{};
-      add_part(static_cast<A*>(down) + j, value, count);
+      add_part(static_cast<A*>(column_sum) + j, value, count);
       part = part + value, found = found - cosine.active;
-      if (++step % 16 == 0) total += double(sum<A>(part)), part = vec<A>{};  // short sums in A, long ones in double
+      if (++step % 16 == 0) total += double(sum<A>(part)), part = vec<A>{};  // A for 16 terms, double for longer sums
     }
     tile.row_sum[i] = total + double(sum<A>(part));
     int64_t pairs = 0;
@@ -193,7 +195,7 @@ template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, 
   }
 }
 
-// The active pairs of the rows [begin, end), written where each row's list begins.
+// Lists the active pairs of the rows [begin, end), each row's from its place in the list on.
 template <class A> void gram_list(const Tile& tile, int64_t begin, int64_t end) {
   constexpr int W = Vec<A>::width;
   for (int64_t i = begin; i < end; ++i) {
@@ -213,9 +215,9 @@ template <class A> void gram_list(const Tile& tile, int64_t begin, int64_t end) 
   }
 }
 
-// c_ij = e^s (slope_i + slope_j) of the active pairs of the rows [begin, end), times both scales, 0 for the others; and
-// the sums of c_ij s_ij, for each row and into `down` for each column.
-template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64_t end, void* down) {
+// The coefficients c_ij = e^s (slope_i + slope_j) of the active pairs of the rows [begin, end), times both scales, and
+// 0 for all other pairs; and the sums of c_ij s_ij, for each row, and added to each column's sum.
+template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64_t end, void* column_sum) {
   constexpr int W = Vec<A>::width;
   const A *slopes = numbers<A>(tile.slope), *scales = numbers<A>(tile.scale);
   for (int64_t i = begin; i < end; ++i) {
@@ -224,25 +226,25 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
     A* out = static_cast<A*>(tile.value) + i * tile.columns;
     int64_t j = tile.first_column(i);
     for (int64_t k = 0; k < j; ++k) out[k] = 0;
-    double along = 0;
+    double row_total = 0;
     for (; j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
       Cosines<A> cosine(tile, product, scale, j, count);
-      const A *others = slopes + tile.column + j, *lengths = scales + tile.column + j;
-      vec<A> sums = slope + (count == W ? load(others) : load_part<A>(others, count));
-      vec<A> push = cosine.active ? exp(cosine.value) * sums : vec<A>{};
-      vec<A> pull = cosine.active ? push * cosine.value : vec<A>{};
-      vec<A> factor = push * scale * (count == W ? load(lengths) : load_part<A>(lengths, count));
+      const A *other_slopes = slopes + tile.column + j, *other_scales = scales + tile.column + j;
+      vec<A> sums = slope + (count == W ? load(other_slopes) : load_part<A>(other_slopes, count));
+      vec<A> coefficient = cosine.active ? exp(cosine.value) * sums : vec<A>{};
+      vec<A> weighted = cosine.active ? coefficient * cosine.value : vec<A>{};
+      vec<A> factor = coefficient * scale * (count == W ? load(other_scales) : load_part<A>(other_scales, count));
       if (count == W) store(out + j, factor);
       else store_part<A>(out + j, factor, count);
-      add_part(static_cast<A*>(down) + j, pull, count);
-      along += double(sum<A>(pull));
+      add_part(static_cast<A*>(column_sum) + j, weighted, count);
+      row_total += double(sum<A>(weighted));
     }
-    tile.row_sum[i] = along;
+    tile.row_sum[i] = row_total;
   }
 }
 
-// What one row of the gradient is made of: own w_self + sum of factor w_other, each from the column `weight` points to.
+// One row of the gradient, own * w_self + the sum of factor * w_other; `weight` points to the first column.
 template <class T, class A> struct Gather {
   static constexpr int W = Vec<A>::width;
   const T* weight;
@@ -250,7 +252,7 @@ template <class T, class A> struct Gather {
   A own;
   const Edge<A>*edges, *last;
 
-  // N vectors of columns from k on: their sums stay in registers.
+  // N vectors of columns from k on, whose sums stay in registers.
   template <int N, class Out> void whole(int64_t k, Out* out) const {
     vec<A> total[N];
     for (int n = 0; n < N; ++n) total[n] = own == 0 ? vec<A>{} : load(weight + self * stride + k + n * W) * own;
@@ -268,16 +270,16 @@ template <class T, class A> struct Gather {
   }
 };
 
-// Lines that are written soon, of a strip: they lie a row apart, where no hardware looks ahead and stores would wait.
-template <class Out> inline void fetch(Out* to, int64_t columns) {
+// Prefetches cache lines that are written soon: the strips of two rows are too far apart for the hardware prefetcher.
+template <class Out> inline void prefetch_strip(Out* to, int64_t columns) {
   const int64_t step = 64 / sizeof(Out);
   for (int64_t k = 0; k < columns && k < 8 * step; k += step) __builtin_prefetch(to + k, 1);
 }
 
-// Rows of the gradient at the places [begin, end), some columns at a time. Out: T, or A to be added to.
+// The rows of the gradient at the places [begin, end), by groups of columns. Out, the dtype of the result, is T or A.
 template <class T, class Out> void gram_gather(const Neighbours& in, int64_t begin, int64_t end) {
   using A = typename Arithmetic<T>::type;
-  constexpr int W = Vec<A>::width, N = kStrip / W < 8 ? kStrip / W : 8;  // every machine has 16 registers
+  constexpr int W = Vec<A>::width, N = kStrip / W < 8 ? kStrip / W : 8;  // 8 sums fit into 16 registers
   const Edge<A>* edges = static_cast<const Edge<A>*>(in.edges);
   const int64_t columns = in.to - in.from;
   for (int64_t place = begin; place < end; ++place) {
@@ -289,7 +291,7 @@ template <class T, class Out> void gram_gather(const Neighbours& in, int64_t beg
       std::memset(static_cast<void*>(out), 0, columns * sizeof(Out));
       continue;
     }
-    if (place + 2 < end) fetch(static_cast<Out*>(in.out) + in.order[place + 2] * in.d + in.from, columns);
+    if (place + 2 < end) prefetch_strip(static_cast<Out*>(in.out) + in.order[place + 2] * in.d + in.from, columns);
     int64_t k = 0;
     for (; k + N * W <= columns; k += N * W) row.template whole<N>(k, out);
     for (; k + W <= columns; k += W) row.template whole<1>(k, out);

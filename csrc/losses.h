@@ -1,4 +1,4 @@
-// From the statistics of rows to their losses, slopes and gradient, on memory of the caller's.
+// Losses of rows with one target each: statistics, losses, slopes and gradient, in memory that the caller provides.
 #pragma once
 
 #include <algorithm>
@@ -10,23 +10,24 @@
 
 namespace lt {
 
-enum Reduction { kNone, kWeightedMean, kSum, kMean };  // kMean divides by the number of rows that count
+enum Reduction { kNone, kWeightedMean, kSum, kMean };  // kMean divides by the number of rows that are not ignored
 
-// The first target that is neither a class nor ignored, or none.
-inline const int64_t* first_misfit(const int64_t* target, int64_t count, int64_t classes, int64_t ignore_index) {
+// The first target that is neither a class nor ignore_index, or nullptr.
+inline const int64_t* invalid_target(const int64_t* target, int64_t count, int64_t classes, int64_t ignore_index) {
   for (int64_t i = 0; i < count; ++i)
     if ((target[i] < 0 || target[i] >= classes) && target[i] != ignore_index) return target + i;
   return nullptr;
 }
 
-// The first target whose offset is -inf, or -1.
+// The first target whose offset is -infinity, or -1.
 template <class A> int64_t absent_target(const Rows& args) {
   for (int64_t i = 0; args.offset.data && i < args.n; ++i)
     if (int64_t y = args.column(i, 0); y >= 0 && args.offset.at<A>(i)[y] == -std::numeric_limits<A>::infinity()) return y;
   return -1;
 }
 
-// The losses [n] of rows for one target each; saved is [rest, top, d_rest, d_own, d_offset, d_mean] x n.
+// The losses [n]. `saved` is [kSaved, n]: rest, top, and the slopes for rest, own, the target's offset and mean. Until
+// its slopes are known, a row's own and mean are in the places of their slopes.
 template <class A> struct Losses {
   Rows args;
   Margins margins;
@@ -51,35 +52,35 @@ template <class A> struct Losses {
       if (int64_t y = args.column(i, 0); y >= 0)
         divisor += reduction == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
   }
-  // A slope of 0 stays 0 where nothing counts and the divisor is 0.
-  A share_of(A slope) const { return slope == 0 ? A(0) : A(slope / divisor); }
+  // Where no row counts, the divisor is 0; the slopes then stay 0 instead of NaN.
+  A divided(A slope) const { return slope == 0 ? A(0) : A(slope / divisor); }
 
-  // From the statistics of row i, which its places in `saved` hold, to its loss and slopes.
+  // Computes the loss of row i, and replaces its statistics in `saved` by its slopes.
   void row(int64_t i) const {
     int64_t n = args.n, y = args.column(i, 0);
     const A *offset = args.offset.at<A>(i), *share = args.share.at<A>(i);
     A own_offset = offset && y >= 0 ? offset[y] : A(0);
-    A most = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
-    Numbers<A> in{numbers[i], numbers[n + i], numbers[3 * n + i], most, own_offset, A(1)};
+    A rival = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
+    Numbers<A> in{numbers[i], numbers[n + i], numbers[3 * n + i], rival, own_offset, A(1)};
     if (share) in.mean = numbers[5 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
     Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
-    losses[i] = out.loss, numbers[2 * n + i] = share_of(out.d_rest), numbers[3 * n + i] = share_of(out.d_own);
-    numbers[4 * n + i] = share_of(out.d_offset), numbers[5 * n + i] = share_of(out.d_mean);
+    losses[i] = out.loss, numbers[2 * n + i] = divided(out.d_rest), numbers[3 * n + i] = divided(out.d_own);
+    numbers[4 * n + i] = divided(out.d_offset), numbers[5 * n + i] = divided(out.d_mean);
   }
 
-  // Whether the gradient's own memory has room for what is kept of a row.
+  // Whether the memory of the gradient has room for the kept exponentials.
   static bool in_place(Type type) { return sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2); }
 
-  // Whether these are short rows of a plain loss.
-  bool plain() const {
+  // Whether csrc/short.h serves: short rows, and a loss without margin, scale, focal factor or smoothing.
+  bool short_plain_rows() const {
     return args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
            args.scale == 1 && margins.scale == 1 && !args.row_scale && !args.column_scale;
   }
 
-  // All rows, with their statistics; with `d_logits` in the arguments their gradient too, while a row is in the cache.
+  // All rows; if the arguments have `d_logits` with the gradient, which is written while the row is in the cache.
   void run(Type type) const {
     int64_t grain = 8192 / std::max<int64_t>(args.c, 1);
-    if (plain())
+    if (short_plain_rows())
       return in_pieces(args.n, grain, [&](int64_t begin, int64_t end) {
         kernels().rows_plain[type](args, {margins.weight, divisor, losses, numbers}, begin, end);
       });
@@ -91,7 +92,7 @@ template <class A> struct Losses {
       for (int64_t begin, end; pieces.take(begin, end);) run(type, mine, begin, end);
     });
   }
-  // The rows [begin, end), with the memory of one thread.
+  // The rows [begin, end), in `mine`, one thread's copy of the arguments.
   void run(Type type, Rows& mine, int64_t begin, int64_t end) const {
     const Kernels& table = kernels();
     for (int64_t i = begin, last; i < end; i = last) {
@@ -103,7 +104,7 @@ template <class A> struct Losses {
     }
   }
 
-  // The sum of the losses, or their mean.
+  // The sum or the mean of the losses.
   A reduced(int64_t reduction) const {
     double sum = 0;
     for (int64_t i = 0; i < args.n; ++i) sum += losses[i];

@@ -1,4 +1,4 @@
-// Three numbers a row to the loss: the operator of lt_kernels/ops/margins.py on a CPU.
+// From the statistics of rows to losses and slopes: the CPU kernel of the operator of lt_kernels/ops/margins.py.
 
 #include <tuple>
 
@@ -11,7 +11,7 @@ namespace {
 struct Columns {
   const void *rest, *top, *own, *rival, *own_offset, *norm, *mean, *total, *share;
   const int64_t* target;
-  int64_t n, ignore_index, classes;  // classes: those of the tables, or -1 without one
+  int64_t n, ignore_index, classes;  // classes: of the per-class tables, or -1 if there is none
 };
 
 template <class A> A pick(const void* numbers, int64_t i, A otherwise) {
@@ -37,7 +37,7 @@ std::tuple<Tensor, Tensor> margins(
     Tensor rest, Tensor top, Tensor own, Tensor rival, Tensor target, Optional own_offset, Optional norm, Optional mean,
     Optional total, Optional share, Optional weight, Optional class_margin, Optional class_smoothing, double scale,
     int64_t kind, double margin, double instance, bool guard, double gamma, double smoothing, int64_t ignore_index) {
-  Held held;
+  TensorHolder held;
   const ScalarType type = rest.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   expect(rest, "rest", type, {kAny});
   const int64_t n = rest.size(0);

@@ -1,4 +1,4 @@
-// Three numbers of a row to its loss and slopes: docs/math.md, sections 2 and 4. N numbers, so plain scalar code.
+// From a row's statistics to its loss and slopes (derivatives): docs/math.md, sections 2 and 4. Scalar: once per row.
 #pragma once
 
 #include <cmath>
@@ -11,18 +11,19 @@ namespace lt {
 
 enum Kind { kPlain, kAdditive, kAngular, kSphere };
 
+// The margin function phi at the target's cosine, with its derivatives by the cosine and by the norm of the features.
 template <class A> struct Phi { A value, slope, norm_slope; };
 
 template <class A> inline A clamp(A x, A low, A high) { return x < low ? low : x > high ? high : x; }
 
-// cos(theta + m (1 + instance * hard * (1 - cos) / 2)); with guard a straight line beyond pi.
+// cos(theta + m (1 + instance * hard * (1 - cos) / 2)); with `guard` a straight line where this angle exceeds pi.
 template <class A> inline Phi<A> angular(A own, A margin, bool hard, A instance, bool guard) {
-  const A floor = std::sqrt(std::numeric_limits<A>::epsilon());  // keeps the slope finite at cos = +-1
-  A turn = hard ? instance * margin / 2 : A(0), c = clamp(own, A(-1), A(1)), angle = margin + turn * (1 - c);
+  const A floor = std::sqrt(std::numeric_limits<A>::epsilon());  // of the sine, keeps the slope finite at cos = +-1
+  A eta = hard ? instance * margin / 2 : A(0), c = clamp(own, A(-1), A(1)), angle = margin + eta * (1 - c);
   A sine = std::sqrt((1 - c) * (1 + c)), cos_m = std::cos(angle), sin_m = std::sin(angle);
   if (guard && (c < -cos_m || angle > A(3.14159265358979323846)))
-    return {c - angle * sin_m, 1 + (sin_m + angle * cos_m) * turn, 0};
-  A slope = cos_m + c * sin_m / (sine < floor ? floor : sine) + (sine * cos_m + c * sin_m) * turn;
+    return {c - angle * sin_m, 1 + (sin_m + angle * cos_m) * eta, 0};
+  A slope = cos_m + c * sin_m / (sine < floor ? floor : sine) + (sine * cos_m + c * sin_m) * eta;
   return {c * cos_m - sine * sin_m, slope, 0};
 }
 
@@ -40,6 +41,8 @@ template <class A> inline Phi<A> sphere(A own, int order, A norm) {
   return {norm * psi, slope, psi - c * slope};
 }
 
+// The statistics of a row (csrc/table.h), the target's offset, the norm of its features, the sum of all shares and the
+// target's share; and what follows from them.
 template <class A> struct Numbers { A rest, top, own, rival, offset, norm, mean, total, share; };
 template <class A> struct Result { A loss, d_rest, d_own, d_offset, d_norm, d_mean; };
 
@@ -54,9 +57,9 @@ struct Margins {
   double margin, instance;
   bool guard;
   double gamma, smoothing;
-  const void *weight = nullptr, *class_margin = nullptr, *class_smoothing = nullptr;  // [C], or one value for all
+  const void *weight = nullptr, *class_margin = nullptr, *class_smoothing = nullptr;  // [C], or none: the value above
 
-  bool needs_rival() const { return kind == kAngular && instance != 0; }  // for the hardness of a row
+  bool needs_rival() const { return kind == kAngular && instance != 0; }  // to tell whether the row is hard
 
   template <class A> static A per_class(const void* table, double value, int64_t target) {
     return table ? static_cast<const A*>(table)[target] : A(value);
@@ -71,27 +74,28 @@ struct Margins {
     }
   }
 
-  // One row; all zero where its target is ignored.
+  // The loss and slopes of one row; all zero if its target is ignored.
   template <class A> Result<A> row(const Numbers<A>& in, int64_t target, bool valid, bool smoothed) const {
     if (!valid) return {0, 0, 0, 0, 0, 0};
     Phi<A> p = phi(in, target);
-    const A nothing = -std::numeric_limits<A>::infinity();
+    const A infinity = std::numeric_limits<A>::infinity();
     A own = A(scale) * p.value + in.offset;
-    // As a softmax of it: what is infinite has no loss, and no angle has such a cosine.
-    if (own == -nothing || (kind >= kAngular && std::isinf(in.own))) own = std::numeric_limits<A>::quiet_NaN();
-    own -= in.top == nothing ? A(0) : in.top;  // exact, before anything is added
+    // NaN, as a softmax gives for an infinite target logit; and an infinite cosine has no angle.
+    if (own == infinity || (kind >= kAngular && std::isinf(in.own))) own = std::numeric_limits<A>::quiet_NaN();
+    own -= in.top == -infinity ? A(0) : in.top;  // exact if both are of one size, therefore before rest is subtracted
     A v = in.rest - own;
     A small = std::exp(-std::fabs(v)), entropy = (v > 0 ? v : A(0)) + std::log1p(small);
-    A miss = (v >= 0 ? A(1) : small) / (1 + small), hit = (v >= 0 ? small : A(1)) / (1 + small);
-    A focus = gamma != 0 ? std::pow(miss, A(gamma)) : A(1), amount = per_class<A>(weight, 1.0, target);
-    A loss = amount * focus * entropy;
-    A d_v = amount * focus * (gamma != 0 ? miss + A(gamma) * hit * entropy : miss), d_u = -d_v, d_mean = 0;
+    A p_wrong = (v >= 0 ? A(1) : small) / (1 + small), p_target = (v >= 0 ? small : A(1)) / (1 + small);
+    A focal = gamma != 0 ? std::pow(p_wrong, A(gamma)) : A(1), class_weight = per_class<A>(weight, 1.0, target);
+    A loss = class_weight * focal * entropy;
+    A d_v = class_weight * focal * (gamma != 0 ? p_wrong + A(gamma) * p_target * entropy : p_wrong);
+    A d_u = -d_v, d_mean = 0;
     if (smoothed) {
       A part = per_class<A>(class_smoothing, smoothing, target);
       A larger = v > 0 ? in.total * in.rest - in.share * own : (in.total - in.share) * own;
       loss = (1 - part) * loss + part * (in.total * std::log1p(small) + larger - in.mean);
-      d_u = -(1 - part) * d_v + part * (in.total * hit - in.share);
-      d_v = (1 - part) * d_v + part * in.total * miss;
+      d_u = -(1 - part) * d_v + part * (in.total * p_target - in.share);
+      d_v = (1 - part) * d_v + part * in.total * p_wrong;
       d_mean = -part;
     }
     return {loss, d_v, d_u * A(scale) * p.slope, d_u, d_u * A(scale) * p.norm_slope, d_mean};

@@ -1,4 +1,4 @@
-// The extension module: importing it registers the kernels; it tells which instruction set was chosen.
+// The extension module. Importing it registers the kernels; its functions say and choose the instruction set.
 #include <Python.h>
 
 #include <algorithm>
@@ -23,7 +23,7 @@ int best_instruction_set() {
 }
 
 const int best = best_instruction_set();
-int chosen = best;  // changed while the module is imported, if at all
+int chosen = best;  // changed only while lt_kernels is imported
 
 }  // namespace
 
@@ -60,7 +60,7 @@ PyObject* intel(PyObject*, PyObject*) {
 #endif
 }
 
-// (address, bytes) of an array that nothing was written to yet.
+// Arguments: address and bytes of an array that was not written to yet.
 PyObject* large_pages(PyObject*, PyObject* const* values, Py_ssize_t count) {
   void* data = count == 2 ? PyLong_AsVoidPtr(values[0]) : nullptr;
   const size_t bytes = count == 2 ? PyLong_AsSize_t(values[1]) : 0;
@@ -69,17 +69,17 @@ PyObject* large_pages(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// (address of float32 [rows, columns], rows, columns, address of [columns, rows], from one of its rows to the next)
-PyObject* turn(PyObject*, PyObject* const* values, Py_ssize_t count) {
-  if (count != 5) return PyErr_Format(PyExc_TypeError, "turn takes 5 arguments, got %zd", count);
+// Arguments: address, rows and columns of a float32 matrix; address of its transpose and distance between its rows.
+PyObject* transpose(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  if (count != 5) return PyErr_Format(PyExc_TypeError, "transpose takes 5 arguments, got %zd", count);
   const float* in = static_cast<const float*>(PyLong_AsVoidPtr(values[0]));
   float* out = static_cast<float*>(PyLong_AsVoidPtr(values[3]));
   const int64_t rows = PyLong_AsLongLong(values[1]), columns = PyLong_AsLongLong(values[2]);
   const int64_t line = PyLong_AsLongLong(values[4]);
   if (PyErr_Occurred()) return nullptr;
-  const int64_t unit = 16, grain = 8192 / (unit * (columns + 1));  // lines of the cache, each one thread's
+  const int64_t unit = 16, grain = 8192 / (unit * (columns + 1));  // 16 floats: no two threads write to one cache line
   lt::in_pieces((rows + unit - 1) / unit, grain, [&](int64_t begin, int64_t end) {
-    lt::kernels().turn(in, columns, out, line, begin * unit, std::min(end * unit, rows));
+    lt::kernels().transpose(in, columns, out, line, begin * unit, std::min(end * unit, rows));
   });
   Py_RETURN_NONE;
 }
@@ -91,11 +91,11 @@ PyMethodDef fast(const char* name, Fast function, const char* about) {
 
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "0 generic, 1 AVX2, 2 AVX-512"},
-    {"best_instruction_set", best_instruction_set, METH_NOARGS, "the best one that this machine has"},
-    {"choose_instruction_set", choose_instruction_set, METH_O, "makes the kernels run on another one"},
-    {"intel", intel, METH_NOARGS, "whether the processor is Intel's"},
-    fast("large_pages", large_pages, "asks for large pages"),
-    fast("turn", turn, "a matrix, turned, into another"),
+    {"best_instruction_set", best_instruction_set, METH_NOARGS, "the widest instruction set of this machine"},
+    {"choose_instruction_set", choose_instruction_set, METH_O, "makes the kernels use another instruction set"},
+    {"intel", intel, METH_NOARGS, "whether the processor is made by Intel"},
+    fast("large_pages", large_pages, "requests large pages for a new array"),
+    fast("transpose", transpose, "writes the transpose of a matrix into another"),
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

@@ -1,4 +1,4 @@
-// New memory by pages of 2 MiB where the system has them for who asks (Linux: transparent huge pages).
+// Requests pages of 2 MiB for new memory, where the system offers them (Linux: transparent huge pages).
 #pragma once
 
 #include <cstddef>
@@ -11,14 +11,14 @@
 namespace lt {
 
 constexpr size_t kLargePage = size_t(2) << 20;
-constexpr size_t kManyPages = size_t(4) << 20;  // bytes, a slab of logits; with no more, memory is used again
+constexpr size_t kLargePagesFrom = size_t(4) << 20;  // bytes: smaller arrays mostly reuse memory that has its pages
 
-// To be called before anything is written: a page is made when it is first touched, and making 512 small ones takes several
-// times as long as one of their size. Only whole large pages within the array are asked for, so nobody else's memory and
-// no byte more is. A system that has none says so, and nothing is lost.
+// Must be called before the first write: the system provides a page when it is first touched, and 512 small pages take
+// several times as long as one large page. Only large pages that lie wholly within the array are requested, so no other
+// memory is affected and none is added. Where the system has no large pages, the call does nothing.
 inline void ask_for_large_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (!data || bytes <= kManyPages) return;
+  if (!data || bytes <= kLargePagesFrom) return;
   const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) & ~uintptr_t(kLargePage - 1);
   const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + bytes) & ~uintptr_t(kLargePage - 1);
   if (from < to) (void)madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);

@@ -1,4 +1,4 @@
-// Row statistics: the operators of lt_kernels/ops/rows.py on a CPU.
+// Row statistics and whole losses: the CPU kernels of the operators of lt_kernels/ops/rows.py.
 #include <memory>
 #include <tuple>
 #include <utility>
@@ -11,11 +11,11 @@ namespace lt {
 namespace {
 
 void check_targets(const int64_t* target, int64_t count, int64_t classes, int64_t ignore_index) {
-  const int64_t* wrong = first_misfit(target, count, classes, ignore_index);
+  const int64_t* wrong = invalid_target(target, count, classes, ignore_index);
   STD_TORCH_CHECK(!wrong, "target holds ", *wrong, "; allowed are 0 to ", classes - 1, " and ignore_index=", ignore_index);
 }
 
-struct Inputs : Held {
+struct Inputs : TensorHolder {
   Rows args;
   Type type;
   ScalarType sums;
@@ -32,7 +32,7 @@ struct Inputs : Held {
     args.target = slotted ? indices(target, "target", {args.n, kAny}) : indices(target, "target", {args.n});
     args.slots = slotted ? target.size(1) : 1;
     STD_TORCH_CHECK(args.slots <= 2, "lt_kernels: target must have at most two classes a row, got ", args.slots);
-    classes = slotted ? classes : args.c;  // those of a shard, or the logits' own
+    classes = slotted ? classes : args.c;  // of all shards; an operator for one target a row takes all classes
     expect(classes, "classes", args.c, kMost);
     expect(start, "start", 0, classes - args.c);
     check_targets(args.target, args.n * args.slots, classes, ignore_index);
@@ -44,7 +44,7 @@ struct Inputs : Held {
     check_chosen(args.offset), check_chosen(args.share);
   }
 
-  // The rows of a table that offset_row chooses, of rows that are not ignored, are there.
+  // Checks that offset_row holds rows of the table, other than for ignored rows.
   void check_chosen(const Lookup& table) const {
     for (int64_t i = 0; table.index && i < args.n; ++i)
       STD_TORCH_CHECK((table.index[i] >= 0 && table.index[i] < table.rows) || args.skipped(i), "offset_row holds ",
@@ -110,7 +110,7 @@ void check_offsets(const Rows& args, bool is_double) {
   if (absent >= 0) check_present(-std::numeric_limits<double>::infinity(), absent);
 }
 
-// The loss, and the numbers that its gradient is made of where they are kept.
+// The loss, and if `keep` the numbers that the backward pass needs. What is not returned is in one scratch array.
 template <class A>
 std::tuple<Tensor, Optional> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction, bool keep) {
   const int64_t n = in.args.n, spare = (reduction == kNone ? 0 : n) + (keep ? 0 : kSaved * n) + (margins.needs_rival() ? n : 0);

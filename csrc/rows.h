@@ -9,7 +9,6 @@
 namespace lt {
 namespace LT_ISA {
 
-template <class A> constexpr A kNothing = -std::numeric_limits<A>::infinity();
 
 // One row's z = logits * row scale * column scale and u = scale * z + offset.
 template <class T, class A> struct LogitRow {
@@ -33,20 +32,20 @@ template <class T, class A> struct LogitRow {
     return columns ? x * part(columns + j, count) : x;
   }
   vec<A> u(int64_t j, int count) const {
-    vec<A> x = apart(z(j, count) * scale);
+    vec<A> x = unfused(z(j, count) * scale);
     return offset ? x + part(offset + j, count) : x;
   }
-  // z of one column; -inf where a slot has none.
-  A own(int64_t column) const { return column < 0 || args.skipped(row) ? kNothing<A> : z(column, 1)[0]; }
+  // The target logit z; -infinity if the row has no target here.
+  A own(int64_t column) const { return column < 0 || args.skipped(row) ? kMinusInfinity<A> : z(column, 1)[0]; }
 };
 
-// What a pass over a block of columns finds, of classes that are no target: the sum of exp(u - shift), the largest u, and
-// where the arguments ask for them the largest z of a class that is there, the sum of share * (u - shift), that of share.
-template <class A> struct Found {
+// The statistics of a block of columns, without the targets: the sum of exp(u - shift), the maximum of u, and if asked
+// for the maximum of z over classes whose offset is not -infinity, and the sums of share * (u - shift) and of share.
+template <class A> struct BlockStatistics {
   A sum, top, rival, mean, shares;
 };
 
-enum Pass { kTop, kSum, kKeep };  // the largest u alone; all of Found; that, and exp(u - shift) is kept
+enum Pass { kMaximum, kSum, kKeep };  // computes the maximum of u; all statistics; these, and keeps exp(u - shift)
 
 // The passes over blocks of one row.
 template <class T, class A> struct Block {
@@ -57,38 +56,40 @@ template <class T, class A> struct Block {
   explicit Block(const LogitRow<T, A>& line) : line(line), share(line.args.share.template at<A>(line.row)) {}
 
   // The columns [first, first + count).
-  template <Pass kPass> Found<A> pass(int64_t first, int count, A shift, A* kept) const {
+  template <Pass kPass> BlockStatistics<A> pass(int64_t first, int count, A shift, A* kept) const {
     bool scaled = line.args.row_scale || line.columns || line.scale != A(1);
-    if (kPass != kTop && (line.args.rival_out || share)) return walk<kPass, true, true, true>(first, count, shift, kept);
+    const bool more = kPass != kMaximum && (line.args.rival_out || share);
+    if (more) return walk<kPass, true, true, true>(first, count, shift, kept);
     if (line.offset) return scaled ? walk<kPass, true, true, false>(first, count, shift, kept)
                                    : walk<kPass, false, true, false>(first, count, shift, kept);
     return scaled ? walk<kPass, true, false, false>(first, count, shift, kept)
                   : walk<kPass, false, false, false>(first, count, shift, kept);
   }
 
-  // What the loop reads stays in registers: a store to `kept` may, for all a compiler knows, change any member.
+  // The members are copied to local variables, which stay in registers: a compiler must assume that a store to `kept`
+  // changes any member.
   template <Pass kPass, bool kScaled, bool kOffset, bool kMore>
-  Found<A> walk(int64_t first, int count, A shift, A* kept) const {
+  BlockStatistics<A> walk(int64_t first, int count, A shift, A* kept) const {
     const T* logits = line.logits + first;
     const A *columns = line.columns ? line.columns + first : nullptr, *offset = line.offset ? line.offset + first : nullptr;
     const A *shares = share ? share + first : nullptr, row_scale = line.row_scale, scale = line.scale;
-    const vec<A> nothing = splat(kNothing<A>);
+    const vec<A> absent = splat(kMinusInfinity<A>);
     const int64_t one = place(0, first, count), two = place(1, first, count);
-    vec<A> total{}, mean{}, weight{}, top = nothing, rival = nothing;
+    vec<A> total{}, mean{}, weight{}, top = absent, rival = absent;
     auto step = [&](int k, int size, bool special) __attribute__((always_inline)) {
-      if (kPass != kTop) __builtin_prefetch(logits + k + kBlock);
+      if (kPass != kMaximum) __builtin_prefetch(logits + k + kBlock);
       vec<A> z = LogitRow<T, A>::part(logits + k, size);
       if (kScaled) z = z * row_scale;
       if (kScaled && columns) z = z * LogitRow<T, A>::part(columns + k, size);
-      if (special) z = lanes<A>() < size ? without(without(z, one - k, nothing), two - k, nothing) : nothing;
-      vec<A> u = kScaled ? apart(z * scale) : z;
+      if (special) z = lanes<A>() < size ? without(without(z, one - k, absent), two - k, absent) : absent;
+      vec<A> u = kScaled ? unfused(z * scale) : z;
       if (kOffset && (!kMore || offset)) {
         vec<A> b = LogitRow<T, A>::part(offset + k, size);
         u = u + b;
-        if (kMore) z = b == nothing ? b : z;  // a class that is not there is no rival
+        if (kMore) z = b == absent ? b : z;  // an absent class is no rival
       }
       top = max(top, u);
-      if (kPass == kTop) return;
+      if (kPass == kMaximum) return;
       u = u - shift;
       vec<A> value = exp(u);
       total = total + value;
@@ -97,25 +98,25 @@ template <class T, class A> struct Block {
       if (!kMore) return;
       rival = max(rival, z);
       if (!shares) return;
-      vec<A> part = LogitRow<T, A>::part(shares + k, size);  // the targets' share of the mean belongs to the loss
+      vec<A> part = LogitRow<T, A>::part(shares + k, size);  // without the targets', whose term the loss adds
       if (special) part = without(without(part, one - k, vec<A>{}), two - k, vec<A>{});
       mean = mean + (part != 0 ? part * u : vec<A>{}), weight = weight + part;
     };
-    // Vectors with a target, and what is left at the end, take the way aside.
+    // The inner loop has no masks: vectors that hold a target, and the incomplete one at the end, are done outside it.
     const int whole = count / W * W, near = int(one < two ? one : two) / W * W, far = int(one < two ? two : one) / W * W;
     for (int k = 0; k < count; k += W) {
       const int stop = k <= near && near < whole ? near : k <= far && far < whole ? far : whole;
       for (; k < stop; k += W) step(k, W, false);
       if (k < count) step(k, count - k < W ? count - k : W, true);
     }
-    Found<A> found{};
-    found.top = LT_ISA::top<A>(top);
-    if (kPass != kTop) found.sum = sum<A>(total);
-    if (kMore) found.rival = LT_ISA::top<A>(rival), found.mean = sum<A>(mean), found.shares = sum<A>(weight);
+    BlockStatistics<A> found{};
+    found.top = LT_ISA::largest<A>(top);
+    if (kPass != kMaximum) found.sum = sum<A>(total);
+    if (kMore) found.rival = LT_ISA::largest<A>(rival), found.mean = sum<A>(mean), found.shares = sum<A>(weight);
     return found;
   }
 
-  // The target of a slot, counted from the block's first column; as far as `count` where it is not in the block.
+  // The column of a target relative to the block, or `count` if it is not in the block.
   int64_t place(int64_t slot, int64_t first, int count) const {
     int64_t column = slot < line.args.slots ? line.args.column(line.row, slot) - first : -1;
     return column < 0 || column > count ? count : column;
@@ -123,25 +124,25 @@ template <class T, class A> struct Block {
   static vec<A> without(vec<A> value, int64_t lane, vec<A> instead) { return lanes<A>() == int(lane) ? instead : value; }
 };
 
-// How far above the shift a u may be: exp(u - shift) has a rounding error of that many units more, and cannot overflow.
+// How far u may exceed the shift: this keeps exp(u - shift) from overflowing, and its relative error small.
 template <class A> constexpr A kSlack = 2;
 
-// log-sum-exp of what came so far: top + log(total), with a top of at most the slack below the largest; and the sum of
-// share * (u - top) beside that of the shares.
+// The online log-sum-exp of the blocks so far, top + log(total), where top is at most kSlack below the maximum; mean is
+// the sum of share * (u - top), and shares that of share.
 template <class A> struct Online {
-  A top = kNothing<A>, total = 0, mean = 0, shares = 0;
+  A top = kMinusInfinity<A>, total = 0, mean = 0, shares = 0;
 
   void raise(A best) {
     if (!(best > top)) return;
-    if (top != kNothing<A>) total *= std::exp(top - best), mean += shares * (top - best);
+    if (top != kMinusInfinity<A>) total *= std::exp(top - best), mean += shares * (top - best);
     top = best;
   }
-  A shift() const { return top == kNothing<A> ? A(0) : top; }
+  A shift() const { return top == kMinusInfinity<A> ? A(0) : top; }
 
-  // A block by one pass, if its largest u is not much above what came before; else by one more.
-  template <Pass kPass, class T> Found<A> add(const Block<T, A>& block, int64_t first, int count, A* kept) {
-    if (top == kNothing<A>) raise(block.template pass<kTop>(first, count, A(0), nullptr).top);
-    Found<A> found = block.template pass<kPass>(first, count, shift(), kept);
+  // Adds a block in one pass. If its maximum exceeds `top` by more than kSlack, a second pass takes it as the shift.
+  template <Pass kPass, class T> BlockStatistics<A> add(const Block<T, A>& block, int64_t first, int count, A* kept) {
+    if (top == kMinusInfinity<A>) raise(block.template pass<kMaximum>(first, count, A(0), nullptr).top);
+    BlockStatistics<A> found = block.template pass<kPass>(first, count, shift(), kept);
     if (found.top > top + kSlack<A>) {
       raise(found.top);
       found = block.template pass<kPass>(first, count, shift(), kept);
@@ -149,12 +150,12 @@ template <class A> struct Online {
     total += found.sum, mean += found.mean, shares += found.shares;
     return found;
   }
-  A value() const { return total == 0 ? kNothing<A> : std::log(total); }  // less the shift, which may be any size
+  A value() const { return total == 0 ? kMinusInfinity<A> : std::log(total); }  // without top, which may be far larger
 };
 
 template <class A> inline A at(const void* numbers, int64_t i) { return static_cast<const A*>(numbers)[i]; }
 
-// A row whose first block's top is known; its exponentials and shifts are kept if asked for.
+// The statistics of one row, given the maximum `top` of its first block; kKeep keeps exponentials and shifts as well.
 template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& block, A top, A* kept, A* shifts) {
   const Rows& args = block.line.args;
   const int64_t i = block.line.row, classes = args.skipped(i) ? 0 : args.c;
@@ -162,10 +163,10 @@ template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& bloc
   for (int64_t k = 0; k < args.slots; ++k) own[k] = block.line.own(args.column(i, k));
   Online<A> online;
   if (classes) online.raise(top);
-  A rival = kNothing<A>;
+  A rival = kMinusInfinity<A>;
   for (int64_t first = 0; first < classes; first += kBlock) {
     int count = int(classes - first < kBlock ? classes - first : kBlock);
-    Found<A> found = online.template add<kPass>(block, first, count, kPass == kKeep ? kept + first : nullptr);
+    BlockStatistics<A> found = online.template add<kPass>(block, first, count, kPass == kKeep ? kept + first : nullptr);
     if (kPass == kKeep) shifts[first / kBlock] = online.shift();
     rival = found.rival > rival ? found.rival : rival;
   }
@@ -174,7 +175,7 @@ template <Pass kPass, class T, class A> void forward_row(const Block<T, A>& bloc
   give(args.mean_out, online.mean), give(args.shares_out, online.shares);
 }
 
-// The rows [begin, end), some at a time: first the tops of their first blocks, then the rest.
+// The rows [begin, end) in groups that stay in the L1 cache: the maxima of their first blocks, then the statistics.
 template <class T, class A, Pass kPass> void forward_rows(const Rows& args, int64_t begin, int64_t end) {
   A tops[kGroup], *kept = static_cast<A*>(args.kept), *shifts = static_cast<A*>(args.shifts);
   const int group = args.group();
@@ -182,7 +183,7 @@ template <class T, class A, Pass kPass> void forward_rows(const Rows& args, int6
     const int rows = int(end - from < group ? end - from : group), count = int(args.c < kBlock ? args.c : kBlock);
     for (int k = 0; k < rows; ++k) {
       const LogitRow<T, A> line(args, from + k);
-      tops[k] = Block<T, A>(line).template pass<kTop>(0, count, A(0), nullptr).top;
+      tops[k] = Block<T, A>(line).template pass<kMaximum>(0, count, A(0), nullptr).top;
     }
     for (int k = 0; k < rows; ++k) {
       const LogitRow<T, A> line(args, from + k);
@@ -192,24 +193,24 @@ template <class T, class A, Pass kPass> void forward_rows(const Rows& args, int6
   }
 }
 
-// What a row's backward needs: slopes times the incoming gradient; that of rest for exp(u - top).
+// The slopes of a row, multiplied by the incoming gradient `factor`.
 template <class A> struct Slopes {
   A top, rest, d_rest, d_mean, factor;
   Slopes(const Rows& args, int64_t i) {
     factor = args.grad ? at<A>(args.grad, args.one_grad ? 0 : i) : A(1);
-    top = some(at<A>(args.top, i)), rest = some(at<A>(args.rest, i));
+    top = or_zero(at<A>(args.top, i)), rest = or_zero(at<A>(args.rest, i));
     d_rest = at<A>(args.d_rest, i) * factor;
     d_mean = args.d_mean ? at<A>(args.d_mean, i) * factor : A(0);
   }
-  static A some(A value) { return value == kNothing<A> ? A(0) : value; }
-  // What exp(u - shift) is multiplied by.
-  A from(A shift) const { return std::exp((shift - top) - rest) * d_rest; }
+  static A or_zero(A value) { return value == kMinusInfinity<A> ? A(0) : value; }
+  // The factor that makes exp(u - shift) the gradient with respect to u.
+  A exp_factor(A shift) const { return std::exp((shift - top) - rest) * d_rest; }
 };
 
-// d loss / d u of one vector of non-target columns.
+// The gradient with respect to u for one vector of columns that hold no target.
 template <class A>
-inline vec<A> slope(const Slopes<A>& s, A steep, vec<A> u, const A* share, int64_t j, int count) {
-  vec<A> value = exp(u - s.top) * steep;
+inline vec<A> slope(const Slopes<A>& s, A factor, vec<A> u, const A* share, int64_t j, int count) {
+  vec<A> value = exp(u - s.top) * factor;
   if (!share) return value;
   return value + (count == Vec<A>::width ? load(share + j) : load_part<A>(share + j, count)) * s.d_mean;
 }
@@ -221,13 +222,14 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   const LogitRow<T, A> line(args, i);
   const Slopes<A> slopes(args, i);
   const A *share = args.d_mean ? args.share.at<A>(i) : nullptr, *columns = line.columns, *offset = line.offset;
-  const A inner = line.scale * line.row_scale, outer = slopes.from(slopes.top) * inner, mean = slopes.d_mean * inner;
+  const A inner = line.scale * line.row_scale, mean = slopes.d_mean * inner;
+  const A outer = slopes.exp_factor(slopes.top) * inner;
   const T* logits = line.logits;
   const int64_t classes = args.c;
   auto step = [&](int64_t j, int count) {
     auto part = [&](auto* from) { return LogitRow<T, A>::part(from + j, count); };
     vec<A> z = part(logits), cosine = columns ? z * part(columns) : z;
-    vec<A> u = offset ? apart(cosine * inner) + part(offset) : apart(cosine * inner);
+    vec<A> u = offset ? unfused(cosine * inner) + part(offset) : unfused(cosine * inner);
     vec<A> d = exp(u - slopes.top) * outer;
     if (share) d = d + part(share) * mean;
     if (columns) d = d * part(columns);
@@ -237,7 +239,7 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   int64_t j = 0;
   for (; j + W <= classes; j += W) step(j, W);
   if (j < classes) step(j, int(classes - j));
-  for (int64_t k = 0; k < args.slots; ++k) {  // a class that is two slots' target gets both slopes
+  for (int64_t k = 0; k < args.slots; ++k) {  // if both targets are the same class, it gets the sum of both slopes
     int64_t column = args.column(i, k);
     if (column < 0) continue;
     A d = 0;
@@ -248,7 +250,7 @@ template <class T, class A> void backward_row(const Rows& args, int64_t i) {
   }
 }
 
-// The gradient of a row whose exp(u - shift) were kept by the forward just before, perhaps in the gradient's own place.
+// The gradient of a row from the exp(u - shift) that rows_keep has just left, possibly in the memory of the gradient.
 template <class T, class A> void finish_row(const Rows& args, int64_t i, const A* kept, const A* shifts) {
   constexpr int W = Vec<A>::width;
   T* out = static_cast<T*>(args.d_logits) + i * args.c;
@@ -259,7 +261,7 @@ template <class T, class A> void finish_row(const Rows& args, int64_t i, const A
   const A scale = A(args.scale) * row_scale, mean = slopes.d_mean * scale;
   for (int64_t first = 0; first < args.c; first += kBlock) {
     const int count = int(args.c - first < kBlock ? args.c - first : kBlock);
-    const A factor = slopes.from(shifts[first / kBlock]) * scale;
+    const A factor = slopes.exp_factor(shifts[first / kBlock]) * scale;
     auto step = [&](int64_t j, int size) {
       vec<A> d = LogitRow<A, A>::part(kept + j, size) * factor;
       if (share) d = d + LogitRow<A, A>::part(share + j, size) * mean;
@@ -276,7 +278,8 @@ template <class T, class A> void finish_row(const Rows& args, int64_t i, const A
   if (column >= 0) store_part<A>(out + column, splat(at<A>(args.d_own, i) * slopes.factor * inner), 1);
 }
 
-// The offset's gradient for the columns [begin, end), all rows in their order: the same bits whatever the threads.
+// The gradient of the offset for the columns [begin, end). The rows are summed in order, so that the result does not
+// depend on the number of threads.
 template <class T, class A> void offset_columns(const Rows& args, int64_t begin, int64_t end) {
   constexpr int W = Vec<A>::width;
   A* out = static_cast<A*>(args.d_offset);
@@ -284,13 +287,13 @@ template <class T, class A> void offset_columns(const Rows& args, int64_t begin,
     if (args.skipped(i)) continue;
     LogitRow<T, A> from(args, i);
     Slopes<A> slopes(args, i);
-    const A steep = slopes.from(slopes.top);
+    const A factor = slopes.exp_factor(slopes.top);
     A* line = out + args.offset.row(i) * args.c;
     const A* share = args.d_mean ? args.share.at<A>(i) : nullptr;
     alignas(64) A d[W];
     for (int64_t j = begin; j < end; j += W) {
       int count = int(end - j < W ? end - j : W);
-      store(d, slope(slopes, steep, from.u(j, count), share, j, count));
+      store(d, slope(slopes, factor, from.u(j, count), share, j, count));
       for (int64_t k = 0; k < args.slots; ++k) {
         int64_t lane = args.column(i, k) - j;
         if (lane >= 0 && lane < count) d[lane] = 0;

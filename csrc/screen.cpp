@@ -1,4 +1,4 @@
-// Logit-weight repulsion: which pairs may be active, from products in int8: operators of lt_kernels/ops/tiles.py on a CPU.
+// Logit-weight repulsion: the CPU kernels that screen pairs of classes by int8 products: docs/math.md, section 6.
 #include <algorithm>
 #include <tuple>
 #include <utility>
@@ -10,10 +10,10 @@
 namespace lt {
 namespace {
 
-constexpr int64_t kFewest = 256;  // pairs that any tile may have listed
+constexpr int64_t kFewest = 256;  // pairs that are listed whatever the size of the tile
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
-  Held held;
+  TensorHolder held;
   expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
   int64_t classes = rows.size(0), d = rows.size(1);
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gram_units(Tensor weight) {
   return {scale, unit, step, error};
 }
 
-// left @ right of int8 matrices, in int32: torch's own, as `int8_product` in lt_kernels/core/private.py.
+// left @ right of int8 matrices in int32, by torch's private operator: `int8_product` in lt_kernels/core/private.py.
 void int8_product(const Tensor& left, const Tensor& right, Tensor& out) {
   using torch::stable::detail::from;
   StableIValue stack[] = {from(left), from(right), from(out)};
@@ -35,12 +35,12 @@ void int8_product(const Tensor& left, const Tensor& right, Tensor& out) {
   out = torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// The pairs of a tile that may be active; their number is -1 if there are more than the tile may have, and none is listed.
+// The pairs of a tile that may be active. If there are too many, none is listed and `count` is -1.
 struct Survivors {
   std::vector<int32_t> first, second;
   int64_t count = 0;
 
-  // The classes of the pairs whose bits are set.
+  // Lists the classes of the pairs whose bits are set.
   void list(const Tile& tile) {
     first.reserve(count), second.reserve(count);
     for (int64_t i = 0; i < tile.rows; ++i) {
@@ -53,7 +53,7 @@ struct Survivors {
   }
 };
 
-// Screens one tile after the other, each by its product in int8.
+// Screens tiles by their int8 products. Each thread has one, whose memory it uses again for the next tile.
 struct Screen {
   Tensor unit;
   const float *step, *error;
@@ -85,12 +85,12 @@ struct Screen {
   }
 };
 
-// first and second of the pairs that may be active of the tiles [begin, end) of the upper triangle, row by row, in their
-// order; and how many each tile has: -1 if they are more than one in `density`, and not listed.
+// Of the tiles [begin, end) of the upper triangle, counted row by row: the first and the second class of the pairs that
+// may be active, and how many each tile has; -1, and no pairs, if that is more than one in `density`.
 std::tuple<Tensor, Tensor, Tensor> gram_screen(Tensor unit, Tensor step, Tensor error, double threshold, int64_t side,
                                                int64_t density, int64_t begin, int64_t end) {
   expect(unit, "unit", ScalarType::Char, {kAny, kAny});
-  Held held;
+  TensorHolder held;
   const Tensor& rows = held.keep(dense(unit));
   const int64_t classes = rows.size(0);
   const void* steps = held.numbers(step, ScalarType::Float, "step", {classes});

@@ -1,4 +1,4 @@
-// Tensors of the stable ABI to what the kernels take, with the checks that the operators rely on.
+// From tensors of torch's stable ABI to the kernels' arguments, with checks of every dtype, size and range.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -36,7 +36,7 @@ inline ScalarType arithmetic(const Tensor& tensor) {
 
 template <class A> A* data(const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); }
 
-constexpr int64_t kAny = -1;  // a size that nothing depends on
+constexpr int64_t kAny = -1;  // an expected size that may be any
 using Sizes = std::initializer_list<int64_t>;
 
 inline const char* name_of(ScalarType type) {
@@ -62,8 +62,8 @@ inline std::string shape_of(const int64_t* sizes, size_t dims) {
                   ", got ", name_of(tensor.scalar_type()), " ", shape_of(found.data(), found.size()));
 }
 
-// The door of the operators: every tensor that they take has this dtype and these sizes, or the error names it. Only CPU
-// tensors come here, as torch looks for a kernel by the devices of all of them.
+// Checks that a tensor has this dtype and these sizes; the error names the argument. The device needs no check: torch
+// dispatches on the devices of all arguments, so only CPU tensors arrive here.
 inline void expect(const Tensor& tensor, const char* name, ScalarType type, Sizes sizes) {
   bool fits = tensor.scalar_type() == type && size_t(tensor.dim()) == sizes.size();
   for (size_t d = 0; fits && d < sizes.size(); ++d)
@@ -74,14 +74,14 @@ inline void expect_matrix(const Tensor& tensor, const char* name) {
   type_of(tensor, name);
   STD_TORCH_CHECK(tensor.dim() == 2, "lt_kernels: ", name, " must have 2 dimensions, got ", tensor.dim());
 }
-// And every number is in its range, ends included.
+// Checks that least <= value <= most.
 inline void expect(int64_t value, const char* name, int64_t least, int64_t most) {
   STD_TORCH_CHECK(value >= least && value <= most, "lt_kernels: ", name, " must be from ", least, " to ", most, ", got ",
                   value);
 }
 constexpr int64_t kMost = int64_t(1) << 62;
 
-// An uninitialised CPU tensor; straight through the shim, which costs a fraction of a dispatched call.
+// An uninitialised CPU tensor of at most 4 dimensions. It calls torch's shim without the dispatcher, which is faster.
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
   int64_t strides[4], step = 1;
   for (int64_t d = int64_t(sizes.size()) - 1; d >= 0; --d) {
@@ -93,25 +93,26 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
       sizes.size(), sizes.begin(), strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
       aoti_torch_device_type_cpu(), 0, &handle));
   Tensor made(handle);
-  if (size_t(step) >= kManyPages / 8) ask_for_large_pages(made.mutable_data_ptr(), size_t(step) * made.element_size());
+  if (size_t(step) >= kLargePagesFrom / 8)  // elements of at most 8 bytes
+    ask_for_large_pages(made.mutable_data_ptr(), size_t(step) * made.element_size());
   return made;
 }
 
-// The kind of phi, and SphereFace's order, which is its margin.
+// Checks the kind of margin function, and for SphereFace its order, which is passed as the margin.
 template <class M> void check_kind(const M& margins) {
   expect(margins.kind, "kind", 0, 3);
   STD_TORCH_CHECK(margins.kind != 3 || (margins.margin >= 1 && margins.margin < 2147483648.0),
                   "lt_kernels: margin must be from 1 to 2147483647 for this kind, got ", margins.margin);
 }
 
-// Rows of a matrix must be dense; they may lie apart.
+// The kernels need contiguous rows; the rows themselves may be strided.
 inline Tensor dense_rows(const Tensor& tensor) {
   return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 inline Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
-// Keeps made-dense copies alive while the kernels read them.
-struct Held {
+// Holds the tensors of one call, copies that were made contiguous included, while the kernels read their memory.
+struct TensorHolder {
   Tensor tensors[16];
   int count = 0;
 

@@ -1,5 +1,6 @@
-// Vectors as wide as the instruction set of the object that includes this, by the compilers' vector extensions:
-// loads and stores of every dtype, and exp. Everything is in the namespace LT_ISA, so that no object shares code.
+// Vectors of the width of one instruction set, by the compilers' vector extensions: loads and stores of every dtype,
+// and the vectorised exponential. This file is compiled once for each instruction set, each time in another namespace
+// LT_ISA: else the linker would merge functions, and a processor could meet instructions that it does not have.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@
 #define LT_BYTES 16
 #endif
 
-// For what is called once a vector: a compiler that finds it in many places makes it a function otherwise.
+// For functions that run once per vector: compilers do not inline such a long function that is called in many places.
 #define LT_INLINE inline __attribute__((always_inline))
 
 namespace lt {
@@ -38,6 +39,7 @@ template <> struct Vec<double> {
   typedef int64_t ints __attribute__((vector_size(LT_BYTES)));
   static constexpr int width = LT_BYTES / 8;
 };
+template <class A> constexpr A kMinusInfinity = -std::numeric_limits<A>::infinity();
 template <class A> using vec = typename Vec<A>::type;
 using vfloat = vec<float>;
 using vint = Vec<float>::ints;
@@ -48,14 +50,14 @@ template <class A> inline vec<A> load(const A* from) {
   return value;
 }
 template <class A> inline void store(A* to, vec<A> value) { std::memcpy(to, &value, sizeof value); }
-// Keeps a product from being fused with the sum that it goes into: rounded alike wherever it is made.
+// Keeps the compiler from fusing a product with a sum that it enters, so that it is rounded alike in every kernel.
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-template <class V> LT_INLINE V apart(V product) { return __builtin_assoc_barrier(product); }
+template <class V> LT_INLINE V unfused(V product) { return __builtin_assoc_barrier(product); }
 #else
-template <class V> LT_INLINE V apart(V product) { return product; }
+template <class V> LT_INLINE V unfused(V product) { return product; }
 #endif
 template <class A> inline vec<A> splat(A value) { return vec<A>{} + value; }
-#if LT_BYTES == 64  // a > b ? a : b in one instruction, which a compiler may not choose for itself
+#if LT_BYTES == 64  // a > b ? a : b in one instruction, which compilers do not always choose
 inline vec<float> max(vec<float> a, vec<float> b) { return _mm512_max_ps(a, b); }
 inline vec<double> max(vec<double> a, vec<double> b) { return _mm512_max_pd(a, b); }
 #elif LT_BYTES == 32
@@ -72,7 +74,7 @@ template <class To, class From> inline To bits(From from) {
   return to;
 }
 
-// The highest bit of each lane.
+// The sign bit of each lane, as one bit each.
 inline uint64_t signs(vint value) {
 #if LT_BYTES == 64
   return _mm512_movepi32_mask((__m512i)value);
@@ -85,8 +87,8 @@ inline uint64_t signs(vint value) {
 #endif
 }
 
-// Vectors of 16-bit numbers widened, narrowed and, as fp16, converted: by the instructions that exist for it, which
-// compilers do not find in plain code.
+// Vectors of 16-bit numbers: widened to 32 bits, narrowed, and converted from and to fp16. These are intrinsics because
+// compilers do not find the instructions in plain code.
 #if LT_BYTES == 64
 inline vint widen(const uint16_t* from) {
   return (vint)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -126,8 +128,9 @@ inline void narrow(uint16_t* to, vint value) {
   std::memcpy(to, &half, sizeof half);
 }
 
-// fp16 to float: shift exponent and fraction into place and add 112 to the exponent; below 2^-14 count steps of 2^-24;
-// infinities and NaN get float's largest exponent. No denormal float on the way: a process may flush those to zero.
+// fp16 to float: exponent and fraction are shifted into place, and 112 is added to the exponent. Below 2^-14 the
+// fraction is multiplied by 2^-24; infinities and NaN get float's largest exponent. No intermediate value is a denormal
+// float, because a process may flush these to zero.
 inline vfloat load(const fp16* from) {
   vint half = widen(&from->bits), sign = (half & 0x8000) << 16, rest = (half & 0x7fff) << 13;
   vint steps = bits<vint>(__builtin_convertvector(half & 0x3ff, vfloat) * 5.9604644775390625e-8f);
@@ -135,7 +138,7 @@ inline vfloat load(const fp16* from) {
   return bits<vfloat>((rest >= 0x0f800000 ? (rest | 0x7f800000) : value) | sign);
 }
 
-// Round to nearest even by adding a power of two that leaves ten fraction bits; too large becomes infinity.
+// Rounds to nearest even, by adding a power of two that leaves ten fraction bits; 65520 and more become infinity.
 inline void store(fp16* to, vfloat value) {
   vint word = bits<vint>(value), sign = word & int32_t(0x80000000);
   vint size = word ^ sign;
@@ -153,20 +156,20 @@ inline void store(fp16* to, vfloat value) {
 
 inline vfloat load(const bf16* from) { return bits<vfloat>(widen(&from->bits) << 16); }
 
-// Round to nearest even; a NaN stays one.
+// Rounds to nearest even; NaN stays NaN.
 inline void store(bf16* to, vfloat value) {
   vint word = bits<vint>(value);
   vint round = word + 0x7fff + ((word >> 16) & 1);
   narrow(&to->bits, (value != value ? (word | 0x400000) : round) >> 16);
 }
 
-// What exp needs of a type: adding `magic` rounds to an integer and keeps it in the low bits; ln 2 in two parts.
+// The constants of exp: adding `magic` rounds to an integer and leaves it in the low bits; ln 2 is split in two parts.
 template <class A> struct Exp;
 template <> struct Exp<float> {
   using ints = Vec<float>::ints;
   static constexpr float magic = 12582912.f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
   static constexpr float least = -86.98f, most = 88.7228394f;  // below: 0; above: infinity
-  static constexpr int shift = 23, one = 0x3f800000;
+  static constexpr int shift = 23, one = 0x3f800000;         // width of the fraction, and the bits of 1
   static constexpr float factors[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                       4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
 };
@@ -180,7 +183,7 @@ template <> struct Exp<double> {
                                        1.0 / 120,        1.0 / 24,        1.0 / 6,        0.5};
 };
 
-// 2^n value, and the ends of the range of x: 0 below, infinity above, NaN stays.
+// 2^n * value; 0 for x below the range of exp, infinity above it, and NaN for NaN.
 #if LT_BYTES == 64
 inline vec<float> scaled(vec<float> x, vec<float>, vec<float> n, vec<float> value) {
   __mmask16 kept = _mm512_cmp_ps_mask(x, splat(Exp<float>::least), _CMP_NLT_UQ);
@@ -204,7 +207,7 @@ template <class V> inline V scaled(V x, V shifted, V, V value) {
 template <class V> inline V bounded(V x) { return x; }
 #endif
 
-// exp to about one unit in the last place; 0 below twice the least normal number, where 2^(n - 1) is none.
+// exp with an error of about one unit in the last place; 0 where 2^(n - 1) would not be a normal number.
 template <class A> LT_INLINE vec<A> exp_of(vec<A> input) {
   using E = Exp<A>;
   vec<A> x = bounded(input), shifted = x * A(1.44269504088896340736) + E::magic, n = shifted - E::magic;
@@ -213,7 +216,7 @@ template <class A> LT_INLINE vec<A> exp_of(vec<A> input) {
   return scaled(input, shifted, n, p * (r * r) + r + A(1));
 }
 #if LT_BYTES == 64
-// 2^(k / 32): with these in two registers, exp takes three factors instead of six.
+// 2^(k / 32): with this table in two registers the polynomial of exp has three coefficients instead of six.
 struct Powers {
   alignas(64) float of[32] = {};
   constexpr Powers() {
@@ -229,60 +232,65 @@ LT_INLINE vec<float> exp(vec<float> input) {
   vec<float> r = (x - n * 0.693147182464599609375f) - n * -1.904654299957767878e-9f;  // at most ln 2 / 64
   vec<float> power = (vec<float>)_mm512_permutex2var_ps(load(kPowers.of), (__m512i)shifted, load(kPowers.of + 16));
   vec<float> p = (r * 0.166666667f + 0.5f) * r + 1.f;
-  return scaled(input, shifted, n, power * r * p + power);  // 2^n takes n without its fraction
+  return scaled(input, shifted, n, power * r * p + power);  // scalef takes the integer part of n
 }
 #else
 LT_INLINE vec<float> exp(vec<float> x) { return exp_of<float>(x); }
 #endif
 LT_INLINE vec<double> exp(vec<double> x) { return exp_of<double>(x); }
 
-// 0, 1, 2, ...: compared with a lane's number it picks that lane.
+// 0, 1, 2, ...: a comparison with it selects lanes.
 template <class A> inline typename Vec<A>::ints lanes() {
   typename Vec<A>::ints number{};
   for (int lane = 0; lane < Vec<A>::width; ++lane) number[lane] = lane;
   return number;
 }
 
-#if LT_BYTES == 64  // a tree of fixed shape in a few instructions; part of a vector under a mask
+// The sum and the maximum of a vector's lanes. AVX-512 has reductions by a tree of fixed shape, and masks for the rest.
+#if LT_BYTES == 64
 template <class A> A sum(vec<A> value);
-template <class A> A top(vec<A> value);
+template <class A> A largest(vec<A> value);
 template <> inline float sum<float>(vec<float> value) { return _mm512_reduce_add_ps(value); }
 template <> inline double sum<double>(vec<double> value) { return _mm512_reduce_add_pd(value); }
-template <> inline float top<float>(vec<float> value) { return _mm512_reduce_max_ps(value); }
-template <> inline double top<double>(vec<double> value) { return _mm512_reduce_max_pd(value); }
+template <> inline float largest<float>(vec<float> value) { return _mm512_reduce_max_ps(value); }
+template <> inline double largest<double>(vec<double> value) { return _mm512_reduce_max_pd(value); }
 
-inline __mmask16 first(int count) { return __mmask16((1u << count) - 1); }
-inline vec<float> some(const float* from, int count) { return _mm512_maskz_loadu_ps(first(count), from); }
-inline vec<double> some(const double* from, int count) { return _mm512_maskz_loadu_pd(__mmask8(first(count)), from); }
-template <class T> inline vec<float> some(const T* from, int count) {
+inline __mmask16 mask_of(int count) { return __mmask16((1u << count) - 1); }
+inline vec<float> masked_load(const float* from, int count) { return _mm512_maskz_loadu_ps(mask_of(count), from); }
+inline vec<double> masked_load(const double* from, int count) {
+  return _mm512_maskz_loadu_pd(__mmask8(mask_of(count)), from);
+}
+template <class T> inline vec<float> masked_load(const T* from, int count) {
   T padded[16];
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(padded), _mm256_maskz_loadu_epi16(first(count), from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(padded), _mm256_maskz_loadu_epi16(mask_of(count), from));
   return load(padded);
 }
-inline void keep(float* to, vec<float> value, int count) { _mm512_mask_storeu_ps(to, first(count), value); }
-inline void keep(double* to, vec<double> value, int count) { _mm512_mask_storeu_pd(to, __mmask8(first(count)), value); }
-template <class T> inline void keep(T* to, vec<float> value, int count) {
+inline void masked_store(float* to, vec<float> value, int count) { _mm512_mask_storeu_ps(to, mask_of(count), value); }
+inline void masked_store(double* to, vec<double> value, int count) {
+  _mm512_mask_storeu_pd(to, __mmask8(mask_of(count)), value);
+}
+template <class T> inline void masked_store(T* to, vec<float> value, int count) {
   T padded[16];
   store(padded, value);
-  _mm256_mask_storeu_epi16(to, first(count), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(padded)));
+  _mm256_mask_storeu_epi16(to, mask_of(count), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(padded)));
 }
 
-// A vector from fewer elements than it has, the others 0; and back.
-template <class A, class T> inline vec<A> load_part(const T* from, int count) { return some(from, count); }
-template <class A, class T> inline void store_part(T* to, vec<A> value, int count) { keep(to, value, count); }
+// Loads and stores `count` elements, fewer than the vector has; the other lanes are 0.
+template <class A, class T> inline vec<A> load_part(const T* from, int count) { return masked_load(from, count); }
+template <class A, class T> inline void store_part(T* to, vec<A> value, int count) { masked_store(to, value, count); }
 #else
 template <class A> inline A sum(vec<A> value) {
   A total = 0;
   for (int lane = 0; lane < Vec<A>::width; ++lane) total += value[lane];
   return total;
 }
-template <class A> inline A top(vec<A> value) {
+template <class A> inline A largest(vec<A> value) {
   A best = value[0];
   for (int lane = 1; lane < Vec<A>::width; ++lane) best = best > value[lane] ? best : value[lane];
   return best;
 }
 
-// A vector from fewer elements than it has, the others 0; and back.
+// Loads and stores `count` elements, fewer than the vector has; the other lanes are 0.
 template <class A, class T> inline vec<A> load_part(const T* from, int count) {
   T padded[Vec<A>::width] = {};
   std::memcpy(padded, from, count * sizeof(T));

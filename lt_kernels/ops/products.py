@@ -103,7 +103,7 @@ def turns(left: Tensor, right: Tensor) -> bool:
 
 def turned_into(out: Tensor, left: Tensor, turned: Tensor) -> None:
     """out [C, d] = left.T @ right, from left [N, C] and right transposed [d, N]."""
-    library.turn(_by_onednn(turned, left.T, None), out)
+    library.transpose(_by_onednn(turned, left.T, None), out)
 
 
 def logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:

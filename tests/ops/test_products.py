@@ -128,10 +128,10 @@ def test_all_others_are_torchs(calls: list[tuple[int, ...]], left: Tensor, right
 def test_turned(rows: int, columns: int) -> None:
     """To the bit, and beside it nothing changes."""
     if not library.built():
-        pytest.skip("the C++ extension, which turns, is not built")
+        pytest.skip("the C++ extension, which transposes, is not built")
     made, before = matrix(rows, columns, 935), matrix(columns, rows + 5, 936)
     out = before.clone()
-    library.turn(made, out[:, 2 : 2 + rows])
+    library.transpose(made, out[:, 2 : 2 + rows])
     assert torch.equal(out[:, 2 : 2 + rows], made.T)
     assert torch.equal(out[:, :2], before[:, :2])
     assert torch.equal(out[:, 2 + rows :], before[:, 2 + rows :])

@@ -4,7 +4,7 @@
 #include "gram.h"
 #include "rows.h"
 #include "short.h"
-#include "turn.h"
+#include "transpose.h"
 
 #define LT_TEXT(x) #x
 #define LT_NAME(x) LT_TEXT(x)
@@ -21,7 +21,7 @@ template <class A, vec<A> F(vec<A>)> void all(const A* from, A* to, int64_t coun
 }
 template <class A> vec<A> exp_once(vec<A> x) { return exp(x); }
 template <class A> A sum_of(const A* vector) { return sum<A>(load(vector)); }
-template <class A> A top_of(const A* vector) { return top<A>(load(vector)); }
+template <class A> A largest_of(const A* vector) { return largest<A>(load(vector)); }
 
 // log-sum-exp by blocks of these sizes.
 template <class A> A merge(const A* u, const int64_t* sizes, int64_t blocks) {
@@ -103,7 +103,8 @@ inline void bounds(const float* error, int64_t count, int64_t d, float* to) {
 }
 
 template <class A> constexpr Numbers1<A> numbers_of() {
-  return {all<A, exp_once<A>>, all<A, log_of_more<A>>, all<A, log_of_one_and<A>>, sum_of<A>, top_of<A>, merge<A>, Vec<A>::width};
+  return {all<A, exp_once<A>>, all<A, log_of_more<A>>, all<A, log_of_one_and<A>>,
+          sum_of<A>, largest_of<A>, merge<A>, Vec<A>::width};
 }
 
 #define LT_EACH(kernel) {kernel<float>, kernel<double>, kernel<bf16>, kernel<fp16>}
@@ -114,7 +115,7 @@ extern const Probe probe = {
     {load_all<bf16>, load_all<fp16>}, {store_all<bf16>, store_all<fp16>},
     LT_EACH(rows_forward), LT_EACH(rows_backward), LT_EACH(rows_offset), LT_EACH(rows_plain),
     {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>}, gram_screen, LT_EACH(gram_verify), bounds,
-    turn};
+    transpose};
 
 }  // namespace LT_ISA
 }  // namespace lt

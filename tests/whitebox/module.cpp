@@ -48,10 +48,10 @@ template <class A> void bind_numbers(py::module_& m) {
     }, py::arg("isa"), py::arg("x").noconvert());
   };
   define("exp", &Numbers1<A>::exp), define("log", &Numbers1<A>::log), define("log_one", &Numbers1<A>::log_one);
-  m.def("sum_and_top", [](const std::string& isa, py::array_t<A, py::array::c_style> x) {
+  m.def("sum_and_largest", [](const std::string& isa, py::array_t<A, py::array::c_style> x) {
     const Numbers1<A>& of = numbers<A>(probe(isa));
     if (x.size() != of.width) throw std::invalid_argument("x must be one vector");
-    return std::make_pair(of.sum(x.data()), of.top(x.data()));
+    return std::make_pair(of.sum(x.data()), of.largest(x.data()));
   }, py::arg("isa"), py::arg("x").noconvert());
   m.def("merge", [](const std::string& isa, py::array_t<A, py::array::c_style> u, Array<int64_t> sizes) {
     return numbers<A>(probe(isa)).merge(u.data(), sizes.data(), sizes.size());
@@ -178,9 +178,10 @@ py::tuple screen(const std::string& isa, py::array weight, int type, Array<int32
 }
 
 // The rows [begin, end) of `from` in columns of `out`.
-void turn_rows(const std::string& isa, py::array_t<float> from, py::array_t<float> out, int64_t begin, int64_t end) {
+void transpose_rows(const std::string& isa, py::array_t<float> from, py::array_t<float> out, int64_t begin,
+                    int64_t end) {
   const int64_t line = out.strides(0) / int64_t(sizeof(float));
-  probe(isa).turn(from.data(), from.shape(1), out.mutable_data(), line, begin, end);
+  probe(isa).transpose(from.data(), from.shape(1), out.mutable_data(), line, begin, end);
 }
 
 }  // namespace
@@ -213,8 +214,8 @@ PYBIND11_MODULE(lt_whitebox, m) {
   });
   m.def("run_rows", &run_rows);
   m.def("run_plain", &run_plain);
-  m.def("turn", &turn_rows, py::arg("isa"), py::arg("rows").noconvert(), py::arg("out").noconvert(), py::arg("begin"),
-        py::arg("end"));
+  m.def("transpose", &transpose_rows, py::arg("isa"), py::arg("rows").noconvert(), py::arg("out").noconvert(),
+        py::arg("begin"), py::arg("end"));
   m.def("units", &units);
   m.def("bounds", &bounds);
   m.def("screen", &screen);

@@ -19,7 +19,7 @@ template <class A> struct Numbers1 {
   void (*log)(const A* from, A* to, int64_t count);      // of at least 1
   void (*log_one)(const A* from, A* to, int64_t count);  // log(1 + x) of 0 to 1
   A (*sum)(const A* vector);
-  A (*top)(const A* vector);
+  A (*largest)(const A* vector);
   A (*merge)(const A* u, const int64_t* sizes, int64_t blocks);
   int width;
 };
@@ -38,7 +38,7 @@ struct Probe {
   TileKernel gram_screen;
   ListedKernel gram_verify[4];
   void (*bound)(const float* error, int64_t count, int64_t d, float* to);  // [count, count]
-  void (*turn)(const float* rows, int64_t d, float* out, int64_t line, int64_t begin, int64_t end);
+  void (*transpose)(const float* rows, int64_t d, float* out, int64_t line, int64_t begin, int64_t end);
 };
 
 namespace generic { extern const Probe probe; }

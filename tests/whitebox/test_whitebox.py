@@ -197,21 +197,21 @@ def test_stores_round_as_torch_does(box, half, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sum_and_top_of_a_vector(box, dtype):
+def test_sum_and_largest_of_a_vector(box, dtype):
     rng = np.random.default_rng(0)
     for isa in box.instruction_sets():
         width = box.width(isa) // (dtype(0).itemsize // 4)
         for lane in range(width):
             x = rng.normal(size=width).astype(dtype)
             x[lane] = 100
-            total, top = box.sum_and_top(isa, x)
+            total, top = box.sum_and_largest(isa, x)
             assert top == 100
             assert total == pytest.approx(x.sum(dtype=np.float64), rel=4 * float(np.finfo(dtype).eps))
-            assert box.sum_and_top(isa, np.where(np.arange(width) == lane, x, -np.inf).astype(dtype)) == (
+            assert box.sum_and_largest(isa, np.where(np.arange(width) == lane, x, -np.inf).astype(dtype)) == (
                 -np.inf,
                 100,
             ) or (width == 1)
-        assert np.isnan(box.sum_and_top(isa, np.full(width, np.nan, dtype))[0])
+        assert np.isnan(box.sum_and_largest(isa, np.full(width, np.nan, dtype))[0])
 
 
 def cuts(size, rng):
@@ -263,11 +263,11 @@ def test_nan_is_not_lost_in_a_merge(box, dtype):
             assert np.isnan(box.merge(isa, u, [30, 30, 40]))
 
 
-def test_turning_on_every_instruction_set(box):
+def test_transposing_on_every_instruction_set(box):
     for isa in box.instruction_sets():
         for c, d, begin in ((1, 1, 0), (5, 3, 1), (8, 8, 4), (13, 9, 4), (21, 30, 0)):
             rows, out = np.arange(c * d, dtype=np.float32).reshape(c, d), np.full((d, c + 2), np.float32(-1))
-            box.turn(isa, rows, out, begin, c)
+            box.transpose(isa, rows, out, begin, c)
             assert (out[:, begin:c] == rows.T[:, begin:]).all()
             assert (out[:, :begin] == -1).all()
             assert (out[:, c:] == -1).all()

@@ -108,9 +108,9 @@ def large_pages(made: Tensor) -> Tensor:
     return made
 
 
-def turn(made: Tensor, out: Tensor) -> None:
+def transpose(made: Tensor, out: Tensor) -> None:
     """out [C, d] = made [d, C] transposed; both float32; rows are contiguous, those of `out` may be strided."""
-    extension.module.turn(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
+    extension.module.transpose(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
 
 
 def has(name: str, key: str) -> bool:
