@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lt_kernels import distributed
 from lt_kernels.core import checks
-from lt_kernels.core.linear import BOTH, PLAIN
+from lt_kernels.core.linear import Normalize
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
 from lt_kernels.ops import columns, directions, gram, prepare
@@ -136,7 +136,7 @@ def _linear(
     if linear_weight.ndim > 2 and group is None:
         return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
     checks.features(input, linear_weight, linear_bias)
-    source = features(prepare.as_rows(input), linear_weight, linear_bias, PLAIN, None, group)
+    source = features(prepare.as_rows(input), linear_weight, linear_bias, Normalize.NOTHING, None, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     if isinstance(source, Logits):
         logits = source.values if input.ndim == 2 else source.values[0]
@@ -204,7 +204,7 @@ def _cosine(
     margin, settings["scale"] = settings["margin"], checks.number("scale", settings["scale"], above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
-    source = features(prepare.as_rows(input), linear_weight, None, BOTH, margin, group)
+    source = features(prepare.as_rows(input), linear_weight, None, Normalize.BOTH, margin, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     return evaluate(source, shape, target, reduction, **settings)
 

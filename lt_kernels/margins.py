@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lt_kernels import priors
 from lt_kernels.core import checks
-from lt_kernels.core.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
+from lt_kernels.core.terms import Phi
 
 
 @dataclass(frozen=True, eq=False)
 class Margin:
     """A kind of phi, and a margin for all classes or for each."""
 
-    kind: int = field(default=PLAIN, init=False, repr=False)
+    kind: int = field(default=Phi.PLAIN, init=False, repr=False)
     value: float = field(default=0.0, init=False, repr=False)
     per_class: Tensor | None = field(default=None, init=False, repr=False)
     strength: float = field(default=0.0, init=False, repr=False)  # how much a hard sample's margin grows
@@ -38,7 +38,7 @@ class CosFace(Margin):
     margin: float = 0.35
 
     def __post_init__(self) -> None:
-        self._set(kind=ADDITIVE, value=checks.number("margin", self.margin))
+        self._set(kind=Phi.ADDITIVE, value=checks.number("margin", self.margin))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class ArcFace(Margin):
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        self._set(kind=ANGULAR, value=checks.number("margin", self.margin, 0.0, 3.141592653589793), fallback=True)
+        self._set(kind=Phi.ANGULAR, value=checks.number("margin", self.margin, 0.0, 3.141592653589793), fallback=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class SphereFace(Margin):
     margin: int = 4
 
     def __post_init__(self) -> None:
-        self._set(kind=SPHERE, value=float(checks.whole("margin", self.margin, 1, 64)))
+        self._set(kind=Phi.SPHERE, value=float(checks.whole("margin", self.margin, 1, 64)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class LDAM(Margin):
 
     def __post_init__(self) -> None:
         counts = checks.counts(self.class_counts, positive=True)  # a copy, not the caller's
-        self._set(kind=ADDITIVE, class_counts=counts, per_class=priors.ldam_margin(counts, self.max_margin))
+        self._set(kind=Phi.ADDITIVE, class_counts=counts, per_class=priors.ldam_margin(counts, self.max_margin))
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class DBM(Margin):
     def __post_init__(self) -> None:
         counts = checks.counts(self.class_counts, positive=True)
         self._set(
-            kind=ANGULAR,
+            kind=Phi.ANGULAR,
             class_counts=counts,
             per_class=priors.dbm_margin(counts, self.max_margin, self.tau),
             strength=checks.number("instance", self.instance, 0.0),

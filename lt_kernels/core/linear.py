@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
 from torch import Tensor
 
-PLAIN, COLUMNS, BOTH = range(3)  # which norms divide the product: none, the classes', the rows' and the classes'
+
+class Normalize(IntEnum):
+    """Which norms divide the products of features and class weights: none, the class weights', or those of both."""
+
+    NOTHING, CLASSES, BOTH = range(3)
 
 
 class Problem(NamedTuple):
@@ -21,7 +26,7 @@ class Problem(NamedTuple):
     offset_row: Tensor | None  # [N]
     mean_weight: Tensor | None  # as offset
     scale: float
-    normalize: int
+    normalize: int  # of `Normalize`
     start: int  # the index of the first class here among all `classes`
     classes: int
     ignore_index: int

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 Reduction = Literal["none", "mean", "sum"]
-PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)  # kinds of phi
-NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)  # reductions of the operators; MEAN divides by the number of rows that count
-CODES = {"none": NONE, "mean": WEIGHTED_MEAN, "sum": SUM}
+
+
+class Phi(IntEnum):
+    """What a margin makes of the target's logit or cosine v: v, v - m, cos(arccos v + m), or SphereFace's steps."""
+
+    PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)
+
+
+class Reduce(IntEnum):
+    """How the operators reduce the losses of the rows; MEAN divides by the number of rows that count."""
+
+    NONE, WEIGHTED_MEAN, SUM, MEAN = range(4)
+
+
+CODES = {"none": Reduce.NONE, "mean": Reduce.WEIGHTED_MEAN, "sum": Reduce.SUM}
 
 
 class Terms(NamedTuple):
@@ -28,7 +41,7 @@ class Terms(NamedTuple):
     class_margin: Tensor | None = None  # [C]; else `margin` for every class
     class_smoothing: Tensor | None = None  # [C]; else `smoothing` for every class
     scale: float = 1.0
-    kind: int = PLAIN
+    kind: int = Phi.PLAIN
     margin: float = 0.0
     instance: float = 0.0
     guard: bool = False

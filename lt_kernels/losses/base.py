@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lt_kernels import distributed
 from lt_kernels.core import checks
-from lt_kernels.core.linear import BOTH, PLAIN
+from lt_kernels.core.linear import Normalize
 from lt_kernels.core.tables import TableModule, own_copy
 from lt_kernels.core.terms import Reduction, Terms
 from lt_kernels.margins import Margin, MixedTarget
@@ -214,7 +214,9 @@ class Loss(TableModule):
     ) -> Tensor:
         """The loss by operators, of all classes or of this rank's share of them."""
         checks.features(features, linear_weight, linear_bias)
-        source = make_source(features, linear_weight, linear_bias, BOTH if cosine else PLAIN, self.margin, group)
+        source = make_source(
+            features, linear_weight, linear_bias, Normalize.BOTH if cosine else Normalize.NOTHING, self.margin, group
+        )
         table = self.table(target, source.classes) if table is None else table
         if group is None and self._simple(features, source.classes, target, table):
             terms = self._prepared(features, source.classes, table)

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import checks, private
-from lt_kernels.core.linear import BOTH
+from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import accumulate_type, as_they_are
 from lt_kernels.core.targets import counted
-from lt_kernels.core.terms import NONE, PLAIN, SUM, WEIGHTED_MEAN, Terms
+from lt_kernels.core.terms import Phi, Reduce, Terms
 from lt_kernels.ops import directions, products, rows
 from lt_kernels.ops.calling import first_order, handed_out
 from lt_kernels.reference.linear import along, project_rows
 
-_REDUCTIONS = {NONE: "none", WEIGHTED_MEAN: "mean", SUM: "sum"}
+_REDUCTIONS: dict[int, str] = {Reduce.NONE: "none", Reduce.WEIGHTED_MEAN: "mean", Reduce.SUM: "sum"}
 
 
 def rows_loss(logits: Tensor, target: Tensor, terms: Terms, code: int) -> Tensor:
@@ -36,7 +36,7 @@ def features_loss(
 ) -> Tensor:
     """The loss of features [N, d] and class weights [C, d], where the memory budget holds the logits twice."""
     scales: list[Tensor | None] = [None, None]
-    if normalize == BOTH:
+    if normalize == Normalize.BOTH:
         (input, by_row), (weight, by_class) = _with_inverse_norms(input), _with_inverse_norms(weight)
         scales = [by_row, by_class]
     if not torch.is_grad_enabled():
@@ -89,8 +89,9 @@ class RowsLoss(torch.autograd.Function):
 def is_plain(terms: Terms, code: int) -> bool:
     """Whether a loss is cross-entropy of scaled logits with at most one offset for all rows, weights and smoothing."""
     offset, row = terms.offset, terms.offset_row
-    one = offset is None or (row is None and (not terms.smoothing or bool(offset.isfinite().all())))
-    return terms.kind == PLAIN and terms.gamma == 0 and terms.class_smoothing is None and one and code in _REDUCTIONS
+    if terms.kind != Phi.PLAIN or terms.gamma or terms.class_smoothing is not None or code not in _REDUCTIONS:
+        return False
+    return offset is None or (row is None and (not terms.smoothing or bool(offset.isfinite().all())))
 
 
 def differentiable(

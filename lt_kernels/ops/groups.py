@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import private
-from lt_kernels.core.linear import Problem
+from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import Terms
 from lt_kernels.ops import budget, calling, margins, slabs
@@ -43,8 +43,8 @@ class _Walk(slabs.Backward):
     def __init__(self, problem: Problem, terms: Terms, wants: tuple[bool, ...], divisor: Tensor | None) -> None:
         p, numbers = problem, problem.input.new_empty
         with reference.as_they_are(p.input.device):
-            row_scale = reference.inverse_norm(p.input) if p.normalize == reference.BOTH else numbers(0)
-            column_scale = reference.inverse_norm(p.weight) if p.normalize >= reference.COLUMNS else numbers(0)
+            row_scale = reference.inverse_norm(p.input) if p.normalize == Normalize.BOTH else numbers(0)
+            column_scale = reference.inverse_norm(p.weight) if p.normalize >= Normalize.CLASSES else numbers(0)
         rows = p.input.shape[0]
         mean = None if p.mean_weight is None else numbers(rows)
         slopes = numbers(rows), numbers(rows, 1), None, mean

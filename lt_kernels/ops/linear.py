@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Terms
 from lt_kernels.ops import budget, slabs
@@ -27,8 +28,8 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, ...]:
     p, keep = reference.Problem(*inputs[:-1]), inputs[-1]
     rows, classes, kind = p.input.shape[0], p.weight.shape[0], accumulate_type(p.input.dtype)
     mean = 0 if p.mean_weight is None else rows
-    row_scale = rows if p.normalize == reference.BOTH else 0
-    column_scale = classes if p.normalize >= reference.COLUMNS else 0
+    row_scale = rows if p.normalize == Normalize.BOTH else 0
+    column_scale = classes if p.normalize >= Normalize.CLASSES else 0
     sizes = ((rows,), (rows, p.target.shape[1]), (rows,), (mean,), (rows,), (mean,))
     numbers = [p.input.new_empty(size, dtype=kind) for size in sizes]
     kept = p.input.new_empty((rows, classes) if keep else (0,), dtype=reference.product_type(p.input))

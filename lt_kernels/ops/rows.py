@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.targets import at_target, counted
-from lt_kernels.core.terms import NONE, Terms
+from lt_kernels.core.terms import Reduce, Terms
 from lt_kernels.ops.backends.library import define
 from lt_kernels.ops.calling import apply, first_order, forced, takes
 from lt_kernels.reference import rows as reference
@@ -46,7 +46,7 @@ def _backward_fake(logits: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, 
 
 
 def _loss_fake(logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    loss = _numbers(logits, logits.shape[0]) if rest[-1] == NONE else _numbers(logits)
+    loss = _numbers(logits, logits.shape[0]) if rest[-1] == Reduce.NONE else _numbers(logits)
     return loss, _numbers(logits, 6, logits.shape[0])
 
 
@@ -206,7 +206,7 @@ def one_pass(logits: Tensor) -> bool:
     return logits.is_cpu and logits.dtype != torch.float16 and forced() != "triton"
 
 
-def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = NONE) -> Tensor:
+def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = Reduce.NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N].
 
     Compiled for a CPU it uses the kernel that makes the gradient in the same pass; bfloat16 would be rounded twice.

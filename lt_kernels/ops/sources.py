@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN
+from lt_kernels.core.linear import Normalize
 from lt_kernels.core.targets import divisor_of
-from lt_kernels.core.terms import CODES, MEAN, SPHERE, Terms
+from lt_kernels.core.terms import CODES, Phi, Reduce, Terms
 from lt_kernels.margins import Margin
 from lt_kernels.ops import budget, calling, direct, directions, groups, linear, margins, rows
 from lt_kernels.ops.ranks import shards
@@ -91,7 +91,7 @@ class Features(NamedTuple):
 
     def in_range(self) -> tuple[Tensor, Tensor]:
         """Features and class weights; of cosines on the direct way those whose norms do not overflow."""
-        if self.normalize != BOTH or not calling.direct(self.input):
+        if self.normalize != Normalize.BOTH or not calling.direct(self.input):
             return self.input, self.weight
         return directions.in_range(self.input), directions.in_range(self.weight)
 
@@ -103,12 +103,12 @@ class Features(NamedTuple):
         input, weight, bias, normalize = self.input, self.weight, self.bias, self.normalize
         learned = terms.offset is not None and terms.offset.requires_grad
         exact = input.dtype is torch.float32 or input.dtype is torch.float64
-        served = exact or (input.dtype is torch.bfloat16 and normalize == PLAIN)
+        served = exact or (input.dtype is torch.bfloat16 and normalize == Normalize.NOTHING)
         return (
             0 < 2 * input.shape[0] * weight.shape[0] * input.element_size() <= budget.current_budget()
             and served
             and input.dtype is weight.dtype
-            and not (learned and normalize != PLAIN)
+            and not (learned and normalize != Normalize.NOTHING)
             and calling.direct(input)
             and calling.plain(weight)
             and (bias is None or calling.plain(bias))
@@ -122,8 +122,8 @@ def features(
     input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
 ) -> Source:
     """The source for features, which are cast as autocast asks (float32 class weights are not)."""
-    sphere = margin is not None and margin.kind == SPHERE
-    direction = normalize == BOTH and not sphere
+    sphere = margin is not None and margin.kind == Phi.SPHERE
+    direction = normalize == Normalize.BOTH and not sphere
     raw = direction and group is None and calling.direct(input)  # the direct way looks at each norm once
     if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
         kind = torch.get_autocast_dtype(input.device.type)
@@ -133,8 +133,8 @@ def features(
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
     shard = None if group is None else shards.shard_of(weight, group, bias)
-    weight = weight if raw or normalize == PLAIN else directions.in_range(weight)
-    return Features(input, weight, bias, COLUMNS if sphere else normalize, norm, shard)
+    weight = weight if raw or normalize == Normalize.NOTHING else directions.in_range(weight)
+    return Features(input, weight, bias, Normalize.CLASSES if sphere else normalize, norm, shard)
 
 
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
@@ -144,4 +144,4 @@ def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
 
 def code_of(reduction: str, average: str) -> int:
     """The operators' number for a reduction; a mean divides by the rows' weights, or by the number of rows."""
-    return MEAN if reduction == "mean" and average == "batch" else CODES[reduction]
+    return Reduce.MEAN if reduction == "mean" and average == "batch" else CODES[reduction]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lt_kernels.core.linear import BOTH, COLUMNS, Problem, blocks
+from lt_kernels.core.linear import Normalize, Problem, blocks
 from lt_kernels.core.numbers import accumulate_type, as_they_are, finite, inverse_norm, product_type
 
 
@@ -54,8 +54,8 @@ def by_slabs(
     kept = p.input.new_empty(0, dtype=product_type(p.input))
     parts: dict[int, tuple[Tensor, ...]] = {}
     with as_they_are(p.input.device):
-        row_scale = norm(p.input) if p.normalize == BOTH else None
-        column_scale = norm(p.weight) if p.normalize >= COLUMNS else None
+        row_scale = norm(p.input) if p.normalize == Normalize.BOTH else None
+        column_scale = norm(p.weight) if p.normalize >= Normalize.CLASSES else None
         for classes in p.class_slabs():
             for rows in p.row_slabs():
                 logits = product(p, rows, classes)
@@ -88,8 +88,8 @@ class Backward:
         self.problem, self.slopes = problem, slopes
         self.kept, row_scale, column_scale, self.rest, self.top = saved
         self.weight = p.weight  # of the slab of classes that is being walked, as it is multiplied
-        self.row_scale = row_scale if p.normalize == BOTH else None
-        self.column_scale = column_scale if p.normalize >= COLUMNS else None
+        self.row_scale = row_scale if p.normalize == Normalize.BOTH else None
+        self.column_scale = column_scale if p.normalize >= Normalize.CLASSES else None
         self.sums = accumulate_type(p.input.dtype)
         rows, size = p.input.shape
         classes = p.weight.shape[0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_kernels.core.numbers import finite
 from lt_kernels.core.targets import check_places
-from lt_kernels.core.terms import ADDITIVE, ANGULAR, SPHERE, loss_terms
+from lt_kernels.core.terms import Phi, loss_terms
 
 
 def _sine(cosine: Tensor) -> Tensor:
@@ -58,11 +58,11 @@ def phi(
     kind: int, own: Tensor, margin: Tensor, order: int, hard: Tensor, instance: float, guard: bool, norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The target's adjusted cosine and its slopes with respect to the cosine and to the norm; each [N]."""
-    if kind == SPHERE:
+    if kind == Phi.SPHERE:
         return _sphere(own, order, norm)
-    if kind == ANGULAR:
+    if kind == Phi.ANGULAR:
         return *_angular(own, margin, hard, instance, guard), torch.zeros_like(own)
-    value = own - margin if kind == ADDITIVE else own
+    value = own - margin if kind == Phi.ADDITIVE else own
     return value, torch.ones_like(own), torch.zeros_like(own)
 
 
@@ -75,7 +75,7 @@ def _per_row(table: Tensor | None, value: float, target: Tensor, like: Tensor) -
 
 def _diverged(own: Tensor, own_u: Tensor, kind: int) -> Tensor:
     """Where a target's logit is infinite, and its loss no number, as that of a softmax; no angle has such a cosine."""
-    return own.abs() == torch.inf if kind in (ANGULAR, SPHERE) else own_u == torch.inf
+    return own.abs() == torch.inf if kind in (Phi.ANGULAR, Phi.SPHERE) else own_u == torch.inf
 
 
 def _mean_entropy(v: Tensor, rest: Tensor, above: Tensor, total: Tensor, share: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lt_kernels.core.numbers import finite
 from lt_kernels.core.rows import Inputs, Slopes
 from lt_kernels.core.targets import at_target, check_target, divisor_of, pick
-from lt_kernels.core.terms import LOSS_FIELDS, MEAN, SUM, WEIGHTED_MEAN, Terms
+from lt_kernels.core.terms import LOSS_FIELDS, Reduce, Terms
 from lt_kernels.reference.margins import margins
 
 
@@ -85,10 +85,11 @@ def _loss(
     total = None if t.total is None else pick(t.total[:, None], t.offset_row).expand(target.shape[0], 1)[:, 0]
     loss, slopes = margins(rest, top, own[:, 0], rival, target, own_offset, None, mean, total, share, *t[LOSS_FIELDS])
     slopes = torch.cat((slopes[:3], slopes[4:]))
-    if reduction in (WEIGHTED_MEAN, MEAN):
-        divisor = divisor_of(target, t.weight if reduction == WEIGHTED_MEAN else None, t.ignore_index).to(loss.dtype)
+    if reduction in (Reduce.WEIGHTED_MEAN, Reduce.MEAN):
+        weight = t.weight if reduction == Reduce.WEIGHTED_MEAN else None
+        divisor = divisor_of(target, weight, t.ignore_index).to(loss.dtype)
         loss, slopes = loss.sum() / divisor, torch.where(target == t.ignore_index, 0.0, slopes / divisor)
-    elif reduction == SUM:
+    elif reduction == Reduce.SUM:
         loss = loss.sum()
     return loss, torch.cat((rest[None], top[None], slopes))
 

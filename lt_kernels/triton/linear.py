@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lt_kernels.core import numbers
-from lt_kernels.core.linear import BOTH, COLUMNS, Problem
+from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
 from lt_kernels.triton.products import rounded, slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
@@ -125,7 +125,7 @@ def tile_for(p: Problem, gradient: bool) -> Tile:
     features = min(128 // p.input.element_size(), power_of_two(size, 16))  # 128 bytes: a line of the shared memory
     by_row = any(table is not None and table.shape[0] > 1 for table in (p.offset, p.mean_weight))
     features = min(features, 32) if by_row or size % features else features
-    vectors = (p.bias is not None) + (p.offset is not None) + (p.normalize >= COLUMNS)
+    vectors = (p.bias is not None) + (p.offset is not None) + (p.normalize >= Normalize.CLASSES)
     many = p.mean_weight is not None or p.target.shape[1] > 1 or vectors > 2 or size % features > 0
     if by_row:
         return Tile(128, 32, features, 8)
@@ -201,8 +201,8 @@ def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
     p, keep = dense(Problem(*inputs[:-1])), inputs[-1]
     if keep or not on_matrix_units(p):
         return reference.by_slabs(p, keep, inverse_norm)
-    row_scale = inverse_norm(p.input) if p.normalize == BOTH else None
-    column_scale = inverse_norm(p.weight) if p.normalize >= COLUMNS else None
+    row_scale = inverse_norm(p.input) if p.normalize == Normalize.BOTH else None
+    column_scale = inverse_norm(p.weight) if p.normalize >= Normalize.CLASSES else None
     found = _statistics(p, row_scale, column_scale)
     norms = (found[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
     return *found, p.input.new_empty(0, dtype=numbers.product_type(p.input)), *norms

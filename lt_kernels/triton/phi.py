@@ -8,9 +8,9 @@ import triton.language as tl
 from lt_kernels.core import terms
 from lt_kernels.triton.numbers import exp, finite, log1p
 
-ADDITIVE: tl.constexpr = tl.constexpr(terms.ADDITIVE)
-ANGULAR: tl.constexpr = tl.constexpr(terms.ANGULAR)
-SPHERE: tl.constexpr = tl.constexpr(terms.SPHERE)
+ADDITIVE: tl.constexpr = tl.constexpr(int(terms.Phi.ADDITIVE))
+ANGULAR: tl.constexpr = tl.constexpr(int(terms.Phi.ANGULAR))
+SPHERE: tl.constexpr = tl.constexpr(int(terms.Phi.SPHERE))
 PI: tl.constexpr = tl.constexpr(3.141592653589793)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.rows import Inputs, Slopes
-from lt_kernels.core.terms import ANGULAR, MEAN, NONE, WEIGHTED_MEAN, Terms
+from lt_kernels.core.terms import Phi, Reduce, Terms
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.margins import loss_settings
 from lt_kernels.triton.rows_gradient import long_gradient_kernel, short_gradient_kernel, table_gradient_kernel
@@ -197,7 +197,7 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     kind = accumulate_type(logits.dtype)
     saved, spare = (logits.new_empty((size, plan.rows), dtype=kind) for size in (6, 3))
     rival, mean, own = spare.unbind()
-    ranked = t.kind == ANGULAR and t.instance != 0  # only the margin of hard rows asks for rivals
+    ranked = t.kind == Phi.ANGULAR and t.instance != 0  # only the margin of hard rows asks for rivals
     whole = Statistics(saved[1], saved[0], rival if ranked else None, None if share is None else mean, None, own)
     found = _statistics(plan, given, whole)
     more = {"share_total": None if share is None else _dense(t.total), **loss_settings(t)}
@@ -215,18 +215,18 @@ _LOSS = (
 def _loss(plan: Plan, given: dict[str, Any], saved: Tensor, reduction: int) -> Tensor:
     """The loss [N] or [], and the slopes in `saved`, from the statistics of rows or of their parts."""
     rows = plan.rows
-    alone = reduction != NONE and rows <= ALONE
+    alone = reduction != Reduce.NONE and rows <= ALONE
     block = power_of_two(rows, most=ALONE if alone else SOME)
     programs = 1 if alone else blocks(rows, block)
-    loss = saved.new_empty(rows if reduction == NONE else ())
-    sums = None if alone or reduction == NONE else saved.new_empty((2, programs))
+    loss = saved.new_empty(rows if reduction == Reduce.NONE else ())
+    sums = None if alone or reduction == Reduce.NONE else saved.new_empty((2, programs))
     taken = {name: given[name] for name in (*_LOSS, *Statistics._fields)}
     outputs = {"loss_out": loss, "saved": saved, "sums_out": sums}
     sizes = {"rows": rows, "width": plan.width, "pieces": plan.parts, "P": power_of_two(plan.parts), "block": block}
     how = {"reduction": reduction, "alone": alone}
     launch(loss_kernel, (programs,), {**taken, **outputs, **sizes, **how}, warps=8 if block > SOME else 4)
     if sums is not None:
-        mean = reduction in (WEIGHTED_MEAN, MEAN)
+        mean = reduction in (Reduce.WEIGHTED_MEAN, Reduce.MEAN)
         sizes = {"rows": rows, "programs": programs, "ignore": given["ignore"], "mean": mean, "block": 1024}
         outputs = {"loss_out": loss, "saved": saved, "sums": sums, "target": given["target"]}
         launch(divide_kernel, (min(programs, 512) if mean else 1,), {**outputs, **sizes})

@@ -11,9 +11,9 @@ from lt_kernels.triton.numbers import part
 from lt_kernels.triton.rows_statistics import merged
 from lt_kernels.triton.rows_tiles import line_of
 
-NONE: tl.constexpr = tl.constexpr(terms.NONE)
-SUM: tl.constexpr = tl.constexpr(terms.SUM)
-WEIGHTED_MEAN: tl.constexpr = tl.constexpr(terms.WEIGHTED_MEAN)
+NONE: tl.constexpr = tl.constexpr(int(terms.Reduce.NONE))
+SUM: tl.constexpr = tl.constexpr(int(terms.Reduce.SUM))
+WEIGHTED_MEAN: tl.constexpr = tl.constexpr(int(terms.Reduce.WEIGHTED_MEAN))
 
 
 @triton.jit

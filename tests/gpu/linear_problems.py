@@ -9,7 +9,7 @@ from helpers import generator, normal
 from tolerances import TOLERANCE, error
 from torch import Tensor
 
-from lt_kernels.core.linear import BOTH, Problem
+from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED
@@ -32,7 +32,7 @@ def problem(
     sizes: tuple[int, int, int],
     *,
     dtype: torch.dtype = torch.float32,
-    normalize: int = BOTH,
+    normalize: int = Normalize.BOTH,
     slots: int = 1,
     bias: bool = False,
     offset: str | None = None,

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from linear_problems import DEVICE, HALVES, check, judge, moved, problem, saved, slopes, sums, wide
 
-from lt_kernels.core.linear import BOTH, COLUMNS, PLAIN, Problem
+from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton import linear
 from lt_kernels.triton.launch import INTERPRETED
@@ -27,9 +27,9 @@ SIZES = [(1, 1, 1), (3, 5, 7), (128, 64, 16), (130, 300, 40)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("normalize", [PLAIN, COLUMNS, BOTH])
+@pytest.mark.parametrize("normalize", [Normalize.NOTHING, Normalize.CLASSES, Normalize.BOTH])
 def test_shapes(sizes: tuple[int, int, int], normalize: int) -> None:
-    check(linear, problem(sizes, normalize=normalize, bias=normalize == PLAIN))
+    check(linear, problem(sizes, normalize=normalize, bias=normalize == Normalize.NOTHING))
 
 
 @pytest.mark.parametrize("slots", [0, 1, 2])
@@ -41,14 +41,17 @@ def test_tables(offset: str | None, share: str | None, slots: int) -> None:
 
 
 def test_tables_by_row_over_several_tiles() -> None:
-    check(linear, problem((131, 75, 9), offset="picked", share="picked", normalize=PLAIN))
+    check(linear, problem((131, 75, 9), offset="picked", share="picked", normalize=Normalize.NOTHING))
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("normalize", [PLAIN, COLUMNS, BOTH])
+@pytest.mark.parametrize("normalize", [Normalize.NOTHING, Normalize.CLASSES, Normalize.BOTH])
 def test_half_precision(dtype: torch.dtype, normalize: int) -> None:
     """Statistics have the error of float32: they never were 16 bits."""
-    check(linear, problem((40, 300, 72), dtype=dtype, normalize=normalize, bias=normalize == PLAIN, offset="one"))
+    check(
+        linear,
+        problem((40, 300, 72), dtype=dtype, normalize=normalize, bias=normalize == Normalize.NOTHING, offset="one"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,10 @@ def test_slabs(slabs: tuple[int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("slabs", [(21, 70), (9, 25)])
 def test_slabs_of_tables_by_row(slabs: tuple[int, int]) -> None:
     check(linear, problem((21, 70, 20), offset="each", share="each", slabs=slabs))
-    check(linear, problem((21, 70, 20), offset="picked", share="picked", slabs=slabs, bias=True, normalize=PLAIN))
+    check(
+        linear,
+        problem((21, 70, 20), offset="picked", share="picked", slabs=slabs, bias=True, normalize=Normalize.NOTHING),
+    )
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -100,7 +106,7 @@ def test_more_parts_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     judge(sums(found), sums(reference.linear_forward(*p, False)), sums(exact))
 
 
-@pytest.mark.parametrize("normalize", [PLAIN, BOTH])
+@pytest.mark.parametrize("normalize", [Normalize.NOTHING, Normalize.BOTH])
 def test_shards(normalize: int) -> None:
     """Two halves of the classes, with targets in either."""
     p = problem((40, 150, 12), normalize=normalize, offset="one")
@@ -139,7 +145,7 @@ def test_targets_that_are_nobodys() -> None:
 
 def test_ignored_rows_and_slots() -> None:
     """A row all of whose targets are ignored counts for nothing, however large its logits are; one slot may."""
-    p = problem((4, 30, 6), slots=2, normalize=PLAIN, share="one")
+    p = problem((4, 30, 6), slots=2, normalize=Normalize.NOTHING, share="one")
     target = moved([torch.tensor([[-100, -100], [3, -100], [-100, 7], [5, 5]])])[0]
     p = p._replace(target=target, input=p.input * torch.tensor([[1e4], [1.0], [1.0], [1.0]], device=DEVICE))
     found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
@@ -171,7 +177,7 @@ def test_inverse_norm() -> None:
 
 def test_all_other_classes_absent() -> None:
     """rest = -inf and slopes of 0 there; nothing is NaN."""
-    p = problem((6, 5, 4), normalize=PLAIN)
+    p = problem((6, 5, 4), normalize=Normalize.NOTHING)
     offset = torch.full((6, 5), -torch.inf).scatter(1, p.target.clamp_min(0).cpu(), 0.5)
     p = p._replace(offset=offset.to(DEVICE))
     found = linear.linear_forward(*p, False)
@@ -182,15 +188,15 @@ def test_all_other_classes_absent() -> None:
 
 def test_huge_offsets_and_logits() -> None:
     """Sums of exponentials neither overflow nor vanish; beyond the reach of float32 they are 0."""
-    p = problem((9, 140, 5), normalize=PLAIN, scale=60.0, offset="one")
+    p = problem((9, 140, 5), normalize=Normalize.NOTHING, scale=60.0, offset="one")
     p = p._replace(offset=p.offset * 1e4, input=p.input.mul(300).round(), weight=p.weight.mul(30).round())
     found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
     judge(sums(found), sums(reference.linear_forward(*p, False)), sums(exact))
 
 
-@pytest.mark.parametrize("normalize", [PLAIN, BOTH])
+@pytest.mark.parametrize("normalize", [Normalize.NOTHING, Normalize.BOTH])
 def test_no_rows(normalize: int) -> None:
-    check(linear, problem((0, 5, 4), normalize=normalize, bias=normalize == PLAIN))
+    check(linear, problem((0, 5, 4), normalize=normalize, bias=normalize == Normalize.NOTHING))
 
 
 @pytest.mark.parametrize("rows, classes", [(3, 5), (40, 90)])

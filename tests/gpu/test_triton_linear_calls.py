@@ -18,7 +18,7 @@ from linear_problems import DEVICE
 
 from benchmarks.gpu.traffic import Library
 from lt_kernels import memory_budget
-from lt_kernels.core.linear import BOTH, PLAIN, Problem
+from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.functional import (
     DBM,
     ArcFace,
@@ -46,7 +46,9 @@ def launched(sizes: tuple[int, int, int], **given: Any) -> list[Any]:
     rows, classes, size = sizes
     x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
     target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
-    p = Problem(x, w, None, target, None, None, None, 30.0, BOTH, 0, classes, -100, rows, given.get("slab", classes))
+    p = Problem(
+        x, w, None, target, None, None, None, 30.0, Normalize.BOTH, 0, classes, -100, rows, given.get("slab", classes)
+    )
     with recorded() as calls, Library():
         *_, kept, row_scale, column_scale = found = linear.linear_forward(*p, False)
         slopes = found[0], found[1], None, None
@@ -74,7 +76,7 @@ def test_programs_are_full_waves(sizes: tuple[int, int, int]) -> None:
     rows, classes, size = sizes
     x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
     target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
-    p = Problem(x, w, None, target, None, None, None, 1.0, PLAIN, 0, classes, -100, rows, classes)
+    p = Problem(x, w, None, target, None, None, None, 1.0, Normalize.NOTHING, 0, classes, -100, rows, classes)
     tile = linear.tile_for(p, gradient=False)
     high, wide = -(-rows // tile.rows), -(-classes // tile.classes)
     tiles, programs = linear.parts_for(high, wide, tile.programs(x)), tile.programs(x)

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from lt_kernels.core.terms import ADDITIVE, ANGULAR, PLAIN, SPHERE
+from lt_kernels.core.terms import Phi
 from lt_kernels.reference import margins as reference
 from lt_kernels.triton import margins, numbers, phi
 from lt_kernels.triton.launch import INTERPRETED, launch
@@ -30,13 +30,13 @@ C = 7
 DTYPES = [torch.float32, torch.float64]
 # (kind, margin, instance, guard)
 KINDS = [
-    (PLAIN, 0.0, 0.0, False),
-    (ADDITIVE, 0.3, 0.0, False),
-    (ANGULAR, 0.5, 0.0, False),
-    (ANGULAR, 1.9, 0.8, True),
-    (SPHERE, 1.0, 0.0, False),
-    (SPHERE, 4.0, 0.0, False),
-    (SPHERE, 7.0, 0.0, False),
+    (Phi.PLAIN, 0.0, 0.0, False),
+    (Phi.ADDITIVE, 0.3, 0.0, False),
+    (Phi.ANGULAR, 0.5, 0.0, False),
+    (Phi.ANGULAR, 1.9, 0.8, True),
+    (Phi.SPHERE, 1.0, 0.0, False),
+    (Phi.SPHERE, 4.0, 0.0, False),
+    (Phi.SPHERE, 7.0, 0.0, False),
 ]
 
 
@@ -45,7 +45,7 @@ def problem(n: int, dtype: torch.dtype, kind: tuple[Any, ...], smooth: bool, gam
     code, margin, instance, guard = kind
     target = classes_of(n, C, seed=1)
     target[n // 2 :: 5] = -100
-    norm = normal(n, seed=2, dtype=dtype).abs() if code == SPHERE else None
+    norm = normal(n, seed=2, dtype=dtype).abs() if code == Phi.SPHERE else None
     own = normal(n, seed=3, dtype=dtype).tanh() * (1 if norm is None else norm)
     rest, top, rival = (normal(n, seed=seed, dtype=dtype, spread=spread) for seed, spread in ((4, 3), (13, 1), (5, 1)))
     vectors = [rest, top, own, rival, target]
@@ -80,7 +80,7 @@ def check(given: list[Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_loss_and_slopes(kind: tuple[Any, ...], gamma: float, dtype: torch.dtype) -> None:
     for n, smooth, tables in ((1, False, False), (3, True, True), (300, True, False), (257, False, True)):
-        check(problem(n, dtype, kind, smooth, gamma, tables and kind[0] != SPHERE))
+        check(problem(n, dtype, kind, smooth, gamma, tables and kind[0] != Phi.SPHERE))
 
 
 def test_no_rows() -> None:
@@ -105,7 +105,7 @@ def alone(own: Tensor, kind: tuple[Any, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", [k for k in KINDS if k[0] in (ANGULAR, SPHERE)], ids=str)
+@pytest.mark.parametrize("kind", [k for k in KINDS if k[0] in (Phi.ANGULAR, Phi.SPHERE)], ids=str)
 def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
     """Everywhere on [-1, 1] as the definition in float64, but where one of two branches that meet is chosen."""
     own = cosines(dtype).to(DEVICE)
@@ -115,8 +115,8 @@ def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
     sine = (1 - own.double().clamp(-1, 1) ** 2).sqrt()
     eps = torch.finfo(dtype).eps
     assert mine.isfinite().all()
-    inside = sine > 2 * eps**0.5 if kind[0] == ANGULAR else torch.ones_like(sine, dtype=torch.bool)
-    scale = sine if kind[0] == ANGULAR else torch.full_like(sine, 1 / kind[1] ** 4)  # the slopes grow so
+    inside = sine > 2 * eps**0.5 if kind[0] == Phi.ANGULAR else torch.ones_like(sine, dtype=torch.bool)
+    scale = sine if kind[0] == Phi.ANGULAR else torch.full_like(sine, 1 / kind[1] ** 4)  # the slopes grow so
     miss = ((slope - truth).abs() * scale)[inside]
     jump = (miss > 64 * eps).sum()  # the guard's corner, where a rounding decides
     assert jump <= (2 if kind[3] else 0), miss.max()
@@ -125,7 +125,7 @@ def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
 def of_distance(v: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """loss and slopes of plain rows with rest - own = v."""
     zero, target = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64, device=v.device)
-    return margins.margins(v, zero, zero, zero, target, *(None,) * 8, 1.0, PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
+    return margins.margins(v, zero, zero, zero, target, *(None,) * 8, 1.0, Phi.PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 5.0])

@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from lt_kernels import functional, losses
-from lt_kernels.core.terms import ADDITIVE, ANGULAR, MEAN, NONE, PLAIN, SPHERE, SUM, WEIGHTED_MEAN, Terms
+from lt_kernels.core.terms import Phi, Reduce, Terms
 from lt_kernels.ops import use_kernels
 from lt_kernels.reference import rows as reference
 from lt_kernels.triton import rows
@@ -60,15 +60,15 @@ def check_loss(logits: Tensor, target: Tensor, t: Terms, reduction: int) -> None
 
 
 LOSSES = [
-    {"kind": PLAIN, "offset": None, "smooth": None},
-    {"kind": PLAIN, "offset": "one", "smooth": None, "gamma": 2.0},
-    {"kind": PLAIN, "offset": "each", "smooth": "each", "gamma": 0.5},
-    {"kind": PLAIN, "offset": "picked", "smooth": "one"},
-    {"kind": PLAIN, "offset": "picked", "smooth": "picked", "gamma": 1.0},
-    {"kind": ADDITIVE, "offset": "one", "smooth": "one", "margin": 0.3, "scale": 5.0},
-    {"kind": ANGULAR, "offset": None, "smooth": "one", "margin": 0.5, "scale": 5.0, "guard": True},
-    {"kind": ANGULAR, "offset": "each", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
-    {"kind": SPHERE, "offset": None, "smooth": None, "margin": 4.0, "scale": 5.0},
+    {"kind": Phi.PLAIN, "offset": None, "smooth": None},
+    {"kind": Phi.PLAIN, "offset": "one", "smooth": None, "gamma": 2.0},
+    {"kind": Phi.PLAIN, "offset": "each", "smooth": "each", "gamma": 0.5},
+    {"kind": Phi.PLAIN, "offset": "picked", "smooth": "one"},
+    {"kind": Phi.PLAIN, "offset": "picked", "smooth": "picked", "gamma": 1.0},
+    {"kind": Phi.ADDITIVE, "offset": "one", "smooth": "one", "margin": 0.3, "scale": 5.0},
+    {"kind": Phi.ANGULAR, "offset": None, "smooth": "one", "margin": 0.5, "scale": 5.0, "guard": True},
+    {"kind": Phi.ANGULAR, "offset": "each", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
+    {"kind": Phi.SPHERE, "offset": None, "smooth": None, "margin": 4.0, "scale": 5.0},
 ]
 
 
@@ -99,22 +99,22 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("many")
 @pytest.mark.parametrize("reduction", range(4))
 def test_many_rows(reduction: int) -> None:
-    check_loss(*problem(50, 3, torch.float32, kind=PLAIN, offset="one", smooth="one"), reduction)
+    check_loss(*problem(50, 3, torch.float32, kind=Phi.PLAIN, offset="one", smooth="one"), reduction)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_parts_of_rows(dtype: torch.dtype) -> None:
     """Few long rows are cut; their parts come together in the loss."""
-    settings = {"kind": ANGULAR, "offset": "one", "smooth": "one", "margin": 0.4, "scale": 3.0, "instance": 0.5}
-    check_loss(*problem(2, 5001, dtype, **settings), WEIGHTED_MEAN)
-    check_loss(*problem(1, 9000, dtype, kind=PLAIN, offset=None, smooth=None), NONE)
+    settings = {"kind": Phi.ANGULAR, "offset": "one", "smooth": "one", "margin": 0.4, "scale": 3.0, "instance": 0.5}
+    check_loss(*problem(2, 5001, dtype, **settings), Reduce.WEIGHTED_MEAN)
+    check_loss(*problem(1, 9000, dtype, kind=Phi.PLAIN, offset=None, smooth=None), Reduce.NONE)
 
 
 @pytest.mark.parametrize("classes", [4, 1100])
 @pytest.mark.parametrize("reduction", range(4))
 def test_no_rows(reduction: int, classes: int) -> None:
     """As the definition: no loss, a sum of 0, a mean of NaN."""
-    logits, target, t = problem(0, classes, torch.float32, kind=PLAIN, offset="one", smooth="one")
+    logits, target, t = problem(0, classes, torch.float32, kind=Phi.PLAIN, offset="one", smooth="one")
     for mine, expected in zip(
         loss_and_gradient(rows, logits, target, t, reduction),
         loss_and_gradient(reference, logits, target, t, reduction),
@@ -124,22 +124,22 @@ def test_no_rows(reduction: int, classes: int) -> None:
         torch.testing.assert_close(mine, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("reduction", [WEIGHTED_MEAN, SUM, MEAN])
+@pytest.mark.parametrize("reduction", [Reduce.WEIGHTED_MEAN, Reduce.SUM, Reduce.MEAN])
 def test_rows_that_do_not_count(reduction: int) -> None:
     """All ignored: the mean is NaN, its gradient zero, whatever the logits hold."""
-    logits, target, t = problem(3, 5, torch.float32, kind=PLAIN, offset=None, smooth="one", gamma=0.5)
+    logits, target, t = problem(3, 5, torch.float32, kind=Phi.PLAIN, offset=None, smooth="one", gamma=0.5)
     logits[1] = torch.nan
     loss, saved, d_logits, _ = loss_and_gradient(rows, logits, torch.full_like(target, -100), t, reduction)
-    assert loss == 0 if reduction == SUM else loss.isnan()
+    assert loss == 0 if reduction == Reduce.SUM else loss.isnan()
     assert (saved[2:] == 0).all()
     assert (d_logits == 0).all()
 
 
 @pytest.mark.usefixtures("many")
 def test_the_same_bits_every_time() -> None:
-    settings = {"kind": PLAIN, "offset": "picked", "smooth": "one", "gamma": 2.0}
+    settings = {"kind": Phi.PLAIN, "offset": "picked", "smooth": "one", "gamma": 2.0}
     given = problem(70, 40, torch.float32, **settings)
-    first, second = (loss_and_gradient(rows, *given, WEIGHTED_MEAN) for _ in range(2))
+    first, second = (loss_and_gradient(rows, *given, Reduce.WEIGHTED_MEAN) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
@@ -150,7 +150,7 @@ def test_launches(n: int, c: int, launches: int) -> None:
     logits, offset = torch.empty(n, c, dtype=torch.bfloat16, device="meta"), torch.empty(1, c, **kind)
     target = torch.empty(n, dtype=torch.int64, device="meta")
     with recorded() as forward:
-        loss, saved = rows.rows_loss(logits, target, *Terms(offset), WEIGHTED_MEAN)
+        loss, saved = rows.rows_loss(logits, target, *Terms(offset), Reduce.WEIGHTED_MEAN)
     assert len(forward) == launches
     for wanted in (False, True):
         with recorded() as backward:
@@ -163,7 +163,7 @@ def test_an_absent_target_has_infinite_loss() -> None:
     """On a GPU nothing is checked: a class index that is none, or one whose offset is -inf."""
     logits, target = torch.zeros(3, 4, device=DEVICE), torch.tensor([1, 7, 2], device=DEVICE)
     offset = torch.tensor([[0.0, 0.0, -torch.inf, 0.0]], device=DEVICE)
-    loss, saved = rows.rows_loss(logits, target, *Terms(offset, gamma=2.0), NONE)
+    loss, saved = rows.rows_loss(logits, target, *Terms(offset, gamma=2.0), Reduce.NONE)
     assert loss[0].isfinite()
     assert (loss[1:] == torch.inf).all()
     assert saved[2:].isfinite().all()

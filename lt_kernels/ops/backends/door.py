@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lt_kernels.core.linear import BOTH, COLUMNS
+from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import accumulate_type, product_type
-from lt_kernels.core.terms import SPHERE
+from lt_kernels.core.terms import Phi
 from lt_kernels.reference.gram import PAIRS, tiles, upper_tiles
 
 _REAL = (torch.float32, torch.float64)
@@ -63,7 +63,7 @@ _LITERALS = {str(size): size for size in (0, 1, 6)}
 _MOST = 2**62
 # Of the arguments that are numbers, by their names.
 _RANGES = {
-    "kind": (0, SPHERE),
+    "kind": (0, Phi.SPHERE),
     "reduction": (0, 3),
     "normalize": (0, 2),
     "row_slab": (1, _MOST),
@@ -190,7 +190,7 @@ def _tiles(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
 
 def _order(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
     """SphereFace's order is its margin."""
-    if named["kind"] == SPHERE and not 1 <= named["margin"] < 2**31:
+    if named["kind"] == Phi.SPHERE and not 1 <= named["margin"] < 2**31:
         raise door.error("margin", "be from 1 to 2147483647 for this kind", named["margin"])
 
 
@@ -205,7 +205,7 @@ def _dense(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
 
 def _norms(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
     """The norms that `normalize` asks a backward pass for."""
-    for name, least, letter in (("row_scale", BOTH, "N"), ("column_scale", COLUMNS, "C")):
+    for name, least, letter in (("row_scale", Normalize.BOTH, "N"), ("column_scale", Normalize.CLASSES, "C")):
         wanted = sizes[letter] if named["normalize"] >= least else 0
         if named[name].numel() != wanted:
             raise door.error(name, f"have {wanted} numbers for normalize={named['normalize']}", named[name].numel())
