@@ -157,7 +157,11 @@ def _with_margin(
     if per_class is not None:
         per_class = checks.vector("margin", per_class.to(like.device), classes, like).to(kind)
     return found._replace(
-        class_margin=per_class, kind=margin.kind, margin=margin.value, instance=margin.strength, guard=margin.fallback
+        class_margin=per_class,
+        kind=int(margin.kind),
+        margin=margin.value,
+        instance=margin.strength,
+        guard=margin.fallback,
     )
 
 

@@ -144,4 +144,4 @@ def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
 
 def code_of(reduction: str, average: str) -> int:
     """The operators' number for a reduction; a mean divides by the rows' weights, or by the number of rows."""
-    return Reduce.MEAN if reduction == "mean" and average == "batch" else CODES[reduction]
+    return int(Reduce.MEAN) if reduction == "mean" and average == "batch" else CODES[reduction]
