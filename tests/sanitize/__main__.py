@@ -17,8 +17,7 @@ COPIED = ("lt_kernels", "csrc", "tests", "benchmarks", "docs", "setup.py", "pypr
 FLAGS = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 TESTS = (
     *("tests/ops/test_door.py", "tests/fuzz", "tests/functional/test_edges.py", "tests/ops/test_gram.py"),
-    *("tests/ops/test_columns.py", "tests/ops/test_direct_rows.py", "tests/ops/test_direct_linear.py"),
-    *("tests/ops/test_direct_cosines.py", "tests/ops/test_direct_lade.py"),
+    *("tests/ops/test_columns.py", "tests/ops/test_direct_values.py"),
     *("tests/whitebox/test_whitebox_rows.py", "tests/whitebox/test_whitebox_gram.py"),
 )
 
