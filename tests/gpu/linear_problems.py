@@ -5,27 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from device import DEVICE, INTERPRETED
 from helpers import generator, normal
+from row_problems import table, wide
 from tolerances import TOLERANCE, error
 from torch import Tensor
 
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.reference import linear as reference
-from lt_kernels.triton.launch import INTERPRETED
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALVES = [torch.bfloat16, torch.float16]
-
-
-def table(kind: str | None, sizes: tuple[int, int], seed: int, share: bool) -> Tensor | None:
-    """An offset with absent classes, or shares with zeros, with one line, one a row or four to pick from."""
-    if kind is None:
-        return None
-    lines = {"one": 1, "each": sizes[0], "picked": 4}[kind]
-    found = normal(lines, sizes[1], seed=seed, dtype=torch.float32)
-    few = torch.rand(1, sizes[1], generator=generator(31))
-    return found.abs() * (few > 0.3) if share else found.masked_fill(few < 0.1, -torch.inf)
 
 
 def problem(
@@ -53,9 +43,9 @@ def problem(
         normal(classes, size, seed=24, dtype=dtype),
         normal(classes, seed=25, dtype=dtype) if bias else None,
         target,
-        table(offset, (rows, classes), 26, False),
+        table(offset, (rows, classes), 26, torch.float32, False),
         torch.randint(0, 4, (rows,), generator=generator(27)) if "picked" in (offset, share) else None,
-        table(share, (rows, classes), 28, True),
+        table(share, (rows, classes), 28, torch.float32, True),
         scale,
         normalize,
         start,
@@ -69,11 +59,6 @@ def problem(
 def moved(values: Any) -> list[Any]:
     """The same on the device of the tests."""
     return [value.to(DEVICE) if isinstance(value, Tensor) else value for value in values]
-
-
-def wide(values: Any) -> list[Any]:
-    """The same numbers in float64."""
-    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 def slopes(p: Problem) -> list[Tensor | None]:

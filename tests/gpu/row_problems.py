@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from device import DEVICE
 from helpers import generator, normal
 from tolerances import TOLERANCE, error
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.rows import Inputs
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 START = 3  # the first class of the shard; some targets are another's
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -56,7 +56,7 @@ def inputs(
     return Inputs(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
 
 
-def wide(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def wide(values: Any) -> tuple[Any, ...]:
     """The same numbers in float64."""
     return tuple(v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values)
 

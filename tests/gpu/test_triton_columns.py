@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import published
 import pytest
 import torch
-from helpers import classes_of, counts_of, gradients, normal
+from device import DEVICE, INTERPRETED, MARKS
+from helpers import classes_of, normal
 from memory import watched
 from tolerances import TOLERANCE, assert_close, error
 from torch import Tensor
 
-pytest.importorskip("triton")
-
-from lt_kernels.functional import lade_regularizer
-from lt_kernels.ops import use_kernels
 from lt_kernels.reference import columns as reference
 from lt_kernels.triton import columns
-from lt_kernels.triton.launch import INTERPRETED, recorded
+from lt_kernels.triton.launch import recorded
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
-    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
-]
+pytestmark = MARKS
+
 
 # One number, fewer classes than a vector has, one row, whole vectors, odd rows over several blocks.
 SHAPES = [(1, 1), (3, 5), (1, 300), (9, 8), (33, 100), (65, 131)]
@@ -204,22 +195,3 @@ def test_same_bits(cut: str) -> None:
         return lse, columns.columns_backward(**given, lse=lse, d_lse=d_lse, d_own=d_own)
 
     assert all(map(torch.equal, run(), run()))
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("importance", ["class", "sample"])
-def test_lade(importance: str, dtype: torch.dtype, cut: str) -> None:
-    """The public function, with its gradient, as the paper writes it."""
-    target, counts = 2 * classes_of(30, 20, seed=1), counts_of(40, seed=3)
-    logits = normal(30, 40, seed=2, spread=2, dtype=dtype)
-    with nullcontext() if DEVICE == "cuda" else use_kernels("triton"):
-        found = gradients(
-            lambda z: lade_regularizer(z, target.to(DEVICE), counts, lam=0.3, importance=importance),
-            {"z": logits.to(DEVICE)},
-        )
-    exact = gradients(
-        lambda z: published.lade_regularizer(z, target, counts, lam=0.3, importance=importance, classes="all"),
-        {"z": logits.double()},
-    )
-    for key, value in exact.items():
-        assert_close(found[key].cpu(), value, dtype, key)

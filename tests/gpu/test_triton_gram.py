@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from class_weights import adversarial, apart, apart_or_not, cosines, exact, ours, scaled, similar
-from helpers import assert_same, normal
+from class_weights import adversarial, apart, apart_or_not, cosines, scaled, similar
+from device import DEVICE
+from helpers import normal
 from tolerances import assert_close
 from torch import Tensor
 
-from lt_kernels.ops import use_kernels
 from lt_kernels.reference import gram as reference
 from lt_kernels.triton import gram, remade
 from lt_kernels.triton.launch import recorded
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRITON = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -267,14 +265,6 @@ def test_layouts(part: str) -> None:
     view = weight.copy_(near) if part != "transposed" else near.T.contiguous().T
     assert not view.is_contiguous()
     both(view, 0.2)
-
-
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-@pytest.mark.parametrize("dtype", [*TRITON, torch.float64])
-def test_public_function(dtype: torch.dtype, reduction: str) -> None:
-    weight = similar(24, 20, 0.3, dtype).to(DEVICE)
-    with use_kernels("triton") if DEVICE == "cpu" else nullcontext():
-        assert_same(ours(0.3, True, reduction), exact(0.3, True, reduction), {"weight": weight}, dtype)
 
 
 def test_launches() -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from device import DEVICE, MARKS
 from helpers import normal
+from linear_problems import HALVES, check, judge, moved, problem, saved, slopes, sums
+from row_problems import wide
 from tolerances import assert_close
-
-pytest.importorskip("triton")
-
-from linear_problems import DEVICE, HALVES, check, judge, moved, problem, saved, slopes, sums, wide
 
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton import linear
-from lt_kernels.triton.launch import INTERPRETED
 
-pytestmark = [
-    pytest.mark.usefixtures("tensor_float"),
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
-    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
-]
+pytestmark = [pytest.mark.usefixtures("tensor_float"), *MARKS]
+
 
 # One number, fewer than a tile in every direction, whole tiles, odd sizes over several tiles.
 SIZES = [(1, 1, 1), (3, 5, 7), (128, 64, 16), (130, 300, 40)]

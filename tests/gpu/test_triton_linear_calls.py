@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from helpers import classes_of, counts_of, gradients, normal
-from tolerances import assert_close
-from torch import Tensor
-
-pytest.importorskip("triton")
-
-from linear_problems import DEVICE
+from device import MARKS
 
 from benchmarks.gpu.traffic import Library
-from lt_kernels import memory_budget
 from lt_kernels.core.linear import Normalize, Problem
-from lt_kernels.functional import (
-    DBM,
-    ArcFace,
-    MixedTarget,
-    SphereFace,
-    cosine_margin_cross_entropy,
-    linear_cross_entropy,
-)
-from lt_kernels.ops import use_kernels
 from lt_kernels.triton import linear
-from lt_kernels.triton.launch import INTERPRETED, recorded
+from lt_kernels.triton.launch import recorded
 
-pytestmark = [
-    pytest.mark.usefixtures("tensor_float"),
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
-    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
-]
+pytestmark = MARKS
 
 
 FACES, VOCAB, INAT = (4096, 1_000_000, 512), (8192, 128_256, 2048), (256, 8142, 2048)
@@ -82,45 +60,3 @@ def test_programs_are_full_waves(sizes: tuple[int, int, int]) -> None:
     tiles, programs = linear.parts_for(high, wide, tile.programs(x)), tile.programs(x)
     waves = -(-(high * -(-wide // tiles)) // programs)
     assert waves * programs * tiles <= 1.12 * high * wide or (waves, tiles) == (1, 1)
-
-
-KERNELS = pytest.mark.skipif(not INTERPRETED, reason="use_kernels('triton') is for Triton's interpreter")
-FUNCTIONS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
-    "linear": (linear_cross_entropy, {"label_smoothing": 0.1, "focal_gamma": 1.5}),
-    "bias": (linear_cross_entropy, {"reduction": "none"}),
-    "arcface": (cosine_margin_cross_entropy, {"margin": ArcFace(0.4), "scale": 6.0}),
-    "sphereface": (cosine_margin_cross_entropy, {"margin": SphereFace(3), "scale": 2.0}),
-    "dbm": (cosine_margin_cross_entropy, {"margin": DBM(counts_of(40, 61), 0.3), "scale": 6.0}),
-}
-
-
-@pytest.mark.parametrize(
-    "name, target",
-    [*((name, "classes") for name in FUNCTIONS), ("linear", "mixed"), ("arcface", "mixed"), ("bias", "probabilities")],
-)
-def test_public_functions(name: str, target: str) -> None:
-    """Values and gradients in slabs, the same as by the definition in float64."""
-    function, options = FUNCTIONS[name]
-    first, second = classes_of(19, 40, 62), classes_of(19, 40, 63)
-    first[2] = -100
-    targets: dict[str, Callable[[str], Any]] = {
-        "classes": first.to,
-        "mixed": lambda device: MixedTarget(first.to(device), second.to(device), 0.3),
-        "probabilities": normal(19, 40, seed=64).softmax(1).to,
-    }
-    shapes = {"input": (19, 6), "linear_weight": (40, 6), "offset": (40,), "linear_bias": (40,)}
-    leaves = {
-        key: normal(*shape, seed=65 + len(shape), dtype=torch.float32)
-        for key, shape in shapes.items()
-        if key != "linear_bias" or name == "bias"
-    }
-
-    def call(on: str = "cpu", **given: Tensor) -> Tensor:
-        return function(target=targets[target](on), **options, **given)
-
-    with use_kernels("reference"):
-        exact = gradients(call, {key: leaf.double() for key, leaf in leaves.items()})
-    with use_kernels("triton") if INTERPRETED else nullcontext(), memory_budget(4 * 19 * 40):
-        ours = gradients(lambda **given: call(DEVICE, **given), {key: leaf.to(DEVICE) for key, leaf in leaves.items()})
-    for key, value in exact.items():
-        assert_close(ours[key].cpu(), value, torch.float32 if INTERPRETED else torch.float16, key)

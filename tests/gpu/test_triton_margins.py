@@ -6,28 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import classes_of, normal
-from tolerances import TOLERANCE, error
-from torch import Tensor
-
-pytest.importorskip("triton")
-
 import triton
 import triton.language as tl
+from device import DEVICE, INTERPRETED, MARKS
+from helpers import classes_of, normal
+from row_problems import wide
+from tolerances import TOLERANCE, error
+from torch import Tensor
 
 from lt_kernels.core.terms import Phi
 from lt_kernels.reference import margins as reference
 from lt_kernels.triton import margins, numbers, phi
-from lt_kernels.triton.launch import INTERPRETED, launch
+from lt_kernels.triton.launch import launch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = [
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
-    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
-]
+pytestmark = MARKS
+DTYPES = [torch.float32, torch.float64]
+
 
 C = 7
-DTYPES = [torch.float32, torch.float64]
 # (kind, margin, instance, guard)
 KINDS = [
     (Phi.PLAIN, 0.0, 0.0, False),
@@ -55,11 +51,6 @@ def problem(n: int, dtype: torch.dtype, kind: tuple[Any, ...], smooth: bool, gam
     classes.append(normal(C, seed=12, dtype=dtype).abs() / 4 if tables and smooth else None)
     found = [*vectors, *classes, 3.0, code, margin, instance, guard, gamma, 0.1, -100]
     return [value.to(DEVICE) if isinstance(value, Tensor) else value for value in found]
-
-
-def wide(values: list[Any]) -> list[Any]:
-    """The same numbers in float64."""
-    return [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in values]
 
 
 def check(given: list[Any]) -> None:

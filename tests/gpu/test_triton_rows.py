@@ -7,20 +7,15 @@ from itertools import product
 
 import pytest
 import torch
-from row_problems import DEVICE, DTYPES, START, arithmetic, inputs, judge, slopes, sums, wide
+from device import DEVICE, MARKS
+from row_problems import DTYPES, START, arithmetic, inputs, judge, slopes, sums, wide
 from tolerances import assert_close
-
-pytest.importorskip("triton")
 
 from lt_kernels.core.rows import Inputs
 from lt_kernels.reference import rows as reference
 from lt_kernels.triton import rows
-from lt_kernels.triton.launch import INTERPRETED
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
-    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
-]
+pytestmark = MARKS
 
 
 def check(i: Inputs, grad: bool = False) -> None:

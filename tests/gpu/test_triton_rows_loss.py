@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
-import published
 import pytest
 import torch
-from helpers import classes_of, counts_of, generator, gradients, normal
-from row_problems import DEVICE, DTYPES, arithmetic, judge, table, wide
-from tolerances import assert_close
+from device import DEVICE, MARKS
+from helpers import classes_of, generator, normal
+from row_problems import DTYPES, arithmetic, judge, table, wide
 from torch import Tensor
 
-pytest.importorskip("triton")
-
-from lt_kernels import functional, losses
 from lt_kernels.core.terms import Phi, Reduce, Terms
-from lt_kernels.ops import use_kernels
 from lt_kernels.reference import rows as reference
 from lt_kernels.triton import rows
-from lt_kernels.triton.launch import INTERPRETED, recorded
+from lt_kernels.triton.launch import recorded
 
-pytestmark = [
-    pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device, and TRITON_INTERPRET=0"),
-    pytest.mark.filterwarnings("ignore:.* encountered:RuntimeWarning"),  # of numpy, in the interpreter
-]
+pytestmark = MARKS
 
 
 def terms(sizes: tuple[int, int], dtype: torch.dtype, offset: str | None, smooth: str | None, **fields: Any) -> Terms:
@@ -167,45 +158,3 @@ def test_an_absent_target_has_infinite_loss() -> None:
     assert loss[0].isfinite()
     assert (loss[1:] == torch.inf).all()
     assert saved[2:].isfinite().all()
-
-
-COUNTS = counts_of(60, 30)
-PUBLIC: dict[str, Any] = {
-    "plain": lambda z, y: functional.offset_cross_entropy(z, y, label_smoothing=0.1),
-    "focal": lambda z, y: functional.offset_cross_entropy(z, y, focal_gamma=0.5, reduction="none"),
-    "balanced": lambda z, y: losses.BalancedSoftmaxLoss(COUNTS)(z, y),
-    "learned offset": lambda z, b, y: functional.offset_cross_entropy(z, y, offset=b),
-    "mixed": lambda z, y: functional.offset_cross_entropy(
-        z, functional.MixedTarget(y, y.flip(0), 0.3), label_smoothing=0.1
-    ),
-    "soft": lambda z, y: functional.offset_cross_entropy(z, (z.detach() * (y[:, None] + 1)).softmax(1).to(z.dtype)),
-    "ldam": lambda z, y: losses.LDAMLoss(COUNTS, scale=10.0)(z.tanh(), y),
-    "dbm": lambda z, y: losses.DBMLoss(COUNTS, max_margin=0.2, scale=10.0)(z.tanh(), y),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", PUBLIC)
-def test_public_functions(name: str, dtype: torch.dtype) -> None:
-    """As on the reference kernels, gradients included."""
-    leaves = {"z": normal(9, 60, seed=31, dtype=dtype).to(DEVICE)}
-    if name == "learned offset":
-        leaves["b"] = normal(60, seed=32, dtype=dtype).to(DEVICE)
-    target = classes_of(9, 60, 33).to(DEVICE)
-
-    def call(**leaves: Tensor) -> Tensor:
-        return PUBLIC[name](*leaves.values(), target)
-
-    with use_kernels("triton") if DEVICE == "cpu" else nullcontext():
-        mine = gradients(call, leaves)
-    with use_kernels("reference"):
-        exact = gradients(call, {key: leaf.double() for key, leaf in leaves.items()})
-    for key, value in exact.items():
-        assert_close(mine[key], value, dtype, key)
-
-
-def test_a_formula_as_published() -> None:
-    logits, target = normal(7, 60, seed=34).to(DEVICE), classes_of(7, 60, 35).to(DEVICE)
-    with use_kernels("triton") if DEVICE == "cpu" else nullcontext():
-        found = functional.offset_cross_entropy(logits, target, focal_gamma=2.0)
-    assert_close(found, published.focal(logits, target, 2.0))

@@ -5,17 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from whitebox import build
 
 CHUNK = 2**18  # numbers whose truth stays in the cache
 NAN, INF = 0x7FC00000, float("inf")
 EXP, LOG, LOG_ONE = range(3)
-
-
-@pytest.fixture(scope="session")
-def box(pytestconfig, tmp_path_factory):
-    """The internals, compiled once for all workers."""
-    return build.for_tests(pytestconfig, tmp_path_factory)
 
 
 def bits_of(value):

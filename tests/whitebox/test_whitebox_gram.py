@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 from class_weights import scaled
-from whitebox import build
 
 TYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # as the kernels number them
 SIZES = [1, 2, 7, 15, 16, 17, 64, 257, 2048, 5000]
-
-
-@pytest.fixture(scope="session")
-def box(pytestconfig, tmp_path_factory):
-    """The internals, compiled once for all workers."""
-    return build.for_tests(pytestconfig, tmp_path_factory)
 
 
 def to_bits(weight):

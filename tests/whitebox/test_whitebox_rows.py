@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 import torch
 from tolerances import assert_close
-from whitebox import build
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # as the kernels number them
-
-
-@pytest.fixture(scope="session")
-def box(pytestconfig, tmp_path_factory):
-    """The internals, compiled once for all workers."""
-    return build.for_tests(pytestconfig, tmp_path_factory)
 
 
 def cosines(dtype):
