@@ -142,7 +142,7 @@ class Loss(TableModule):
             and target.dtype is torch.int64
             and target.shape == input.shape[:1]
             and target.is_cpu
-            and (table is None or (table.shape == (classes,) and not table.requires_grad))
+            and (table is None or table.shape == (classes,))
         )
 
     def _prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:

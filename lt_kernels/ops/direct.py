@@ -44,9 +44,25 @@ def features_loss(
         for scale in (None if scales[0] is None else scales[0][:, None], scales[1]):
             logits = logits if scale is None else logits.mul_(scale)
         return rows.loss_op(logits, target, *terms, code)[0]
-    if terms.offset is not None and terms.offset.requires_grad:
+    if not _one_pass(input, terms):
         return rows_loss(products.logits(input, weight, bias), target, terms, code)
-    return FeaturesLoss.apply(input, weight, bias, target, terms, scales, code)
+    return FeaturesLoss.apply(input, weight, bias, terms.offset, target, terms, scales, code)
+
+
+def _one_pass(values: Tensor, terms: Terms) -> bool:
+    """Whether the gradient for the logits, made with the loss, holds all gradients.
+
+    A learned offset [1, C] has its column sums; not so if a margin changes the target's logit, whose offset stays.
+    """
+    if terms.offset is None or not terms.offset.requires_grad:
+        return True
+    return terms.kind == Phi.PLAIN and terms.offset.shape[0] == 1 and values.dtype in (torch.float32, torch.float64)
+
+
+def _of_offset(slope: Tensor, terms: Terms) -> Tensor:
+    """The gradient of an offset [1, C] from that of the logits, which are multiplied by a scale before."""
+    found = slope.sum(0, keepdim=True)
+    return found if terms.scale == 1 else found / terms.scale
 
 
 class RowsLoss(torch.autograd.Function):
@@ -60,7 +76,7 @@ class RowsLoss(torch.autograd.Function):
         wanted, learned, *_ = ctx.needs_input_grad
         saved = ctx.gradient = None
         # A gradient in float16 could underflow before the incoming one scales it up.
-        if wanted and not learned and logits.dtype is not torch.float16:
+        if (wanted or learned) and logits.dtype is not torch.float16 and _one_pass(logits, terms):
             loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
         else:
             loss, saved = rows.loss_op(logits, target, *terms, code)
@@ -72,11 +88,12 @@ class RowsLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        wanted, learned, *_ = ctx.needs_input_grad
         made = handed_out(ctx, grad)
         if made is not None or grad is None:
-            return made, None, None, None, None
+            d_offset = None if made is None or not learned else _of_offset(made, ctx.terms)
+            return made if wanted else None, d_offset, None, None, None
         logits, target, _, _, saved = ctx.saved_tensors
-        wanted, learned, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled() and not learned and is_plain(ctx.terms, ctx.code):
             return *differentiable((logits,), logits, target, ctx.terms, ctx.code, grad), None, None, None, None
         if saved is None:
@@ -108,8 +125,8 @@ def differentiable(
 class FeaturesLoss(torch.autograd.Function):
     """The loss of features [N, d] and class weights [C, d], whose logits are freed when the forward pass ends.
 
-    (input, weight, bias [C] or None, target [N], terms, for cosines the inverse norms [N] and [C], the code of the
-    reduction). Its backward is two products; for cosines their part along each normalised row is taken off, and there
+    (input, weight, bias [C] or None, offset or None, target [N], terms, for cosines the inverse norms [N] and [C], the
+    code of the reduction). Its backward is two products; for cosines their part along each normalised row is taken off, and there
     is no second derivative.
     """
 
@@ -119,6 +136,7 @@ class FeaturesLoss(torch.autograd.Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        _: Tensor | None,
         target: Tensor,
         terms: Terms,
         scales: list[Tensor | None],
@@ -133,9 +151,9 @@ class FeaturesLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias, target, _, _, *scales = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() and scales[0] is None and is_plain(ctx.terms, ctx.code):
-            leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs, strict=True) if need)
+        needs = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() and scales[0] is None and not needs[3] and is_plain(ctx.terms, ctx.code):
+            leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs[:3], strict=True) if need)
             logits = F.linear(checks.stored("input", input), checks.stored("linear_weight", weight), bias)
             found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
         else:
@@ -144,14 +162,14 @@ class FeaturesLoss(torch.autograd.Function):
                 incoming = counted(grad, checks.stored("target", target), ctx.terms.ignore_index)
                 slope = made * incoming[:, None].to(made.dtype)
             with as_they_are(input.device) if torch.is_autocast_enabled("cpu") else nullcontext():
-                found = iter(first_order(features_slopes, input, weight, bias, *scales, slope, *needs))
+                found = iter(first_order(features_slopes, input, weight, ctx.terms, *scales, slope, *needs))
         return *(next(found) if need else None for need in needs), None, None, None, None
 
 
 def features_slopes(
     input: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
+    terms: Terms,
     by_row: Tensor | None,
     by_class: Tensor | None,
     slope: Tensor,
@@ -173,6 +191,8 @@ def features_slopes(
             found.append(gradient)
     if needs[2]:
         found.append(slope.sum(0))
+    if needs[3]:
+        found.append(_of_offset(slope, terms))
     return tuple(found)
 
 
