@@ -1,8 +1,8 @@
-"""Log-sum-exp down the batch and its gradient on a GPU (docs/math.md, section 7): one read of the logits, one write.
+"""Column-wise log-sum-exp over the batch, and its gradient, on a GPU (docs/math.md, section 7).
 
-A row of C logits starts anywhere in the 16 bytes that a thread reads at once, but every P-th row starts at the same
-place in them. So a program takes every P-th row, through a window of columns that is shifted to the left until it is
-aligned; only the ends of a row, which share their 16 bytes with its neighbours, are read number by number.
+The logits are read once in each pass, in aligned vectors of 16 bytes. A row of C logits may start anywhere within such
+a vector, but every P-th row starts at the same place. So a program takes every P-th row, in a window of columns that is
+shifted to the left until it is aligned. Only the ends of a row, in vectors that belong to two rows, are read singly.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.numbers import finite, log_sum
 
-LARGE = 2**25  # bytes of logits from which wide loads pay for a second launch, which puts the parts together
-LEAST = 256  # rows of a part: its sums are written and read once more
+LARGE = 2**25  # bytes of logits from which wide loads save more than a second launch costs, which merges the parts
+LEAST = 256  # rows of a part: with fewer, writing and reading its sums would cost too much
 
 
 @triton.jit
 def _bounded(top):
-    """top, but 0 where it is infinite: what may be subtracted from any logit of the column."""
+    """top, and 0 where it is infinite, so that it can be subtracted from any logit of the column without a NaN."""
     return tl.where(tl.abs(top) == float("inf"), 0.0, top)
 
 
 @triton.jit
 def _exp(x):
-    """e^x; in float32 by one instruction for 2^x, which makes 0 of what is below the normal numbers."""
+    """e^x; in float32 by one instruction for 2^x, which flushes subnormal numbers to 0."""
     return tl.exp(x) if x.dtype == tl.float64 else tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
 def _window(block, residue, C, S, W: tl.constexpr, V: tl.constexpr):
-    """Places [W] in the aligned windows of the rows, which of them are whole vectors of the row; and its start."""
+    """Places [W] in the aligned windows of the rows; which of them are in whole vectors of the row; where it starts."""
     shift = (residue.to(tl.int64) * S % V).to(tl.int32)
     place = block * W + tl.arange(0, W)
     return place, (place >= (shift + V - 1) // V * V) & (place < (shift + C) // V * V), shift
@@ -45,7 +45,7 @@ def _window(block, residue, C, S, W: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def _ends(shift, C, V: tl.constexpr):
-    """Places [2 V] at both ends of the rows, and which of them are classes that no whole vector has."""
+    """Places [2 V] at both ends of the rows, and which of them are classes that are not in a whole vector."""
     lane = tl.arange(0, 2 * V)
     low, high = (shift + V - 1) // V * V, (shift + C) // V * V
     place = tl.where(lane < V, lane, high - V + lane)
@@ -73,13 +73,13 @@ def _read(logits, row_offset, line, here, mask, other, A: tl.constexpr):
 
 @triton.jit
 def _sums(logits, row_offset, walk, place, inside, T: tl.constexpr, U: tl.constexpr, V, P, A: tl.constexpr):
-    """(largest, sum of exp(x - largest)) of the places [W] down the rows of the walk, of which a thread reads U."""
+    """(maximum, sum of exp(x - maximum)) of the places [W] over the rows of the walk; a thread reads U rows at once."""
     top, total = tl.full([T // U, place.shape[0]], float("-inf"), A), tl.zeros([T // U, place.shape[0]], A)
     for step in range(walk[0], walk[1], T):
         line, here, start = _lines(step, walk, T, V, P)
         mask = here[:, None] & inside[None, :]
         x = _read(logits + (start + place[None, :]), row_offset, line, here, mask, float("-inf"), A)
-        x = tl.reshape(x, [U, T // U, place.shape[0]])  # U lies in a thread's registers: no exchange in the loop
+        x = tl.reshape(x, [U, T // U, place.shape[0]])  # U is within one thread: no exchange in the loop
         before, top = top, tl.maximum(top, tl.max(x, 0))
         total = total * _exp(before - _bounded(top)) + tl.sum(_exp(x - _bounded(top)[None, :, :]), 0)
     best = tl.max(top, 0)
@@ -134,9 +134,9 @@ def columns_forward_kernel(
 
 @triton.jit
 def _gradient(x, column, level, slope, target, d_own, here):
-    """slope exp(x - level) of the columns [W], and d_own more at the targets of the rows [T]: [T, W]."""
+    """slope * exp(x - level) of the columns [W], plus d_own at the targets of the rows [T]: [T, W]."""
     y = tl.load(target, mask=here, other=-1)
-    y = tl.where((y >= 0) & (y < 2147483647), y, -8).to(tl.int32)  # no column: those of a window start at -7
+    y = tl.where((y >= 0) & (y < 2147483647), y, -8).to(tl.int32)  # -8 is no column: a window starts at -7 or later
     own = tl.load(d_own, mask=here, other=0.0)
     d = slope[None, :] * _exp(x - level[None, :])
     return tl.where(column[None, :] == y[:, None], d + own[:, None], d)
@@ -144,7 +144,7 @@ def _gradient(x, column, level, slope, target, d_own, here):
 
 @triton.jit
 def _descend(tensors, walk, place, inside, shift, T: tl.constexpr, V: tl.constexpr, P: tl.constexpr):
-    """The gradient of the places [W] down the rows of the walk, T at a time."""
+    """The gradient of the places [W] for the rows of the walk, T rows at a time."""
     logits, target, row_offset, lse, d_lse, d_own, d_logits = tensors
     level = finite(tl.load(lse + (place - shift), mask=inside, other=0.0))
     slope = tl.load(d_lse + (place - shift), mask=inside, other=0.0)
@@ -192,7 +192,7 @@ def columns_backward_kernel(
 
 
 class _Cut(NamedTuple):
-    """How a matrix is cut into programs; the letters are the kernels'."""
+    """How a matrix is divided among programs; the letters are those of the kernels."""
 
     W: int
     T: int
@@ -206,12 +206,12 @@ class _Cut(NamedTuple):
     rows: int
 
     def arguments(self) -> dict[str, Any]:
-        """What both kernels are told of it."""
+        """The arguments that both kernels take."""
         return {name: value for name, value in self._asdict().items() if name not in ("warps", "splits")}
 
 
 def _cut(matrix: Tensor, vector: int, parts: int, programs: int) -> _Cut:
-    """Columns by 512 bytes, fewer (down to 128) and at most `parts` of the rows while there are too few programs."""
+    """Blocks of 512 bytes of columns; with too few programs, smaller blocks (down to 128) and up to `parts` parts."""
     (rows, classes), size, stride = matrix.shape, matrix.element_size(), matrix.stride(0)
     period = vector // math.gcd(stride, vector)
     width = min(512 // size, power_of_two(classes, 16))
@@ -233,18 +233,18 @@ def _cut(matrix: Tensor, vector: int, parts: int, programs: int) -> _Cut:
 
 
 def _spaced(logits: Tensor) -> Tensor:
-    """The same logits with classes side by side and rows that do not overlap."""
+    """The same logits with contiguous rows that do not overlap."""
     return logits if logits.stride(1) == 1 and logits.stride(0) >= logits.shape[1] else logits.contiguous()
 
 
 def _vector(matrix: Tensor, wide: bool) -> int:
-    """Logits that are read at once: 16 bytes, or what every row is a multiple of."""
+    """The logits of one read: 16 bytes if `wide`, else no more than keeps every row aligned."""
     full = 16 // matrix.element_size()
     return full if wide else math.gcd(matrix.stride(0), matrix.shape[1], full)
 
 
 def _column_sums(matrix: Tensor, row_offset: Tensor | None, target: Tensor | None, own: Tensor | None) -> Tensor:
-    """lse [C] of a matrix [N, C], and own if there are targets; parts of the rows are put together by a second call."""
+    """lse [C] of a matrix [N, C], and own if there are targets; a second call merges the parts of the rows."""
     rows, classes = matrix.shape
     parts = 1 if target is None else max(1, rows // LEAST)
     large = parts > 1 and matrix.nbytes >= LARGE
@@ -261,7 +261,7 @@ def _column_sums(matrix: Tensor, row_offset: Tensor | None, target: Tensor | Non
 def columns_forward(logits: Tensor, target: Tensor, row_offset: Tensor | None) -> tuple[Tensor, Tensor]:
     """(logsumexp_i (z_ic + row_offset_i) [C], z_iy [N]) of logits [N, C] and class indices [N].
 
-    A target that is no class has -inf.
+    A target that is no class gets -inf.
     """
     own = logits.new_empty(logits.shape[0], dtype=accumulate_type(logits.dtype))
     offset = None if row_offset is None else row_offset.contiguous()

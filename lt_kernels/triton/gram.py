@@ -1,12 +1,12 @@
 """Logit-weight repulsion on a GPU: screened in int8, verified in float32 (docs/math.md, section 6).
 
-Forward. `unit_kernel` rounds the unit rows to int8 and measures what that took away. `screen_kernel` multiplies the
-upper half of the tiles by the int8 matrix units, and lists the pairs that a certified bound does not exclude.
-`verify_kernel` decides the listed pairs by their float32 cosines. Backward gathers the list (`pairs`). If it has no
-room for all, the tiles with a candidate are made again in float32 instead (`remade`); which of the two, the device
-knows alone.
+Forward: `unit_kernel` rounds the unit rows to int8 and measures the rounding errors. `screen_kernel` computes the upper
+half of the tiles with the int8 matrix units, and lists the candidates, the pairs that a proven bound does not exclude.
+`verify_kernel` decides these by their float32 cosines. The backward pass gathers the listed pairs (`pairs`). If the
+list has no room for all, the tiles with candidates are computed again in float32 instead (`remade`). Kernels for both
+are launched, and decide on the device which of them do the work, so that the host need not synchronise.
 
-The order in which programs append to the list is not fixed, and nothing depends on it: sums are in fixed point.
+The order in which programs append to the list varies, but no result depends on it, because sums are in fixed point.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.pairs import fill_kernel, gather_kernel
 from lt_kernels.triton.remade import UNIT, entries, exact, push_kernel, sum_kernel, upper_tile
 
-MOST_CLASSES = 2**25  # what an item of the list has bits for
-MOST_FEATURES = 2**17  # sums of more products of int8 could leave the range of int32
-ROWS, COLUMNS, DEPTH = 128, 256, 128  # of a screened tile: 48 KiB of int8 a step, 128 sums a thread of 8 warps
-ITEMS, WIDTH = 8, 512  # of the list, and features, that a program verifies at a time: 32 products a thread of 4 warps
-SCRATCH = 2**24  # float32 numbers for sums, where the gradient has fewer bits
-WORD = 16  # columns whose survivors are the bits of one number
+MOST_CLASSES = 2**25  # for which an item of the list has enough bits
+MOST_FEATURES = 2**17  # sums of more int8 products could exceed int32
+ROWS, COLUMNS, DEPTH = 128, 256, 128  # of a screened tile: 48 KiB of int8 per step, 128 sums per thread of 8 warps
+ITEMS, WIDTH = 8, 512  # items and features that a program verifies at a time: 32 products per thread of 4 warps
+SCRATCH = 2**24  # float32 numbers of scratch memory for sums, if the gradient has another dtype
+WORD = 16  # columns whose candidates are the bits of one number
 
 
 @triton.jit
@@ -37,11 +37,11 @@ def unit_kernel(
     unit,  # int8 [C, D]: weight_i / |weight_i| in steps of step_i, zeros from d on
     scale,  # [C]: 1 / |weight_i|
     step,  # [C]: 1/127 of the largest entry of the unit row
-    error,  # [C]: the length of what rounding took away
-    sums,  # int64 [C]: made 0
-    degree,  # int32 [C]: made 0
-    found,  # int64 [1]: made 0
-    count,  # int64 [1]: made 0
+    error,  # [C]: the length of the rounding error
+    sums,  # int64 [C]: set to 0
+    degree,  # int32 [C]: set to 0
+    found,  # int64 [1]: set to 0
+    count,  # int64 [1]: set to 0
     C,
     d,
     D,
@@ -83,11 +83,11 @@ def unit_kernel(
 
 @triton.jit
 def _limits(step_i, error_i, step_j, error_j, limit):
-    """What product * step_j must reach in each row, and the least that the integer product then is."""
+    """For each row the least product * step_j of a candidate, and a lower bound on its integer product in this tile."""
     worst = tl.max(error_j, 0)
     low = limit - (error_i + worst + error_i * worst)
     least = tl.where(step_i > 0, low / tl.where(step_i > 0, step_i, 1.0), float("inf"))
-    whole = least / tl.maximum(tl.max(step_j, 0), 1e-30) * 0.9999 - 1  # less than what rounding could take off
+    whole = least / tl.maximum(tl.max(step_j, 0), 1e-30) * 0.9999 - 1  # a margin for the rounding errors
     whole = tl.where(least > 0, tl.minimum(whole, 2147483520.0), -2147483648.0)  # the ends of int32
     return least, whole.to(tl.int32)
 
@@ -97,14 +97,14 @@ def screen_kernel(
     unit,  # int8 [C, D]
     step,  # [C]
     error,  # [C]
-    item,  # int64 [room]: what may be active, in any order: i, 16 columns, and which of these (`_unpack`)
+    item,  # int64 [room]: the candidates, in any order: a row, 16 columns, and which of these are meant (`_unpack`)
     found,  # int64 [1]: how many items there are, even if there is no room for all
-    dense,  # uint8 [side, side]: which tiles of TILE classes have any
+    dense,  # uint8 [side, side]: which tiles of TILE classes have candidates
     C,
     D,
     room,
     side,
-    limit: tl.float64,  # the threshold, less what the roundings of float32 can do
+    limit: tl.float64,  # the threshold less a bound on the rounding errors of float32
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -119,7 +119,7 @@ def screen_kernel(
     if new & (top < C) & (left < C) & (top < left + COLUMNS - 1):
         row = top + tl.arange(0, ROWS)
         column = left + tl.arange(0, COLUMNS)
-        step_i = tl.load(step + row, mask=row < C, other=0.0)  # early, so that they are there when they are needed
+        step_i = tl.load(step + row, mask=row < C, other=0.0)  # early, to hide the latency
         error_i = tl.load(error + row, mask=row < C, other=0.0)
         step_j = tl.load(step + column, mask=column < C, other=0.0)
         error_j = tl.load(error + column, mask=column < C, other=0.0)
@@ -151,13 +151,13 @@ def screen_kernel(
 
 @triton.jit
 def _unpack(item):
-    """i, the first of 16 columns, and the bits of those that may be active with i."""
+    """The row i of an item, the first of its 16 columns, and the bits of those that may be active with i."""
     return (item >> 37).to(tl.int32), ((item >> 16) & 2097151).to(tl.int32) * 16, (item & 65535).to(tl.int32)
 
 
 @triton.jit
 def _lowest(bits):
-    """The lowest bit that is set, as a number and by its index."""
+    """The lowest bit that is set, and its index."""
     low = bits & -bits
     return low, (low.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
 
@@ -184,9 +184,9 @@ def verify_kernel(
     first,  # int32 [room]: i of the active pairs i < j, in any order
     second,  # int32 [room]: j
     value,  # [room]: their cosines
-    count,  # int64 [1]: how many these are, even if there is no room for all
-    sums,  # int64 [C]: expm1 of the cosines of the active pairs, in units of 1 / UNIT
-    degree,  # int32 [C]: how many these are
+    count,  # int64 [1]: their number, even if there is no room for all
+    sums,  # int64 [C]: for each class the sum of expm1 over the cosines of its active pairs, in units of 1 / UNIT
+    degree,  # int32 [C]: for each class the number of its active pairs
     C,
     d,
     S,
@@ -228,7 +228,7 @@ def finish_kernel(
     total,  # [C]: Z
     found,  # int64 [1]
     count,  # int64 [1]
-    dense,  # uint8 [side, side]: made 0 if the list holds all active pairs; else the first one, at least, is 1
+    dense,  # uint8 [side, side]: set to 0 if the list holds all active pairs; otherwise the first entry is set to 1
     C,
     side,
     room,
@@ -249,7 +249,7 @@ def finish_kernel(
 
 
 def _screened(weight: Tensor, threshold: float) -> bool:
-    """Whether the kernels serve; else the reference does: nothing is active, or half of the pairs, or in float64."""
+    """Whether these kernels are used; not for float64, nor where no pair or half of the pairs can be active."""
     fits = 0 < weight.shape[0] <= MOST_CLASSES and 0 < weight.shape[1] <= MOST_FEATURES
     return weight.dtype != torch.float64 and 0 < threshold < 1 and fits
 
@@ -259,12 +259,12 @@ def _rows(weight: Tensor) -> Tensor:
 
 
 def _room(classes: int) -> int:
-    """Places of the list: what its tensors hold, but for the last C of `first`, which count each class's pairs."""
+    """The places of the list; `first` has C more, which hold the number of each class's pairs."""
     return (reference.PAIRS - 1) * classes
 
 
 def _units(weight: Tensor, zeros: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """1 / |w| [C], the unit rows in int8 [C, D], their steps [C] and what rounding took away [C]; makes `zeros` 0."""
+    """1 / |w| [C], the unit rows in int8 [C, D], their steps and rounding errors [C]; sets the tensors `zeros` to 0."""
     classes, features = weight.shape
     depth = blocks(features, DEPTH) * DEPTH
     scale, step, error = (weight.new_empty(classes, dtype=torch.float32) for _ in range(3))
@@ -278,7 +278,7 @@ def _units(weight: Tensor, zeros: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def _screen(unit: Tensor, step: Tensor, error: Tensor, item: Tensor, found: Tensor, threshold: float) -> Tensor:
-    """List the pairs that may be active; which tiles have any."""
+    """List the pairs that may be active; returns which tiles have any."""
     classes, depth = unit.shape
     side = reference.tiles(classes)
     dense = torch.zeros(side, side, dtype=torch.bool, device=unit.device)
@@ -292,7 +292,7 @@ def _screen(unit: Tensor, step: Tensor, error: Tensor, item: Tensor, found: Tens
 
 
 def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
-    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles have no list)."""
+    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles are not listed)."""
     if not _screened(weight, threshold):
         return reference.gram_forward(weight, threshold)
     weight = _rows(weight)
@@ -331,7 +331,7 @@ def gram_backward(
     dense: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The gradient of sum_i grad_i R_i for the weight [C, d]: of the listed pairs, or of the tiles without a list."""
+    """The gradient of sum_i grad_i R_i for the weight [C, d], from the listed pairs or from the tiles not listed."""
     saved = scale, total, first, second, value, count, dense
     if not _screened(weight, threshold):
         return reference.gram_backward(weight, threshold, project, *saved, grad)
@@ -346,12 +346,12 @@ def gram_backward(
 
 
 def _gather(shared: dict[str, Any], first: Tensor, second: Tensor, value: Tensor, count: Tensor) -> None:
-    """Write the gradient, if the list holds all pairs."""
+    """Write the gradient if the list holds all pairs."""
     weight = shared["weight"]
     classes, features = weight.shape
     room = _room(classes)
     degree = first[room:]
-    begins = degree.cumsum(0)  # the ends, until the neighbours are filled in from there
+    begins = degree.cumsum(0)  # the ends; fill_kernel counts down from there
     neighbour, cosine = first.new_empty(2 * room), value.new_empty(2 * room)
     lists = {"neighbour": neighbour, "cosine": cosine, "begins": begins}
     pairs = {"first": first, "second": second, "value": value, "count": count, "dense": shared["dense"]}
@@ -362,7 +362,7 @@ def _gather(shared: dict[str, Any], first: Tensor, second: Tensor, value: Tensor
 
 
 def _push(shared: dict[str, Any], threshold: float) -> None:
-    """Write the gradient, if it does not."""
+    """Write the gradient if the list does not hold all pairs."""
     weight, gathered, size = exact(shared["weight"]), shared["d_weight"], 64
     classes, features = weight.shape
     programs = min(processors(weight), blocks(classes, size))
@@ -373,6 +373,6 @@ def _push(shared: dict[str, Any], threshold: float) -> None:
     board = weight.new_empty(programs, size, size, dtype=torch.float32)
     sizes = {"weight": weight, "S": weight.stride(0), "board": board, "gathered": gathered, "IN_PLACE": in_place}
     sizes |= {"side": shared["dense"].shape[0], "threshold": threshold}
-    apart = features % 16 > 0 or weight.stride(0) % 16 > 0  # each number has an address then, which takes registers
+    apart = features % 16 > 0 or weight.stride(0) % 16 > 0  # then each number needs an address of its own, in registers
     sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 16 if apart and in_place else 32, "TILE": reference.TILE}
     launch(push_kernel, (programs,), {**shared, **sizes}, warps=8)

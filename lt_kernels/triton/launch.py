@@ -1,4 +1,4 @@
-"""Launching kernels, or writing down what would be launched: so what is compiled without a GPU is what runs on one."""
+"""Launching kernels, or recording the launches, so that the variants that a GPU runs can be compiled without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Triton's interpreter runs the kernels on CPU tensors; it reads this when triton is first imported.
+# Whether Triton's interpreter runs the kernels, on CPU tensors. Triton reads this variable when it is first imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0", "false")
 
 
@@ -29,7 +29,7 @@ _record: list[list[Launch]] = []
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within the context nothing is launched: the calls are listed. Tensors may be on the meta device."""
+    """Within the context nothing is launched; the launches are listed instead. Tensors may be on the meta device."""
     _record.append([])
     try:
         yield _record[-1]
@@ -56,7 +56,7 @@ def power_of_two(size: int, least: int = 1, most: int = 2**20) -> int:
 
 
 def processors(like: Tensor) -> int:
-    """How many multiprocessors the tensor's device has; 132 (an H100 or H200) where it is not a GPU."""
+    """How many multiprocessors the tensor's device has; 132, as an H100 or H200 has, if it is not a GPU."""
     if like.device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(like.device).multi_processor_count

@@ -1,8 +1,9 @@
 """Linear and cosine statistics on a GPU (docs/math.md, section 5).
 
-Where the matrix units multiply (half precision, and float32 as TensorFloat-32 where torch may use that) the statistics
-come from tiles of the product that are never written, and so does a slab's gradient. Kept logits, full float32, float64
-and the offset's gradient go by library products and the row kernels, as everywhere; what the norms ask for is ours.
+Where the matrix units can multiply (half precision, and float32 as TensorFloat-32 if torch allows it), the statistics
+and a slab's gradient are computed from tiles of the product that are never written. For kept logits, full float32,
+float64 and the offset's gradient the library multiplies and the row kernels do the rest, as on other devices. Norms and
+projections have kernels here in all cases.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
 from lt_kernels.triton.products import rounded, slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
 
-GENERATION = 9  # of the GPU (9: Hopper) that is assumed where launches are only recorded
-NEAR = 8 * 2**20  # bytes of features whose programs run side by side: they stay in the L2 cache, beside class weights
-CAST = 128 * 2**20  # bytes of class weights cast at a time, where they have another dtype than the features
+GENERATION = 9  # of the GPU (9: Hopper) that is assumed if launches are only recorded
+NEAR = 8 * 2**20  # bytes of features whose programs run at the same time: they and class weights fit in the L2 cache
+CAST = 128 * 2**20  # bytes of class weights that are cast at a time, if their dtype is not that of the features
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -71,7 +72,7 @@ def tangent_kernel(
             along += tl.load(total + at + first, mask=inside, other=0.0) * line
         factor = tl.load(scale + row, mask=row < N, other=0.0)
     part = tl.sum(along, 1) * factor * factor
-    for first in range(0, D, BD):  # what was read above is still in the cache
+    for first in range(0, D, BD):  # these rows are still in the cache
         inside = (row < N)[:, None] & (inner < D - first)[None, :]
         d = tl.load(total + at + first, mask=inside, other=0.0)
         if scale is not None:
@@ -89,7 +90,7 @@ def _lines(rows: Tensor) -> tuple[int, dict[str, int]]:
 
 
 def inverse_norm(rows: Tensor) -> Tensor:
-    """As the reference's, by one read of the rows."""
+    """1 / |row| as in `core.numbers`, with one read of the rows."""
     if rows.dtype == torch.float64:
         return numbers.inverse_norm(rows)
     rows = rows.contiguous()
@@ -100,7 +101,7 @@ def inverse_norm(rows: Tensor) -> Tensor:
 
 
 class Tile(NamedTuple):
-    """What a program multiplies at a time, and how it is compiled."""
+    """The sizes of a program's tile, and the options it is compiled with."""
 
     rows: int
     classes: int
@@ -109,15 +110,15 @@ class Tile(NamedTuple):
     stages: int = 3
 
     def programs(self, like: Tensor) -> int:
-        """How many run at once on the tensor's device: 4 warps leave room for a second one on a multiprocessor."""
+        """How many run at once on the tensor's device: with 4 warps, two fit on a multiprocessor."""
         return processors(like) * (2 if self.warps == 4 else 1)
 
 
 def tile_for(p: Problem, gradient: bool) -> Tile:
-    """The largest tile that leaves nothing of a program outside of the registers, on that generation of GPUs.
+    """The largest tile with which a program spills no registers, on this generation of GPUs.
 
-    On a Hopper two programs of 128 by 128 share a multiprocessor: one does its exponentials while the other multiplies.
-    With many features exponentials are few, and 128 by 256 reads less for each product.
+    On a Hopper GPU two programs of 128 by 128 share a multiprocessor: one computes exponentials while the other
+    multiplies. With many features there are few exponentials, and 128 by 256 reads less for each product.
     """
     cuda = p.input.device.type == "cuda"
     generation = torch.cuda.get_device_capability(p.input.device)[0] if cuda else GENERATION
@@ -139,9 +140,10 @@ def tile_for(p: Problem, gradient: bool) -> Tile:
 
 @functools.lru_cache
 def parts_for(high: int, wide: int, programs: int) -> int:
-    """How many tiles of classes a program walks: the waves of programs should be full, and their sums few.
+    """How many tiles of classes a program computes, so that the waves of programs are full and the partial sums few.
 
-    `high` blocks of rows by `wide` tiles of classes, of which `programs` at once. A program costs half a tile besides.
+    There are `high` blocks of rows and `wide` tiles of classes; `programs` run at once. A program costs half a tile
+    in addition to its tiles.
     """
     each = {blocks(wide, max(1, waves * programs // high)) for waves in range(1, 9)}
     return min(
@@ -150,14 +152,14 @@ def parts_for(high: int, wide: int, programs: int) -> int:
 
 
 def on_matrix_units(p: Problem) -> bool:
-    """Whether tiles serve: where the library too would multiply on the matrix units, and a larger logit counts more."""
+    """Whether tiles are used: if the library would use the matrix units too, and the scale is positive."""
     kind = p.input.dtype
     short = kind == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return p.scale > 0 and p.input.shape[0] > 0 and (short or kind in (torch.bfloat16, torch.float16))
 
 
 def dense(p: Problem) -> Problem:
-    """The same with every row in one piece, as the kernels read it."""
+    """The same problem with contiguous rows, as the kernels need."""
     given = {name: value for name, value in p._asdict().items() if isinstance(value, Tensor)}
     tables = {name: given.pop(name) for name in ("offset", "mean_weight") if name in given}
     whole = {name: value if value.stride(1) == 1 else value.contiguous() for name, value in tables.items()}
@@ -197,7 +199,7 @@ def _shared(p: Problem, tile: Tile, weight: Tensor, rows: slice, classes: slice)
 
 
 def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
-    """As the reference: statistics, kept logits and scales."""
+    """The results of the reference: statistics, kept logits, and inverse norms."""
     p, keep = dense(Problem(*inputs[:-1])), inputs[-1]
     if keep or not on_matrix_units(p):
         return reference.by_slabs(p, keep, inverse_norm)
@@ -209,7 +211,7 @@ def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | None) -> tuple[Tensor, ...]:
-    """(rest, own, rival, mean, top, shares) from tiles: each program's part of the classes, then the parts together."""
+    """(rest, own, rival, mean, top, shares) from tiles: first of each program's part of the classes, then merged."""
     (rows, size), slots, tile = p.input.shape, p.target.shape[1], tile_for(p, gradient=False)
     high = blocks(rows, tile.rows)
     cast = p.weight.dtype != p.input.dtype
@@ -239,7 +241,7 @@ def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | Non
 
 
 def _merged(p: Problem, parts: Tensor, row_scale: Tensor | None) -> tuple[Tensor, ...]:
-    """(rest, own, rival, mean, top, shares) of all parts of the classes, in their order."""
+    """(rest, own, rival, mean, top, shares) from the parts of the classes, which are merged in their order."""
     (rows, slots), splits = p.target.shape, parts.shape[1]
     rest, own, rival = parts.new_empty(rows), parts.new_empty(rows, slots), parts.new_empty(rows)
     top = parts.new_empty(rows)
@@ -266,7 +268,7 @@ def _merged(p: Problem, parts: Tensor, row_scale: Tensor | None) -> tuple[Tensor
 
 
 class Backward(reference.Backward):
-    """The gradients of one problem, whose slabs come from tiles where they can."""
+    """The gradients of one problem; slabs are computed by tiles if these are supported."""
 
     def __init__(self, problem: Problem, saved: tuple[Tensor, ...], slopes: Any, wants: Any) -> None:
         super().__init__(problem, saved, slopes, wants)
@@ -274,9 +276,9 @@ class Backward(reference.Backward):
         self.unit = self.unit_of_float16() if problem.input.dtype == torch.float16 else None
 
     def unit_of_float16(self) -> Tensor:
-        """A power of two that brings the largest gradient of a logit that there can be near 2^14, on the device.
+        """A power of two, on the device, by which the largest possible gradient of a logit becomes about 2^14.
 
-        float16 ends at 65,504, and below 6e-8 it is 0, which a mean over many rows and classes often is.
+        float16 ends at 65,504 and is 0 below 6e-8, as the gradient of a mean over many rows and classes often is.
         """
         p, (d_rest, d_own, _, d_mean) = self.problem, self.slopes
         bound = d_rest.abs() * p.scale
@@ -290,7 +292,7 @@ class Backward(reference.Backward):
         return torch.where((bound > 0) & unit.isfinite() & (unit > 0), unit, 1.0)
 
     def operand(self, rows: Tensor) -> Tensor:
-        """In the dtype of the features: on a GPU float16 too is multiplied as it is."""
+        """In the dtype of the features: a GPU multiplies float16 without a cast."""
         return rows.to(self.problem.input.dtype)
 
     def slab(self, rows: slice, classes: slice) -> Tensor:
@@ -326,13 +328,13 @@ class Backward(reference.Backward):
         return found if self.unit is None else found / self.unit
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-        """As the reference's; what the interpreter runs on is no GPU, whose products can have float32 sums."""
+        """As in the reference; in the interpreter with a cast, as a CPU has no float16 products with float32 sums."""
         if left.is_cpu and total.dtype != left.dtype:
             left, right = left.to(total.dtype), right.to(total.dtype)
         super().add_product(total, left, right, first)
 
     def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
-        """The gradient without its part along the rows that were normalised, by one pass over it."""
+        """Project the gradient to be orthogonal to the rows that were normalised, in one pass over it."""
         if total.dtype == torch.float64 or (scale is None and self.unit is None):
             super().finish(total, rows, scale, final)
             return
@@ -342,6 +344,6 @@ class Backward(reference.Backward):
 
 
 def linear_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As the reference: gradients of the statistics."""
+    """The results of the reference: the gradients of the statistics."""
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
     return Backward(dense(Problem(*shared)), rest[:5], rest[5:9], rest[9]).run()

@@ -1,6 +1,6 @@
-"""Three numbers a row to the loss and its slopes, in one kernel.
+"""From the statistics of each row to its loss and the slopes (derivatives of the loss), in one kernel.
 
-Nothing is checked on a GPU: a target whose class is not there (offset -inf) has infinite loss.
+Targets are not checked on a GPU: a target whose class is absent (offset -inf) has infinite loss.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lt_kernels.triton.launch import blocks, launch
 from lt_kernels.triton.numbers import number, part, times
 from lt_kernels.triton.phi import focal_loss, phi, smoothed, target_above
 
-BLOCK = 256  # rows a program: N is small, and a row takes some hundred instructions
+BLOCK = 256  # rows per program: a row takes only some hundred instructions
 
 
 @triton.jit
 def at_class(table, value, target, classes, like):
-    """A table of the classes at the targets, or the one value where there is none."""
+    """A per-class table at the targets, or `value` for all rows if there is no table."""
     if table is None:
         found = tl.full(like.shape, value, like.dtype)
     else:
@@ -56,7 +56,7 @@ def row_loss(
     guard: tl.constexpr,
     focal: tl.constexpr,
 ):
-    """(loss, d_rest, d_own, d_offset, d_norm, d_mean) of rows that count."""
+    """(loss, d_rest, d_own, d_offset, d_norm, d_mean) of rows that are not ignored."""
     scale, own_margin = number(scale, own.dtype), at_class(class_margin, margin, target, classes, own)
     value, slope, norm_slope = phi(kind, own, rival, own_margin, order, number(instance, own.dtype), guard, norm)
     above = target_above(times(value, scale), own, own_offset, top, kind)
@@ -73,7 +73,7 @@ def row_loss(
 def margins_kernel(
     loss_out,  # [N]
     slopes_out,  # [5, N]
-    rest,  # [N], as all up to share; own_offset and what follows it may be absent
+    rest,  # [N], as all up to share; own_offset to share may be absent
     top,
     own,
     rival,
@@ -135,7 +135,7 @@ def margins_kernel(
 
 
 def loss_settings(t: Terms) -> dict[str, Any]:
-    """The arguments of a kernel that calls `row_loss`: tables of the classes, numbers and kinds."""
+    """The arguments of a kernel that calls `row_loss`: per-class tables, numbers, and compile-time constants."""
     tables = {"weight": t.weight, "class_margin": t.class_margin, "class_smoothing": t.class_smoothing}
     tables = {name: None if table is None else table.contiguous() for name, table in tables.items()}
     numbers = {"scale": t.scale, "margin": t.margin, "instance": t.instance, "gamma": t.gamma, "smoothing": t.smoothing}

@@ -11,24 +11,24 @@ LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def number(value, dtype: tl.constexpr):
-    """A kernel's float argument in the dtype of the arithmetic, which as float64 it would make float64 too."""
+    """A kernel's float64 argument in the dtype of the arithmetic; otherwise the arithmetic would become float64."""
     return tl.full((), value, dtype)
 
 
 @triton.jit  # noqa: RET503 (in Triton 3.6 a function can return nothing, but not None)
 def part(table, place, inside):
-    """Numbers of a table that may be absent."""
+    """Values of a table at `place`, 0 where not `inside`; None if there is no table."""
     if table is not None:
         return tl.load(table + place, mask=inside, other=0.0)
 
 
 @triton.jit
 def exp(x, exact: tl.constexpr = True):
-    """e^x for x <= 88; without `exact` to 1e-7 (2 + |x|) of itself in float32, enough where the input has 16 bits.
+    """e^x for x <= 88. Without `exact` the relative error in float32 is 1e-7 (2 + |x|), enough for inputs of 16 bits.
 
-    `tl.exp` is a multiplication and an ex2.approx that keeps subnormal numbers, at four instructions. `tl.exp2` is
-    one: it makes 0 of them. The product with log2 e is rounded, by |x| / 2^24 of the result at most; `exact` takes
-    that back in two fused steps (an error of 3e-7 whatever x). Its clamp keeps -inf, whose rounding is no number, at 0.
+    `tl.exp` is a multiplication and an ex2.approx that keeps subnormal numbers, in four instructions; `tl.exp2` is one
+    instruction, which flushes them to 0. The rounding of x log2(e) causes a relative error of at most |x| / 2^24.
+    `exact` corrects it to 3e-7 for all x, by two fused multiply-adds. The clamp is for -inf, which they would make NaN.
     """
     if x.dtype == tl.float64:
         value = tl.exp(x)
@@ -44,30 +44,30 @@ def exp(x, exact: tl.constexpr = True):
 
 @triton.jit
 def times(x, y):
-    """x y, rounded before anything is added to it.
+    """x y, which the compiler cannot fuse with a following sum.
 
-    A compiler may fuse a product with the sum that it goes into, here and not there; the difference of two large
-    numbers that were made alike would then be their rounding errors.
+    It may do so in one place and not in another; the difference of two large numbers that should be equal would then be
+    their rounding error.
     """
     return tl.fma(x, y, tl.zeros_like(x))
 
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x >= 0, exact where 1 + x rounds."""
+    """log(1 + x) for x >= 0, also accurate for small x, where the rounding of 1 + x loses digits."""
     u = 1 + x
     return tl.where(u == 1, x, tl.log(u) * (x / tl.where(u == 1, 1.0, u - 1)))
 
 
 @triton.jit
 def finite(x):
-    """x, but 0 where it is -inf: what may be subtracted from another -inf."""
+    """x, and 0 for -inf, so that it can be subtracted from -inf without a NaN."""
     return tl.where(x == float("-inf"), 0.0, x)
 
 
 @triton.jit
 def merge(top, total, other_top, other_total):
-    """(largest, sum of exp(x - largest)) of the union of two sets."""
+    """(maximum, sum of exp(x - maximum)) of the union of two sets."""
     both = tl.maximum(top, other_top)
     shift = finite(both)
     return both, total * exp(top - shift) + other_total * exp(other_top - shift)
@@ -75,11 +75,11 @@ def merge(top, total, other_top, other_total):
 
 @triton.jit
 def log_total(total):
-    """log of a sum of exp(x - largest); -inf of nothing."""
+    """The logarithm of a sum of exponentials; -inf for an empty sum."""
     return tl.where(total == 0, float("-inf"), tl.log(tl.where(total == 0, 1.0, total)))
 
 
 @triton.jit
 def log_sum(top, total):
-    """The log-sum-exp that (largest, sum) stand for; -inf of nothing."""
+    """The log-sum-exp from the maximum `top` and the sum of exp(x - top); -inf for an empty sum."""
     return finite(top) + log_total(total)

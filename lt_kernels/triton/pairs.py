@@ -1,7 +1,8 @@
 """The gradient of the logit-weight repulsion from a list of active pairs on a GPU (docs/math.md, section 6).
 
-Each class's neighbours are put side by side, in whatever order the programs come to it, and then gathered. The sums
-over the neighbours are in fixed point, in which no order is better than another: the same input gives the same bits.
+The pairs are sorted into lists of each class's neighbours, whose order depends on the timing of the programs, and the
+neighbours' weights are gathered. The sums over them are in fixed point, where the order does not change the result:
+the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ def fill_kernel(
     second,  # int32 [room]
     value,  # [room]: cosine
     count,  # int64 [1]
-    dense,  # uint8 [side, side]: the first one says that there is no list
-    begins,  # int64 [C]: where the neighbours of a class end in the next two; afterwards, where they begin
+    dense,  # uint8 [side, side]: if the first entry is set, the list is incomplete and nothing is done
+    begins,  # int64 [C]: where each class's neighbours end in the next two; the kernel makes it where they begin
     neighbour,  # int32 [2 room]
     cosine,  # [2 room]
     WIDTH: tl.constexpr,
@@ -43,7 +44,7 @@ def fill_kernel(
 
 @triton.jit
 def _edges(place, there, slope_i, neighbour, cosine, total, grad):
-    """The neighbours j at some places of a list, their cosines, and c_ij = e^s (slope_i + slope_j)."""
+    """The neighbours j at these places of a list, their cosines s, and c_ij = e^s (slope_i + slope_j)."""
     j = tl.load(neighbour + place, mask=there, other=0)
     s = tl.load(cosine + place, mask=there, other=0.0)
     slope_j = tl.load(grad + j, mask=there, other=0.0) / tl.load(total + j, mask=there, other=1.0)
@@ -52,7 +53,7 @@ def _edges(place, there, slope_i, neighbour, cosine, total, grad):
 
 @triton.jit
 def _size(push):
-    """The largest |c_ij|; infinite if one is not a number."""
+    """The largest |c_ij|; infinite if one is NaN."""
     return tl.max(tl.where(push == push, tl.abs(push), float("inf")), 0)
 
 
@@ -66,14 +67,14 @@ def gather_kernel(
     cosine,
     begins,  # int64 [C]
     degree,  # int32 [C]
-    dense,  # uint8 [side, side]: the first one says that there is no list
+    dense,  # uint8 [side, side]: if the first entry is set, the list is incomplete and nothing is done
     d_weight,  # [C, d]
     C,
     d,
     S,
     PROJECT: tl.constexpr,
-    SOME: tl.constexpr,  # neighbours looked at at a time
-    FEW: tl.constexpr,  # neighbours gathered at a time
+    SOME: tl.constexpr,  # neighbours at a time, to find the largest coefficient
+    FEW: tl.constexpr,  # neighbours at a time, to gather their weights
     WIDTH: tl.constexpr,  # features of a program
 ):
     if tl.load(dense) == 0:

@@ -1,4 +1,4 @@
-"""Device functions from the three numbers of a row to its loss and slopes (docs/math.md, sections 2 and 4)."""
+"""Device functions from the statistics of a row to its loss and slopes (docs/math.md, sections 2 and 4)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wide_quarter(x):
 
 @triton.jit
 def sine_cosine(x):
-    """sin(x) and cos(x); those of the library take a stack, for angles as no margin has."""
+    """sin(x) and cos(x) for |x| < 10,000. The library's functions need a stack, as they reduce larger angles too."""
     first, second, n = wide_quarter(x) if x.dtype == tl.float64 else quarter(x)
     turn = n - 4 * tl.floor(n / 4)
     odd = (turn == 1) | (turn == 3)
@@ -80,9 +80,9 @@ def angular(own, margin, hard, instance, guard: tl.constexpr):
 
 @triton.jit
 def chebyshev(c, order):
-    """T(c) = cos(order theta), its derivative, and how many of the cosines of k pi / order (0 < k < order) are above c.
+    """T(c) = cos(order theta), its derivative, and how many of cos(k pi / order), 0 < k < order, are larger than c.
 
-    Those are the zeros of the derivative, and its recursion is a Sturm sequence: it changes sign once for each of them.
+    These are the zeros of the derivative. Its recursion is a Sturm sequence, whose number of sign changes counts them.
     """
     first, second = tl.full(c.shape, 1.0, c.dtype), c
     slope_first, slope, step = tl.zeros_like(c), tl.full(c.shape, 1.0, c.dtype), tl.zeros_like(c)
@@ -119,7 +119,7 @@ def phi(kind: tl.constexpr, own, rival, margin, order, instance, guard: tl.const
 
 @triton.jit
 def chances(v):
-    """log(1 + e^v), log(1 + e^-v), and their slopes' sizes 1 / (1 + e^-v) and 1 / (1 + e^v)."""
+    """log(1 + e^v), log(1 + e^-v), and the sizes of their slopes: 1 - p_y = 1 / (1 + e^-v) and p_y = 1 / (1 + e^v)."""
     small = exp(-tl.abs(v))
     tail, whole = log1p(small), 1 + small
     miss, hit = tl.where(v >= 0, 1.0, small) / whole, tl.where(v >= 0, small, 1.0) / whole
@@ -128,7 +128,7 @@ def chances(v):
 
 @triton.jit
 def target_above(u, own, own_offset, top, kind: tl.constexpr):
-    """The target's u less the row's top; no number where it is infinite, as a softmax of it, nor of such a cosine."""
+    """u of the target less top; NaN where u is +inf, as a softmax gives, and where a cosine is infinite."""
     u = u if own_offset is None else u + own_offset
     diverged = u == float("inf")
     if kind == ANGULAR or kind == SPHERE:  # noqa: SIM109 (constants of Triton are in no tuple)
@@ -138,7 +138,7 @@ def target_above(u, own, own_offset, top, kind: tl.constexpr):
 
 @triton.jit
 def focal_loss(v, amount, gamma, focal: tl.constexpr):
-    """amount * miss^gamma * entropy and its slope; then what smoothing needs: miss, hit."""
+    """amount * miss^gamma * entropy and its slope; also miss = 1 - p_y and hit = p_y, which label smoothing needs."""
     entropy, relief, miss, hit = chances(v)
     steep = miss
     if focal:
@@ -149,7 +149,7 @@ def focal_loss(v, amount, gamma, focal: tl.constexpr):
 
 @triton.jit
 def smoothed(loss, d_v, rest, above, miss, hit, mean, total, share, part):
-    """The loss mixed with the mean over the classes, and its slopes for v, for the target's logit, and for the mean."""
+    """The label-smoothed loss, and its slopes for v, for the target logit, and for the mean."""
     larger = tl.where(rest > above, total * rest - share * above, (total - share) * above)
     tail = log1p(exp(-tl.abs(rest - above)))
     loss = (1 - part) * loss + part * (total * tail + larger - mean)

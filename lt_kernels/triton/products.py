@@ -1,10 +1,11 @@
-"""Kernels that use a tile of x W^T where it is made: row statistics, and a slab's gradient (docs/math.md, section 5).
+"""Kernels that compute x W^T in tiles and use them in registers: row statistics, and a slab's gradient.
 
-A product is made in tiles by the matrix units, with float32 sums, and is scaled, shifted and summed up in the registers
-that it was made in; nothing of size [N, C] is written but a slab's gradient. Exponents are of base 2, as the machine's.
+The matrix units compute a tile of the product with float32 sums (docs/math.md, section 5). It is scaled, shifted and
+summed while it is in registers; the only array of size [N, C] that is written is a slab's gradient. Exponentials are of
+base 2, as the hardware has them.
 
-Letters: N rows, C classes, D features, K targets a row, R rows of a table; a tile has BN rows and BC classes, and
-takes BD features a step.
+Letters: N rows, C classes, D features, K targets per row, R rows of a table; a tile has BN rows and BC classes, and
+takes BD features per step.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _product(x, w, row, column, D: tl.constexpr, BD: tl.constexpr, INTERPRETED: 
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """float32 numbers in the dtype that they are stored in; the interpreter would cut bfloat16 off."""
+    """float32 numbers in the dtype that they are stored in; the interpreter truncates to bfloat16, so round here."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
@@ -49,7 +50,7 @@ def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _place(program, group, high, wide):
-    """(block of rows, part of the classes): `group` blocks of rows side by side, so that they share what they read."""
+    """(block of rows, part of the classes) of a program: `group` blocks of rows run together, to share weights."""
     first = program // (group * wide) * group
     width = tl.minimum(group, high - first)
     within = program % (group * wide)
@@ -58,13 +59,13 @@ def _place(program, group, high, wide):
 
 @triton.jit
 def _edge(block, size, WIDTH: tl.constexpr):
-    """Where a block starts: the last one is moved back until it is whole, unless there is only one."""
+    """Where a block starts. The last one is moved back until it is whole, unless it is the only one."""
     return tl.maximum(tl.minimum(block * WIDTH, size - WIDTH), 0)
 
 
 @triton.jit
 def _within(size, WIDTH: tl.constexpr, NARROW: tl.constexpr):
-    """What a block reads, counted from its start; a block that is wider than all there is reads the last one again."""
+    """The indices of a block from its start; if it is wider than the array, the last index is repeated."""
     index = tl.arange(0, WIDTH)
     return tl.minimum(index, size - 1) if NARROW else index
 
@@ -80,7 +81,7 @@ def _ignored(target, row, K: tl.constexpr, ignore):
 
 @triton.jit
 def _local(target, row, slot: tl.constexpr, K: tl.constexpr, start, C, ignore):
-    """The targets [BN] of the rows in one slot, counted from `start`; -1 where that is none of the C classes here."""
+    """The targets [BN] of the rows in one slot, relative to `start`; -1 if that is none of the C classes here."""
     y = tl.full([row.shape[0]], -1, tl.int64)
     if slot < K:
         y = tl.load(target + row.to(tl.int64) * K + slot)
@@ -90,7 +91,7 @@ def _local(target, row, slot: tl.constexpr, K: tl.constexpr, start, C, ignore):
 
 @triton.jit
 def _line(offset_row, row, R):
-    """Where the rows [BN] read an [N, C] or, with offset_row, [R, C] table: [BN]."""
+    """The lines [BN] of an [N, C] or, with offset_row, [R, C] table that the rows [BN] use."""
     line = row
     if offset_row is not None:
         line = tl.minimum(tl.maximum(tl.load(offset_row + row), 0), R - 1)
@@ -99,7 +100,7 @@ def _line(offset_row, row, R):
 
 @triton.jit
 def _entries(table, line, stride, column, BY_ROW: tl.constexpr):
-    """A table's values at the columns [BC]: [BN, BC], or [1, BC] where it has one row for all."""
+    """A table's values at the columns [BC]: [BN, BC], or [1, BC] if it has one row for all."""
     if BY_ROW:
         entries = tl.load(table + line[:, None] * stride + column[None, :])
     else:
@@ -109,7 +110,7 @@ def _entries(table, line, stride, column, BY_ROW: tl.constexpr):
 
 @triton.jit
 def _scaled(z, bias, column_scale, column):
-    """A tile of products [BN, BC] with the classes' bias, times their scale."""
+    """A tile of products [BN, BC] plus the bias of the classes, times their scale."""
     if bias is not None:
         z += tl.load(bias + column).to(tl.float32)[None, :]
     if column_scale is not None:
@@ -119,7 +120,7 @@ def _scaled(z, bias, column_scale, column):
 
 @triton.jit
 def _row_scale(row_scale, row, scale):
-    """What a tile is multiplied by [BN]; 1e-30 for 0, which would make NaN of the -inf of what is hidden."""
+    """The factors [BN] of a tile; 1e-30 for 0, because 0 times the -inf of a hidden entry would be NaN."""
     rho = tl.full([row.shape[0]], 1.0, tl.float32)
     if row_scale is not None:
         rho = tl.load(row_scale + row)
@@ -128,7 +129,7 @@ def _row_scale(row_scale, row, scale):
 
 @triton.jit
 def _slot(value, row, slot: tl.constexpr, K: tl.constexpr):
-    """A column of a [N, K] array [BN]; zeros where there is none."""
+    """A column [BN] of an [N, K] array; zeros if there is none."""
     found = tl.zeros([row.shape[0]], tl.float32)
     if slot < K:
         found = tl.load(value + row.to(tl.int64) * K + slot)
@@ -137,7 +138,7 @@ def _slot(value, row, slot: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def _seen(z, own, mine):
-    """A row's entry at its target where that is in this tile, what it was before where it is not: [BN]."""
+    """The target logits [BN]: from this tile if it holds the target, else as before."""
     return tl.maximum(own, tl.max(tl.where(mine, z, float("-inf")), 1))
 
 
@@ -162,9 +163,9 @@ def statistics_kernel(
     ignore,
     scale,
     group,
-    tiles,  # of classes, one after another in a program
-    before,  # splits of other classes
-    splits,  # of all
+    tiles,  # of classes that a program computes one after the other
+    before,  # the number of splits of classes before these
+    splits,  # the number of all splits
     D: tl.constexpr,
     K: tl.constexpr,
     BN: tl.constexpr,
@@ -190,7 +191,7 @@ def statistics_kernel(
         z = _product(x, w + first.to(tl.int64) * D, row, column, D, BD, INTERPRETED)
         z = _scaled(z, bias, column_scale, first + column)
         here = ((y >= first) & (y < first + BC)) | ((second >= first) & (second < first + BC))
-        if (tl.max(here.to(tl.int32), 0) > 0) | (tile * BC + BC > C):  # else nothing in this tile is hidden
+        if (tl.max(here.to(tl.int32), 0) > 0) | (tile * BC + BC > C):  # else no entry of the tile is hidden
             place = tl.arange(0, BC)[None, :]
             mine, also = place == (y - first)[:, None], place == (second - first)[:, None]
             own, other = _seen(z, own, mine), _seen(z, other, also) if K > 1 else other
@@ -204,7 +205,7 @@ def statistics_kernel(
             z = (z - finite(rival)[:, None]) * slope[:, None]
         else:
             shift = _entries(offset, line, offset_stride, first + column, OFFSET_BY_ROW)
-            z += tl.where(shift == float("-inf"), shift, 0.0)  # a class that is not there is no rival
+            z += tl.where(shift == float("-inf"), shift, 0.0)  # an absent class is no rival
             rival = tl.maximum(rival, tl.max(z, 1))
             z = times(z, slope[:, None]) + shift
             new = tl.maximum(top, tl.max(z, 1))
@@ -231,7 +232,7 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=["N", "splits", "ignore"])
 def statistics_merge_kernel(
-    parts,  # as statistics_kernel leaves them
+    parts,  # as statistics_kernel writes them
     target,  # [N, K]
     row_scale,  # [N] or None
     rest,  # [N]
@@ -305,7 +306,7 @@ def slab_gradient_kernel(
     d_own,  # [N, K]
     d_mean,  # [N] or None
     unit,  # [] or None: a factor for all of the gradient
-    out,  # [N, C], its rows a whole number of tiles apart
+    out,  # [N, C], whose row stride is a whole number of tiles
     N,
     C,
     R,

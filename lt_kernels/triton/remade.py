@@ -1,7 +1,7 @@
-"""Tiles of cosines in float32 on a GPU, for the logit-weight repulsion with too many active pairs to list.
+"""Tiles of cosines in float32 on a GPU, for logit-weight repulsion with too many active pairs to list.
 
-Right for any number of pairs, and slow: float32 products without matrix units, twice as many of them as
-there are pairs in the backward pass, which makes whole rows of tiles so that each is written by one program.
+These kernels work for any number of pairs, but they are slow: they compute float32 products without matrix units, and
+the backward pass computes each pair twice, because one program computes a whole row of tiles to write its gradient.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 E = tl.constexpr(math.e)
-UNIT = 2**30  # sums of expm1 count in units of 1 / UNIT: whole numbers, whose sum has no order
+UNIT = 2**30  # sums of expm1 are in units of 1 / UNIT: integers, whose sum does not depend on the order
 
 
 def exact(weight: Tensor) -> Tensor:
-    """The weight in a dtype whose products really are in float32.
+    """The weight in a dtype whose products are computed in float32.
 
-    On compute capability 10, Triton (3.6, 3.7) takes those of factors read in 16 bits in TF32, whatever is asked for.
+    On compute capability 10, Triton (3.6, 3.7) computes products of 16-bit factors in TF32 even with "ieee".
     """
     if weight.dtype == torch.float32 or weight.device.type != "cuda":
         return weight
@@ -29,9 +29,9 @@ def exact(weight: Tensor) -> Tensor:
 
 @triton.jit
 def upper_tile(index, side):
-    """Tile `index` of the upper half of side x side; the last ones may be there already (the third result is 0).
+    """Row and column of tile `index` of the upper half of side x side; the third result is 0 for a repeated tile.
 
-    Row r and row side - 1 - r together have side + 1 tiles.
+    Row r and row side - 1 - r together have side + 1 tiles; if side is odd, the middle row is counted twice.
     """
     fold, place = index // (side + 1), index % (side + 1)
     last = side - 1 - fold
@@ -64,9 +64,9 @@ def cosines(weight, scale, row, column, C, d, S, DEPTH: tl.constexpr):
 def sum_kernel(
     weight,  # [C, d], rows S apart
     scale,  # [C]
-    found,  # int64 [1]: nothing is done unless it is more than the room
+    found,  # int64 [1]: nothing is done unless this exceeds the room
     sums,  # int64 [C]: expm1 of the cosines of the active pairs, in units of 1 / UNIT
-    dense,  # uint8 [side, side]: the tiles of TILE classes that have any
+    dense,  # uint8 [side, side]: the tiles of TILE classes that have candidates
     C,
     d,
     S,
@@ -111,14 +111,14 @@ def _add(weight, board, at, top, start, C, d, S, SIZE: tl.constexpr, DEPTH: tl.c
         for k in range(0, SIZE, DEPTH):
             push = tl.load(board + line[:, None] * SIZE + k + step[None, :])
             w = entries(weight, start + k + step, feature, C, d, S)
-            w = tl.where(tl.abs(w) < float("inf"), w, 0.0)  # rows that are not finite have no pairs
+            w = tl.where(tl.abs(w) < float("inf"), w, 0.0)  # rows that are not finite are in no active pair
             total = tl.dot(push, w, total, input_precision="ieee")
         tl.store(at[:, None] + feature[None, :], total, mask=inside)
 
 
 @triton.jit
 def _finish(weight, at, row, factor, along, d_weight, C, d, S, WIDTH: tl.constexpr):
-    """The gradient of some rows: their sums, and `along` times their unit rows, over their norms."""
+    """Write the gradient of some rows: the sums plus `along` times the unit rows, divided by the norms."""
     for f in range(0, d, WIDTH):
         feature = f + tl.arange(0, WIDTH)
         inside = (row < C)[:, None] & (feature < d)[None, :]
@@ -134,8 +134,8 @@ def push_kernel(
     scale,  # [C]
     total,  # [C]
     grad,  # [C]
-    dense,  # uint8 [side, side]: the tiles to be made; nothing is done unless the first one is 1
-    board,  # [programs, SIZE, SIZE]: a tile of coefficients
+    dense,  # uint8 [side, side]: the tiles to be computed; nothing is done unless the first entry is 1
+    board,  # [programs, SIZE, SIZE]: scratch for a tile of coefficients
     gathered,  # sums over the neighbours of a row: d_weight itself, or [programs * SIZE, d]
     d_weight,  # [C, d]
     C,
@@ -174,7 +174,7 @@ def push_kernel(
                     factor = tl.load(scale + column, mask=column < C, other=0.0)
                     factor = tl.where(factor > 0, factor, 0.0)
                     tl.store(board + line[:, None] * SIZE + line[None, :], push * factor[None, :])
-                    tl.debug_barrier()  # other threads read what these wrote
+                    tl.debug_barrier()  # other threads read the board
                     _add(weight, board, at, top, left, C, d, S, SIZE, DEPTH, WIDTH)
                     tl.debug_barrier()
             along = -pull

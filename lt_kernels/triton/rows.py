@@ -1,9 +1,9 @@
 """Row statistics of given logits, their loss, and their gradient on a GPU.
 
-Long rows go to programs of one row, or a part of one, that walk along it in blocks which start on 16 bytes whatever the
-number of classes; short rows to programs of several whole rows. Few rows are cut into parts, so that every
-multiprocessor has work; their statistics are put together by whatever reads them next. Nothing is checked here: a
-target that is no class is taken for another shard's, and has infinite loss.
+A program takes several whole short rows, or one long row, or a part of one. It reads long rows in blocks that are
+aligned to 16 bytes whatever the number of classes. Rows are divided into parts if there are few of them, so that every
+multiprocessor has work; the kernel that reads the parts' statistics next merges them. Targets are not checked: one that
+is no class counts as one of another shard, and its row has infinite loss.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lt_kernels.triton.rows_loss import divide_kernel, loss_kernel
 from lt_kernels.triton.rows_statistics import long_statistics_kernel, merge_kernel, short_statistics_kernel
 from lt_kernels.triton.rows_tiles import EACH, ONE, PICKED
 
-SHORT = 1024  # a row of at most so many classes is read at once
-FILL = 32  # programs for each multiprocessor, so that the last ones to end are a small part of the whole
-ALONE = 1024  # rows that one program takes, to spare the launch of another for their sum
-SOME = 512  # rows of a program where there are more
+SHORT = 1024  # the most classes of a row that is read at once
+FILL = 32  # programs per multiprocessor, so that the time in which only the last ones run is short
+ALONE = 1024  # the most rows for which one program computes all losses, which saves the launch that sums them
+SOME = 512  # rows of a program if there are more
 
 
 def _kind(lines: int, picked: bool) -> int:
-    """How a table's lines belong to the rows."""
+    """Which line of a table belongs to a row: the only one, one for each row, or the one that offset_row gives."""
     return ONE.value if lines < 2 else PICKED.value if picked else EACH.value
 
 
 class Plan(NamedTuple):
-    """How programs share the work, and the constants that every kernel on logits takes."""
+    """How the work is divided among programs, and the constants that every kernel on logits takes."""
 
     rows: int
     width: int
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """All that a plan depends on; a plan is made once."""
+    """All that a plan depends on; plans are cached by it."""
 
     rows: int
     width: int
@@ -75,7 +75,7 @@ def _plan(s: Shape) -> Plan:
     fixed |= {"offset_kind": kinds[0], "share_kind": kinds[1]}
     fixed |= {"offset_lines": s.offset_lines, "share_lines": s.share_lines}
     fill = processors(torch.empty(0, device=s.device))
-    tables = (s.offset_lines > 0) + (s.share_lines > 0) + 2 * s.scaled  # numbers that come with each logit
+    tables = (s.offset_lines > 0) + (s.share_lines > 0) + 2 * s.scaled  # numbers that are read with each logit
     if s.width <= SHORT:
         classes = power_of_two(s.width, least=16)
         tall = min(power_of_two(blocks(s.rows, 4 * fill)), max(1, (1024 if tables else 2048) // classes))
@@ -97,8 +97,8 @@ def _plan(s: Shape) -> Plan:
 def _group(itemsize: int, unit: int, by_class: bool) -> int:
     """Classes that a thread reads at once: 16 bytes of the logits.
 
-    The line of a table of the classes starts anywhere in its own 16 bytes. With 8 classes a thread, whose numbers are
-    then read one by one from all over 1 KiB, the first cache would be the limit; 4 are half as bad.
+    The line of a per-class table may start anywhere within 16 bytes, so its numbers are read one by one. With 8 classes
+    per thread the reads of a warp would be spread over 1 KiB, and the L1 cache would limit the speed; 4 halve that.
     """
     most = 16 // itemsize
     return min(most, 4) if by_class and unit < min(most, 4) else most
@@ -137,7 +137,7 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 class Statistics(NamedTuple):
-    """What the statistics' kernels write, of P parts of each row; total is rest where that is one."""
+    """What the statistics' kernels write for P parts of each row; if P is 1, `total` holds rest."""
 
     top: Tensor  # [P, N], as the next four
     total: Tensor
@@ -148,12 +148,12 @@ class Statistics(NamedTuple):
 
 
 def _statistics(plan: Plan, given: dict[str, Any], whole: Statistics) -> Statistics:
-    """The statistics, in the given tensors ([N], and own [N, K]) where the rows have one part."""
+    """The statistics; if the rows have one part, they are written to the given tensors ([N], and own [N, K])."""
     found = whole
     if plan.parts > 1:
         place = (plan.parts, plan.rows)
         parts = [None if one is None else one.new_empty(place) for one in whole[:-1]]
-        parts[4] = None if whole.mean is None else whole.mean.new_empty(place)  # their means are of u less their tops
+        parts[4] = None if whole.mean is None else whole.mean.new_empty(place)  # a part's mean is of u less its own top
         found = Statistics(*parts, whole.own)  # type: ignore[arg-type]
     outputs = {f"{name}_out": value for name, value in found._asdict().items()}
     if plan.short:
@@ -185,7 +185,7 @@ def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    """Statistics and loss for one target a row; the settings are the fields of `Terms` and the reduction.
+    """Statistics and loss for one target per row; the settings are the fields of `Terms` and the reduction.
 
     Returns the loss, [N] or reduced, and (rest, top, d_rest, d_own, d_offset, d_mean) [6, N] with the slopes of that.
     """
@@ -197,14 +197,14 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
     kind = accumulate_type(logits.dtype)
     saved, spare = (logits.new_empty((size, plan.rows), dtype=kind) for size in (6, 3))
     rival, mean, own = spare.unbind()
-    ranked = t.kind == Phi.ANGULAR and t.instance != 0  # only the margin of hard rows asks for rivals
+    ranked = t.kind == Phi.ANGULAR and t.instance != 0  # only DBM's margin needs it, to find hard rows
     whole = Statistics(saved[1], saved[0], rival if ranked else None, None if share is None else mean, None, own)
     found = _statistics(plan, given, whole)
     more = {"share_total": None if share is None else _dense(t.total), **loss_settings(t)}
     return _loss(plan, {**found._asdict(), **given, **more}, saved, reduction), saved
 
 
-# What the kernel for the loss takes of all arguments, beside the statistics.
+# The arguments that the kernel for the loss takes besides the statistics.
 _LOSS = (
     *("target", "offset", "offset_row", "share", "share_total", "weight", "class_margin", "class_smoothing"),
     *("offset_kind", "share_kind", "offset_lines", "share_lines", "ignore", "order", "scale", "margin", "instance"),
@@ -259,7 +259,7 @@ def _table_gradient(plan: Plan, given: dict[str, Any], lines: int) -> Tensor:
     tall, wide, like = 16, min(128, power_of_two(plan.width, least=16)), given["rest"]
     across = blocks(plan.width, wide)
     groups, chunk, order, bounds = lines, 0, None, None
-    if lines == 1:  # parts of the batch, so that there are enough programs, and then their sum
+    if lines == 1:  # sums of parts of the batch, for enough programs; then the sum of these
         wanted = min(blocks(plan.rows, 4 * tall), blocks(8 * processors(like), across))
         chunk = tall * max(1, blocks(plan.rows, tall * max(1, wanted)))
         groups = max(1, blocks(plan.rows, chunk))

@@ -1,4 +1,4 @@
-"""Kernels for the gradient of the statistics of rows: one read of the logits, one write (docs/math.md, section 3)."""
+"""Kernels for the gradient of the statistics of rows, which read and write once per logit (docs/math.md, section 3)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lt_kernels.triton.rows_tiles import (
 
 @triton.jit
 def slopes_of(rest, top, d_rest, grad, one_grad: tl.constexpr, row, inside):
-    """(top with 0 for -inf, what exp(u - top) is multiplied by, the factor of all slopes) of rows."""
+    """(top with 0 for -inf, the factor of exp(u - top) in the gradient, the factor of all slopes) of rows."""
     factor = tl.full((), 1.0, rest.dtype.element_ty)
     if grad is not None:
         factor = tl.load(grad) if one_grad else tl.load(grad + row, mask=inside, other=0.0)
@@ -32,7 +32,7 @@ def slopes_of(rest, top, d_rest, grad, one_grad: tl.constexpr, row, inside):
 
 @triton.jit
 def own_slopes(d_own, row, first, second, inside, factor, slots: tl.constexpr):
-    """What a row's first and its second target get: both slopes where they are one class."""
+    """The gradient at a row's first and second target; the sum of both slopes if they are the same class."""
     if slots == 0 or d_own is None:
         one = tl.zeros_like(first).to(factor.dtype)
         two = one
@@ -47,7 +47,7 @@ def own_slopes(d_own, row, first, second, inside, factor, slots: tl.constexpr):
 
 @triton.jit
 def in_logits(slope, column, row_scale, column_scale, inside):
-    """A target's slope for z as one for its logit."""
+    """From the slope for the target's z to that for its logit."""
     slope = slope if row_scale is None else slope * row_scale
     factor = part(column_scale, tl.maximum(column, 0), inside)
     return slope if factor is None else slope * factor
@@ -55,7 +55,7 @@ def in_logits(slope, column, row_scale, column_scale, inside):
 
 @triton.jit
 def d_values(u, share, top, steep, d_mean, exact: tl.constexpr):
-    """The slope of each u that is no target."""
+    """The slope for u of columns that hold no target."""
     slope = exp(u - top, exact) * steep
     if d_mean is not None:
         slope += share * d_mean
@@ -64,14 +64,14 @@ def d_values(u, share, top, steep, d_mean, exact: tl.constexpr):
 
 @triton.jit
 def place_targets(slope, column, first, second, one, two, skipped):
-    """Slopes of columns with those of the targets; 0 in rows that are ignored."""
+    """The slopes of columns, with those of the targets in their place, and 0 in rows that are ignored."""
     slope = tl.where(column == second, two, tl.where(column == first, one, slope))
     return tl.where(skipped, 0.0, slope)
 
 
 @triton.jit
 def d_logits_of(d_u, row_scale, column_scale, scale, scaled: tl.constexpr):
-    """The slope of a logit from that of its u."""
+    """From the slope for u to that for the logit."""
     d_u = d_u * scale if scaled else d_u
     d_u = d_u if row_scale is None else d_u * row_scale
     return d_u if column_scale is None else d_u * column_scale
@@ -138,7 +138,7 @@ def long_gradient_kernel(
     coarse, fine = lattice(T, W, group)
     lanes, size, start_at = coarse + fine, T * W * group, piece * span
     x = tl.load(logits + (origin + start_at) + lanes, mask=start_at + coarse < stop, other=0.0)
-    end = tl.where(skipped, 0, stop)  # no more is read of a row that is ignored
+    end = tl.where(skipped, 0, stop)  # ignored rows are not read further
     for t in range(start_at, stop, size):
         inside, here = t + coarse < stop, head + t
         after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < end, other=0.0)

@@ -18,14 +18,14 @@ WEIGHTED_MEAN: tl.constexpr = tl.constexpr(int(terms.Reduce.WEIGHTED_MEAN))
 
 @triton.jit
 def at_target(table, kind: tl.constexpr, row, offset_row, lines, label, width, inside):
-    """A table at each row's target, 0 where that is out of range; nothing without a table."""
+    """A table at each row's target, 0 where that is out of range; None without a table."""
     there = inside & (label >= 0) & (label < width)
     return part(table, line_of(kind, row, offset_row, lines, inside) * width + label, there)
 
 
 @triton.jit
 def store_slopes(saved, rest, top, slopes, row, rows, inside):
-    """(rest, top, d_rest, d_own, d_offset, d_mean) of rows."""
+    """Store (rest, top, d_rest, d_own, d_offset, d_mean) of rows."""
     rows = rows.to(tl.int64)
     tl.store(saved + row, rest, mask=inside)
     tl.store(saved + rows + row, top, mask=inside)
@@ -35,14 +35,14 @@ def store_slopes(saved, rest, top, slopes, row, rows, inside):
 
 @triton.jit(do_not_specialize=["rows", "ignore", "order", "pieces"])
 def loss_kernel(
-    loss_out,  # [N]; [] where it is reduced and there is one program
-    saved,  # [6, N]: rest and top (which are there already where there is one part), d_rest, d_own, d_offset, d_mean
+    loss_out,  # [N]; [] if it is reduced and there is one program
+    saved,  # [6, N]: rest and top (stored already if there is one part), d_rest, d_own, d_offset, d_mean
     sums_out,  # [2, programs]: of the losses and of the weights
     top,  # [P, N] for P parts of each row, as the next four
-    total,  # rest where there is one part
-    rival,  # absent where no margin asks for it
+    total,  # rest if there is one part
+    rival,  # absent if no margin needs it
     mean,
-    shares,  # only where there are parts
+    shares,  # only if there are several parts
     own,  # [N]
     target,  # [N]
     offset,  # [1, C], [N, C] or [R, C]
@@ -128,7 +128,7 @@ def divide_kernel(
     block: tl.constexpr,
 ):
     sum, divisor = tl.zeros((block,), sums.dtype.element_ty), tl.zeros((block,), sums.dtype.element_ty)
-    for first in range(0, programs, block):  # every program adds up the same numbers in the same order
+    for first in range(0, programs, block):  # every program sums the same numbers in the same order
         place = first + tl.arange(0, block)
         sum += tl.load(sums + place, mask=place < programs, other=0.0)
         divisor += tl.load(sums + programs + place, mask=place < programs, other=0.0)

@@ -1,4 +1,4 @@
-"""Kernels for the statistics of rows: one read of the logits (docs/math.md, section 1)."""
+"""Kernels for the statistics of rows, which read each logit once (docs/math.md, section 1)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def store_statistics(
     top_out, total_out, rival_out, mean_out, shares_out, place, inside, top, total, rival, mean, shares,
     whole: tl.constexpr,
 ):  # fmt: skip
-    """A part's statistics, of a whole row the logarithm of its total; rival, mean and shares where asked for."""
+    """Store a part's statistics; of a whole row the logarithm of the total. rival, mean and shares are optional."""
     tl.store(top_out + place, top, mask=inside)
     tl.store(total_out + place, log_total(total) if whole else total, mask=inside)
     if rival_out is not None:
@@ -43,7 +43,7 @@ def store_statistics(
 
 @triton.jit
 def add_block(top, total, rival, mean, shares, z, u, share, ranked: tl.constexpr, exact: tl.constexpr):
-    """The lanes' statistics [W] with a block [T, W, G] more: all T x G numbers of a lane are one thread's."""
+    """Add a block [T, W, G] to the statistics [W] of lanes; the T x G numbers of a lane belong to one thread."""
     peak = tl.maximum(top, tl.max(tl.max(u, 2), 0))
     shift = finite(peak)
     u = u - shift[None, :, None]
@@ -58,7 +58,7 @@ def add_block(top, total, rival, mean, shares, z, u, share, ranked: tl.constexpr
 
 @triton.jit
 def gathered(top, total, rival, mean, shares):
-    """The statistics of all lanes together."""
+    """The statistics of the union of all lanes."""
     best = tl.max(top, 0)
     down = finite(top) - finite(best)
     total, mean = tl.sum(total * exp(top - finite(best)), 0), tl.sum(mean + shares * down, 0)
@@ -77,7 +77,7 @@ def joined(first, second):
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
 def long_statistics_kernel(
     top_out,  # [P, N] for P parts of each row, as the next four
-    total_out,  # rest where a row has one part
+    total_out,  # rest if a row has one part
     rival_out,
     mean_out,
     shares_out,
@@ -127,7 +127,7 @@ def long_statistics_kernel(
     top, rival = tl.full((W,), NOTHING, A), tl.full((W,), NOTHING, A)
     total, mean, shares = tl.zeros((W,), A), tl.zeros((W,), A), tl.zeros((W,), A)
     low = piece * span
-    # All that is read from afar is asked for before anything is waited for, the target too, which says if it is needed.
+    # All loads start before the first wait, also those that the target may turn out to make unnecessary.
     x = tl.load(logits + (origin + low) + lanes, mask=low + coarse < stop, other=0.0)
     column, there = edges(width, head, whole, group)
     there = there & (piece == 0)
@@ -240,7 +240,7 @@ def short_statistics_kernel(
 
 @triton.jit
 def merged(top, total, rival, mean, shares, row, inside, rows, pieces, P: tl.constexpr):
-    """(rest, top, rival, mean, shares) of rows from those of their parts; any numbers for what there is not."""
+    """(rest, top, rival, mean, shares) of rows from those of their parts; arbitrary numbers for absent statistics."""
     piece = tl.arange(0, P)[:, None]
     place, there = piece * rows + row[None, :], (piece < pieces) & inside[None, :]
     tops = tl.load(top + place, mask=there, other=NOTHING)

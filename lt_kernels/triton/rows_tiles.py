@@ -1,4 +1,4 @@
-"""Device functions on blocks of logits: their targets, what tables add to them, and their statistics."""
+"""Device functions on blocks of logits: their targets, their per-class tables, and their statistics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton.language as tl
 
 from lt_kernels.triton.numbers import exp, finite, part, times
 
-# How the lines of a table [1, C], [N, C] or [R, C] belong to the rows of logits.
+# Which line of a table [1, C], [N, C] or [R, C] belongs to a row of logits: the only one, its own, or a chosen one.
 ONE: tl.constexpr = tl.constexpr(0)
 EACH: tl.constexpr = tl.constexpr(1)
 PICKED: tl.constexpr = tl.constexpr(2)
@@ -16,7 +16,7 @@ NOTHING: tl.constexpr = tl.constexpr(float("-inf"))
 
 @triton.jit
 def slot(target, place, inside, start, width, ignore):
-    """The column of a target, -1 where that is another shard's; and whether it is to be ignored."""
+    """The column of a target, -1 if it belongs to another shard; and whether it is to be ignored."""
     label = tl.load(target + place, mask=inside, other=ignore)
     local = label - start
     here = (label != ignore) & (local >= 0) & (local < width)
@@ -25,7 +25,7 @@ def slot(target, place, inside, start, width, ignore):
 
 @triton.jit
 def targets(target, row, inside, start, width, ignore, slots: tl.constexpr):
-    """(first column, second column, every target is ignored) of rows; a row with one target has it twice."""
+    """(first target, second target, whether all are ignored) of rows; with one target per row both are the same."""
     if slots == 0:
         first = tl.where(row < 0, 0, -1)
         second, skipped = first, first == 0
@@ -53,7 +53,7 @@ def line_of(kind: tl.constexpr, row, offset_row, lines, inside):
 
 @triton.jit
 def block_of(table, kind: tl.constexpr, line, column, inside, width):
-    """A table's numbers for a block of whole rows [R, W]; one line [1, W] serves them all."""
+    """A table's numbers for a block of whole rows [R, W]; [1, W] if all rows share one line."""
     if kind == ONE:
         block = part(table, column, column < width)
     else:
@@ -72,7 +72,7 @@ def values(x, row_scale, column_scale, offset, scale, scaled: tl.constexpr):
 
 @triton.jit
 def peers(z, u, offset):
-    """z of the classes that are there: an offset of -inf takes a class away."""
+    """z, and -inf for absent classes, whose offset is -inf: they are no rivals."""
     return z if offset is None else tl.where(u == NOTHING, NOTHING, z)
 
 
@@ -84,7 +84,7 @@ def weighted(share, u):
 
 @triton.jit
 def summary(z, u, share, hidden, axis: tl.constexpr, exact: tl.constexpr):
-    """(top, total, rival, mean, shares) along an axis of what is not hidden; the last two are any without shares."""
+    """(top, total, rival, mean, shares) along an axis, without hidden entries; no share: the last two are arbitrary."""
     z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
     top = tl.max(u, axis)
     u = u - tl.expand_dims(finite(top), axis)
@@ -97,13 +97,13 @@ def summary(z, u, share, hidden, axis: tl.constexpr, exact: tl.constexpr):
 
 @triton.jit
 def own_logit(logits, begin, column, inside):
-    """The logit of a row's target, read early: it is far from the rest, and needed last."""
+    """The logit of a row's target; read early, because it is far from the others in memory and needed last."""
     return tl.load(logits + begin + column, mask=inside & (column >= 0), other=0.0)
 
 
 @triton.jit
 def store_own(own_out, place, logit, column, inside, row_scale, column_scale):
-    """z of a row's target, -inf where that is not one of ours."""
+    """Store z of a row's target, -inf if that is not in this shard."""
     here = inside & (column >= 0)
     by_column = part(column_scale, column, here)
     z, _ = values(logit.to(own_out.dtype.element_ty), row_scale, by_column, None, 1.0, False)
@@ -112,7 +112,7 @@ def store_own(own_out, place, logit, column, inside, row_scale, column_scale):
 
 @triton.jit
 def edges(width, head, whole, group: tl.constexpr):
-    """The columns [2 group] at both ends of a row that are not in its whole groups, and which of them there are."""
+    """The columns [2 group] at both ends of a row that are not in whole groups, and which of them exist."""
     lane = tl.arange(0, 2 * group)
     column = tl.where(lane < group, lane, head + whole + lane - group)
     return column, tl.where(lane < group, lane < head, column < width)
@@ -120,26 +120,26 @@ def edges(width, head, whole, group: tl.constexpr):
 
 @triton.jit
 def lattice(T: tl.constexpr, W: tl.constexpr, group: tl.constexpr):
-    """A block of columns [T, W, group], of which a thread has [T, 1, group]: each group's first, and those within."""
+    """The columns of a block [T, W, group]: each group's first, and the place in it; a thread has [T, 1, group]."""
     first = (tl.arange(0, T)[:, None] * W + tl.arange(0, W)[None, :]) * group
     return first[:, :, None], tl.arange(0, group)[None, None, :]
 
 
 @triton.jit
 def is_column(column, coarse, fine, group: tl.constexpr):
-    """Which place of a block is that of a column; two small comparisons, whose numbers need no registers."""
+    """Where a block holds this column; two comparisons of small constants, which need no registers."""
     return (coarse == column // group * group) & (fine == column % group)
 
 
 @triton.jit
 def covers(column, first, size):
-    """Whether a block of columns has this one."""
+    """Whether a block of columns holds this column."""
     return (column >= first) & (column < first + size)
 
 
 @triton.jit
 def table_start(kind: tl.constexpr, row, offset_row, lines, width, head, origin, dense: tl.constexpr):
-    """Where a table has the column of a row's first whole group, at `origin` in the logits, `head` in the row."""
+    """The place in a table of a row's first whole group, which is at `origin` in the logits and `head` in the row."""
     if kind == EACH and dense:  # known to be aligned as the logits are
         place = origin
     else:
