@@ -1,4 +1,4 @@
-"""Log-sum-exp down the batch and the targets' logits, and their gradient: the definition (docs/math.md, section 7)."""
+"""Column-wise log-sum-exp, target logits, and their gradient: the definition (docs/math.md, section 7)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lt_kernels.core.numbers import accumulate_type
 
 
 def check_target(target: Tensor, classes: int) -> None:
-    """Raise for a class index outside [0, classes); on a CPU only, where it costs no sync."""
+    """Raise for a class index outside [0, classes); only on a CPU, because on a GPU it would synchronise."""
     if target.device.type != "cpu":
         return
     wrong = (target < 0) | (target >= classes)

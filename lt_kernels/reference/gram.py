@@ -1,8 +1,8 @@
 """Logit-weight repulsion in additive form, by slabs of rows: the definition (docs/math.md, section 6).
 
 With s_ij the cosines of the class weights, Z_i = C - 1 + e + sum of expm1(s_ij) over the active pairs (j != i and
-s_ij > threshold), and R_i = log Z_i - 1. From threshold 1 on nothing is active, not even the diagonal: Z_i = C and
-R_i = log C.
+s_ij > threshold), and R_i = log Z_i - 1. For thresholds of 1 and more no pair is active, not even the diagonal:
+Z_i = C and R_i = log C.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lt_kernels.core.numbers import add_rows, inverse_norm
 from lt_kernels.core.targets import check_places
 
 TILE = 1024  # classes of a tile of cosines, along both sides
-PAIRS = 48  # active pairs a class for which the backward pass has room; the tiles of further ones are computed again
-FEWEST = 256  # pairs that any tile may have after the screening
+PAIRS = 48  # active pairs per class that the list has room for; the tiles of others are computed again
+FEWEST = 256  # pairs that a tile may have after the screening, whatever its size
 _SLAB = 2**22  # cosines held at a time
 _GATHERED = 2**24  # numbers of class weights gathered at a time
 
@@ -34,19 +34,19 @@ def finish(total: Tensor, scale: Tensor, threshold: float) -> Tensor:
 
 
 def empty_pairs(scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for the active pairs: first, second (int32) and cosine [PAIRS * C], and how many there are [1]."""
+    """An empty list of active pairs: first, second (int32) and cosine [PAIRS * C], and their number [1]."""
     room = PAIRS * scale.shape[0]
     first, second = (torch.zeros(room, dtype=torch.int32, device=scale.device) for _ in range(2))
     return first, second, scale.new_zeros(room), scale.new_zeros(1, dtype=torch.int64)
 
 
 def tiles(classes: int) -> int:
-    """How many tiles the classes make along a side."""
+    """How many tiles there are along one side of the cosines."""
     return -(-classes // TILE)
 
 
 def slabs(unit: Tensor, threshold: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Rows, their cosines with all classes, and which of them are active."""
+    """Slabs of rows, with their cosines with all classes, and which of these are active."""
     classes = unit.shape[0]
     height = max(1, _SLAB // classes)
     column = torch.arange(classes, device=unit.device)
@@ -57,7 +57,7 @@ def slabs(unit: Tensor, threshold: float) -> Iterator[tuple[slice, Tensor, Tenso
 
 
 def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
-    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles have no list)."""
+    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles are not listed)."""
     scale = inverse_norm(weight)
     total = torch.zeros_like(scale, dtype=torch.float64)
     if threshold < 1:
@@ -71,7 +71,7 @@ def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
 
 
 def diagonal(total: Tensor, grad: Tensor, threshold: float, project: bool) -> Tensor:
-    """What s_ii, taken as |w_i|^2 over a constant, adds to the factor of w_i / |w_i|^2 [C]; nothing with `project`."""
+    """The part of own_i [C] in `gram_pairs` that s_ii = |w_i|^2 / constant adds; 0 with `project`."""
     return torch.zeros_like(grad) if project or threshold >= 1 else 2 * (math.e / total - 1) * grad
 
 
@@ -88,7 +88,7 @@ def gram_backward(
     dense: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The gradient of sum_i grad_i R_i for the weight [C, d]; makes all cosines again."""
+    """The gradient of sum_i grad_i R_i for the weight [C, d]; computes all cosines again."""
     own, slope = diagonal(total, grad, threshold, project), grad / total
     if threshold >= 1:
         return torch.zeros_like(weight, memory_format=torch.contiguous_format)
@@ -105,9 +105,9 @@ def gram_backward(
 
 
 def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unit rows in steps of 1/127 of their largest entry.
+    """Unit rows, rounded to steps of 1/127 of their largest entry.
 
-    Returns 1 / |w| [C], the rows in steps as int8 [C, d], the steps [C], and the length of what rounding took away [C].
+    Returns 1 / |w| [C], the rows in steps as int8 [C, d], the steps [C], and the lengths of the rounding errors [C].
     """
     scale = inverse_norm(weight)
     exact = torch.where((scale > 0)[:, None], weight.to(scale.dtype) * scale[:, None], 0.0)
@@ -117,12 +117,12 @@ def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def screening_bound(error: Tensor, other: Tensor, features: int) -> Tensor:
-    """How far the product of two rounded unit rows may be from the cosine: their errors, and float32's roundings."""
+    """A bound on the difference between the product of two rounded unit rows and their cosine in float32."""
     return error + other + error * other + (features + 16) * 2.0**-23
 
 
 def _upper(tile: Tensor, row: int, column: int) -> Tensor:
-    """Which entries of a tile are pairs i < j; the other half of the cosines is the same."""
+    """Which entries of a tile are pairs i < j; cosines are symmetric, so that each pair is taken once."""
     rows, columns = (torch.arange(size, device=tile.device) for size in tile.shape)
     return columns + column > rows[:, None] + row
 
@@ -136,10 +136,10 @@ def upper_tiles(classes: int, side: int = TILE) -> list[tuple[slice, slice]]:
 def gram_screen(
     unit: Tensor, step: Tensor, error: Tensor, threshold: float, side: int, density: int, begin: int, end: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs i < j that may be active of the tiles [begin, end), by products of unit rows in int8 (`gram_units`).
+    """The pairs i < j of the tiles [begin, end) that may be active, by products of unit rows in int8 (`gram_units`).
 
-    Returns first and second of them all, tile by tile, and how many each tile has [end - begin]: -1, and no pair, if
-    they are more than 256 and more than one in `density`.
+    Returns the first and second classes, tile by tile, and how many pairs each tile has [end - begin]: -1, and none of
+    its pairs, if they are more than 256 and more than one in `density`.
     """
     kept, counts = [], []
     for rows, columns in upper_tiles(unit.shape[0], side)[begin:end]:
@@ -164,8 +164,8 @@ def gram_tile(
 ) -> tuple[Tensor, ...]:
     """The active pairs i < j of a tile of w_i . w_j.
 
-    Returns the sums of expm1 of their cosines along the rows and down the columns, in float64; first, second and cosine
-    [capacity], if they fit; and how many they are [1].
+    Returns the sums of expm1 of their cosines for each row and each column, in float64; first, second and cosine
+    [capacity], if they fit; and their number [1].
     """
     cosine = _cosines(product, scale, row, column)
     return _found(cosine, (cosine > threshold) & _upper(product, row, column), row, column, capacity)
@@ -187,9 +187,9 @@ def _found(cosine: Tensor, active: Tensor, row: int, column: int, capacity: int)
 def gram_coefficients(
     product: Tensor, scale: Tensor, slope: Tensor, threshold: float, row: int, column: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """c_ij = e^s (slope_i + slope_j) of the active pairs i < j of a tile, times both scales; and its sums, times s_ij.
+    """c_ij = e^s (slope_i + slope_j) of the active pairs i < j of a tile, times both scales; and the sums of c_ij s_ij.
 
-    The sums are along the rows and down the columns, in float64.
+    The sums are for each row and each column, in float64.
     """
     cosine = _cosines(product, scale, row, column)
     active = (cosine > threshold) & _upper(product, row, column)
@@ -213,7 +213,8 @@ def gram_pairs(
 ) -> Tensor:
     """Rows own_i w_i / |w_i|^2 + sum over the listed pairs of c_ij w_j / (|w_i| |w_j|).
 
-    With `project` the sum is without its part along w_i. In the dtype of the weight or, with `wide`, of the arithmetic.
+    With `project` the sum is projected to be orthogonal to w_i. The result has the dtype of the weight or, with `wide`,
+    that of the arithmetic.
     """
     room, classes = first.numel(), weight.shape[0]
     check_places("count", count, room + 1)
@@ -236,7 +237,7 @@ def pushed(
     project: bool,
     wide: bool,
 ) -> Tensor:
-    """The gradient of `gram_pairs` from c_ij and cos_ij of valid pairs, some of them at a time."""
+    """The result of `gram_pairs` from c_ij and cos_ij of valid pairs, some of them at a time."""
     own, some = own.clone(), max(1, _GATHERED // max(weight.shape[1], 1))
     d_unit = torch.zeros_like(weight, dtype=scale.dtype, memory_format=torch.contiguous_format)
     for here, there in ((first, second), (second, first)):
@@ -251,7 +252,7 @@ def pushed(
 
 
 def gram_listed(weight: Tensor, scale: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """The cosines of listed pairs, some at a time: what is gathered holds no more numbers than a slab of cosines."""
+    """The cosines of listed pairs, some at a time, so that no more memory is used than for a slab of cosines."""
     for name, place in (("first", first), ("second", second)):
         check_places(name, place, weight.shape[0])
     value, some = scale.new_empty(first.numel()), max(1, _SLAB // max(weight.shape[1], 1))

@@ -1,11 +1,11 @@
-"""Log-sum-exps over keys that have a class: a row's own class, and all others (docs/math.md, section 12).
+"""Log-sum-exps over keys with class labels: those of a row's own class, and all others (docs/math.md, section 12).
 
 With queries q [N, d], keys k [K, d] and an offset b [K] for each key,
 
     own_i = log sum_{k of class y_i} exp(q_i.k + b_k)      rest_i = log sum_{k of another class} exp(q_i.k + b_k)
 
-A key of class -1 is an empty place, and each row may leave one key out (its own). By slabs of rows, so that no [N, K]
-array is held beyond the budget.
+A key of class -1 is an empty place, and each row may leave out one key, for example its own. The rows are processed in
+slabs, so that no [N, K] array exceeds the memory budget.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torch import Tensor
 from lt_kernels.core.numbers import as_they_are, finite
 from lt_kernels.core.targets import check_places
 
-_NOBODY = -(2**62)  # a target that no row has, so that no row is ignored
+_NOBODY = -(2**62)  # as ignore_index: no row has this target, so no row is ignored
 
 
 class Keys(NamedTuple):
-    """What both passes share; the order is that of the operators' arguments."""
+    """The arguments that both operators share, in their order."""
 
     query: Tensor  # [N, d]
     key: Tensor  # [K, d]
     query_class: Tensor  # [N]
     key_class: Tensor  # [K]; -1 is an empty place
     offset: Tensor  # [K]
-    left_out: Tensor  # [N]: the key that a row does not see, or -1
+    left_out: Tensor  # [N]: the key that a row leaves out, or -1
     row_slab: int
 
     def slabs(self) -> Iterator[slice]:
@@ -44,7 +44,7 @@ class Keys(NamedTuple):
         return self.query_class[rows, None] == self.key_class
 
     def check(self) -> None:
-        """Raise for a key that is left out and is none; only on a CPU: no sync."""
+        """Raise where `left_out` is no key; only on a CPU, because on a GPU it would synchronise."""
         check_places("left_out", self.left_out, self.key.shape[0], self.left_out >= 0)
 
     def seen(self) -> Tensor:
@@ -53,14 +53,14 @@ class Keys(NamedTuple):
 
 
 def keys_forward(*inputs: Any, linear: Callable[..., Tensor] = F.linear) -> tuple[Tensor, Tensor]:
-    """(rest [N], own [N]); -inf where there is no such key. `linear` makes the logits."""
+    """(rest [N], own [N]); -inf where there is no such key. `linear` computes the logits."""
     p, parts = Keys(*inputs), []
     p.check()
     size, offset = p.key.shape[0], p.seen()
     with as_they_are(p.query.device):
         for rows in p.slabs():
             logits, same = linear(p.query[rows], p.key), p.same(rows)
-            target = torch.where(p.left_out[rows] < 0, size, p.left_out[rows])[:, None]  # `size` is no key of ours
+            target = torch.where(p.left_out[rows] < 0, size, p.left_out[rows])[:, None]  # `size` is no key
             tables = (torch.where(same, -torch.inf, offset), torch.where(same, offset, -torch.inf))
             shared = (None, None, 0, size + 1, _NOBODY)
             kernel = torch.ops.lt_kernels.rows_forward.default
@@ -76,7 +76,7 @@ def keys_backward(
     """Gradients of queries and keys; the problem, then rest, own, their slopes, and which are wanted (else empty)."""
     p, (rest, own, d_rest, d_own, wants) = Keys(*inputs[:7]), inputs[7:]
     p.check()
-    rest, own = (torch.where(value == -torch.inf, 0.0, value) for value in (rest, own))  # all its keys have share 0
+    rest, own = (torch.where(value == -torch.inf, 0.0, value) for value in (rest, own))  # no such keys: shares of 0
     d_query = p.query.new_zeros(p.query.shape if wants[0] else (0,))
     d_key = p.key.new_zeros(p.key.shape if wants[1] else (0,))
     offset = p.seen()

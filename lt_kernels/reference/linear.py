@@ -1,6 +1,7 @@
-"""Row statistics straight from features and class weights, a slab of logits at a time (docs/math.md, section 5).
+"""Row statistics from features and class weights, with one slab of logits at a time (docs/math.md, section 5).
 
-Forward and backward are loops of one library product and one call of the row kernels a slab, so they serve any device.
+The forward and the backward pass are loops over the slabs. For each slab the library multiplies, and the operators of
+`rows` do the rest, so this works on every device.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def by_slabs(
     norm: Callable[[Tensor], Tensor],
     product: Callable[[Problem, slice, slice], Tensor] = _product,
 ) -> tuple[Tensor, ...]:
-    """What linear_forward returns, by one library product and one call of the row kernels a slab."""
+    """The results of linear_forward; `norm` and `product` may be replaced by faster functions for a device."""
     rows_forward = torch.ops.lt_kernels.rows_forward.default
     kept = p.input.new_empty(0, dtype=product_type(p.input))
     parts: dict[int, tuple[Tensor, ...]] = {}
@@ -79,7 +80,7 @@ def by_slabs(
 
 
 class Backward:
-    """The gradients of one problem, built up slab by slab."""
+    """The gradients of one problem, summed slab by slab."""
 
     def __init__(
         self, problem: Problem, saved: tuple[Tensor, ...], slopes: tuple[Tensor | None, ...], wants: tuple[bool, ...]
@@ -87,13 +88,13 @@ class Backward:
         p, (self.want_input, self.want_weight, self.want_bias, self.want_offset) = problem, wants
         self.problem, self.slopes = problem, slopes
         self.kept, row_scale, column_scale, self.rest, self.top = saved
-        self.weight = p.weight  # of the slab of classes that is being walked, as it is multiplied
+        self.weight = p.weight  # of the current slab of classes, in the dtype of its products
         self.row_scale = row_scale if p.normalize == Normalize.BOTH else None
         self.column_scale = column_scale if p.normalize >= Normalize.CLASSES else None
         self.sums = accumulate_type(p.input.dtype)
         rows, size = p.input.shape
         classes = p.weight.shape[0]
-        # Set by the first slab of classes; where that is the only one, its product needs no wider sum.
+        # The first slab of classes sets it, further ones are added; a single slab needs no wider dtype for the sum.
         alone = p.class_slab >= classes and product_type(p.input) == p.input.dtype and self.row_scale is None
         kind = p.input.dtype if alone else self.sums
         self.d_input = p.input.new_empty((rows, size) if self.want_input else (0,), dtype=kind)
@@ -110,7 +111,7 @@ class Backward:
         return _product(self.problem, rows, classes)
 
     def slab(self, rows: slice, classes: slice) -> Tensor:
-        """The gradient of the block's raw product; adds the offset's gradient on the way."""
+        """The gradient of the block's raw product; also adds to the gradient of the offset."""
         p = self.problem
         logits = self.kept[rows, classes] if self.kept.numel() else self.logits(rows, classes)
         slopes = (None if slope is None else slope[rows] for slope in self.slopes)
@@ -138,7 +139,7 @@ class Backward:
         """All gradients of one slab of classes."""
         p, kind = self.problem, product_type(self.problem.input)
         final = self.d_weight[classes] if self.want_weight else self.d_weight
-        # One product whose sum is float32 inside needs no wider place to be added up in.
+        # A single product, which is summed in float32 internally, needs no wider dtype.
         once = p.weight.dtype == kind and p.row_slab >= p.input.shape[0] and self.column_scale is None
         own = final if once or p.weight.dtype == self.sums else torch.empty_like(final, dtype=self.sums)
         self.weight = self.operand(p.weight[classes])
@@ -147,7 +148,7 @@ class Backward:
         self.finish_weight(own, classes, final)
 
     def block(self, rows: slice, classes: slice, own: Tensor) -> None:
-        """The gradients of one block; `own` is where that of its class weights is added up."""
+        """Add the gradients of one block; `own` is the sum for its class weights."""
         d_logits = self.slab(rows, classes)
         if self.want_input:
             self.add_product(self.d_input[rows], d_logits, self.weight, classes.start == 0)
@@ -175,7 +176,7 @@ class Backward:
         add_product(total, left, right, first)
 
     def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
-        """`final` = a gradient that is added up, without its part along `rows` where these were normalised."""
+        """Write a summed gradient to `final`, orthogonal to `rows` if these were normalised."""
         project_rows(total, rows, scale)
         if total is not final:
             final.copy_(total)
@@ -211,12 +212,12 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None
 
 
 def along(gradient: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
-    """What a gradient has of each row [N, 1], for rows that `scale` [N] makes to unit ones."""
+    """The coefficients [N, 1] of `rows` in the parallel component of a gradient; `scale` [N] is 1 / |row|."""
     return ((gradient * rows).sum(1) * scale * scale)[:, None]
 
 
 def project_rows(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: int = 512) -> None:
-    """Take from each row of `gradient` (ours, in place) its part along `rows`: the derivative of the normalisation."""
+    """Make each row of `gradient` orthogonal to `rows`, in place: the derivative of the normalisation."""
     if scale is None:
         return
     for part in blocks(rows.shape[0], chunk):
@@ -225,6 +226,9 @@ def project_rows(gradient: Tensor, rows: Tensor, scale: Tensor | None, chunk: in
 
 
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the statistics: the problem, kept, the scales, rest, top, four slopes (some may be None), wants."""
+    """Gradients of the statistics.
+
+    The inputs are the problem, kept logits, both scales, rest, top, four slopes (or None), and which are wanted.
+    """
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
     return Backward(Problem(*shared), rest[:5], rest[5:9], rest[9]).run()  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""From three numbers a row to the loss and its slopes: the definition (docs/math.md, sections 2 and 4)."""
+"""From the statistics of each row to its loss and slopes: the definition (docs/math.md, sections 2 and 4)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def _sine(cosine: Tensor) -> Tensor:
 
 def _angular(own: Tensor, margin: Tensor, hard: Tensor, instance: float, guard: bool) -> tuple[Tensor, Tensor]:
     """cos(theta + m_i) with m_i = m (1 + instance * hard * (1 - cos)/2), and its slope."""
-    floor = torch.finfo(own.dtype).eps ** 0.5  # sin(theta) is no smaller than this: the slope at +-1 stays finite
-    turn = instance * margin * hard / 2  # - d m_i / d cos
+    floor = torch.finfo(own.dtype).eps ** 0.5  # for sin(theta), so that the slope at +-1 stays finite
+    eta = instance * margin * hard / 2  # -d m_i / d cos
     cosine = own.clamp(-1, 1)
-    angle = margin + turn * (1 - cosine)
+    angle = margin + eta * (1 - cosine)
     sine = _sine(cosine)
     shifted_sine = sine * angle.cos() + cosine * angle.sin()
     phi = cosine * angle.cos() - sine * angle.sin()
-    slope = angle.cos() + cosine * angle.sin() / sine.clamp_min(floor) + shifted_sine * turn
+    slope = angle.cos() + cosine * angle.sin() / sine.clamp_min(floor) + shifted_sine * eta
     if not guard:
         return phi, slope
     beyond = (cosine < -angle.cos()) | (angle > math.pi)  # theta + m_i > pi, where cos would rise again
     straight = cosine - angle * angle.sin()
-    straight_slope = 1 + (angle.sin() + angle * angle.cos()) * turn
+    straight_slope = 1 + (angle.sin() + angle * angle.cos()) * eta
     return torch.where(beyond, straight, phi), torch.where(beyond, straight_slope, slope)
 
 
@@ -67,19 +67,19 @@ def phi(
 
 
 def _per_row(table: Tensor | None, value: float, target: Tensor, like: Tensor) -> Tensor:
-    """A per-class table [C] looked up at the targets, or the one value for every row: [N]."""
+    """A per-class table [C] at the targets, or `value` for every row if there is none: [N]."""
     if table is None:
         return torch.full_like(like, value)
     return table[target.clamp(0, table.shape[0] - 1)]
 
 
 def _diverged(own: Tensor, own_u: Tensor, kind: int) -> Tensor:
-    """Where a target's logit is infinite, and its loss no number, as that of a softmax; no angle has such a cosine."""
+    """Where a target's logit is +inf, for which a softmax gives NaN, or its cosine infinite, which no angle has."""
     return own.abs() == torch.inf if kind in (Phi.ANGULAR, Phi.SPHERE) else own_u == torch.inf
 
 
 def _mean_entropy(v: Tensor, rest: Tensor, above: Tensor, total: Tensor, share: Tensor) -> Tensor:
-    """total * (log-sum-exp of all u) - share * (the target's u), both less top; no difference of large numbers."""
+    """total * (log-sum-exp of all u) - share * (the target's u), both less top, without cancellation."""
     tail = (-v.abs()).exp().log1p()
     return total * tail + torch.where(v > 0, total * rest - share * above, (total - share) * above)
 

@@ -17,7 +17,8 @@ from lt_kernels.reference.margins import margins
 def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
     """Statistics of [N, C] logits without the K targets: (rest, own [N, K], rival, mean, top, shares); the others [N].
 
-    top is the largest u; rest and mean are those of u - top, and shares is the sum of what the mean weighs with.
+    top is the maximum of u = scale * z + offset, rest the log-sum-exp of u - top, own the target logits z, rival the
+    largest other z, mean the sum of mean_weight * (u - top), and shares that of mean_weight.
     """
     i = Inputs(*inputs)
     check_target(i.target, i.classes, i.ignore_index)
@@ -27,9 +28,9 @@ def rows_forward(*inputs: Any) -> tuple[Tensor, ...]:
     own = z.gather(1, column).masked_fill(~inside, -torch.inf)
     seen = u.masked_fill(hidden, -torch.inf)
     top = seen.amax(1)
-    above = finite(top)[:, None]  # kept apart: at its size what is added to it is lost
+    above = finite(top)[:, None]  # returned separately: in a sum with it, small digits of rest would be lost
     rest = (seen - above).exp().sum(1).log()
-    rival = z.masked_fill(hidden | (u == -torch.inf), -torch.inf).amax(1)  # a class that is not there is no rival
+    rival = z.masked_fill(hidden | (u == -torch.inf), -torch.inf).amax(1)  # an absent class is no rival
     if i.mean_weight is None:
         return rest, own, rival, rest.new_zeros(0), top, rest.new_zeros(0)
     share = pick(i.mean_weight, i.offset_row).expand_as(u).masked_fill(hidden, 0.0)
@@ -66,7 +67,7 @@ def _fold(d_u: Tensor, offset: Tensor, row: Tensor | None) -> Tensor:
 
 
 def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    """Statistics and loss in one call, for one target a row; the settings are the fields of `Terms` and the reduction.
+    """Statistics and loss, for one target per row; the settings are the fields of `Terms` and the reduction.
 
     Returns the loss, [N] or reduced, and (rest, top, d_rest, d_own, d_offset, d_mean) [6, N] with the slopes of that.
     """
@@ -97,7 +98,7 @@ def _loss(
 def rows_loss_gradient(
     logits: Tensor, target: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """The loss of logits times the scales of their rows and columns, and the gradient of its sum (or mean) for them."""
+    """The loss of logits that are multiplied by scales of rows and columns, and the gradient of its sum or mean."""
     loss, saved = _loss(logits, target, (row_scale, column_scale), settings)
     terms, one = Terms(*settings[:-1]), saved.new_ones(())
     return loss, _loss_backward(logits, target, saved, one, (row_scale, column_scale), terms, False)[0]

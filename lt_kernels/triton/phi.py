@@ -55,26 +55,26 @@ def wide_quarter(x):
 def sine_cosine(x):
     """sin(x) and cos(x) for |x| < 10,000. The library's functions need a stack, as they reduce larger angles too."""
     first, second, n = wide_quarter(x) if x.dtype == tl.float64 else quarter(x)
-    turn = n - 4 * tl.floor(n / 4)
-    odd = (turn == 1) | (turn == 3)
+    quadrant = n - 4 * tl.floor(n / 4)
+    odd = (quadrant == 1) | (quadrant == 3)
     sine, cosine = tl.where(odd, second, first), tl.where(odd, first, second)
-    return tl.where(turn >= 2, -sine, sine), tl.where((turn == 1) | (turn == 2), -cosine, cosine)
+    return tl.where(quadrant >= 2, -sine, sine), tl.where((quadrant == 1) | (quadrant == 2), -cosine, cosine)
 
 
 @triton.jit
 def angular(own, margin, hard, instance, guard: tl.constexpr):
     """cos(theta + margin (1 + instance hard (1 - cos) / 2)) and its slope; with guard a straight line beyond pi."""
     floor: tl.constexpr = 1.4901161193847656e-08 if own.dtype == tl.float64 else 3.4526698300124393e-04
-    c, turn = cosine_of(own, None), tl.where(hard, margin * instance / 2, 0.0)
-    angle = margin + turn * (1 - c)
+    c, eta = cosine_of(own, None), tl.where(hard, margin * instance / 2, 0.0)
+    angle = margin + eta * (1 - c)
     sine = tl.sqrt((1 - c) * (1 + c))
     sin, cos = sine_cosine(angle)
     value = c * cos - sine * sin
-    slope = cos + c * sin / tl.maximum(sine, floor) + (sine * cos + c * sin) * turn
+    slope = cos + c * sin / tl.maximum(sine, floor) + (sine * cos + c * sin) * eta
     if guard:
         beyond = (c < -cos) | (angle > PI)
         value = tl.where(beyond, c - angle * sin, value)
-        slope = tl.where(beyond, 1 + (sin + angle * cos) * turn, slope)
+        slope = tl.where(beyond, 1 + (sin + angle * cos) * eta, slope)
     return value, slope
 
 
