@@ -3,6 +3,7 @@
 
 #include "columns.h"
 #include "gram.h"
+#include "project.h"
 #include "rows.h"
 #include "short.h"
 #include "transpose.h"
@@ -16,7 +17,7 @@ constexpr Kernels kernel_table() {
   return {LT_EACH_TYPE(rows_forward), LT_EACH_TYPE(rows_backward), LT_EACH_TYPE(rows_offset),
           LT_EACH_TYPE(rows_keep), LT_EACH_TYPE(rows_finish), LT_EACH_TYPE(rows_plain),
           LT_EACH_TYPE(columns_forward), LT_EACH_TYPE(columns_own), LT_EACH_TYPE(columns_backward),
-          transpose, {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>},
+          transpose, {project<float>, project<double>}, {gram_units<float>, nullptr, gram_units<bf16>, gram_units<fp16>},
           gram_screen, {gram_list<float>, gram_list<double>}, LT_EACH_TYPE(gram_verify),
           {gram_sums<float>, gram_sums<double>}, {gram_coefficients<float>, gram_coefficients<double>},
           LT_EACH_TYPE(gram_pairs), LT_EACH_TYPE(gram_pairs_wide)};

@@ -84,6 +84,18 @@ PyObject* transpose(PyObject*, PyObject* const* values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// Arguments: addresses of gradients, rows and their inverse norms; rows, columns, and whether they are float64.
+PyObject* project(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  if (count != 6) return PyErr_Format(PyExc_TypeError, "project takes 6 arguments, got %zd", count);
+  lt::Projection in{PyLong_AsVoidPtr(values[0]), PyLong_AsVoidPtr(values[1]), PyLong_AsVoidPtr(values[2]),
+                    PyLong_AsLongLong(values[4])};
+  const int64_t rows = PyLong_AsLongLong(values[3]), wide = PyLong_AsLongLong(values[5]);
+  if (PyErr_Occurred()) return nullptr;
+  lt::in_pieces(rows, 8192 / (in.d + 1),
+                [&](int64_t begin, int64_t end) { lt::kernels().project[wide != 0](in, begin, end); });
+  Py_RETURN_NONE;
+}
+
 using Fast = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
 PyMethodDef fast(const char* name, Fast function, const char* about) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, about};
@@ -96,6 +108,7 @@ PyMethodDef methods[] = {
     {"intel", intel, METH_NOARGS, "whether the processor is made by Intel"},
     fast("large_pages", large_pages, "requests large pages for a new array"),
     fast("transpose", transpose, "writes the transpose of a matrix into another"),
+    fast("project", project, "takes the parts along normalised rows from their gradients"),
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

@@ -157,6 +157,14 @@ struct Neighbours {
   int64_t d;
 };
 
+// Gradients of rows that were normalised, and these rows; all contiguous.
+struct Projection {
+  void* gradient;    // [n, d]
+  const void* rows;  // [n, d]
+  const void* scale;  // [n]: 1 / |row|
+  int64_t d;
+};
+
 using TileKernel = void (*)(const Tile&, int64_t begin, int64_t end);
 using TileSums = void (*)(const Tile&, int64_t begin, int64_t end, void* column_sum);
 using ColumnsKernel = void (*)(const ColumnSums&, int64_t begin, int64_t end);
@@ -172,6 +180,7 @@ struct Kernels {
   PlainKernel rows_plain[4];
   ColumnsKernel columns_forward[4], columns_own[4], columns_backward[4];
   void (*transpose)(const float* rows, int64_t d, float* out, int64_t line, int64_t begin, int64_t end);
+  void (*project[2])(const Projection&, int64_t begin, int64_t end);  // float, double
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
   TileKernel gram_screen, gram_list[2];
   ListedKernel gram_verify[4];

@@ -19,7 +19,7 @@ from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import Phi, Reduce, Terms
 from lt_kernels.ops import directions, products, rows
 from lt_kernels.ops.calling import first_order, handed_out
-from lt_kernels.reference.linear import along, project_rows
+from lt_kernels.reference.linear import along
 
 _REDUCTIONS: dict[int, str] = {Reduce.NONE: "none", Reduce.WEIGHTED_MEAN: "mean", Reduce.SUM: "sum"}
 
@@ -126,8 +126,8 @@ class FeaturesLoss(torch.autograd.Function):
     """The loss of features [N, d] and class weights [C, d], whose logits are freed when the forward pass ends.
 
     (input, weight, bias [C] or None, offset or None, target [N], terms, for cosines the inverse norms [N] and [C], the
-    code of the reduction). Its backward is two products; for cosines their part along each normalised row is taken off, and there
-    is no second derivative.
+    code of the reduction). Its backward is two products; for cosines their part along each normalised row is taken off,
+    and there is no second derivative.
     """
 
     @staticmethod
@@ -187,7 +187,7 @@ def features_slopes(
             if scale is not None and many:
                 gradient = gradient - along(gradient, own, scale) * own
             elif scale is not None:
-                project_rows(gradient, own, scale)
+                directions.project(gradient, own, scale)
             found.append(gradient)
     if needs[2]:
         found.append(slope.sum(0))

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.ops.backends import library
 from lt_kernels.ops.calling import watched
+from lt_kernels.reference.linear import project_rows
 
 # Of rows with an entry beyond the first number, the product with the second: squares, their sums and products of two
 # such rows are finite, and none becomes so short that it has no direction.
@@ -49,6 +51,16 @@ def unit(rows: Tensor) -> Tensor:
     rows = in_range(rows, always=True)
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=accumulate_type(rows.dtype))
     return (rows / norm.masked_fill(norm <= 1e-12, torch.inf)).to(rows.dtype)
+
+
+def project(gradient: Tensor, rows: Tensor, scale: Tensor) -> None:
+    """Take from each row of `gradient` (ours, in place) its part along `rows`, which `scale` makes to unit ones."""
+    dense = gradient.is_contiguous() and rows.is_contiguous() and scale.is_contiguous()
+    alike = gradient.dtype == rows.dtype == scale.dtype and gradient.dtype in (torch.float32, torch.float64)
+    if library.built() and dense and alike and gradient.is_cpu:
+        library.project(gradient, rows, scale)
+    else:
+        project_rows(gradient, rows, scale)
 
 
 def cosines(features: Tensor, linear_weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_kernels.core.linear import Problem
 from lt_kernels.core.numbers import inverse_norm, product_type
-from lt_kernels.ops import products
+from lt_kernels.ops import directions, products
 from lt_kernels.reference import linear as reference
 
 
@@ -56,6 +56,12 @@ class Backward(reference.Backward):
             products.turned_into(total, left.T, self.turn(right))
         else:
             super().add_product(total, left, right, first)
+
+    def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
+        """`final` = a gradient that is added up, without its part along `rows` where these were normalised."""
+        if scale is not None:
+            directions.project(total, rows, scale)
+        super().finish(total, rows, None, final)
 
     def turn(self, features: Tensor) -> Tensor:
         """The features transposed, once for all slabs of classes."""

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from lt_kernels.core import private
 from lt_kernels.core.numbers import accumulate_type, add_rows, inverse_norm
-from lt_kernels.ops import products
+from lt_kernels.ops import directions, products
 from lt_kernels.ops.backends.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
-from lt_kernels.reference.linear import project_rows
 
 # Tiles screened by one call. Its threads wait for each other once; but whether screening pays is seen after it alone.
 _FIRST, _WAVE = 4, 64
@@ -249,7 +248,7 @@ def backward(
         for tile in again:
             _add_tile(d_weight, weight, threshold, scale, slope, tile)
     if again and project:
-        project_rows(d_weight, weight, scale)
+        directions.project(d_weight, weight, scale)
     return d_weight.to(weight.dtype)
 
 

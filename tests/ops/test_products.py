@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lt_kernels import memory_budget
 from lt_kernels.functional import ArcFace, cosine_margin_cross_entropy, linear_cross_entropy
-from lt_kernels.ops import products, use_kernels
+from lt_kernels.ops import directions, products, use_kernels
 from lt_kernels.ops.backends import library
 
 ROWS, CLASSES, FEATURES = 32, 1025, 512  # just above what is large
@@ -135,6 +135,21 @@ def test_turned(rows: int, columns: int) -> None:
     assert torch.equal(out[:, 2 : 2 + rows], made.T)
     assert torch.equal(out[:, :2], before[:, :2])
     assert torch.equal(out[:, 2 + rows :], before[:, 2 + rows :])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows, columns", [(0, 3), (1, 1), (5, 16), (40, 33), (300, 130)])
+@pytest.mark.parametrize("dense", [True, False])
+def test_gradients_without_their_part_along_a_row(rows: int, columns: int, dtype: torch.dtype, dense: bool) -> None:
+    """Of contiguous rows of one dtype by the C++ kernel; a row without a direction keeps its gradient."""
+    wide = normal(rows, 2 * columns, seed=1).to(dtype)
+    line = wide[:, :columns].contiguous() if dense else wide[:, ::2]
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    gradient, scale = normal(rows, columns, seed=2).to(sums), 1 / line.to(sums).norm(dim=1)
+    scale[:1] = 0
+    exact = gradient.double() - (gradient.double() * line.double()).sum(1, True) * (scale.double()[:, None] ** 2 * line)
+    directions.project(gradient, line, scale)
+    assert_close(gradient, exact.to(sums), sums)
 
 
 @here

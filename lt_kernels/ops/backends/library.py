@@ -113,6 +113,12 @@ def transpose(made: Tensor, out: Tensor) -> None:
     extension.module.transpose(made.data_ptr(), *made.shape, out.data_ptr(), out.stride(0))
 
 
+def project(gradient: Tensor, rows: Tensor, scale: Tensor) -> None:
+    """`project_rows` of contiguous CPU tensors of one dtype, float32 or float64."""
+    addresses = (one.data_ptr() for one in (gradient, rows, scale))
+    extension.module.project(*addresses, *gradient.shape, gradient.dtype == torch.float64)
+
+
 def has(name: str, key: str) -> bool:
     """Whether an operator has a kernel of its own for a dispatch key."""
     return private.has_kernel(f"{NAMESPACE}::{name}", key)
