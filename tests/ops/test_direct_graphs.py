@@ -119,16 +119,26 @@ def test_second_derivatives_are_those_of_the_dense_formula(name, frozen, reducti
     torch.autograd.gradgradcheck(lambda *some: loss_of(name, some, reduction, smoothing), leaves)
 
 
-def test_a_learned_offset_of_an_absent_target_is_named():
-    x, w, b = leaves_of("linear")
-    offset = torch.where(torch.arange(C) == TARGET[0], -torch.inf, 0.0).requires_grad_()
+def test_what_is_wrong_is_named_where_a_gradient_is_made():
+    (x, w, b), (z,), wrong = leaves_of("linear"), leaves_of("rows"), TARGET.index_fill(0, torch.tensor(3), C)
     for call in (
-        lambda: linear_cross_entropy(x, w, TARGET, linear_bias=b, offset=offset),
-        lambda: linear_cross_entropy(x, w, TARGET, offset=offset),
-        lambda: offset_cross_entropy(x @ w.T, TARGET, offset=offset),
+        lambda: offset_cross_entropy(z, wrong),
+        lambda: linear_cross_entropy(x, w, wrong),
+        lambda: cosine_margin_cross_entropy(x, w, wrong),
+        lambda: lade_regularizer(z, wrong, COUNTS),
     ):
-        with pytest.raises(ValueError, match="offset is -inf for class"):
+        with pytest.raises(IndexError, match=f"target holds {C}"):
             call()
+    absent = torch.where(torch.arange(C) == TARGET[0], -torch.inf, 0.0)
+    for offset in (absent, absent.clone().requires_grad_()):
+        for call in (
+            lambda offset: linear_cross_entropy(x, w, TARGET, linear_bias=b, offset=offset),
+            lambda offset: linear_cross_entropy(x, w, TARGET, offset=offset),
+            lambda offset: cosine_margin_cross_entropy(x, w, TARGET, offset=offset),
+            lambda offset: offset_cross_entropy(z, TARGET, offset=offset),
+        ):
+            with pytest.raises(ValueError, match="offset is -inf for class"):
+                call(offset)
 
 
 @pytest.mark.parametrize(("name", "place"), [(name, k) for name in SIZES for k in range(len(SIZES[name]))][1:])
