@@ -1,4 +1,4 @@
-"""The operators: one file a room, with its schemas, fakes, autograd functions, and the function that others call."""
+"""The operators. A room has one file, with schemas, fake kernels, autograd functions, and the functions to call."""
 
 from lt_kernels.ops.backends.library import extension_status, instruction_set, kernels_status
 from lt_kernels.ops.backends.wings import use_kernels

@@ -18,14 +18,14 @@ DEFAULT_BUDGET = 256 * 2**20
 # Bytes of one slab of logits. On a CPU it should stay in the cache between two products; on a GPU each product should
 # be large enough for the library's full rate, and more than that would only take memory.
 SLAB = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-TILE = 256  # classes or rows that a GPU's slab is a whole number of, so that no tile of its products is cut
-# The least rows and features of a group. With fewer, the additional reads and writes cost what the product saves.
+TILE = 256  # a GPU's slab is a multiple of so many classes or rows, so that all tiles of its products are whole
+# The least rows and features of a group. With fewer, the additional reads and writes cost as much as the product saves.
 GROUP_ROWS = GROUP_FEATURES = 256
 LEAST = 8  # bytes of one float32 logit and of its gradient
 
 
 class _Budget:
-    """The bytes of an entered context; an object, so that two contexts of equal size can be told apart."""
+    """The bytes of an entered context; an object, so that two contexts of equal size are distinct."""
 
     def __init__(self, bytes: int) -> None:
         self.bytes = bytes
@@ -34,7 +34,7 @@ class _Budget:
 class _Entered(threading.local):
     """The contexts that this thread is in, the innermost one last.
 
-    A context variable would break the graph under torch.compile.
+    It is not a context variable, because that would cause a graph break under torch.compile.
     """
 
     def __init__(self) -> None:
@@ -45,12 +45,12 @@ _entered = _Entered()
 
 
 class Policy(NamedTuple):
-    """How an [N, C] array of logits is walked, and why.
+    """How an [N, C] array of logits is divided into blocks, and why.
 
     keep: whether the logits stay in memory from the forward to the backward pass.
-    row_slab, class_slab: the sizes of the blocks in which the passes go through rows and classes. What keeps its logits
-        makes them in one piece, and only their gradient by blocks; on a GPU the forward pass holds no logits at all
-        where the matrix units take the features' dtype, and needs no blocks.
+    row_slab, class_slab: the numbers of rows and classes of a block. Logits that are kept are computed in one piece,
+        only their gradient in blocks. On a GPU the forward pass holds no logits, and needs no blocks, if the matrix
+        units support the features' dtype.
     reason: why, in words.
     """
 
@@ -63,13 +63,13 @@ class Policy(NamedTuple):
 class memory_budget:
     """Within the context the linear operators hold at most `bytes` of logits at a time (default 256 MiB).
 
-    Logits that fit are kept for the backward pass; else they are made again there, a slab at a time. What counts is the
-    budget of the thread that calls the loss, at the call: other threads have their own, and the backward pass, in
-    whichever thread, keeps to what the forward pass chose. Contexts nest, may end in any order, and serve again; they
-    decorate functions too.
+    Logits that fit are kept for the backward pass; otherwise they are computed again there, slab by slab. The budget is
+    that of the thread that calls the loss, at the time of the call: each thread has its own, and the backward pass, in
+    whatever thread it runs, uses the choice of the forward pass. Contexts can be nested, end in any order, be used
+    again, and decorate functions.
 
     Args:
-        bytes: a positive integer. One logit and its gradient are held in any case: less than 8, one in float32, warns.
+        bytes: a positive integer. One logit and its gradient are held in any case: less than 8 bytes cause a warning.
 
     Raises:
         ValueError: if `bytes` is not a positive integer.
@@ -96,7 +96,7 @@ class memory_budget:
         self._open.append((_entered.budgets, budget))
 
     def __exit__(self, *_: object) -> None:
-        # The last one that was entered here; of a generator that another thread closes, the one entered there.
+        # The last one entered in this thread; if another thread closes a generator, the one entered by the generator.
         here = [place for place, (budgets, _) in enumerate(self._open) if budgets is _entered.budgets]
         budgets, budget = self._open.pop(here[-1] if here else -1)
         budgets.remove(budget)
@@ -111,7 +111,7 @@ class memory_budget:
 
         @functools.wraps(function)
         def within(*inputs: Any, **settings: Any) -> Any:
-            with memory_budget(bytes):  # made here, as a compiler knows only those that it saw made
+            with memory_budget(bytes):  # constructed here, because torch.compile supports only what it saw constructed
                 return function(*inputs, **settings)
 
         return within
@@ -130,7 +130,7 @@ def choose(input: Tensor, classes: int, itemsize: int) -> Policy:
     keep = logits + min(slab, logits) <= budget
     if classes > rows:
         width = max(1, slab // max(1, rows * itemsize))
-        width = min(width, max(2048, slab // (4 * max(1, input.shape[1]))))  # so is its slab of the weight gradient
+        width = min(width, max(2048, slab // (4 * max(1, input.shape[1]))))  # for its slab of the weight gradient
         width = min(_whole(width, device), classes)
         height = max(1, rows if rows * itemsize <= slab else slab // itemsize)
         walk = "C > N: slabs of classes, each part of the weight gradient is written once"
@@ -152,14 +152,14 @@ def _slab(budget: int, device: str) -> int:
 
 
 def group_rows(input: Tensor, classes: int) -> int:
-    """The rows of a group (`ops.groups`) of features [N, d]; 0 where slabs, or logits that are kept, serve better.
+    """The rows of a group (`ops.groups`) of features [N, d]; 0 where slabs, or logits that are kept, are faster.
 
-    The logits of a group take no more memory than the budget, nor than the gradient of the class weights; and no more
-    than the cache where that is enough rows.
+    The logits of a group take no more memory than the budget, nor than the gradient of the class weights, nor than the
+    cache, unless that would leave fewer than GROUP_ROWS.
     """
     (rows, features), size = input.shape, max(1, classes) * input.element_size()
     held, cached = current_budget(), SLAB["cpu"] // size
-    fit = min(rows, features, (held - _slab(held, "cpu")) // size)  # what remains beside a slab of their gradient
+    fit = min(rows, features, (held - _slab(held, "cpu")) // size)  # what a slab of their gradient leaves
     if not input.is_cpu or input.dtype not in (torch.float32, torch.float64) or features < GROUP_FEATURES:
         return 0
     if fit < GROUP_ROWS or choose(input, classes, input.element_size()).keep:

@@ -1,4 +1,4 @@
-"""Column log-sum-exp of given logits: schemas, fakes and autograd; and LADE's regulariser, by either way."""
+"""Column-wise log-sum-exp of given logits: schemas, fakes and autograd; and LADE's regulariser on both ways."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ lade_op = define(
 class Lade(torch.autograd.Function):
     """sum_c counted_c (m_c + lam m_c^2) + sum_i share_i z_iy with m_c = logsumexp_i (z_ic + row_offset_i) + shift_c.
 
-    One autograd node for the whole sum: the forward pass already has its derivatives by both.
+    One autograd function for the whole sum, since the forward pass has its derivatives by lse and by the target logits.
     """
 
     generate_vmap_rule = True
@@ -93,7 +93,7 @@ class Lade(torch.autograd.Function):
 
 
 class LadeLoss(torch.autograd.Function):
-    """`factor` times `lade` of float32 or float64 logits on the direct way: the forward makes the gradient too.
+    """`factor` times `lade` of float32 or float64 logits on the direct way: the forward pass computes the gradient too.
 
     logits [N, C], target [N], class counts [C], lam, whether weights are by class, whether the sum is over all classes,
     and the factor.
@@ -115,7 +115,7 @@ class LadeLoss(torch.autograd.Function):
 
 
 def _times(_: Tensor, made: Tensor, grad: Tensor) -> Tensor:
-    """The gradient for the logits, which come first so that autograd knows whose it is."""
+    """The gradient for the logits, which are an argument so that asking for a second derivative is an error."""
     return made * grad
 
 
@@ -129,7 +129,7 @@ def _lade_loss(
     factor: float,
     want: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The reference of `lade_loss`: by the operators for columns."""
+    """The reference kernel of `lade_loss`, from the operators for columns."""
     prior = class_counts.double() / class_counts.double().sum()
     numbers = _numbers(logits, target, prior, by_class, every_class, None)
     value, lse, slope = Lade.forward(logits, target, *numbers, lam)
@@ -140,7 +140,7 @@ def _lade_loss(
 
 
 def ignored_rows(target: Tensor, ignore_index: int) -> Tensor | None:
-    """Which rows are ignored [N]; None if none is, as far as that is known without waiting for a device."""
+    """Which rows are ignored [N]; None if none is and that can be told without synchronising with a device."""
     ignored = target == ignore_index
     return None if checks.readable(ignored) and not bool(ignored.any()) else ignored
 
@@ -190,7 +190,8 @@ def lade(
 ) -> Tensor:
     """sum_c p_c (-A_c + B_c + lam B_c^2) of logits [N, C], class indices [N] and the prior p [C] in float64.
 
-    The epsilons 1e-8 and 1e-9 are the published code's. `left` [N]: which rows count; of no row the sum is 0.
+    The epsilons 1e-8 and 1e-9 are those of the published code. `left` [N] says which rows count; without any, the sum
+    is 0.
     """
     say_once()
     return apply(

@@ -49,14 +49,14 @@ serve("gram_backward", tiles.backward)
 
 @takes(3)
 class Repulsion(torch.autograd.Function):
-    """(R [C], ...) of class weights [C, d]; the gradient is for the weights."""
+    """(R [C], and what the backward pass needs) of class weights [C, d], with the gradient for the weights."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(weight: Tensor, threshold: float, project: bool) -> tuple[Tensor, ...]:
         total, *saved = forward_op(weight, threshold)
-        return (total / math.e if threshold < 1 else total).log(), total, *saved  # a lone class has exactly 0
+        return (total / math.e if threshold < 1 else total).log(), total, *saved  # exactly 0 for a single class
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

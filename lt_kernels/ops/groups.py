@@ -1,8 +1,8 @@
 """Losses of features whose logits exceed the memory budget, by groups of rows that fit (docs/kernels/memory.md).
 
-The logits of a group are made once, in slabs of classes that stay in memory until the group's gradients are added up;
-so three products are enough, where slabs that are computed again in the backward pass need four. For this the loss
-is computed during the walk over the groups, and the gradients are made with the loss.
+The logits of a group are computed once, in slabs of classes that stay in memory until the group's gradients have been
+added. So there are three products, where slabs that are computed again in the backward pass need four. This requires
+that loss and gradients are computed in one loop over the groups, in the forward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lt_kernels.reference import linear as reference
 
 
 def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
-    """Whether the loss of features [N, d] and class weights [C, d], eager and differentiable, goes by groups."""
+    """Whether groups are used for the loss of features [N, d] and class weights [C, d], in an eager call."""
     return (
         reduction != "none"
         and input.dtype == weight.dtype
@@ -51,15 +51,15 @@ class _Walk(slabs.Backward):
         saved = numbers(0), row_scale, column_scale, numbers(rows), numbers(rows)
         super().__init__(problem, saved, slopes, (*wants, False))
         self.terms, self.divisor = terms, divisor
-        self.made: dict[int, Tensor] = {}  # the logits of the group, by their first class
+        self.made: dict[int, Tensor] = {}  # the logits of the group, by the first class of their slab
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
-        """Those of a block, as the forward pass left them."""
+        """The logits of a block, which `product` has kept."""
         return self.made[classes.start]
 
     def product(self, part: Problem, rows: slice, classes: slice) -> Tensor:
-        """The logits of a block of the group, kept."""
-        self.made.pop(classes.start, None)  # frees its memory, which the next one reuses
+        """Compute and keep the logits of a block of the group."""
+        self.made.pop(classes.start, None)  # frees the memory, which the next one reuses
         self.made[classes.start] = slabs.logits(part, rows, classes)
         return self.made[classes.start]
 
@@ -103,7 +103,7 @@ class _Walk(slabs.Backward):
 
 
 class GroupedLoss(torch.autograd.Function):
-    """The loss, a sum or a mean, of features and class weights; its gradients are made with it.
+    """The loss, a sum or a mean, of features and class weights; the forward pass computes the gradients too.
 
     input [N, d], weight [C, d], bias [C] or None, then target [N], terms, normalize, divisor (None for a sum).
     """

@@ -1,4 +1,4 @@
-"""Log-sum-exps over keys that have a class: schemas, fakes and autograd."""
+"""Log-sum-exps over keys with class labels: schemas, fakes and autograd."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:
     """(rest [N], own [N]): log-sum-exps of query.key + offset over the keys of other classes, and of a row's own.
 
-    Queries [N, d] and keys [K, d] are float32 or float64, and so are the logits, whatever autocast asks for: a
-    temperature multiplies their rounding. Classes [N] and [K], where -1 is an empty place; offset [K]; left_out [N] is
-    the key that a row does not see, or -1.
+    Queries [N, d] and keys [K, d] are float32 or float64, and so are the logits, also under autocast, because a
+    temperature multiplies their rounding errors. Classes are [N] and [K], where a key of class -1 is an empty place;
+    offset [K]; left_out [N] is the key that a row leaves out, or -1.
     """
     say_once()
     if left_out is None:

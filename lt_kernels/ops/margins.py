@@ -1,4 +1,4 @@
-"""From three numbers a row to its loss: schema, fake, autograd, and the form for two targets a row."""
+"""From the statistics of each row to its loss: schema, fake, autograd, and the form for two targets per row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ margins_op = define(
 
 @takes(21)
 class Margins(torch.autograd.Function):
-    """loss [N] from the statistics; gradients for rest, own, own_offset, norm and mean, as if top were constant."""
+    """loss [N] from the statistics, with gradients for rest, own, own_offset, norm and mean; top is held constant."""
 
     generate_vmap_rule = True
 
@@ -75,7 +75,7 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each row [N] from its statistics, differentiable in all of them, and its slopes [5, N].
 
-    The slopes are those along rest, own, own_offset, norm and mean.
+    The slopes are the derivatives by rest, own, own_offset, norm and mean.
     """
     t = terms
     total = share = None
@@ -118,7 +118,7 @@ def mixed_losses(
 
 
 def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
-    """logaddexp that is the first where both are -inf, in its gradient too."""
+    """logaddexp; where both are -inf it is the first one, with that one's gradient instead of NaN."""
     neither = (first == -torch.inf) & (second == -torch.inf)
     return torch.where(
         neither, first, torch.logaddexp(first.masked_fill(neither, 0.0), second.masked_fill(neither, 0.0))

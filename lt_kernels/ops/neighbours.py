@@ -1,7 +1,8 @@
 """Logit-weight repulsion from a list of near pairs that is kept across steps (docs/math.md, section 6).
 
-Class weights turn slowly. A list of the pairs within the threshold's angle plus a skin holds every active pair until
-two classes together have turned by more than the skin. Until then a step computes the listed pairs alone.
+Class weights rotate slowly. A list of the pairs whose angle is at most that of the threshold plus a skin holds every
+active pair, until two classes have rotated by more than the skin in sum. Up to then a step computes the listed pairs
+alone.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ _WIDE = 2**24  # the same on other devices
 
 
 def rounding(weight: Tensor) -> float:
-    """How far a cosine or a chord of class weights [C, d] may be from the exact one.
+    """A bound on the rounding error of a cosine or a chord of class weights [C, d].
 
-    In roundings u of half an eps. A unit row is wrong by d / 2 + 4 (its length, and each entry). A cosine is wrong by
-    two of them and a dot product, d; a chord, at most 2, by two of them and twice its norm, d / 2 + 3. Either way less
-    than n = 2 (d + 16), and n u / (1 - n u) also holds what they do to each other.
+    In units of u = eps / 2: the error of a unit row is at most d / 2 + 4 (of its length and of each entry). That of a
+    cosine is two of these plus the d roundings of a dot product; that of a chord, which is at most 2, two of these plus
+    twice the d / 2 + 3 of its norm. Both are below n = 2 (d + 16), and n u / (1 - n u) covers the higher orders.
     """
     share = (weight.shape[1] + 16) * torch.finfo(accumulate_type(weight.dtype)).eps
     return share / (1 - share) if share < 0.5 else math.inf
 
 
 def limit(weight: Tensor, threshold: float, skin: float) -> float:
-    """The cosine above which a pair is listed: the threshold's angle plus the skin, with room for both roundings.
+    """The cosine above which a pair is listed: that of the threshold's angle plus the skin, less the rounding errors.
 
-    An active pair has an exact cosine above threshold - e, one that is not listed at most limit + e.
+    With e from `rounding`, the exact cosine of an active pair is above threshold - e, that of a pair that is not
+    listed at most limit + e.
     """
     error = rounding(weight)
     angle = math.acos(max(-1.0, min(1.0, threshold - error))) + skin
@@ -48,15 +50,15 @@ def limit(weight: Tensor, threshold: float, skin: float) -> float:
 
 
 def inverse_norm(weight: Tensor, threshold: float) -> Tensor:
-    """1 / |w| [C] with the bits that the full computation has, so that the same pairs are above the threshold.
+    """1 / |w| [C] with the same bits as in the full computation, so that the same pairs are above the threshold.
 
-    Screened tiles are decided by products as in `gram_listed`, and the squares of their norms are such products too.
+    With screening, the full computation takes cosines and squares of norms from the dot products of `gram_listed`.
     """
     if weight.device.type != "cpu" or not tiles.screening(weight, threshold)[0]:
         return numbers.inverse_norm(weight)
     index = torch.arange(weight.shape[0], dtype=torch.int32)
     square = tiles.listed_op(weight, torch.ones(weight.shape[0]), index, index)
-    norm = square.double().sqrt().float().double()  # by float64, whose roots and quotients round to those of float32
+    norm = square.double().sqrt().float().double()  # in float64, which rounds to the same float32 root and quotient
     scale = torch.where(norm <= 1e-12, 0.0, 1 / norm.clamp_min(1e-12)).float()
     return torch.where(norm.isfinite(), scale, torch.nan)
 
@@ -67,7 +69,7 @@ def _parts(weight: Tensor, numbers: int) -> Iterator[slice]:
 
 
 def chords(weight: Tensor, scale: Tensor, unit: Tensor) -> Tensor:
-    """|w_i / |w_i| - u_i| [C]: 0 for a row without a direction now, 2 for one that had none then."""
+    """|w_i / |w_i| - u_i| [C]: 0 for a row that has no direction now, 2 for one that had none in the list."""
     chord = torch.empty_like(scale)
     for part in _parts(weight, _SLAB if weight.device.type == "cpu" else _WIDE):
         turned = weight[part].to(scale.dtype) * scale[part, None]
@@ -77,15 +79,15 @@ def chords(weight: Tensor, scale: Tensor, unit: Tensor) -> Tensor:
 
 
 def rotation(chord: float, error: float) -> float:
-    """The most that the angle (radians) can be whose chord was measured."""
+    """The largest angle (radians) that a measured chord with this error allows."""
     return 2 * math.asin(min(1.0, (chord + error) / 2))
 
 
 def near_pairs(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
-    """The pairs i < j (int32) whose cosine is above a bound; None where they are too many for a list to pay."""
+    """The pairs i < j (int32) whose cosine is above a bound; None if a list of so many would not be faster."""
     if weight.device.type == "cpu":
         *_, first, second, _, count, dense = tiles.forward(weight, bound)
-        if bool(dense.any()):  # one pair in 16 of a tile, or 48 a class: the list lacks some
+        if bool(dense.any()):  # more than one pair in 16 of a tile, or 48 per class: the list is incomplete
             return None
         return first[: int(count)], second[: int(count)]
     *_, first, second, _, count, dense = forward_op(weight, bound)
@@ -93,7 +95,7 @@ def near_pairs(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
 
 
 def _walked(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
-    """The same by slabs of whole rows, for devices whose kernels keep no list."""
+    """The same by slabs of whole rows, for devices whose kernels make no list."""
     scale = numbers.inverse_norm(weight)
     found, room = [scale.new_empty(0, 2, dtype=torch.int64)], reference.PAIRS * weight.shape[0]
     with torch.autocast(weight.device.type, enabled=False):
@@ -109,10 +111,10 @@ def _walked(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
 
 
 def visiting(first: Tensor, second: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs in the order in which they are computed, and the place of each in the order of (first, second).
+    """The pairs in the order in which they are computed, and for each pair in the order of (first, second) its place.
 
-    Classes are visited beside those with the same least neighbour, so that similar rows are in the cache together.
-    What is added up follows the other order: the same bits come out whenever the list was built.
+    Classes with the same smallest neighbour are visited one after the other, so that similar rows are in the cache.
+    Sums follow the order of (first, second), so that their bits do not depend on when the list was built.
     """
     first, second = first.long(), second.long()
     least = torch.arange(classes, device=first.device)
@@ -129,7 +131,7 @@ def active_pairs(
 ) -> tuple[Tensor, ...]:
     """(Z [C], first, second, cosine, number): the listed pairs above the threshold.
 
-    On a GPU in front of room for all of them: without a host sync their number stays on the device.
+    On a GPU these arrays have room for all listed pairs, because their number is known on the device alone.
     """
     value = tiles.listed_op(weight, scale, first, second)[order]
     hit = value > threshold
@@ -157,7 +159,7 @@ def _gathered(
     project: bool,
     wide: bool,
 ) -> Tensor:
-    """`reference.gram_pairs` without a host sync: behind the listed pairs come some without a push."""
+    """`reference.gram_pairs` without a host sync: entries after the first `count` get a coefficient of 0."""
     there = torch.arange(first.numel(), device=first.device) < count
     push = torch.where(there, value.exp() * (slope[first] + slope[second]), 0.0)
     return reference.pushed(weight, scale, own, first, second, push, value, project, wide)
@@ -165,7 +167,7 @@ def _gathered(
 
 @takes(8)
 class Listed(torch.autograd.Function):
-    """R [C] of class weights [C, d] whose active pairs are given; the gradient is for the weights."""
+    """R [C] of class weights [C, d] whose active pairs are given, with the gradient for the weights."""
 
     @staticmethod
     def forward(weight: Tensor, project: bool, total: Tensor, *pairs: Tensor) -> Tensor:
@@ -187,8 +189,8 @@ class Listed(torch.autograd.Function):
 class NeighbourList(nn.Module):
     """R of class weights from the pairs whose angle was at most arccos(threshold) + skin when they were listed.
 
-    The list is made again when the two largest rotations since then come to more than the skin; so it holds every
-    active pair, however old it is. The rotations are one decision on the host a step, and so one wait for a GPU.
+    The list is rebuilt when the two largest rotations since then exceed the skin in sum, so it holds every active pair
+    whatever its age. That is decided on the host, so each step waits for a GPU once.
     """
 
     def __init__(self, threshold: float, skin: float) -> None:
@@ -196,8 +198,8 @@ class NeighbourList(nn.Module):
         self.threshold, self.skin, self.rebuilds = threshold, skin, 0
         self.status = "no call yet"
         self._dtype: torch.dtype | None = None
-        # No buffers, which would come and go, and differ between ranks: a list is exact whatever its age, so a resumed
-        # run, or one on another device, which builds its own, gets what the run would have had without the break.
+        # Not buffers: these would be absent at times, and differ between ranks. Since the result does not depend on the
+        # list's age, a run that is resumed, or moved to another device, and builds a new list continues unchanged.
         self.first: Tensor | None = None
         self.second: Tensor | None = None
         self.order: Tensor | None = None
@@ -209,7 +211,7 @@ class NeighbourList(nn.Module):
         return 0 if self.first is None else self.first.numel()
 
     def forward(self, weight: Tensor, project: bool) -> Tensor | None:
-        """R [C] in the dtype of the arithmetic; None, and the reason in `status`, where the full computation serves."""
+        """R [C] in the dtype of the arithmetic; None, with the reason in `status`, if all pairs are to be computed."""
         say_once()
         with torch.no_grad():
             scale = self._ready(weight.detach())
@@ -219,7 +221,7 @@ class NeighbourList(nn.Module):
         return apply(Listed, weight, project, total, scale, *pairs)
 
     def _ready(self, weight: Tensor) -> Tensor | None:
-        """1 / |w| [C], with a list that holds every active pair; None without one."""
+        """1 / |w| [C], after the list was rebuilt if necessary; None if there is no list."""
         why = self._hopeless(weight)
         if why:
             self.status = f"all pairs: {why}"
@@ -248,7 +250,7 @@ class NeighbourList(nn.Module):
         return ""
 
     def _turned(self, weight: Tensor, scale: Tensor) -> float:
-        """The sum of the two largest rotations since the list was made (radians); infinite if it was for others."""
+        """The sum of the two largest rotations since the list was built (radians); infinite without a list."""
         bits, same = self.bits, self._dtype == weight.dtype
         if bits is None or not same or bits.shape != weight.shape or bits.device != weight.device:
             return math.inf
@@ -261,6 +263,6 @@ class NeighbourList(nn.Module):
         found = near_pairs(weight, limit(weight, self.threshold, self.skin))
         if found is not None:
             self.first, self.second, self.order = visiting(*found, weight.shape[0])
-        # Kept as whole numbers, which a cast of the module leaves alone: rounded rows would hide a rotation.
+        # Viewed as integers, which a cast of the module does not change: rounded rows would hide a rotation.
         whole = torch.int64 if scale.dtype == torch.float64 else torch.int32
         self.bits, self._dtype = (weight.to(scale.dtype) * scale[:, None]).view(whole), weight.dtype

@@ -1,7 +1,7 @@
 """Large float32 products on a CPU, by the faster of the two libraries that torch contains.
 
-torch multiplies float32 matrices by MKL, which on processors other than Intel's runs its AVX2 code; oneDNN runs AVX-512
-wherever it is.
+torch multiplies float32 matrices with MKL, which runs AVX2 code on processors that are not Intel's; oneDNN uses AVX-512
+on every processor that has it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lt_kernels.core import private
 from lt_kernels.ops import calling
 from lt_kernels.ops.backends import library
 
-WORK = 2**24  # multiplications; with fewer, or with fewer rows, oneDNN's call costs more than it saves
+WORK = 2**24  # multiplications: with fewer, or with fewer rows than ROWS, the call of oneDNN costs more than it saves
 ROWS = 8
 TURNED = 2**21  # bytes that are transposed while they are in the cache; larger products are written in place
 
 
 def choice() -> tuple[bool, str]:
-    """(whether oneDNN makes the large float32 products, why or why not)."""
+    """(whether oneDNN computes the large float32 products, why or why not)."""
     if library.instruction_set() != "avx512":
         return False, "without AVX-512, or without the C++ extension that looks for it, torch's own serve"
     if library.intel():
@@ -59,7 +59,7 @@ def _by_onednn(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def large(input: Tensor, linear_weight: Tensor) -> bool:
-    """Whether oneDNN makes the product of features [N, d] and class weights [C, d].
+    """Whether oneDNN computes the product of features [N, d] and class weights [C, d].
 
     For class weights whose rows are not contiguous oneDNN takes a thousand times as long as torch's own product.
     """
@@ -83,7 +83,7 @@ def linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = No
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, without a graph; of a transposed `left`, which oneDNN would copy first, by torch's own."""
+    """left @ right, without a graph; torch's own product if `left` is transposed, which oneDNN would copy first."""
     if left.is_contiguous() and large(left, right.T):
         return _by_onednn(left, right.T, None)
     if left.is_cpu and left.dtype == right.dtype:
@@ -107,7 +107,7 @@ def turned_into(out: Tensor, left: Tensor, turned: Tensor) -> None:
 
 
 def logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:
-    """`linear`, differentiable, of what runs eagerly."""
+    """`linear` with a gradient, for eager calls."""
     if large(input, linear_weight) and (linear_bias is None or linear_bias.dtype == torch.float32):
         return Linear.apply(input, linear_weight, linear_bias)
     return F.linear(input, linear_weight, linear_bias)
@@ -124,7 +124,7 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Differentiable where a second derivative is asked for."""
+        """By torch's products, which have derivatives, if a second derivative may be taken."""
         input, weight = ctx.saved_tensors
         first, second, third = ctx.needs_input_grad
         multiply = torch.mm if torch.is_grad_enabled() or calling.watched() else product

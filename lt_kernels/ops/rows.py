@@ -88,9 +88,9 @@ loss_backward_op = define(
 
 @takes(_LOSS_INPUTS + 1)
 class RowLoss(torch.autograd.Function):
-    """The loss, [N] or reduced, of logits [N, C] and one target a row; with gradients for the logits and the offset.
+    """The loss, [N] or reduced, of logits [N, C] with one target per row; gradients for the logits and the offset.
 
-    The last input says whether the forward makes the gradient for the logits as well.
+    The last input says whether the forward pass computes the gradient for the logits as well.
     """
 
     generate_vmap_rule = True
@@ -130,7 +130,7 @@ def slopes(
     fixed: tuple[float, int],
     learned: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of a loss for its logits and, if that is learned, its offset; from what `rows_loss` saved.
+    """The gradients of a loss for its logits and, if it is learned, its offset, from what `rows_loss` saved.
 
     tables: offset, offset_row, mean_weight. fixed: scale and ignore_index.
     """
@@ -141,9 +141,9 @@ def slopes(
 
 @takes(9)
 class RowStatistics(torch.autograd.Function):
-    """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) of logits, K targets a row; others [N].
+    """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) of logits with K targets per row; others [N].
 
-    Gradients are those while top is constant: neither rest + top nor mean + shares * top depends on it.
+    Gradients are for a constant top, which is correct: a loss depends on rest + top and mean + shares * top alone.
     """
 
     generate_vmap_rule = True
@@ -193,15 +193,15 @@ def own_offsets(offset: Tensor | None, row: Tensor | None, local: Tensor, own: T
         return torch.zeros_like(own)
     slots = [at_target(offset, row, local[:, slot]) for slot in range(local.shape[1])]
     found = torch.stack(slots, 1)
-    # A conversion to the same dtype returns its input, so there would be two names for one tensor; the compiler of
-    # torch 2.11 then gives the gradient to the wrong one.
+    # A conversion to the same dtype returns its input, and the compiler of torch 2.11 then gives the gradient to the
+    # wrong one of two names for this tensor.
     return found if found.dtype == own.dtype else found.to(own.dtype)
 
 
 def one_pass(logits: Tensor) -> bool:
-    """Whether the kernels that serve make loss and gradient in one pass over these logits.
+    """Whether the kernels for these logits can compute loss and gradient in one pass.
 
-    float16 has two passes: an incoming gradient may have to lift its gradients above float16's smallest number.
+    float16 has two passes, because its gradients may underflow before they are multiplied by an incoming loss scale.
     """
     return logits.is_cpu and logits.dtype != torch.float16 and forced() != "triton"
 
@@ -209,7 +209,8 @@ def one_pass(logits: Tensor) -> bool:
 def loss(logits: Tensor, target: Tensor, terms: Terms, reduction: int = Reduce.NONE) -> Tensor:
     """The loss, [N] or reduced, in the dtype of the arithmetic, from logits [N, C] and class indices [N].
 
-    Compiled for a CPU it uses the kernel that makes the gradient in the same pass; bfloat16 would be rounded twice.
+    Compiled for a CPU it uses the kernel that computes the gradient in the same pass, except for bfloat16, which would
+    be rounded twice.
     """
     learned = terms.offset is not None and terms.offset.requires_grad
     make = torch.compiler.is_compiling() and logits.requires_grad and not learned and logits.dtype != torch.bfloat16

@@ -1,8 +1,8 @@
-"""What an operator may be given: the ranks, sizes, dtypes and devices of its tensors, and the ranges of its numbers.
+"""The checks of an operator's arguments: the rank, sizes, dtype and device of tensors, and the range of numbers.
 
-These checks run before every kernel that is written in Python or Triton; csrc/tensors.h has the same ones for C++. So
-an operator that is called by itself raises an error that names the argument, and never reads outside of a tensor. No
-value of a tensor is read here, so there is no wait for a GPU.
+They run before every kernel that is written in Python or Triton; csrc/tensors.h has the same ones for C++. So an
+operator that is called directly raises an error that names the argument, and never reads outside a tensor. No value of
+a tensor is read here, so there is no synchronisation with a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lt_kernels.reference.gram import PAIRS, tiles, upper_tiles
 
 _REAL = (torch.float32, torch.float64)
 _FLOATING = (*_REAL, torch.bfloat16, torch.float16)
-# The dtypes of a word; those of the others follow from the first tensor's (`_allowed`).
+# The dtypes that a word stands for; "number", "same" and "product" depend on the first tensor (`_allowed`).
 _DTYPES = {
     "values": _FLOATING,
     "real": _REAL,
@@ -30,7 +30,7 @@ _DTYPES = {
     "double": (torch.float64,),
     "flag": (torch.bool,),
 }
-# A word for the dtype, and a letter for each size: one letter is one size throughout a call. "|" is "or".
+# For each argument a word for its dtype, and a letter for each size; equal letters are equal sizes. "|" means "or".
 _TABLES = {"offset": "number R C", "offset_row": "index N", "mean_weight": "number S C"}
 _NUMBERS = {"rest": "number N", "top": "number N", "d_rest": "number N", "d_own": "number N K"}
 _NUMBERS |= {"d_own_offset": "number N K", "d_mean": "number N", "grad": "number N"}
@@ -61,7 +61,7 @@ _ROOMS = {"rows": _ROWS, "linear": _LINEAR, "gram": _GRAM, "columns": _COLUMNS, 
 _OPERATORS = {"rows_loss": _LOSS, "rows_loss_gradient": _LOSS, "rows_loss_backward": _SLOPES}
 _LITERALS = {str(size): size for size in (0, 1, 6)}
 _MOST = 2**62
-# Of the arguments that are numbers, by their names.
+# The ranges of arguments that are numbers, both ends included.
 _RANGES = {
     "kind": (0, Phi.SPHERE),
     "reduction": (0, 3),
@@ -74,7 +74,7 @@ _RANGES = {
 
 
 class _Argument(NamedTuple):
-    """A tensor that an operator takes: its place, and what it may be, as (word, sizes)."""
+    """A tensor argument: its name, its place, and the forms that it may have, as (word, sizes)."""
 
     name: str
     place: int
@@ -82,7 +82,7 @@ class _Argument(NamedTuple):
 
 
 def _allowed(word: str, first: Tensor) -> tuple[torch.dtype, ...]:
-    """The dtypes of a word, where the first tensor is `first`."""
+    """The dtypes that a word stands for, if the first tensor is `first`."""
     if word == "number":
         return (accumulate_type(first.dtype),)
     if word in ("same", "product"):
@@ -108,7 +108,7 @@ class Door:
         self.rules = [rule for named, rule in _RULES.items() if named in self.names]
 
     def guarding(self, kernel: Callable[..., Any]) -> Callable[..., Any]:
-        """The kernel, with the check before it."""
+        """The kernel with the check before it."""
 
         def guarded(*inputs: Any) -> Any:
             self.check(inputs)
@@ -146,20 +146,20 @@ class Door:
         return self.error(argument.name, f"be {', or '.join(forms)}", got, ValueError if fits else TypeError)
 
     def error(self, name: str, rule: str, got: object, kind: type[Exception] = ValueError) -> Exception:
-        """The error that names an argument, what it must be and what it is."""
+        """The error that names an argument, what it must be, and what it is."""
         return kind(f"{self.operator}: {name} must {rule}, got {got}")
 
 
 def _fits(value: Tensor, word: str, letters: tuple[str, ...], first: Tensor, sizes: dict[str, int]) -> bool:
-    """Whether a tensor has a form; takes note of the sizes that it is the first to have."""
+    """Whether a tensor has this form; adds the sizes of letters that are new to `sizes`."""
     if value.ndim != len(letters) or value.dtype not in _allowed(word, first):
         return False
     return all(sizes.setdefault(letter, size) == size for letter, size in zip(letters, value.shape))
 
 
-# What concerns several arguments: a rule for each operator with an argument of that name.
+# Rules on several arguments. Each applies to all operators that have an argument with its name in `_RULES`.
 def _lines(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
-    """A table has one row for all, or one each, or some that offset_row chooses from."""
+    """A table has one row for all rows, or one for each, or some that offset_row chooses from."""
     rows, picked = sizes["N"], named["offset_row"] is not None
     for name, letter in (("offset", "R"), ("mean_weight", "S")):
         lines = sizes.get(letter, 1)
@@ -189,7 +189,7 @@ def _tiles(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
 
 
 def _order(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
-    """SphereFace's order is its margin."""
+    """SphereFace's order, an integer, is passed as its margin."""
     if named["kind"] == Phi.SPHERE and not 1 <= named["margin"] < 2**31:
         raise door.error("margin", "be from 1 to 2147483647 for this kind", named["margin"])
 
@@ -204,7 +204,7 @@ def _dense(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
 
 
 def _norms(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
-    """The norms that `normalize` asks a backward pass for."""
+    """The inverse norms that a backward pass needs for this `normalize`."""
     for name, least, letter in (("row_scale", Normalize.BOTH, "N"), ("column_scale", Normalize.CLASSES, "C")):
         wanted = sizes[letter] if named["normalize"] >= least else 0
         if named[name].numel() != wanted:
@@ -218,7 +218,7 @@ def _wants(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
 
 
 def _smoothed(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
-    """What label smoothing reads is given as a whole, or not at all."""
+    """The arguments that label smoothing needs are given together or not at all."""
     group = [name for name in ("mean", "mean_weight", "total", "share") if name in named]
     given = [name for name in group if named[name] is not None]
     if given and len(given) < len(group):
@@ -240,7 +240,7 @@ _RULES: dict[str, Callable[[Door, dict[str, Any], dict[str, int]], None]] = {
 
 
 def one_device(inputs: tuple[Any, ...]) -> None:
-    """Raise for tensors of several devices: torch would take some for what they are not."""
+    """Raise for tensors on several devices, which fake kernels do not check."""
     found = {value.device for value in inputs if isinstance(value, Tensor)}
     if len(found) > 1:
         raise ValueError(f"all tensors must be on one device, got {', '.join(sorted(map(str, found)))}")

@@ -14,7 +14,7 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 
 
 def _flag(name: str) -> bool:
-    """What an environment variable says that may be 0 (or nothing) or 1."""
+    """Whether an environment variable is 1; it may be 1, 0 or empty."""
     value = os.environ.get(name, "")
     if value not in ("", "0", "1"):
         raise ValueError(f"{name} must be 0 or 1, got {value!r}")
@@ -22,7 +22,7 @@ def _flag(name: str) -> bool:
 
 
 def _load() -> tuple[Any, str]:
-    """Import the extension: (module, "") or (None, the reason why the reference kernels serve)."""
+    """Import the extension: (module, "") or (None, the reason why the reference kernels are used)."""
     try:
         return importlib.import_module("lt_kernels._C"), ""
     except ModuleNotFoundError:
@@ -33,7 +33,7 @@ def _load() -> tuple[Any, str]:
 
 
 def _demanded(loaded: Any, reason: str) -> Any:
-    """The extension, on the instruction set that the environment asks for; an error where it asks for what is not."""
+    """The extension, with the instruction set that the environment asks for; an error if it does not have that."""
     wanted = os.environ.get(CPU, "")
     if wanted not in ("", *INSTRUCTION_SETS):
         raise ValueError(f"{CPU} must be one of {', '.join(INSTRUCTION_SETS)}, got {wanted!r}")
@@ -51,7 +51,7 @@ def _demanded(loaded: Any, reason: str) -> Any:
 
 
 def machine_sets(loaded: Any) -> tuple[str, ...]:
-    """The instruction sets that the extension may run on here."""
+    """The instruction sets that this machine and this build have."""
     return INSTRUCTION_SETS[: loaded.best_instruction_set() + 1]
 
 
@@ -60,7 +60,7 @@ module = _demanded(module, reason)
 
 
 def extension_status() -> tuple[bool, str, str]:
-    """(is the C++ extension loaded, the instruction set it chose, why it is not loaded)."""
+    """(whether the C++ extension is loaded, the instruction set that it uses, why it is not loaded)."""
     return module is not None, "" if module is None else instruction_set(), reason
 
 
@@ -70,12 +70,12 @@ def built() -> bool:
 
 
 def instruction_set() -> str:
-    """The instruction set that the C++ kernels run on: "avx512", "avx2", "generic"; "none" without the extension."""
+    """The instruction set that the C++ kernels use: "avx512", "avx2", "generic"; "none" without the extension."""
     return "none" if module is None else INSTRUCTION_SETS[module.instruction_set()]
 
 
 def instruction_sets() -> str:
-    """Which instruction sets there are, and who chose among them, in words."""
+    """Which instruction sets there are, and what chose among them, in words."""
     if module is None:
         return "none without the C++ extension"
     chosen = f"as {CPU} asks" if os.environ.get(CPU) else f"the best one; {CPU} chooses another"
@@ -83,7 +83,7 @@ def instruction_sets() -> str:
 
 
 def intel() -> bool:
-    """Whether the processor is Intel's, as far as the C++ extension can tell."""
+    """Whether the processor is made by Intel; False without the C++ extension."""
     return module is not None and bool(module.intel())
 
 
@@ -91,7 +91,7 @@ _said: list[str] = []
 
 
 def say_once() -> None:
-    """Warn, once a process, that the reference kernels serve because the extension does not."""
+    """Warn, once per process, that the reference kernels are used because the extension is not loaded."""
     if module is None and not _said and not torch.compiler.is_compiling():
         _said.append(reason)
         warnings.warn(f"lt_kernels: {reason}; the reference kernels serve on the CPU.", RuntimeWarning, stacklevel=3)

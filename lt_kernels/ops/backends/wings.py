@@ -1,4 +1,4 @@
-"""`use_kernels`: which kernels serve, chosen by name, for tests and comparisons."""
+"""`use_kernels`: chooses by name which kernels the operators use, for tests and comparisons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WINGS = ("reference", "compiled", "triton")
 
 
 class _Wing:
-    """A context that is entered."""
+    """An entered context, and its thread."""
 
     def __init__(self, which: str) -> None:
         self.which, self.thread = which, threading.get_ident()
@@ -30,15 +30,15 @@ _lock = threading.RLock()
 
 @contextmanager
 def use_kernels(which: Literal["reference", "compiled", "triton"]) -> Iterator[None]:
-    """Within the context every operator runs on its reference kernels, or the compiled ones (an error if not built).
+    """Within the context every operator uses its reference kernels, or the compiled ones (an error if not built).
 
-    "triton" runs the GPU kernels on CPU tensors, by Triton's interpreter (an error unless TRITON_INTERPRET=1 is set):
-    slow, and meant for tests. Contexts nest, and the innermost one counts. It counts for the whole process, as torch
-    keeps one table of kernels: while a thread is within one, no other thread can enter one.
+    "triton" runs the GPU kernels on CPU tensors in Triton's interpreter (an error unless TRITON_INTERPRET=1 is set),
+    which is slow and meant for tests. Contexts can be nested; the innermost one applies. It applies to the whole
+    process, because torch has one table of kernels: while a thread is within one, no other thread can enter one.
 
     Raises:
         ValueError: if `which` is none of the three.
-        RuntimeError: if these kernels are not there, or another thread is within such a context.
+        RuntimeError: if these kernels are not available, or another thread is within such a context.
     """
     if which not in WINGS:
         raise ValueError(f"which must be 'reference', 'compiled' or 'triton', got {which!r}")
@@ -69,7 +69,7 @@ def _enter(wing: _Wing) -> None:
 
 
 def _set(which: str) -> None:
-    """Make the kernels `which` serve; "" is what serves without `use_kernels`."""
+    """Make the operators use the kernels `which`; "" restores the usual choice."""
     while _override:
         _override.pop()._destroy()
     calling.force(which)
