@@ -108,7 +108,7 @@ PyMethodDef methods[] = {
     {"intel", intel, METH_NOARGS, "whether the processor is made by Intel"},
     fast("large_pages", large_pages, "requests large pages for a new array"),
     fast("transpose", transpose, "writes the transpose of a matrix into another"),
-    fast("project", project, "takes the parts along normalised rows from their gradients"),
+    fast("project", project, "makes gradients orthogonal to the rows that were normalised"),
     {nullptr, nullptr, 0, nullptr}};
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

@@ -1,4 +1,4 @@
-// The derivative of a row's normalisation: the gradient of a unit row without its part along the row.
+// The derivative of a row's normalisation: projects gradients to be orthogonal to the rows.
 #pragma once
 
 #include "gram.h"

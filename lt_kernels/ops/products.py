@@ -19,7 +19,7 @@ from lt_kernels.ops.backends import library
 
 WORK = 2**24  # multiplications: with fewer, or with fewer rows than ROWS, the call of oneDNN costs more than it saves
 ROWS = 8
-TURNED = 2**21  # bytes that are transposed while they are in the cache; larger products are written in place
+IN_CACHE = 2**21  # bytes of a product that is transposed afterwards, while it is in the cache
 
 
 def choice() -> tuple[bool, str]:
@@ -91,19 +91,19 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right)
 
 
-def turns(left: Tensor, right: Tensor) -> bool:
+def faster_transposed(left: Tensor, right: Tensor) -> bool:
     """Whether left.T @ right, of [N, C] and [N, d], is faster computed as right.T @ left and transposed.
 
-    oneDNN takes that without copying `left`. With few features the product stays in the cache until it is transposed.
+    oneDNN does not copy `left` for that. With few features the product is still in the cache when it is transposed.
     """
     rows, features = right.shape
-    small = 4 * features * left.shape[1] <= TURNED and 2 * features <= rows and 4 * features * rows <= 2 * TURNED
+    small = 4 * features * left.shape[1] <= IN_CACHE and 2 * features <= rows and 4 * features * rows <= 2 * IN_CACHE
     return small and left.is_contiguous() and large(right.T, left.T)
 
 
-def turned_into(out: Tensor, left: Tensor, turned: Tensor) -> None:
-    """out [C, d] = left.T @ right, from left [N, C] and right transposed [d, N]."""
-    library.transpose(_by_onednn(turned, left.T, None), out)
+def transposed_into(out: Tensor, left: Tensor, transposed: Tensor) -> None:
+    """out [C, d] = left.T @ right, from left [N, C] and the transpose [d, N] of right."""
+    library.transpose(_by_onednn(transposed, left.T, None), out)
 
 
 def logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None = None) -> Tensor:

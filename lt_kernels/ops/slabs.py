@@ -1,4 +1,4 @@
-"""The linear operators on a CPU: the reference's loops with the products of `ops.products`."""
+"""The CPU kernels of the linear operators: the loops of the reference with the products of `ops.products`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from lt_kernels.reference import linear as reference
 def _keep_the_heap() -> None:
     """Make glibc keep the memory of freed slabs for the next ones.
 
-    It gives free memory at the heap's end back to the system beyond twice the largest block that it ever mapped by
-    itself and unmapped, up to 32 MiB: without one that large, the system may zero each slab's pages again.
+    glibc returns free memory at the end of the heap to the system if it exceeds twice the largest block of at most 32
+    MiB that was mapped separately and freed. So the largest such block is freed once; otherwise the system may zero
+    the pages of each slab again.
     """
     torch.empty(24 * 2**20, dtype=torch.int8)
 
@@ -31,15 +32,15 @@ def logits(problem: Problem, rows: slice, classes: slice) -> Tensor:
 
 
 def linear_forward(*inputs: object) -> tuple[Tensor, ...]:
-    """What the reference's returns."""
+    """The results of the reference's `linear_forward`."""
     _keep_the_heap()
     return reference.by_slabs(Problem(*inputs[:-1]), bool(inputs[-1]), inverse_norm, logits)  # type: ignore[arg-type]
 
 
 class Backward(reference.Backward):
-    """The gradients of one problem; its products by the faster library."""
+    """The gradients of one problem, with the products of the faster library."""
 
-    turned: tuple[Tensor, Tensor] | None = None  # features of a slab of rows, and their transpose
+    transposed: tuple[Tensor, Tensor] | None = None  # features of a slab of rows, and their transpose
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """The logits of a block, computed again."""
@@ -52,25 +53,25 @@ class Backward(reference.Backward):
         elif left.is_contiguous():
             made = products.product(left, right)
             total.copy_(made) if first else total.add_(made)
-        elif first and products.turns(left.T, right):
-            products.turned_into(total, left.T, self.turn(right))
+        elif first and products.faster_transposed(left.T, right):
+            products.transposed_into(total, left.T, self.transposed_features(right))
         else:
             super().add_product(total, left, right, first)
 
     def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
-        """`final` = a gradient that is added up, without its part along `rows` where these were normalised."""
+        """Write a summed gradient to `final`, orthogonal to `rows` if these were normalised."""
         if scale is not None:
             directions.project(total, rows, scale)
         super().finish(total, rows, None, final)
 
-    def turn(self, features: Tensor) -> Tensor:
-        """The features transposed, once for all slabs of classes."""
-        if self.turned is None or self.turned[0].data_ptr() != features.data_ptr():
-            self.turned = features, features.T.contiguous()
-        return self.turned[1]
+    def transposed_features(self, features: Tensor) -> Tensor:
+        """The transpose of the features, which is made once for all slabs of classes."""
+        if self.transposed is None or self.transposed[0].data_ptr() != features.data_ptr():
+            self.transposed = features, features.T.contiguous()
+        return self.transposed[1]
 
 
 def linear_backward(*inputs: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the reference's returns."""
+    """The results of the reference's `linear_backward`."""
     shared, rest = inputs[: len(Problem._fields)], inputs[len(Problem._fields) :]
     return Backward(Problem(*shared), rest[:5], rest[5:9], rest[9]).run()  # type: ignore[arg-type]

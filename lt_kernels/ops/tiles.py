@@ -1,8 +1,8 @@
-"""Logit-weight repulsion on a CPU, a tile of cosines at a time: one library product and one call of a C++ kernel each.
+"""Logit-weight repulsion on a CPU by tiles of cosines, each with one library product and one call of a C++ kernel.
 
-Tiles are screened: a product of unit rows in int8, at many times the speed of float32 and exact, with a bound for the
-rounding error, so no active pair is missed; the few that pass are verified in float32, for many tiles at once.
-So the outcome is that of float32 products.
+Tiles are screened by products of rounded unit rows in int8, which are exact and many times as fast as in float32. A
+bound on the rounding error ensures that no active pair is missed. The few pairs that pass are decided by their float32
+cosines, for many tiles at once, so the result is that of float32 products.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from lt_kernels.ops.backends.library import define
 from lt_kernels.reference import gram as reference
 from lt_kernels.reference.gram import TILE
 
-# Tiles screened by one call. Its threads wait for each other once; but whether screening pays is seen after it alone.
+# Tiles screened by the first call and by each further one. The threads of a call wait for each other once, at its end;
+# but only then it is known whether screening is faster, so the first call is short.
 _FIRST, _WAVE = 4, 64
-_DENSITY = 16  # in a tile with more than one active pair in so many, computing it again is faster than gathering pairs
-_NARROW = 16  # features; a library's product of fewer adds up all its terms one after the other, and rounds as often
+_DENSITY = 16  # with more than one active pair in so many, computing a tile again is faster than gathering its pairs
+_NARROW = 16  # features: with fewer, a library sums the terms of a product one by one, with a rounding error each
 _PAIRS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
 
 
@@ -98,10 +99,10 @@ pairs_op = define(
 
 @functools.cache
 def _byte_products() -> bool:
-    """Whether this torch and this CPU multiply int8 matrices by instructions of their own, with exact sums in int32."""
+    """Whether this torch and this CPU have int8 matrix instructions, with exact sums in int32."""
     if not private.int8_instructions():
         return False
-    largest = torch.full((64, TILE), -127, dtype=torch.int8)  # pairs of such products do not fit 16 bits
+    largest = torch.full((64, TILE), -127, dtype=torch.int8)  # the sum of two such products exceeds 16 bits
     return bool((private.int8_product(largest, largest.T) == 127 * 127 * TILE).all())
 
 
@@ -109,7 +110,7 @@ def screening(weight: Tensor, threshold: float) -> tuple[bool, str]:
     """(whether tiles are screened in int8, why or why not)."""
     if weight.dtype == torch.float64:
         return False, "float64 weights: the products are in float64"
-    if weight.shape[1] < 8:  # and torch's own product of one column is made of whatever lay in memory
+    if weight.shape[1] < 8:  # besides, torch's int8 product of one column reads uninitialised memory
         return False, "so few features have nothing to save"
     if threshold <= 0:
         return False, "a threshold of 0 or less leaves about half of the pairs active"
@@ -127,12 +128,12 @@ def _product(weight: Tensor, rows: slice, columns: slice, kind: torch.dtype) -> 
 
 
 class Forward:
-    """Z and the active pairs of class weights [C, d], built up tile by tile."""
+    """Z and the active pairs of class weights [C, d], collected tile by tile."""
 
     def __init__(self, weight: Tensor, threshold: float) -> None:
         self.weight, self.threshold = weight, threshold
         self.screened = screening(weight, threshold)[0] and threshold < 1
-        self.hits = 0  # screened tiles less those with too many survivors: below -2 screening does not pay
+        self.hits = 0  # screened tiles with few survivors, minus those with too many: below -2 screening stops
         if self.screened:
             self.scale, self.unit, *self.rounding = units_op(weight)
         else:
@@ -145,7 +146,7 @@ class Forward:
         self.dense = torch.zeros(side, side, dtype=torch.bool)
 
     def screen(self, begin: int, end: int) -> list[tuple[Tensor, Tensor] | None]:
-        """The survivors of the tiles [begin, end), first and second; None where screening does not pay."""
+        """For each of the tiles [begin, end) the first and second classes of its survivors; None if it has too many."""
         if not self.screened or self.hits < -2:
             return [None] * (end - begin)
         *lists, counts = screen_op(self.unit, *self.rounding, self.threshold, TILE, _DENSITY, begin, end)
@@ -155,15 +156,15 @@ class Forward:
         return [(i, j) if number >= 0 else None for i, j, number in zip(firsts, seconds, numbers, strict=True)]
 
     def keep(self, lists: Iterable[Tensor], start: int, count: int) -> None:
-        """Write `count` pairs into the list from `start` on, which then ends with them."""
+        """Write `count` pairs to the places from `start` on; they become the end of the list."""
         for kept, new in zip(self.pairs, lists, strict=False):
             kept[start : start + count] = new[:count]
         self.found = start + count
 
     def verify(self) -> None:
-        """Decide the survivors by their float32 cosines, and add the sums of those that are active.
+        """Decide the survivors by their float32 cosines, and add the active ones to the sums.
 
-        Those of many tiles at once: the kernel visits pairs of the same classes together, whatever their tiles.
+        This is done for many tiles at once, so that the kernel can visit pairs of the same classes together.
         """
         first, second = (kept[self.known : self.found] for kept in self.pairs[:2])
         value = listed_op(self.weight, self.scale, first, second)
@@ -177,24 +178,24 @@ class Forward:
         self.known = self.found
 
     def room(self, wanted: int) -> int:
-        """How many of a tile's pairs the list has room for; pairs that only passed the screening take room too."""
+        """For how many of `wanted` pairs the list has room; survivors that are not yet decided take room too."""
         if self.pairs[0].shape[0] - self.found < wanted:
             self.verify()
         return min(wanted, self.pairs[0].shape[0] - self.found)
 
     def tile(self, rows: slice, columns: slice, survivors: tuple[Tensor, Tensor] | None) -> None:
-        """Add the sums and the pairs of one tile, or its survivors."""
+        """Add the survivors of one tile to the list; without survivors, add its sums and its active pairs."""
         if survivors is not None:
             count = survivors[0].shape[0]
             if self.room(count) == count:
                 self.keep(survivors, self.found, count)
                 return
-        self.verify()  # what is known comes first in the list
+        self.verify()  # decided pairs come first in the list
         wanted = max(reference.FEWEST, (rows.stop - rows.start) * (columns.stop - columns.start) // _DENSITY)
         self.dense[rows.start // TILE, columns.start // TILE] = not self.whole(rows, columns, self.room(wanted))
 
     def whole(self, rows: slice, columns: slice, capacity: int) -> bool:
-        """Add the sums and the pairs of a tile by its product in float32; False if its pairs do not fit."""
+        """Add the sums and the active pairs of a tile from its float32 product; False if the list has no room."""
         product = _product(self.weight, rows, columns, self.scale.dtype)
         found = tile_op(product, self.scale, self.threshold, rows.start, columns.start, capacity)
         across, down, *lists, number = found
@@ -207,7 +208,7 @@ class Forward:
         return fits
 
     def run(self) -> tuple[Tensor, ...]:
-        """What `reference.gram_forward` returns."""
+        """The results of `reference.gram_forward`."""
         classes = self.weight.shape[0]
         if self.threshold < 1:
             tiles = reference.upper_tiles(classes)
@@ -240,7 +241,7 @@ def backward(
     dense: Tensor,
     grad: Tensor,
 ) -> Tensor:
-    """The CPU kernel of `gram_backward`: the listed pairs, and the tiles without a list again."""
+    """The CPU kernel of `gram_backward`: gathers the listed pairs, and computes the tiles that are not listed again."""
     own, slope = reference.diagonal(total, grad, threshold, project), grad / total
     again = dense.triu().nonzero().tolist()
     d_weight = pairs_op(weight, scale, slope, own, first, second, value, count, project, bool(again))
@@ -255,7 +256,7 @@ def backward(
 def _add_tile(
     d_weight: Tensor, weight: Tensor, threshold: float, scale: Tensor, slope: Tensor, tile: list[int]
 ) -> None:
-    """Add what the pairs of one tile give to its rows and its columns."""
+    """Add the gradient from the pairs of one tile to its rows and its columns."""
     rows, columns = (slice(index * TILE, min((index + 1) * TILE, weight.shape[0])) for index in tile)
     product = _product(weight, rows, columns, scale.dtype)
     factor, *_ = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)

@@ -100,8 +100,8 @@ def test_product_is_right(calls: list[tuple[int, ...]]) -> None:
     left, right = matrix(ROWS, CLASSES, 904), matrix(CLASSES, FEATURES, 905)
     assert_close(products.product(left, right), left.double() @ right.double(), torch.float32)
     assert calls == [(ROWS, CLASSES, FEATURES)]
-    turned = matrix(CLASSES, ROWS, 906).T
-    assert_close(products.product(turned, right), turned.double() @ right.double(), torch.float32)
+    transposed = matrix(CLASSES, ROWS, 906).T
+    assert_close(products.product(transposed, right), transposed.double() @ right.double(), torch.float32)
     assert len(calls) == 1
 
 
@@ -125,7 +125,7 @@ def test_all_others_are_torchs(calls: list[tuple[int, ...]], left: Tensor, right
 
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 8), (8, 3), (17, 41), (64, 130), (300, 1100)])
-def test_turned(rows: int, columns: int) -> None:
+def test_transposed(rows: int, columns: int) -> None:
     """To the bit, and beside it nothing changes."""
     if not library.built():
         pytest.skip("the C++ extension, which transposes, is not built")
@@ -154,8 +154,8 @@ def test_gradients_without_their_part_along_a_row(rows: int, columns: int, dtype
 
 @here
 @pytest.mark.parametrize("classes", [600, 1100])
-def test_gradient_of_the_weights_turned(calls: list[tuple[int, ...]], classes: int) -> None:
-    """Many rows of few features, in slabs of classes and of rows; the features are turned once where that serves."""
+def test_gradient_of_the_weights_transposed(calls: list[tuple[int, ...]], classes: int) -> None:
+    """Many rows of few features in slabs of classes and of rows: features are transposed once where it is faster."""
     rows, features = 1024, 64
     target, leaves = classes_of(rows, classes, 937), [matrix(rows, features, 938), matrix(classes, features, 939)]
     found = []
@@ -168,17 +168,17 @@ def test_gradient_of_the_weights_turned(calls: list[tuple[int, ...]], classes: i
         assert_close(mine, exact, torch.float32)
     expected = (
         [(features, rows, 550)] * 2 if classes > rows else [(features, 512, 600)]
-    )  # what is added up is not turned
+    )  # what is added up is not transposed
     assert [call for call in calls if call[0] == features] == expected
 
 
 @here
 @pytest.mark.parametrize("shape", [(128, 1100, 128), (1024, 9000, 64)], ids=["few rows", "beyond the cache"])
-def test_turns_what_pays(shape: tuple[int, int, int]) -> None:
+def test_transposes_where_it_is_faster(shape: tuple[int, int, int]) -> None:
     rows, classes, features = shape
-    assert products.turns(torch.empty(1024, 1100), torch.empty(1024, 64))
-    assert not products.turns(torch.empty(rows, classes), torch.empty(rows, features))
-    assert not products.turns(torch.empty(1100, 1024).T, torch.empty(1024, 64))  # `left` is turned already
+    assert products.faster_transposed(torch.empty(1024, 1100), torch.empty(1024, 64))
+    assert not products.faster_transposed(torch.empty(rows, classes), torch.empty(rows, features))
+    assert not products.faster_transposed(torch.empty(1100, 1024).T, torch.empty(1024, 64))  # transposed already
 
 
 def losses(input: Tensor, linear_weight: Tensor, target: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The operator library: one place that defines schemas and registers the kernels of Python and Triton."""
+"""The operator library: defines schemas, and registers the kernels that are written in Python and Triton."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
 
 
 def serve(name: str, kernel: Callable[..., Any]) -> None:
-    """Register a CPU kernel that is written in Python: a loop around C++ kernels, so only where these are built."""
+    """Register a CPU kernel that is written in Python, if the C++ kernels that it calls are built."""
     if built():
         _library.impl(name, _doors[name].guarding(kernel), "CPU")
 
@@ -83,7 +83,7 @@ def _triton_kernel(room: str, name: str) -> Callable[..., Any]:
 
 
 def _loop(operator: Any) -> Callable[..., Any]:
-    """A vmap rule that runs the operator once per example, which is correct for every operator."""
+    """A vmap rule that calls the operator once per example, which is correct for every operator."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def example(index: int) -> Any:
@@ -102,7 +102,7 @@ def _loop(operator: Any) -> Callable[..., Any]:
 
 
 def large_pages(made: Tensor) -> Tensor:
-    """A new CPU tensor that nothing was written to yet, on large pages where the system has them (csrc/pages.h)."""
+    """The same new CPU tensor, not yet written to, with large pages where the system has them (csrc/pages.h)."""
     if built() and made.nbytes > 2**22:
         extension.module.large_pages(made.data_ptr(), made.nbytes)
     return made
@@ -114,7 +114,7 @@ def transpose(made: Tensor, out: Tensor) -> None:
 
 
 def project(gradient: Tensor, rows: Tensor, scale: Tensor) -> None:
-    """`project_rows` of contiguous CPU tensors of one dtype, float32 or float64."""
+    """`reference.linear.project_rows` for contiguous CPU tensors of one dtype, float32 or float64."""
     addresses = (one.data_ptr() for one in (gradient, rows, scale))
     extension.module.project(*addresses, *gradient.shape, gradient.dtype == torch.float64)
 
@@ -125,7 +125,7 @@ def has(name: str, key: str) -> bool:
 
 
 def kernels_status() -> list[tuple[str, str, str, str]]:
-    """For each operator and device: (operator, device, the kernels that serve it, why a faster one does not)."""
+    """For each room and device: (room, device, the kernels that it uses, why not faster ones)."""
     rows = []
     for room in ROOMS:
         names = [name for name, (owner, _) in _references.items() if owner == room]
@@ -144,12 +144,12 @@ def _cuda_status(names: list[str]) -> tuple[str, str]:
 
 
 def interpreted() -> bool:
-    """Whether Triton is there and runs its kernels by its interpreter."""
+    """Whether Triton is installed and runs kernels in its interpreter."""
     return _has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED
 
 
 def kernels_of(which: str) -> Iterator[tuple[str, str, Callable[..., Any]]]:
-    """(operator, dispatch key, kernel) of all kernels that must be registered so that those of `use_kernels` serve."""
+    """(operator, dispatch key, kernel) of all kernels that `use_kernels(which)` registers."""
     for name, (room, reference) in _references.items():
         if which == "triton" and name in _GPU:
             yield name, "CPU", _triton_kernel(room, name)

@@ -1,1 +1,1 @@
-"""Losses whose classes are sharded over the ranks of a process group: the exchanges, and the merging of statistics."""
+"""Losses whose classes are sharded over the ranks of a process group: communication, and the merging of statistics."""

@@ -1,7 +1,8 @@
-"""Frames: what the ranks of a group exchange before they continue, so that an error on one is an error on all.
+"""Frames, which all ranks of a group gather before they continue, so that an error on one rank is raised on all.
 
-A frame has a size that every rank knows, whatever went wrong on it: a head of numbers, and room for what the last call
-sent. So a rank that fails still meets the others, and no exchange of one call can be taken for that of another.
+A frame is a head of numbers, followed by a payload. Its size is that of the last frame, which every rank knows even if
+an error has occurred on it. So a rank with an error can still take part in the collective, and heads show if the ranks
+are at different calls.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from lt_kernels.core import checks
 
 KINDS = ("layout", "forward", "backward", "gather_rows", "clip_grad_norm_")
-# Places in the head: a text of 240 bytes, the first rows of a shard, and what must be the same.
+# Places in the head: among them the text of an error (240 bytes), the sums of a shard's first rows, and the checks.
 KIND, CALL, LENGTH, FAILED, TEXT, SIZE, ROWS, CHECKS, HEAD = 0, 1, 2, 3, 4, 34, 35, 39, 80
 
 
@@ -28,7 +29,7 @@ class RankError(ValueError):
 
 
 class Check(NamedTuple):
-    """What must be the same on every rank: its number, and in words what it is here."""
+    """A value that must be the same on every rank, as a number to compare, and in words for this rank's error."""
 
     name: str
     value: int | Tensor
@@ -39,11 +40,11 @@ class _Talk:
     """The state of a group's exchanges on this rank; it is the same on every rank."""
 
     def __init__(self) -> None:
-        self.room = 0  # numbers of what the last call sent
+        self.room = 0  # numbers of the last payload
         self.met = 0  # frames exchanged so far
-        self.over = 0  # calls that have had their last exchange, or a failed one: their errors are told no more
+        self.over = 0  # calls after their last exchange, or a failed one: other ranks no longer wait for their errors
         self.epoch = 0  # how often ranks were found to make different calls
-        self.pending: tuple[Any, Tensor, list[Check]] | None = None  # heads on their way to the host
+        self.pending: tuple[Any, Tensor, list[Check]] | None = None  # heads that are being copied to the host
 
 
 _talks: WeakKeyDictionary[Any, _Talk] = WeakKeyDictionary()
@@ -56,7 +57,7 @@ def talk_of(group: Any) -> _Talk:
 
 @contextmanager
 def told(group: Any, like: Any) -> Iterator[None]:
-    """What is raised within, before the ranks have met, is raised on every rank; frames are on the device of `like`."""
+    """An error within the context, before its exchange, is raised on every rank; frames are on the device of `like`."""
     talk = talk_of(group)
     over = talk.over
     try:
@@ -68,7 +69,7 @@ def told(group: Any, like: Any) -> Iterator[None]:
 
 
 def _tell(group: Any, talk: _Talk, error: Exception, device: torch.device) -> None:
-    """Send the frame of an error; those of other ranks are ignored, since this rank raises its own."""
+    """Send the frame of an error; the frames of other ranks are ignored, because this rank raises its own error."""
     known = checks.named(error) if isinstance(error, RuntimeError) else error
     text = f"{type(known).__name__}: {known}".encode()[: 8 * (SIZE - TEXT)]
     words = torch.frombuffer(bytearray(text.ljust(8 * (SIZE - TEXT), b"\0")), dtype=torch.int64)
@@ -98,13 +99,13 @@ def meet(
     call: int | None = None,
     wait: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """All ranks' heads [world, HEAD] and payloads [world, n], after the check of what must be the same.
+    """Exchange frames: all ranks' heads [world, HEAD] and payloads [world, n], after the checks of `said`.
 
-    On a CPU the heads are checked here. On a GPU that would wait for the device, so it happens only with `wait`, or
-    where the payload's size changes. Otherwise payloads that do not match become NaN, and the next exchange raises.
+    On a CPU the heads are checked here. On a GPU that would synchronise, so it is done only with `wait`, or if the
+    payload's size changes. Otherwise a difference between heads makes the payloads NaN, and the next exchange raises.
 
     Raises:
-        RankError: naming the rank, and what it was.
+        RankError: naming the rank and the difference.
     """
     talk, said = talk_of(group), list(said)
     talk.over += 1
@@ -124,7 +125,7 @@ def meet(
     looked = wait or other or _at_once(device)
     if looked:
         judge(heads.tolist(), said, group)
-    if kind == "layout":  # what asks for it goes on to another exchange
+    if kind == "layout":  # is followed by another exchange of the same call
         talk.over -= 1
     if len(words) > talk.room:
         sent = _gather(words, group)
@@ -136,12 +137,12 @@ def meet(
 
 
 def _at_once(device: torch.device) -> bool:
-    """Whether the heads can be checked without waiting for a device."""
+    """Whether the heads can be checked without synchronising with a device."""
     return device.type == "cpu"
 
 
 def _words(payload: Tensor) -> Tensor:
-    """A payload of floating-point numbers as int64, filled up."""
+    """A payload of floating-point numbers viewed as int64, with a 0 appended if necessary."""
     odd = payload.numel() * payload.element_size() % 8
     return (torch.cat((payload, payload.new_zeros(1))) if odd else payload).view(torch.int64)
 
@@ -153,7 +154,7 @@ def _head(kind: str, call: int, length: int, size: int, device: torch.device) ->
 
 
 def _later(talk: _Talk, heads: Tensor, sent: Tensor, said: list[Check]) -> Tensor:
-    """The payloads, or NaN where the heads do not agree; the heads are copied to the host asynchronously."""
+    """The payloads, or NaN if the heads differ; the heads are copied to the host asynchronously and checked later."""
     same = torch.cat((heads[:, :TEXT], heads[:, CHECKS:]), 1)
     agreed = (same == same[:1]).all() & (heads[:, FAILED] == 0).all()
     if heads.device.type == "cpu":
@@ -168,7 +169,7 @@ def _later(talk: _Talk, heads: Tensor, sent: Tensor, said: list[Check]) -> Tenso
 
 
 def _settle(talk: _Talk, group: Any) -> None:
-    """Check the heads of the previous exchange, unless they were checked."""
+    """Check the heads of the previous exchange, unless they were checked at once."""
     if talk.pending is not None:
         (event, heads, said), talk.pending = talk.pending, None
         if event is not None:
@@ -177,7 +178,7 @@ def _settle(talk: _Talk, group: Any) -> None:
 
 
 def judge(heads: list[list[int]], said: list[Check], group: Any) -> None:
-    """Raise what all ranks raise: an error on one, different calls, or different settings."""
+    """Raise on every rank the same error: that of one rank, different calls, or different settings."""
     failed = [f"rank {rank}: {_text(head)}" for rank, head in enumerate(heads) if head[FAILED]]
     if failed:
         raise RankError("; ".join(failed))
@@ -200,7 +201,7 @@ def judge(heads: list[list[int]], said: list[Check], group: Any) -> None:
 
 
 def _judge_rows(heads: list[list[int]]) -> None:
-    """No two ranks have the same first rows."""
+    """Raise if two ranks have the same first rows."""
     seen: dict[tuple[int, ...], int] = {}
     rows = [head[ROWS:CHECKS] for head in heads]
     least = min(([*each, 0]).index(0) for each in rows)
@@ -220,30 +221,30 @@ def _text(head: list[int]) -> str:
 
 
 def word(*values: object) -> int:
-    """A number for settings: the same in every process."""
+    """A hash of settings that is the same in every process."""
     return zlib.crc32(repr(values).encode())
 
 
 def check(name: str, value: Any) -> Check:
-    """What must be the same: a tensor to the bit, anything else as it is written."""
+    """The check that a value is the same on every rank: tensors to the bit, other values by their repr."""
     if not isinstance(value, Tensor):
         return Check(name, word(value), repr(value))
     here = f"{value.dtype} {list(value.shape)}"
     return Check(name, checksum(value) + word(here), here)
 
 
-_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # of splitmix64, as signed numbers
+_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # splitmix64's constants as signed numbers
 
 
 def _mixed(words: Tensor) -> Tensor:
-    """Each number changed so that sums of changed ones hardly ever agree by chance."""
+    """The mixing function of splitmix64, so that sums of mixed numbers are very unlikely to be equal by chance."""
     words = (words ^ (words >> 30)) * _ODD[1]
     words = (words ^ (words >> 27)) * _ODD[2]
     return words ^ (words >> 31)
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """The bits of each row [N, ...], summed as integers with a factor for each place [N]: without waiting."""
+    """A checksum [N] of each row [N, ...]: its bits as integers, summed with a factor for each place; no host sync."""
     rows, width = rows.detach().flatten(1).contiguous(), rows.element_size()
     if rows.shape[1] * width % 8 == 0:
         words = rows.view(torch.int64)
@@ -253,15 +254,15 @@ def _sums(rows: Tensor) -> Tensor:
 
 
 def checksum(value: Tensor) -> Tensor:
-    """A number of a tensor's bits that is another one when rows change places."""
+    """A checksum of a tensor's bits, which depends on the order of its rows."""
     sums = _sums(value.reshape(-1, 1) if value.ndim < 2 or value.shape[0] == 1 else value)
     return _mixed(sums + _ODD[0] * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
 
 
 def first_rows(weight: Tensor) -> Tensor:
-    """Numbers of the first four rows [4]: 0 for one that is not there, or that could well be another rank's.
+    """Checksums [4] of the first four rows; 0 for a row that is absent, or may be equal on two ranks by chance.
 
-    That is a row of fewer than 8 bytes, or of one number only, and rows that are all the same.
+    The latter are rows of fewer than 8 bytes, rows whose numbers are all equal, and rows that are all the same.
     """
     rows = weight[: CHECKS - ROWS].detach()
     found = rows.new_zeros(CHECKS - ROWS, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""A weight whose rows are sharded over ranks: its layout, and statistics that merge to those of all classes."""
+"""Class weights whose rows are sharded over ranks: the layout, and statistics that merge to those of all classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lt_kernels.ops.ranks import exchange
 
 
 class Meeting:
-    """One forward pass of all ranks: what must be the same on each, and the number that its backward pass asks for."""
+    """One forward pass of all ranks: the checks that they agree, and its number, which the backward pass checks."""
 
     def __init__(self, group: Any, weight: Tensor) -> None:
         self.group, self.rows = group, exchange.first_rows(weight)
@@ -34,7 +34,7 @@ class Meeting:
 
 
 class Copy(torch.autograd.Function):
-    """Tensors that are equal on every rank: their gradients are summed over the ranks."""
+    """The identity on tensors that are equal on every rank; the backward pass sums their gradients over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, meeting: Meeting, *values: Tensor) -> tuple[Tensor, ...]:
@@ -55,7 +55,7 @@ class Copy(torch.autograd.Function):
 
 
 class Merge(torch.autograd.Function):
-    """The statistics of all ranks' classes from those of each, gathered at once: the same bits on every rank."""
+    """The statistics of all classes from those of each rank, by one all-gather; with the same bits on every rank."""
 
     @staticmethod
     def forward(
@@ -99,7 +99,7 @@ class Shard(NamedTuple):
     classes: int
     group: Any
     sizes: list[int]  # every rank's
-    said: tuple[tuple[str, Any], ...] = ()  # of the loss: what must be the same on every rank, with its name
+    said: tuple[tuple[str, Any], ...] = ()  # names and values of the loss that must be the same on every rank
 
     def statistics(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
@@ -144,7 +144,7 @@ def checked(group: Any) -> dist.ProcessGroup:
 def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
     """The position of this rank's rows among all rows, which are in the order of the ranks.
 
-    The ranks exchange their sizes: a rank whose size is unchanged cannot know whether the others' are.
+    The ranks exchange their sizes, even if this rank's is unchanged, because another one's may have changed.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
@@ -157,14 +157,15 @@ def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
     return Shard(sum(counts[:rank]), size, sum(counts), group, counts)
 
 
-# Of each parameter that is a shard: the layout in each group. A parameter's first call is every rank's first call.
+# For each parameter that is a shard, its layout in each group. The first call with a parameter is the first one on all
+# ranks, so that they all exchange layouts then.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
-    """`shard` for the rows of a weight, exchanged once for a parameter, since the exchange waits for the device.
+    """`shard` for the rows of a weight; for a parameter only once, because the exchange synchronises with the device.
 
-    A bias is remembered with it, as what is sharded too.
+    The bias of a parameter is recorded as sharded too.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to, or `DistributedDataParallel` would
@@ -172,7 +173,7 @@ def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
     """
     refuse_wrapped(weight, checked(group))
     lasting = isinstance(weight, torch.nn.Parameter) or (weight.is_leaf and weight.requires_grad)
-    if not lasting:  # which is a new tensor at each call
+    if not lasting:  # a new tensor at each call
         return shard(weight, group)
     layouts, epoch = _known.setdefault(weight, {}), exchange.talk_of(group).epoch
     if group not in layouts or layouts[group][0] != epoch:
@@ -188,9 +189,9 @@ def is_shard(parameter: Tensor, group: Any) -> bool:
 
 
 def refuse_wrapped(weight: Tensor, group: Any) -> None:
-    """Raise for a DTensor, and where `DistributedDataParallel` around this would average rows of different classes.
+    """Raise for a DTensor, and if `DistributedDataParallel` would average rows of different classes.
 
-    What module that is, and which parameters it averages, torch says in private names alone.
+    Which such module is active, and which parameters it averages, is only available by private names of torch.
 
     Raises:
         TypeError, ValueError: naming what to do.
@@ -210,7 +211,7 @@ def refuse_wrapped(weight: Tensor, group: Any) -> None:
         )
 
 
-# What users call the fields of `Terms`, where that is something else.
+# The public names of the fields of `Terms`, where they differ.
 _NAMES = {
     "mean_weight": "label_smoothing",
     "smoothing": "label_smoothing",
@@ -223,7 +224,7 @@ _NAMES |= {"kind": "margin", "instance": "margin", "guard": "margin", "gamma": "
 def said(
     input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
 ) -> tuple[tuple[str, Any], ...]:
-    """What must be the same on every rank, and its name."""
+    """The names and values that must be the same on every rank."""
     learned = torch.is_grad_enabled() and (input.requires_grad, terms.offset is not None and terms.offset.requires_grad)
     named = (
         ("input", input),
