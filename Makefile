@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
-METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,bs-lwr
+METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,empirical-offset,bs-lwr
 # One thread a worker: the workers fill the cores, and results do not depend on how many there are.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 

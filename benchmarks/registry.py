@@ -210,7 +210,7 @@ NAMED: dict[str, Named] = {
         {
             "center_weight": (1.0, 0.1),
             "uniform_weight": (1.0, 0.5, 0.0),
-            "use": ("subtract", "regularize"),
+            "use": ("subtract", "regularize", "predict"),
         },
     ),
     "LabelAwareSmoothingLoss": Named(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -9,11 +10,20 @@ from torch import Tensor, nn
 
 from lt_kernels import priors
 from lt_kernels.core import checks
+from lt_kernels.core.numbers import add_rows
+from lt_kernels.core.targets import check_places
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
 
-__all__ = ["LearnableWeightScaling", "logit_adjustment", "pc_softmax", "rescale_by_count", "tau_normalize"]
+__all__ = [
+    "LearnableWeightScaling",
+    "empirical_offset",
+    "logit_adjustment",
+    "pc_softmax",
+    "rescale_by_count",
+    "tau_normalize",
+]
 
 
 def _classes(logits: Tensor, name: str, vector: Tensor) -> Tensor:
@@ -85,6 +95,56 @@ def rescale_by_count(linear_weight: Tensor, class_counts: Any, gamma: float = 0.
         raise ValueError(f"linear_weight must have shape [{len(counts)}, d], got {list(linear_weight.shape)}")
     factor = (counts / counts.max()).pow(-checks.number("gamma", gamma, 0.0)).to(linear_weight.device)
     return (linear_weight * factor[:, None]).to(linear_weight.dtype)
+
+
+def empirical_offset(
+    head: LinearHead, features: Tensor | Iterable[tuple[Tensor, Tensor]], target: Tensor | None = None
+) -> LinearHead:
+    """A head with logits w_c . x - m_c . w_c / 2, m_c the mean training feature of class c; no prior, no training.
+
+    The bias that the head was trained with is replaced. If the features of every class have the identity as covariance
+    and w_c as mean, this is the classifier of a balanced world (estimated offset, 2023, section 2.2). Training with the
+    offset is something else: cross-entropy then fits the class weights around it.
+
+    Args:
+        head: a trained `LinearHead`, not sharded; it is left as it is.
+        features: [N, d] of the whole training set with the network in evaluation mode, with `target` [N], its class
+            indices; or an iterable of such pairs, from which the means are summed up in float64 batch by batch.
+
+    Returns a `LinearHead` with a copy of the class weights, the new bias and the same loss. Errors: ValueError or
+    TypeError naming the argument; a class without a sample has no mean.
+    """
+    if not isinstance(head, LinearHead) or head.group is not None:
+        raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
+    weight = head.weight.detach()
+    total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    count = total.new_zeros(len(weight))
+    for values, classes in _pairs(features, target):
+        checks.floating("features", values)
+        if values.ndim != 2 or values.shape[1] != head.in_features:
+            raise ValueError(f"features must be [N, {head.in_features}], got {list(values.shape)}")
+        classes = checks.indices("target", classes, values.shape[:1], values).to(weight.device)
+        check_places("target", classes, len(weight))
+        add_rows(total, classes, values.detach().to(weight.device, torch.float64))
+        add_rows(count, classes, count.new_ones(len(classes)))
+    if not bool((count > 0).all()):
+        raise ValueError(f"target must have a sample of every class, got none of {int((count == 0).nonzero()[0])}")
+    made = LinearHead(head.in_features, head.num_classes, head.loss).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        made.weight.copy_(weight)
+        made.bias.copy_(-0.5 * (total / count[:, None] * weight).sum(1))  # type: ignore[union-attr]
+    return made.train(head.training)
+
+
+def _pairs(features: Any, target: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(features, Tensor):
+        if target is None:
+            raise ValueError("target must be given with a tensor of features, got None")
+        yield features, target
+        return
+    if target is not None:
+        raise ValueError("target must be None if features is an iterable of pairs (features, target)")
+    yield from features
 
 
 class LearnableWeightScaling(nn.Module):

@@ -239,10 +239,14 @@ def estimated_offset(
     uniform_weight: float = 1.0,
     use: str = "subtract",
 ) -> Tensor:
-    """Mean of CE(w.x - o) + lam1 |x - c_y|^2, plus lam2 sum q log q, o_k = c_k.w_k / 2; "regularize": CE(w.x)."""
+    """Mean of CE(w.x - o) + lam1 |x - c_y|^2, plus lam2 sum q log q, o_k = c_k.w_k / 2; "regularize": CE(w.x).
+
+    "predict": CE(w.x) without the last term.
+    """
     offset = (centers * linear_weight).sum(1) / 2
     loss = cross_entropy(features @ linear_weight.T - (offset if use == "subtract" else 0), target)
-    return loss + center_weight * center_loss(features, target, centers) + uniform_weight * uniform_offset(offset)
+    uniform = 0 if use == "predict" else uniform_weight * uniform_offset(offset)
+    return loss + center_weight * center_loss(features, target, centers) + uniform
 
 
 def label_aware_smoothing(class_counts: Tensor, head: float, tail: float, shape: str, power: float = 1.0) -> Tensor:

@@ -36,6 +36,7 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "lade": (r"$b = \log p$, plus $\alpha$ LADER", (_LADE, _LOSSES)),
     "estimated-offset": (r"$b = -\frac12 \mu \cdot w$, plus centre loss and uniform constraint", (_HEADS,)),
     "estimated-offset-no-uc": (r"the same without the constraint", (_HEADS,)),
+    "estimated-offset-predict": (r"$b = -\frac12 \mu \cdot w$ in prediction alone, with learned centres", (_HEADS,)),
     "uniform-offset": (r"$b = 0$, plus centre loss and uniform constraint", (_HEADS,)),
     "ldam-drw": (r"ldam, then $w$ of cb", (_LOSSES, "test_train")),
     "dbm-ce": (_DBM_FORM, (_LOSSES, _MARGINS)),
@@ -56,6 +57,10 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "arb-mixup": (r"arb of two targets", ("test_laws_mixed", _STAGES)),
     "arb-batch-mixup": (r"arb-batch of two targets", ("test_laws_mixed", _STAGES)),
     "pc-softmax": (r"ce; read out as $z - \tau \log p$", ("test_posthoc", _STAGES)),
+    "empirical-offset": (
+        r"ce; then $b = -\frac12 m \cdot w$, $m$ the mean training features",
+        ("test_posthoc", _STAGES),
+    ),
     "tau-norm": (r"ce; read out as $x \cdot w / \lvert w \rvert^\tau$", ("test_posthoc", _STAGES)),
     "wvn-rs": (
         r"ce with $\lvert w \rvert = 1$; read out as $x \cdot w (n_\max / n)^\gamma$",

@@ -64,7 +64,8 @@ class EstimatedOffsetLoss(Loss):
         center_weight, uniform_weight: the factors of the two terms, at least 0.
         centers, center_rate: of `regularizers.CenterLoss`.
         use: "subtract" takes the offsets off the logits; "regularize" leaves the logits and keeps L_uniform(o) alone
-            (the paper's ablation "uniform constraint only").
+            (the paper's ablation "uniform constraint only"); "predict" trains cross-entropy with the centre loss, and
+            takes the offsets off in prediction alone (`posthoc.empirical_offset` does so with the features' means).
         ignore_index: rows with this target are left out of the loss, of the centres and of their distances.
     """
 
@@ -79,13 +80,15 @@ class EstimatedOffsetLoss(Loss):
         *,
         centers: Literal["wen", "autograd"] = "wen",
         center_rate: float = 0.5,
-        use: Literal["subtract", "regularize"] = "subtract",
+        use: Literal["subtract", "regularize", "predict"] = "subtract",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if self.reduction != "mean":
             raise ValueError(f"reduction must be 'mean': two terms are the batch's, got {self.reduction!r}")
-        self.use: Literal["subtract", "regularize"] = checks.choice("use", use, ("subtract", "regularize"))
+        self.use: Literal["subtract", "regularize", "predict"] = checks.choice(
+            "use", use, ("subtract", "regularize", "predict")
+        )
         self.center_weight = checks.number("center_weight", center_weight, 0.0)
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)
@@ -119,7 +122,7 @@ class EstimatedOffsetLoss(Loss):
 
     def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
         """-o [C]: the offset is part of the classifier, so it also holds for prediction."""
-        return self.offsets(linear_weight) if self.use == "subtract" else None
+        return None if self.use == "regularize" else self.offsets(linear_weight)
 
     def offsets(self, linear_weight: Tensor) -> Tensor:
         """-o [C], to be added to the logits."""
@@ -131,7 +134,8 @@ class EstimatedOffsetLoss(Loss):
     def total(self, loss: Tensor, table: Tensor, features: Tensor, target: Tensor) -> Tensor:
         """The cross-entropy with the two other terms; `table` is -o."""
         total = loss + _times(self.center_weight, self.center_loss(features, target))
-        total = total + _times(self.uniform_weight, negative_entropy(table))
+        if self.use != "predict":
+            total = total + _times(self.uniform_weight, negative_entropy(table))
         return total if total.dtype is loss.dtype else total.to(loss.dtype)  # where the features are of half precision
 
 

@@ -11,6 +11,7 @@ from lt_kernels import losses
 from lt_kernels.heads import LinearHead
 from lt_kernels.posthoc import (
     LearnableWeightScaling,
+    empirical_offset,
     logit_adjustment,
     pc_softmax,
     rescale_by_count,
@@ -112,6 +113,66 @@ def test_rescale_by_count_by_hand():
     assert_close(rescale_by_count(weight, [100, 25, 1], gamma=0.5), expected)
     assert torch.equal(rescale_by_count(weight, [100, 25, 1], gamma=0.0), weight)
     assert rescale_by_count(weight.float(), [100, 25, 1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_empirical_offset_by_its_formula(bias):
+    """w.x - m.w / 2 with the means of the features, at once and batch by batch; the head itself is left alone."""
+    head = LinearHead(4, 3, losses.CrossEntropyLoss(), bias=bias).double()
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    features, target = normal(40, 4, seed=10), torch.arange(40) % 3
+    weight = head.weight.detach()
+    mean = torch.stack([features[target == c].mean(0) for c in range(3)])
+    expected = features @ weight.T - (mean * weight).sum(1) / 2
+    made = empirical_offset(head, features, target)
+    assert_close(made(features), expected)
+    batches = zip(features.split(7), target.split(7), strict=True)
+    assert_close(empirical_offset(head, batches)(features), expected)
+    assert made.weight.data_ptr() != head.weight.data_ptr()
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_empirical_offset_is_the_classifier_of_a_balanced_world():
+    """Of classes with the identity as covariance, and their means as class weights: Bayes' rule with equal priors."""
+    mean, target = normal(3, 4, seed=11), torch.arange(3).repeat_interleave(torch.tensor([400, 40, 4]))
+    head = LinearHead(4, 3, losses.CrossEntropyLoss()).double()
+    with torch.no_grad():
+        head.weight.copy_(mean)
+    points = normal(20, 4, seed=12)
+    likelihood = torch.exp(-0.5 * (points[:, None] - mean).square().sum(2))
+    logits = empirical_offset(head, mean[target], target)(points)
+    assert_close(logits.softmax(1), likelihood / likelihood.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_empirical_offset_keeps_the_dtype_of_the_head(dtype):
+    head = LinearHead(4, 3, losses.CrossEntropyLoss()).to(dtype)
+    made = empirical_offset(head, normal(9, 4, seed=13, dtype=torch.float32), torch.arange(9) % 3)
+    assert made.weight.dtype == made.bias.dtype == dtype
+    assert not made.bias.isnan().any()
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"target": torch.tensor([0, 1, 1])}, "target must have a sample of every class, got none of 2"),
+        ({"target": torch.tensor([0, 1, 3])}, "target holds 3"),
+        ({"target": torch.tensor([0, 1])}, "target"),
+        ({"target": None}, "target must be given"),
+        ({"features": torch.ones(3, 5)}, r"features must be \[N, 4\]"),
+        ({"features": torch.ones(3, 4).long()}, "features"),
+        ({"features": [(torch.ones(3, 4), torch.arange(3))]}, "target must be None"),
+        ({"head": torch.nn.Linear(4, 3)}, "head must be a LinearHead"),
+    ],
+)
+def test_empirical_offset_names_what_is_wrong(change, name):
+    good = {
+        "head": LinearHead(4, 3, losses.CrossEntropyLoss()),
+        "features": torch.ones(3, 4),
+        "target": torch.arange(3),
+    }
+    with pytest.raises((ValueError, TypeError, IndexError), match=name):
+        empirical_offset(**{**good, **change})
 
 
 @pytest.mark.parametrize("scaled", ["logits", "weight"])

@@ -208,6 +208,17 @@ def test_linear_head_passes_features_to_the_estimated_offset() -> None:
     assert_close(head(features, target), expected)
 
 
+def test_an_offset_of_the_prediction_is_not_in_the_loss() -> None:
+    loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, use="predict")
+    head = heads.LinearHead(FEATURES, CLASSES, loss, bias=False).double().train()
+    start, weight = normal(CLASSES, FEATURES, seed=139), normal(CLASSES, FEATURES, seed=140)
+    centers_of(loss).copy_(start)
+    parameters(head, weight=weight)
+    features, target = normal(ROWS, FEATURES, seed=141), classes_of(ROWS, CLASSES, 142)
+    assert_close(head(features), features @ weight.T - (start * weight).sum(1) / 2)
+    assert_close(head(features, target), published.estimated_offset(features, weight, target, start, use="predict"))
+
+
 def test_a_regularizing_offset_is_not_in_the_logits() -> None:
     loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, use="regularize")
     head = heads.LinearHead(FEATURES, CLASSES, loss, bias=False).double().train()

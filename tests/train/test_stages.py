@@ -15,6 +15,7 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from cuts import cut
 from tolerances import assert_close
 
+from lt_kernels import metrics
 from lt_kernels.data.samplers import Shuffled, Staged
 from lt_kernels.train.augment.mixing import cut_batch
 from lt_kernels.train.config import TrainConfig, make_config
@@ -164,6 +165,22 @@ def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> Non
             "pc-softmax": module.head(features).detach().double() - (counts / counts.sum()).log(),
         }[method]
         assert_close(module.classify(features).detach(), expected, torch.float32)
+
+
+def test_the_empirical_offset_replaces_the_bias_after_the_last_epoch(tmp_path: Path) -> None:
+    """All else is the run of cross-entropy; a run cut short within the last epoch, or resumed after it, is the same."""
+    plain = training.train_run(config_of("ce"), tmp_path / "ce")
+    result = training.train_run(config_of("empirical-offset"), tmp_path / "whole")
+    cut(38, lambda: training.train_run(config_of("empirical-offset"), tmp_path / "cut"))
+    assert training.train_run(config_of("empirical-offset"), tmp_path / "cut", resume=True)["accuracy"]
+    before, whole, resumed = (state(tmp_path / name) for name in ("ce", "whole", "cut"))
+    assert {name for name in before if not torch.equal(before[name], whole[name])} == {"head.bias"}
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    _, data, module = load_run(tmp_path / "whole")
+    features = module.eval().features(data.train[0]).detach()
+    offset = metrics.empirical_offsets(features, data.train[1], module.head.weight.detach())
+    assert_close(module.head.bias.detach().double(), -offset, torch.float32)
+    assert result["accuracy"] != plain["accuracy"]
 
 
 def test_unit_rows_before_every_step(tmp_path: Path) -> None:

@@ -106,7 +106,9 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
     views = of_head.get("views", method.views)
-    return MethodParts(head, weight, regularizer, strength, second, readout, views, method.unit_rows, teacher)
+    return MethodParts(
+        head, weight, regularizer, strength, second, readout, method.closing, views, method.unit_rows, teacher
+    )
 
 
 def _head(method: Method, setting: Setting, loss: nn.Module, options: Options) -> nn.Module:

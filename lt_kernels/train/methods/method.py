@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ LossFactory = Callable[[Setting, Options], nn.Module]
 HeadFactory = Callable[[Setting, nn.Module, Options], nn.Module]
 # The parts of a second stage: the head that it trains, and which of its parameters.
 StageFactory = Callable[[Setting, nn.Module, Options], tuple[nn.Module, list[nn.Parameter]]]
+# What is done to the trained head at the end, with the training set's features and classes, batch by batch.
+Closing = Callable[[nn.Module, Iterable[tuple[Tensor, Tensor]]], None]
 # Logits [N, C] from the trained head and features [N, d]: where they are not simply the head's.
 Readout = Callable[[Setting, Options], Callable[[nn.Module, Tensor], Tensor]]
 
@@ -71,6 +73,7 @@ class Method:
     second: StageFactory | None = None
     readout: Readout | None = None
     readout_options: tuple[str, ...] = ()
+    closing: Closing | None = None
     unit_rows: bool = False
 
 
@@ -95,6 +98,7 @@ class MethodParts:
     strength: Callable[[int], float] | None = None
     second: SecondStage | None = None
     readout: Callable[[nn.Module, Tensor], Tensor] | None = None
+    closing: Closing | None = None
     views: int = 1
     unit_rows: bool = False
     teacher: str = ""

@@ -74,6 +74,14 @@ PLAIN: dict[str, Method] = {
         bias=False,
         mixup=False,
     ),
+    "estimated-offset-predict": Method(
+        "cross-entropy, the offset of class centres learned beside it subtracted in prediction alone",
+        _estimated_offset,
+        {**_OFFSET, "center_weight": 0.0, "use": "predict"},
+        "estimated offset, 2023",
+        bias=False,
+        mixup=False,
+    ),
     "las": Method("label-aware smoothing", _counted("LabelAwareSmoothingLoss"), _SMOOTHING, "Zhong et al., 2021"),
 }
 
@@ -129,6 +137,12 @@ AFTERWARDS: dict[str, Method] = {
         "Hong et al., 2021; Menon et al., 2021",
         readout=stages.compensated,
         readout_options=("tau",),
+    ),
+    "empirical-offset": Method(
+        "cross-entropy, the bias replaced by the offset of the mean training features after training",
+        _CE,
+        source="estimated offset, 2023",
+        closing=stages.with_empirical_offset,
     ),
     "tau-norm": Method(
         "cross-entropy, class weights tau-normalised after training",

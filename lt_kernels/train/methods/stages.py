@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +30,13 @@ def rescaled(setting: Setting, options: Options) -> Read:
     return lambda head, features: F.linear(
         features, posthoc.rescale_by_count(head.weight, setting.class_counts, **options)
     )
+
+
+def with_empirical_offset(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Replace the trained bias by -m_c . w_c / 2, with the means m_c of the training features."""
+    linear = _linear(head)
+    with torch.no_grad():
+        linear.bias.copy_(posthoc.empirical_offset(linear, pairs).bias)  # type: ignore[union-attr,arg-type]
 
 
 def retrained(setting: Setting, head: nn.Module, options: Options) -> tuple[nn.Module, list[nn.Parameter]]:

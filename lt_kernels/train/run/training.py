@@ -25,6 +25,7 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import CONFIG, LAST, RESULT
 from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config
 from lt_kernels.train.methods.build import total_epochs
+from lt_kernels.train.model import readings
 from lt_kernels.train.model.classifier import Classifier, predict
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.run.build import build_module, load_data
@@ -81,7 +82,7 @@ def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, co
             else "cpu",  # not auto: the losses' float64 tables rule out MPS
             devices=1,
             plugins=[SealedCheckpointIO(config, log.data)],
-            callbacks=[EpochSettings(), log, *bar, *recorder, saver],
+            callbacks=[EpochSettings(), Closing(log.data), log, *bar, *recorder, saver],
             limit_train_batches=config.epoch_steps or 1.0,
             limit_val_batches=0,
             logger=False,
@@ -111,6 +112,27 @@ class EpochSettings(Callback):
         rate = pl_module.rate(trainer.current_epoch, batch_idx, int(trainer.num_training_batches))
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate
+
+
+class Closing(Callback):
+    """At the end of the last epoch, do what the method does to the trained head with the training set's features.
+
+    The log after it has the accuracy that this gives, and the checkpoint the head.
+    """
+
+    def __init__(self, data: LongTailedData) -> None:
+        self.train = data.train
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Features are those of evaluation mode, without augmentation."""
+        if pl_module.parts.closing is None or trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            return
+        was_training = pl_module.training
+        pl_module.eval()
+        places = torch.arange(len(self.train[1])).split(readings.ROWS)
+        pl_module.parts.closing(pl_module.head, (readings.features_of(pl_module, self.train, part) for part in places))
+        pl_module.train(was_training)
 
 
 def order_of(module: Classifier, data: LongTailedData) -> Order:
