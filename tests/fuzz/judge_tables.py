@@ -61,4 +61,5 @@ def estimated(
     loss = by.cross_entropy(z, target, table if given["use"] == "subtract" else None, "class", spec, None)
     distance = (x - centers[target]).square().sum() / len(x)
     log_q = torch.log_softmax(table, 0)
-    return loss + given["center_weight"] * distance + given["uniform_weight"] * (log_q.exp() * log_q).sum()
+    uniform = 0 if given["use"] == "predict" else given["uniform_weight"] * (log_q.exp() * log_q).sum()
+    return loss + given["center_weight"] * distance + uniform
