@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -111,12 +112,14 @@ def empirical_offset(
         features: [N, d] of the whole training set with the network in evaluation mode, with `target` [N], its class
             indices; or an iterable of such pairs, from which the means are summed up in float64 batch by batch.
 
-    Returns a `LinearHead` with a copy of the class weights, the new bias and the same loss. Errors: ValueError or
+    Returns a copy of the head with the new bias. Errors: ValueError or
     TypeError naming the argument; a class without a sample has no mean.
     """
     if not isinstance(head, LinearHead) or head.group is not None:
         raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
     weight = head.weight.detach()
+    if head.loss.predicted_offset(weight) is not None:
+        raise ValueError(f"head must have a loss without an offset of its own, got {type(head.loss).__name__}")
     total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
     count = total.new_zeros(len(weight))
     for values, classes in _pairs(features, target):
@@ -129,11 +132,9 @@ def empirical_offset(
         add_rows(count, classes, count.new_ones(len(classes)))
     if not bool((count > 0).all()):
         raise ValueError(f"target must have a sample of every class, got none of {int((count == 0).nonzero()[0])}")
-    made = LinearHead(head.in_features, head.num_classes, head.loss).to(weight.device, weight.dtype)
-    with torch.no_grad():
-        made.weight.copy_(weight)
-        made.bias.copy_(-0.5 * (total / count[:, None] * weight).sum(1))  # type: ignore[union-attr]
-    return made.train(head.training)
+    made = copy.deepcopy(head)
+    made.bias = nn.Parameter((-0.5 * (total / count[:, None] * weight).sum(1)).to(weight.dtype))
+    return made
 
 
 def _pairs(features: Any, target: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -53,6 +53,9 @@ class LADELoss(Loss):
         return super().forward(input, target) + regularizer
 
 
+Use = Literal["subtract", "regularize", "predict"]
+
+
 class EstimatedOffsetLoss(Loss):
     """CE(z - o) + center_weight |x - c_y|^2 + uniform_weight L_uniform(o), o_k = c_k . w_k / 2.
 
@@ -80,15 +83,13 @@ class EstimatedOffsetLoss(Loss):
         *,
         centers: Literal["wen", "autograd"] = "wen",
         center_rate: float = 0.5,
-        use: Literal["subtract", "regularize", "predict"] = "subtract",
+        use: Use = "subtract",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         if self.reduction != "mean":
             raise ValueError(f"reduction must be 'mean': two terms are the batch's, got {self.reduction!r}")
-        self.use: Literal["subtract", "regularize", "predict"] = checks.choice(
-            "use", use, ("subtract", "regularize", "predict")
-        )
+        self.use: Use = checks.choice("use", use, get_args(Use))
         self.center_weight = checks.number("center_weight", center_weight, 0.0)
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)

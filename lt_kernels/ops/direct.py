@@ -76,7 +76,7 @@ class RowsLoss(torch.autograd.Function):
         wanted, learned, *_ = ctx.needs_input_grad
         saved = ctx.gradient = None
         # A gradient in float16 could underflow before the incoming one scales it up.
-        if (wanted or learned) and logits.dtype is not torch.float16 and _one_pass(logits, terms):
+        if wanted and logits.dtype is not torch.float16 and _one_pass(logits, terms):
             loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
         else:
             loss, saved = rows.loss_op(logits, target, *terms, code)
@@ -92,7 +92,7 @@ class RowsLoss(torch.autograd.Function):
         made = handed_out(ctx, grad)
         if made is not None or grad is None:
             d_offset = None if made is None or not learned else _of_offset(made, ctx.terms)
-            return made if wanted else None, d_offset, None, None, None
+            return made, d_offset, None, None, None
         logits, target, _, _, saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not learned and is_plain(ctx.terms, ctx.code):
             return *differentiable((logits,), logits, target, ctx.terms, ctx.code, grad), None, None, None, None

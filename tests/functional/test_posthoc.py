@@ -163,6 +163,7 @@ def test_empirical_offset_keeps_the_dtype_of_the_head(dtype):
         ({"features": torch.ones(3, 4).long()}, "features"),
         ({"features": [(torch.ones(3, 4), torch.arange(3))]}, "target must be None"),
         ({"head": torch.nn.Linear(4, 3)}, "head must be a LinearHead"),
+        ({"head": LinearHead(4, 3, losses.EstimatedOffsetLoss(3, 4), bias=False)}, "head must have a loss without"),
     ],
 )
 def test_empirical_offset_names_what_is_wrong(change, name):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import published
 import pytest
 import torch
@@ -196,35 +198,15 @@ def test_centers_rest_in_evaluation() -> None:
     assert (centers_of(loss) == start).all()
 
 
-def test_linear_head_passes_features_to_the_estimated_offset() -> None:
-    loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES)
+@pytest.mark.parametrize("use", ["subtract", "regularize", "predict"])
+def test_linear_head_passes_features_to_the_estimated_offset(use: Any) -> None:
+    """The offset is in the prediction, unless it only regularises; and in the loss, if it is subtracted there."""
+    loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, use=use)
     head = heads.LinearHead(FEATURES, CLASSES, loss, bias=False).double().train()
     start, weight = normal(CLASSES, FEATURES, seed=139), normal(CLASSES, FEATURES, seed=140)
     centers_of(loss).copy_(start)
     parameters(head, weight=weight)
     features, target = normal(ROWS, FEATURES, seed=141), classes_of(ROWS, CLASSES, 142)
-    expected = published.estimated_offset(features, weight, target, start)
-    assert_close(head(features), features @ weight.T - (start * weight).sum(1) / 2)
-    assert_close(head(features, target), expected)
-
-
-def test_an_offset_of_the_prediction_is_not_in_the_loss() -> None:
-    loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, use="predict")
-    head = heads.LinearHead(FEATURES, CLASSES, loss, bias=False).double().train()
-    start, weight = normal(CLASSES, FEATURES, seed=139), normal(CLASSES, FEATURES, seed=140)
-    centers_of(loss).copy_(start)
-    parameters(head, weight=weight)
-    features, target = normal(ROWS, FEATURES, seed=141), classes_of(ROWS, CLASSES, 142)
-    assert_close(head(features), features @ weight.T - (start * weight).sum(1) / 2)
-    assert_close(head(features, target), published.estimated_offset(features, weight, target, start, use="predict"))
-
-
-def test_a_regularizing_offset_is_not_in_the_logits() -> None:
-    loss = losses.EstimatedOffsetLoss(CLASSES, FEATURES, use="regularize")
-    head = heads.LinearHead(FEATURES, CLASSES, loss, bias=False).double().train()
-    start, weight = normal(CLASSES, FEATURES, seed=139), normal(CLASSES, FEATURES, seed=140)
-    centers_of(loss).copy_(start)
-    parameters(head, weight=weight)
-    features, target = normal(ROWS, FEATURES, seed=141), classes_of(ROWS, CLASSES, 142)
-    assert_close(head(features), features @ weight.T)
-    assert_close(head(features, target), published.estimated_offset(features, weight, target, start, use="regularize"))
+    offset = 0 if use == "regularize" else (start * weight).sum(1) / 2
+    assert_close(head(features), features @ weight.T - offset)
+    assert_close(head(features, target), published.estimated_offset(features, weight, target, start, use=use))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import accumulate_type, product_type
 from lt_kernels.core.terms import Phi
-from lt_kernels.reference.gram import PAIRS, tiles, upper_tiles
+from lt_kernels.reference.gram import PAIRS, tiles
 
 _REAL = (torch.float32, torch.float64)
 _FLOATING = (*_REAL, torch.bfloat16, torch.float16)
@@ -182,7 +182,8 @@ def _tile(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
 
 
 def _tiles(door: Door, named: dict[str, Any], sizes: dict[str, int]) -> None:
-    most = len(upper_tiles(sizes["C"], named["side"]))
+    parts = -(-sizes["C"] // named["side"])
+    most = parts * (parts + 1) // 2
     for name, low, high in (("end", 0, most), ("begin", 0, named["end"])):
         if not low <= named[name] <= high:
             raise door.error(name, f"be from {low} to {high}", named[name])
