@@ -13,6 +13,7 @@ from lt_kernels.train.errors import ConfigError
 
 MOST = 2**63 - 1  # what torch takes for a seed or a size
 THREADS = 4096
+POLY_POWER = 0.9  # what segmentation networks are trained with (Chen et al., 2018)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,10 @@ class TrainConfig:
 
     Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
-    linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on. `sampler` is a name of
-    `data.samplers.make_order`, `augment` one of AUGMENTATIONS, `augment_views` the one of the views after the
-    first (where a method has several); `record` keeps what the analyses draw over the epochs.
+    linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on; `poly_power` is the
+    exponent of the schedule poly. `sampler` is a name of `data.samplers.make_order`, `augment` one of AUGMENTATIONS,
+    `augment_views` the one of the views after the first (where a method has several); `record` keeps what the analyses
+    draw over the epochs.
     `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
     `threads` 0 leaves torch's own number of threads.
     """
@@ -46,6 +48,7 @@ class TrainConfig:
     schedule: str = "cosine"
     milestones: tuple[int, ...] = ()
     gammas: tuple[float, ...] = ()
+    poly_power: float = POLY_POWER
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     sampler: str = "instance"
@@ -190,9 +193,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "weight_decay": _number(0),
     "nesterov": _flag,
     "warmup_epochs": _integer(0),
-    "schedule": _choice("cosine", "step", "constant"),
+    "schedule": _choice("cosine", "step", "constant", "poly"),
     "milestones": _several(_integer(0), "a list of epochs"),
     "gammas": _several(_number(0), "a list of factors"),
+    "poly_power": _number(0, open_low=True),
     "mixup_alpha": _number(0),
     "cutmix_alpha": _number(0),
     "sampler": _choice(*SAMPLERS),
@@ -220,6 +224,8 @@ def _check_steps(config: TrainConfig) -> None:
         raise _reject("milestones", list(config.milestones), "increasing")
     if (config.schedule == "step") != bool(config.milestones):
         raise _reject("milestones", list(config.milestones), "given with schedule: step, and only then")
+    if config.schedule != "poly" and config.poly_power != POLY_POWER:
+        raise _reject("poly_power", config.poly_power, "given with schedule: poly, and only then")
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError:

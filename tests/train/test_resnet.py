@@ -36,6 +36,20 @@ def test_networks_for_photographs_have_the_published_sizes(name):
     assert network.out_features == features
 
 
+def test_resnext_152_has_the_blocks_of_resnet_152_in_32_groups_of_4_channels():
+    with torch.device("meta"):
+        network = resnet.resnext152()
+    size, before = 3 * 64 * 7 * 7 + 2 * 64, 64
+    for stage, blocks in enumerate((3, 8, 36, 3)):
+        inner, after = 32 * 4 * 2**stage, 256 * 2**stage
+        size += before * after + 2 * after  # the shortcut of the first block
+        for _ in range(blocks):
+            size += before * inner + 32 * 9 * (inner // 32) ** 2 + inner * after + 2 * (2 * inner + after)
+            before = after
+    assert parameters(network) == size
+    assert network.out_features == 2048
+
+
 def test_resnet_10_has_ten_layers():
     network = resnet.resnet10()
     assert network.out_features == 512

@@ -44,7 +44,7 @@ BAD_SETTINGS = [
     ({"imbalance": 0.5}, r"imbalance must be .*or left out, got 0\.5"),
     ({"nesterov": "yes"}, r"nesterov must be true or false, got 'yes'"),
     ({"nesterov": True, "momentum": 0}, r"nesterov must be false where momentum is 0, got True"),
-    ({"schedule": "linear"}, r"schedule must be one of cosine, step, constant, got 'linear'"),
+    ({"schedule": "linear"}, r"schedule must be one of cosine, step, constant, poly, got 'linear'"),
     ({"schedule": "step"}, r"milestones must be given with schedule: step, and only then, got \[\]"),
     ({"milestones": [1], "gammas": [0.1]}, r"milestones must be given with schedule: step"),
     ({"schedule": "step", "milestones": [2, 1], "gammas": [0.1, 0.1]}, r"milestones must be increasing"),

@@ -170,6 +170,7 @@ NETWORKS: dict[str, tuple[str, Maker]] = {
     "resnet50": ("image", _of_channels(resnet.resnet50)),
     "resnet152": ("image", _of_channels(resnet.resnet152)),
     "resnext50": ("image", _of_channels(resnet.resnext50)),
+    "resnext152": ("image", _of_channels(resnet.resnext152)),
     "resnext101": ("image", _of_channels(resnet.resnext101)),
     "words": ("words", _words),
     "unet": ("scene", _of_channels(UNet)),

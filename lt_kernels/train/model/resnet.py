@@ -166,6 +166,11 @@ def resnext50(in_channels: int = 3, **options: Any) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), in_channels, groups=32, per_group=4, **options)
 
 
+def resnext152(in_channels: int = 3, **options: Any) -> ResNet:
+    """152 layers with 32 groups of 4 channels, 2,048 features (Xie et al., 2017)."""
+    return ResNet(Bottleneck, (3, 8, 36, 3), in_channels, groups=32, per_group=4, **options)
+
+
 def resnext101(in_channels: int = 3, **options: Any) -> ResNet:
     """101 layers with 32 groups of 8 channels, 2,048 features (Xie et al., 2017): a teacher."""
     return ResNet(Bottleneck, (3, 4, 23, 3), in_channels, groups=32, per_group=8, **options)
