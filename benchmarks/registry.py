@@ -206,7 +206,7 @@ NAMED: dict[str, Named] = {
         eager.EstimatedOffset,
         published.estimated_offset,
         lambda n, **regularisers: {},  # its offset comes from the class centres
-        (r"$-\frac12 \mu_c \cdot w_c$", "-", "-", "-", "-", "estimated offset, 2023"),
+        (r"$-\frac12 \mu_c \cdot w_c$", "-", "-", "-", "-", "Kim, Hong and Kim"),
         {
             "center_weight": (1.0, 0.1),
             "uniform_weight": (1.0, 0.5, 0.0),

@@ -104,7 +104,7 @@ def empirical_offset(
     """A head with logits w_c . x - m_c . w_c / 2, m_c the mean training feature of class c; no prior, no training.
 
     The bias that the head was trained with is replaced. If the features of every class have the identity as covariance
-    and w_c as mean, this is the classifier of a balanced world (estimated offset, 2023, section 2.2). Training with the
+    and w_c as mean, this is the classifier of a balanced world (Kim, Hong and Kim, section 2.2). Training with the
     offset is something else: cross-entropy then fits the class weights around it.
 
     Args:

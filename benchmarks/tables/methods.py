@@ -34,6 +34,7 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "arb": (r"$b = \log p$: equal to bs", (_LOSSES, "test_published_selfcheck")),
     "arb-batch": (r"$b = \log N_c$ of the batch, $-\infty$ where absent", (_LOSSES,)),
     "lade": (r"$b = \log p$, plus $\alpha$ LADER", (_LADE, _LOSSES)),
+    "zero-offset": (r"ce, its logits without a bias", (_LOSSES, _STAGES)),
     "estimated-offset": (r"$b = -\frac12 \mu \cdot w$, plus centre loss and uniform constraint", (_HEADS,)),
     "estimated-offset-no-uc": (r"the same without the constraint", (_HEADS,)),
     "estimated-offset-predict": (r"$b = -\frac12 \mu \cdot w$ in prediction alone, with learned centres", (_HEADS,)),

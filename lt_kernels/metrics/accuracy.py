@@ -87,7 +87,7 @@ def group_accuracy(
     """Mean accuracy of the classes with many, a medium number of and few training samples, and of "all".
 
     "standard" (Liu et al., 2019; Kang et al., 2020): many n > 100, medium 20..100, few n < 20, that is, a class on a
-    threshold is medium. "ncl" (Li et al., 2022): many n >= 100, few n <= 20. "strict" (estimated offset, 2023): as
+    threshold is medium. "ncl" (Li et al., 2022): many n >= 100, few n <= 20. "strict" (Kim, Hong and Kim): as
     "standard", but a class with exactly `few` is in no group. per_class, class_counts: [C]; with `test_counts` [C], the
     classes weigh as many as they have test samples (accuracy pooled over samples, as "ncl" reports it; on a balanced
     test set the same). `groups`, names with class indices (a range, sequence or tensor), takes the place of the counts,

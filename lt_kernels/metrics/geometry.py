@@ -155,7 +155,7 @@ def empirical_offsets(features: Tensor, target: Tensor, linear_weight: Tensor) -
     """o_c = m_c.w_c / 2, m_c the mean of class c's features: float64 [C], NaN for a class without samples.
 
     features: [N, d]; target: class indices [N]; linear_weight: [C, d]. The logits that go with it are w_c.x - o_c.
-    Errors: TypeError or ValueError naming the argument (estimated offset, 2023).
+    Errors: TypeError or ValueError naming the argument (Kim, Hong and Kim).
     """
     values, weight = matrix("features", features), rows("linear_weight", linear_weight)
     columns("linear_weight", weight, "features", values)
@@ -165,7 +165,7 @@ def empirical_offsets(features: Tensor, target: Tensor, linear_weight: Tensor) -
 def estimated_offsets(centers: Tensor, linear_weight: Tensor) -> Tensor:
     """o_c = c_c.w_c / 2 of the learned class centres and weights, both [C, d]: float64 [C].
 
-    Errors: TypeError or ValueError naming the argument (estimated offset, 2023).
+    Errors: TypeError or ValueError naming the argument (Kim, Hong and Kim).
     """
     centre, weight = rows("centers", centers), rows("linear_weight", linear_weight)
     if weight.shape != centre.shape:

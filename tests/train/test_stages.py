@@ -183,6 +183,17 @@ def test_the_empirical_offset_replaces_the_bias_after_the_last_epoch(tmp_path: P
     assert result["accuracy"] != plain["accuracy"]
 
 
+def test_the_zero_offset_is_cross_entropy_without_a_bias() -> None:
+    config = config_of("zero-offset")
+    data = build.load_data(config)
+    head = build.build_module(config, data).head
+    assert [name for name, _ in head.named_parameters()] == ["weight"]
+    features, target = torch.randn(12, head.in_features), torch.arange(12) % data.num_classes
+    logits = features.double() @ head.weight.detach().double().T
+    exact = (logits.exp().sum(1).log() - logits.gather(1, target[:, None])[:, 0]).mean()
+    assert_close(head(features, target).detach().double(), exact, torch.float32)
+
+
 def test_unit_rows_before_every_step(tmp_path: Path) -> None:
     config = config_of("wvn-rs")
     module = build.build_module(config, build.load_data(config))

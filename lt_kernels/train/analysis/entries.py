@@ -65,7 +65,7 @@ ENTRIES = (
     Entry(
         "offsets",
         "Offsets",
-        "Half the product of class mean and class weight: a level curve favours no class (estimated offset, 2023).",
+        "Half the product of class mean and class weight: a level curve favours no class (Kim, Hong and Kim).",
         classes.offsets,
         lambda runs: tables.by_class(runs, lambda a: {f"of {name}": a.offsets[name] for name in a.offsets}),
     ),
@@ -110,8 +110,8 @@ ENTRIES = (
     Entry(
         "logit_means",
         "Mean logits by class",
-        "With all other logits at 0, a class needs a logit of about log C for a probability of one half (estimated "
-        "offset, 2023).",
+        "With all other logits at 0, a class needs a logit of about log C for a probability of one half (Kim, Hong "
+        "and Kim).",
         classes.logit_means,
         lambda runs: tables.by_class(runs, lambda a: {**a.logit_means, "log_classes": 0 * a.counts + a.log_classes}),
     ),

@@ -29,6 +29,7 @@ _LDAM = {"max_margin": 0.5, "scale": 30.0}
 _OFFSET = {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5, "use": "subtract"}
 _SMOOTHING = {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"}
 _ARB, _KANG, _DBM_PAPER = "ARB-Loss, 2022", "Kang et al., 2020", "DBM, 2025"
+_KIM = "Kim, Hong and Kim"
 
 
 def _batch_counts(setting: Setting, options: Options) -> nn.Module:
@@ -37,6 +38,7 @@ def _batch_counts(setting: Setting, options: Options) -> nn.Module:
 
 PLAIN: dict[str, Method] = {
     "ce": Method("cross-entropy", _CE, source="Bridle, 1990"),
+    "zero-offset": Method("cross-entropy without a bias", _CE, source=_KIM, bias=False),
     "focal": Method("focal loss", _plain("FocalLoss"), {"gamma": 2.0}, "Lin et al., 2017"),
     "cb": Method(
         "class-balanced weights",
@@ -55,14 +57,12 @@ PLAIN: dict[str, Method] = {
         "Hong et al., 2021",
         mixup=False,
     ),
-    "estimated-offset": Method(
-        "estimated offset", _estimated_offset, _OFFSET, "estimated offset, 2023", bias=False, mixup=False
-    ),
+    "estimated-offset": Method("estimated offset", _estimated_offset, _OFFSET, _KIM, bias=False, mixup=False),
     "estimated-offset-no-uc": Method(
         "estimated offset without the uniform constraint",
         _estimated_offset,
         {**_OFFSET, "uniform_weight": 0.0},
-        "estimated offset, 2023",
+        _KIM,
         bias=False,
         mixup=False,
     ),
@@ -70,7 +70,7 @@ PLAIN: dict[str, Method] = {
         "uniform constraint on the estimated offset, which is not subtracted",
         _estimated_offset,
         {**_OFFSET, "use": "regularize"},
-        "estimated offset, 2023",
+        _KIM,
         bias=False,
         mixup=False,
     ),
@@ -78,7 +78,7 @@ PLAIN: dict[str, Method] = {
         "cross-entropy, the offset of class centres learned beside it subtracted in prediction alone",
         _estimated_offset,
         {**_OFFSET, "center_weight": 0.0, "use": "predict"},
-        "estimated offset, 2023",
+        _KIM,
         bias=False,
         mixup=False,
     ),
@@ -141,7 +141,7 @@ AFTERWARDS: dict[str, Method] = {
     "empirical-offset": Method(
         "cross-entropy, the bias replaced by the offset of the mean training features after training",
         _CE,
-        source="estimated offset, 2023",
+        source=_KIM,
         closing=stages.with_empirical_offset,
     ),
     "tau-norm": Method(

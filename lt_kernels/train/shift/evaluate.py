@@ -24,7 +24,17 @@ Holds = Literal["source", "uniform", "root", "weighted", "cosines", "nothing"]
 Cosines = Literal["leave", "scale"]
 
 # Which class prior a model's logits hold, by what it was trained with: they estimate log p(x | c) + log of that prior.
-SOURCE = ("ce", "focal", "las", "ce-mixup", "ce-cutmix", "estimated-offset", "estimated-offset-no-uc", "uniform-offset")
+SOURCE = (
+    "ce",
+    "zero-offset",
+    "focal",
+    "las",
+    "ce-mixup",
+    "ce-cutmix",
+    "estimated-offset",
+    "estimated-offset-no-uc",
+    "uniform-offset",
+)
 COMPENSATED = (
     "bs",
     "la",

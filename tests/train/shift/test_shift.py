@@ -98,7 +98,7 @@ def test_a_test_set_too_small_and_pixels_are_refused() -> None:
 
 KINDS = {"ce": "source", "focal-lwr": "source", "bs": "uniform", "arb-batch": "uniform", "lade": "uniform"}
 KINDS |= {"cb": "weighted", "ce-sqrt": "root", "crt": "uniform", "ldam": "cosines", "dbm-bs-lwr": "cosines"}
-KINDS |= {"tau-norm": "nothing", "pc-softmax": "uniform", "sphereface": "nothing"}
+KINDS |= {"zero-offset": "source", "tau-norm": "nothing", "pc-softmax": "uniform", "sphereface": "nothing"}
 
 
 def test_what_logits_hold_is_said_of_every_method() -> None:
