@@ -179,9 +179,7 @@ def _add_planar(commands: Any) -> None:
     planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr")
     planar.add_argument("--config", metavar="FILE", help="settings (default: recipes/NAME.yaml)")
     planar.add_argument("--out", metavar="FOLDER", help="where the files go (default: runs/NAME-planar)")
-    planar.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
-    )
+    _add_changes(planar)
     planar.set_defaults(run=_planar)
 
 
@@ -194,14 +192,15 @@ def _add_shift(commands: Any) -> None:
     )
     shift.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of comparisons")
     shift.add_argument("--data", metavar="NAME", help="instead of folders: a data set such as digits-lt")
-    shift.add_argument("--methods", metavar="A,B,...", help="with --data: such as ce,pc-softmax,bs,lade")
+    shift.add_argument("--config", metavar="FILE", help="settings of all runs (default: recipes/NAME.yaml)")
+    shift.add_argument(
+        "--methods", metavar="A,B,...", help="with --data or --config: such as ce,pc-softmax,bs,lade, or variants"
+    )
     shift.add_argument("--seeds", type=int, default=3, metavar="N", help="with --data: seeds 0 to N - 1 (default 3)")
     shift.add_argument(
         "--from", metavar="FOLDER", dest="source", help="with --data: where the runs are kept (default: runs/NAME)"
     )
-    shift.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
-    )
+    _add_changes(shift)
     shift.add_argument(
         "--most", type=int, metavar="N", help="test samples of the largest class (default: as many as each class has)"
     )
@@ -217,10 +216,14 @@ def _add_shift(commands: Any) -> None:
     shift.set_defaults(run=_shift)
 
 
-def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
+def _add_changes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
     )
+
+
+def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
+    _add_changes(command)
     command.add_argument("--resume", action="store_true", help=resume)
     command.add_argument("--quiet", action="store_true", help="no progress, only the result")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from lt_kernels import cli
 from lt_kernels.system import storage
 from tests.injection.nursery import ROOT
-from tests.injection.runs import left_over, recipe
+from tests.injection.runs import bits, left_over, recipe, same
 
 COMPARE = ["compare", "--data", "digits-lt", "--seeds", "1", "--epochs", "1", "--quiet", "--jobs", "1"]
 
@@ -54,6 +55,62 @@ def test_a_run_that_failed_later_does_not_block_the_corrected_one(
     assert train(quick, tmp_path / "run") == 0, "without --resume, and with another lr"
     assert left_over(tmp_path / "run") == []
     assert train(quick, tmp_path / "run") == 2, "a finished one is kept"
+
+
+def fails_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lt_kernels.train.model.classifier import Classifier
+
+    usual = Classifier.apply_epoch
+
+    def apply_epoch(self: Classifier, epoch: int) -> None:
+        if epoch == 1:
+            raise ValueError("this option cannot be used")
+        usual(self, epoch)
+
+    monkeypatch.setattr(Classifier, "apply_epoch", apply_epoch)
+
+
+def test_a_run_that_failed_after_a_checkpoint_does_not_block_other_settings(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its checkpoint would lead to the same error again; a run of the same settings may still go on from it."""
+    run, two = tmp_path / "run", ["--set", "epochs=2"]
+    with monkeypatch.context() as broken:
+        fails_in_the_second_epoch(broken)
+        with pytest.raises(ValueError, match="cannot be used"):
+            train(quick, run, *two)
+    assert (run / "failed.txt").read_text() == "ValueError: this option cannot be used\n"
+    before = (run / "last.ckpt").read_bytes()
+    assert train(quick, run, *two) == 2
+    assert "continue it with --resume" in capsys.readouterr().err
+    assert (run / "last.ckpt").read_bytes() == before
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    assert train(quick, again, "--resume", *two) == 0
+    assert train(quick, run, *two, "--set", "lr=0.02") == 0
+    assert train(quick, tmp_path / "anew", *two, "--set", "lr=0.02") == 0
+    assert same(bits(run), bits(tmp_path / "anew"))
+    assert not any((folder / "failed.txt").exists() for folder in (run, again))
+    assert train(quick, run, *two) == 2, "a finished one is kept"
+
+
+def test_a_comparison_goes_on_with_a_method_mended_that_failed_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*COMPARE, "--methods", "la", "--set", "epochs=2", "--set", "checkpoint_epochs=1"]
+    words += ["--out", str(tmp_path / "out")]
+    with monkeypatch.context() as broken:
+        fails_in_the_second_epoch(broken)
+        with pytest.raises(ValueError, match="cannot be used"):
+            cli.main(words)
+    assert cli.main([*words, "--resume", "--set", "methods.la.tau=0.5"]) == 0
+
+
+def test_a_sampler_that_scenes_cannot_have_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--config", str(ROOT / "recipes" / "digit-scenes.yaml"), "--set", "sampler=class"]
+    assert cli.main([*words, "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "sampler must be instance for digit-scenes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_comparison_that_failed_does_not_block_the_corrected_one(

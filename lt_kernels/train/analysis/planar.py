@@ -31,7 +31,7 @@ from lt_kernels.train.output import figures
 from lt_kernels.train.run.build import effective, load_data
 from lt_kernels.train.run.checkpoint import random_states, restore_random_states
 from lt_kernels.train.run.logs import EpochLog
-from lt_kernels.train.run.training import deterministic, fit
+from lt_kernels.train.run.training import deterministic, fit, order_of
 
 CELLS = 400  # of the regions' grid, on a side
 HIDDEN = 128
@@ -83,7 +83,8 @@ def train_planar(config: TrainConfig) -> Plane:
     try:
         with deterministic(), tempfile.TemporaryDirectory() as folder:
             module = _module(config, data)
-            fit(config, module, EpochLog(Path(folder), data, config.epochs), Path(folder), None)
+            log = EpochLog(Path(folder), data, config.epochs)
+            fit(config, module, log, order_of(module, data), Path(folder), None)
     finally:
         restore_random_states(before)
         torch.set_num_threads(threads)

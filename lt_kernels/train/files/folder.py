@@ -12,7 +12,7 @@ from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.train import require
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed
-from lt_kernels.train.files import COMPARISON, CONFIG, KEPT, OWN, RESULT
+from lt_kernels.train.files import COMPARISON, CONFIG, FAILED, KEPT, LAST, OWN, RESULT
 from lt_kernels.train.files.results import checked_result
 from lt_kernels.train.recipes import read_config, read_settings
 
@@ -30,7 +30,8 @@ def write_config(config: TrainConfig, path: str | Path) -> None:
 def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
     """Check that a folder is free for a run, or holds a part of the same run; nothing is written.
 
-    A run that kept nothing, because it failed or was ended before its first checkpoint, leaves its folder free.
+    A run that kept nothing, because it failed or was ended before its first checkpoint, leaves its folder free. One
+    that failed later leaves it free for other settings: with its own it would fail again at the same step.
     Errors: ConfigError naming --out (a run is there, and it is not to be resumed, or files that are no run's) or the
     setting that differs from that run's.
     """
@@ -48,11 +49,39 @@ def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
         if storage.read_regular(stored, 2**20).decode("utf-8", "replace") != config_text(before):
             raise ConfigError(f"--out {str(folder)!r} holds a {CONFIG} that is no run's: choose another folder")
         return
+    if _failed(folder) and before != config:
+        return
     if not resume:
         raise ConfigError(
             f"--out {str(folder)!r} holds a run already: continue it with --resume, or choose another folder"
         )
     same_settings(config, before, stored)
+
+
+def _failed(folder: Path) -> bool:
+    return (folder / FAILED).exists() and not (folder / RESULT).exists()
+
+
+def begin_run(config: TrainConfig, folder: Path) -> None:
+    """Write the config of a run that `prepare_run` let pass; what a failed run of other settings kept is removed."""
+    if _failed(folder):
+        if read_config(folder / CONFIG) != config:
+            (folder / LAST).unlink(missing_ok=True)
+        (folder / FAILED).unlink()
+    write_config(config, folder / CONFIG)
+
+
+@contextlib.contextmanager
+def noting_failure(folder: Path) -> Iterator[None]:
+    """Have a run that ends by an error of its own, and not from outside, leave the reason in its folder."""
+    try:
+        yield
+    except (Interrupted, OSError):
+        raise
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            storage.write_whole(folder / FAILED, f"{type(error).__name__}: {error}\n")
+        raise
 
 
 def same_settings(config: TrainConfig, before: TrainConfig, stored: Path, what: str = "--resume") -> None:

@@ -22,8 +22,8 @@ from lt_kernels.system import interrupts
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.files import CONFIG, LAST, RESULT
-from lt_kernels.train.files.folder import claimed, prepare_run, read_result, write_config
+from lt_kernels.train.files import LAST, RESULT
+from lt_kernels.train.files.folder import begin_run, claimed, noting_failure, prepare_run, read_result
 from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.model import readings
 from lt_kernels.train.model.classifier import Classifier, predict
@@ -58,20 +58,24 @@ def train_run(
             data = load_data(config)
             module = build_module(config, data)
             add_teacher(module, data)
-            write_config(config, folder / CONFIG)  # not before the settings are known to be good
+            order = order_of(module, data)
+            begin_run(config, folder)  # not before the settings are known to be good
             log = EpochLog(folder, data, config.validate_every)
-            fit(config, module, log, folder, console)
-            result = summarize(config, module, data, log)
+            with noting_failure(folder):
+                fit(config, module, log, order, folder, console)
+                result = summarize(config, module, data, log)
         write_whole(folder / RESULT, json.dumps(result, indent=1))
     return result
 
 
-def fit(config: TrainConfig, module: Classifier, log: EpochLog, folder: Path, console: Console | None) -> None:
+def fit(
+    config: TrainConfig, module: Classifier, log: EpochLog, order: Order, folder: Path, console: Console | None
+) -> None:
     """Train to the last epoch, from `last.ckpt` where there is one."""
     bar = [EpochBar(log, console)] if console is not None else []
     recorder = [ComponentLog(folder, log.data)] if config.record else []
     saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps)
-    loader = ResumableLoader(log.data.train, config.batch_size, order=order_of(module, log.data))
+    loader = ResumableLoader(log.data.train, config.batch_size, order=order)
     last = folder / LAST
     with quiet_trainer():
         trainer = Trainer(

@@ -11,6 +11,7 @@ from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.commands import named_methods
 from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
+from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
 from lt_kernels.train.files.folder import claimed, hinting, recorded
@@ -22,8 +23,12 @@ from lt_kernels.train.shift.report import write_shift
 
 def shift(arguments: argparse.Namespace) -> int:
     """Evaluate runs, trained first where they are not there, on the shifted test sets; print and write the table."""
+    if arguments.config and not arguments.data:
+        arguments.data = make_config(read_settings(arguments.config)).data
     if bool(arguments.runs) == bool(arguments.data):
-        raise ConfigError("shift must be given either folders of runs or --data with --methods, got both or neither")
+        raise ConfigError(
+            "shift must be given either folders of runs, or --data or --config with --methods, got both or neither"
+        )
     out, shown = Path(arguments.out) if arguments.out else _beside(arguments), Screen()
     with hinting("the same command goes on"):
         folders = run_folders(arguments.runs) if arguments.runs else trained(arguments)
@@ -64,7 +69,7 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
     if not arguments.methods:
         raise ConfigError("--methods must name what to compare, got none")
     folder = _source(arguments)
-    settings = apply_overrides(settings_of(folder, arguments.data), arguments.changes)
+    settings = apply_overrides(settings_of(folder, arguments.data, arguments.config), arguments.changes)
     methods = named_methods(arguments.methods, settings)
     cores = available_cores()
     if arguments.jobs is not None and arguments.jobs < 1:
@@ -79,8 +84,10 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
     return [job.folder for job in jobs]
 
 
-def settings_of(folder: Path, data: str) -> dict[str, Any]:
-    """The settings of the comparison that the folder holds, or the data set's recipe."""
+def settings_of(folder: Path, data: str, config: str | None) -> dict[str, Any]:
+    """The settings in the file `config`, else of the comparison that the folder holds, else the data set's recipe."""
+    if config is not None:
+        return {**read_settings(config), "data": data}
     if not (folder / COMPARISON).exists():
         return read_settings(find_recipe(data))
     settings, _ = recorded(folder)

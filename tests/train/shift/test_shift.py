@@ -30,6 +30,7 @@ from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.shift.evaluate import SCALED, held_prior, logits_hold, predict_shifted
 
+ROOT = Path(__file__).resolve().parents[3]
 DIGITS = [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
 METHODS = ["ce", "la", "ldam"]
 WORDS = ["shift", "--data", "digits-lt", "--seeds", "2", "--jobs", "1", "--quiet"]
@@ -232,7 +233,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 BAD_WORDS = [
-    (["shift"], r"either folders of runs or --data"),
+    (["shift"], r"either folders of runs, or --data or --config"),
+    (["shift", "runs", "--config", str(ROOT / "recipes" / "digits-lt.yaml")], r"either folders of runs, or --data"),
+    (["shift", "--config", "none.yaml", "--methods", "bs"], r"none\.yaml"),
     (["shift", "--data", "digits-lt"], r"--methods must name"),
     (["shift", "--data", "digits-lt", "--methods", "bss"], r"did you mean 'bs'"),
     (["shift", "--data", "digits-lt", "--methods", "bs", "--jobs", "0"], r"--jobs must be at least 1, got 0"),
@@ -249,6 +252,21 @@ def test_bad_arguments_are_named(
     assert cli.main(words) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_settings_may_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "base: digits-lt.yaml\nepochs: 1\nwarmup_epochs: 0\nimbalance: 10\nvariants: {soft: {method: la, tau: 0.5}}\n"
+    )
+    words = ["shift", "--config", str(recipe), "--methods", "ce,variants", "--seeds", "1", "--jobs", "1", "--quiet"]
+    assert cli.main([*words, "--set", "lr=0.05", "--from", str(tmp_path / "runs")]) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"ce", "soft", "shift", "comparison.yaml"}
+    config = load_run(tmp_path / "runs" / "soft" / "seed-0")[0]
+    assert (config.lr, config.imbalance, config.epochs, config.method_options) == (0.05, 10, 1, {"tau": 0.5})
+    again = [*words, "--set", "lr=0.06", "--from", str(tmp_path / "runs")]
+    assert cli.main(again) == 2, "the file's settings, not those of the comparison in the folder"
+    assert "lr must be 0.05" in capsys.readouterr().err
 
 
 def test_another_data_set_and_other_settings_are_refused(
