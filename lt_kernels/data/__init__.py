@@ -3,6 +3,7 @@
 from lt_kernels.data import cifar, digits, folders, images, scenes, words
 from lt_kernels.data.base import READERS, LongTailedData, load
 from lt_kernels.data.loader import ResumableLoader
+from lt_kernels.data.validation import validation_split
 
 __all__ = [
     "READERS",
@@ -14,5 +15,6 @@ __all__ = [
     "images",
     "load",
     "scenes",
+    "validation_split",
     "words",
 ]

@@ -172,6 +172,11 @@ class ImageList:
         self._ahead = _NONE
         return self._end(ahead)
 
+    def subset(self, index: Tensor, crop: int | None = None) -> ImageList:
+        """The pictures of some rows, int64 [M], still in their files; `crop` None leaves their size as it is."""
+        files = [self.files[row] for row in index.tolist()]
+        return ImageList(files, self.root, self.resize, self.crop if crop is None else crop, self.threads)
+
     def prefetch(self, index: Tensor) -> None:
         """Begin to decode some rows, int64 [M]: an `index_select` of the same rows then has less to wait for."""
         self._leave(self._ahead)

@@ -13,7 +13,7 @@ from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
-from lt_kernels.train.compare.tables import rich_table
+from lt_kernels.train.compare.tables import evaluated_on, rich_table
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, LAST
@@ -106,7 +106,7 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
             summaries = write_report(jobs, results, folder, text, workers)
     shown = Screen()
     print_table(
-        shown, rich_table(summaries, f"{arguments.data}, accuracy on the balanced test set [%]", shown.encoding)
+        shown, rich_table(summaries, f"{arguments.data}, accuracy on {evaluated_on(settings)} [%]", shown.encoding)
     )
     print(f"report: {folder / 'report.html'}")
     return 0

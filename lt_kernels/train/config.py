@@ -26,7 +26,9 @@ class TrainConfig:
     exponent of the schedule poly. `sampler` is a name of `data.samplers.make_order`, `augment` one of AUGMENTATIONS,
     `augment_views` the one of the views after the first (where a method has several); `record` keeps what the analyses
     draw over the epochs.
-    `validate_every` and `checkpoint_epochs` are in epochs, `checkpoint_steps` in steps within an epoch (0: none);
+    `validation` above 0 puts so many training samples of each class, drawn with `seed`, in the place of the test set,
+    to choose settings on (`data.validation_split`). `validate_every` and `checkpoint_epochs` are in epochs,
+    `checkpoint_steps` in steps within an epoch (0: none);
     `threads` 0 leaves torch's own number of threads.
     """
 
@@ -57,6 +59,7 @@ class TrainConfig:
     record: bool = False
     precision: str = "32"
     seed: int = 0
+    validation: int = 0
     validate_every: int = 1
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
@@ -205,6 +208,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "record": _flag,
     "precision": _choice("32", "bf16"),
     "seed": _integer(0),
+    "validation": _integer(0),
     "validate_every": _integer(1),
     "checkpoint_epochs": _integer(1),
     "checkpoint_steps": _integer(0),

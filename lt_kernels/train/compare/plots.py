@@ -56,7 +56,7 @@ def _mean_curve(runs: Sequence[Sequence[Mapping[str, float]]], name: str) -> tup
 
 
 def training_curves(rows: Rows) -> bytes:
-    """Training loss and balanced test accuracy against the epoch, mean over seeds."""
+    """Training loss and mean class accuracy against the epoch, mean over seeds."""
     figure, (left, right) = canvas(12, 4.4, panels=2)
     styles = method_styles(list(rows))
     for method, runs in rows.items():
@@ -73,7 +73,7 @@ def training_curves(rows: Rows) -> bytes:
         left.set_yscale("symlog", linthresh=0.01)
         left.set_ylabel("loss per sample, without regularizer\n[nats, log scale, linear below 0.01]")
     left.set_title("Training loss (each method its own: compare shapes, not heights)", fontsize=10)
-    right.set_title("Mean class accuracy on the test set", fontsize=10)
+    right.set_title("Mean class accuracy", fontsize=10)
     right.set_ylabel("accuracy [%]")
     for axis in (left, right):
         axis.set_xlabel("epoch")

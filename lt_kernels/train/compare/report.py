@@ -60,9 +60,11 @@ def _finding(summaries: Sequence[Summary]) -> str:
 
 
 def _facts(about: Mapping[str, Any]) -> str:
+    part = "test" if "test_samples" in about else "validation"
     return (
         "{data}: {classes} classes with {class_counts} training {counted} each, {training_samples} training and "
-        "{test_samples} test samples. Network {network}, {epochs} epochs. All methods have the same network, optimizer "
+        f"{about[f'{part}_samples']} {part} samples. "
+        "Network {network}, {epochs} epochs. All methods have the same network, optimizer "
         "and split, and for a seed the same initial network and, unless the method draws its own, order of samples; "
         "seeds change the last two. "
         "Accuracies are those after the last epoch. Run on {device}, torch {torch}, {threads_a_run} thread(s) a run, "
@@ -94,7 +96,7 @@ def render(
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{html.escape(title)}</title>",
         f"<style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_facts(about))}</p><p><b>{html.escape(_finding(summaries))}</b></p>",
-        "<h2>Accuracy on the balanced test set, in percent</h2>",
+        f"<h2>Accuracy on {tables.evaluated_on(next(iter(results.values()))[0]['config'])}, in percent</h2>",
         html_table(headings(names), lines, marked),
         _reading(summaries, str(about["grouped"])),
         *_pairs(paired(results)),

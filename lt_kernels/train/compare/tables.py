@@ -154,6 +154,11 @@ def classes_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return csv_text(rows)
 
 
+def evaluated_on(config: Mapping[str, Any]) -> str:
+    """What a run's accuracies are of."""
+    return "validation samples" if config.get("validation") else "the balanced test set"
+
+
 def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | int]:
     """Where and with what a comparison was made: what its table must say when it leaves the machine."""
     config, counts = result["config"], result["class_counts"]
@@ -165,7 +170,7 @@ def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | i
         "counted": units["counts"],
         "grouped": units["groups"],
         "training_samples": result["samples"]["train"],
-        "test_samples": result["samples"]["test"],
+        f"{'validation' if config.get('validation') else 'test'}_samples": result["samples"]["test"],
         "network": config["network"],
         "epochs": config["epochs"],
         "seeds": seeds,

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from lt_kernels.data import LongTailedData, load
+from lt_kernels.data import LongTailedData, load, validation_split
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method, run_options
@@ -18,12 +18,16 @@ from lt_kernels.train.run import checks
 
 
 def load_data(config: TrainConfig) -> LongTailedData:
-    """The data set of a config; `data_options` may name its seed."""
+    """The data set of a config, or the part of its training set that is held out and what is left; `data_options` may
+    name the seed of the data.
+    """
     try:
-        return load(config.data, config.imbalance, **config.data_options)
+        data = load(config.data, config.imbalance, **config.data_options)
+        return validation_split(data, config.validation, config.seed) if config.validation else data
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}: {error}"
+            f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}, validation "
+            f"{config.validation}: {error}"
         ) from error
 
 

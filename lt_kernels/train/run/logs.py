@@ -25,7 +25,7 @@ class EpochLog(Callback):
 
     Row: epochs done, steps done, the last learning rate, the means over the epoch's samples of the loss and of the
     regularizer (with its strength), seconds of training, and on every `every`-th epoch and the last one the
-    accuracies of the balanced test set in percent.
+    accuracies of the balanced test set, or of what is held out for validation, in percent.
     """
 
     def __init__(self, folder: Path, data: LongTailedData, every: int) -> None:
