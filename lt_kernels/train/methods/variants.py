@@ -1,4 +1,4 @@
-"""Variants: a method with some of its options changed, under a name of its own, as an ablation compares them."""
+"""Variants: a method with options or settings of its training changed, under a name of its own, for ablations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,30 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method, method_names, method_options
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 
+# What a variant may change beside the options of its method: how it is trained, but not on what.
+TRAINING = (
+    "network_options",
+    "epochs",
+    "batch_size",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "nesterov",
+    "warmup_epochs",
+    "schedule",
+    "milestones",
+    "gammas",
+    "poly_power",
+    "mixup_alpha",
+    "cutmix_alpha",
+    "sampler",
+    "augment",
+    "augment_views",
+)
+
 
 def variants_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The recipe's variants by name: {method: NAME, and options of it}.
+    """The recipe's variants by name: {method: NAME, and options of it or settings of TRAINING}.
 
     Errors: ConfigError for a name that no folder can have or that a method has, and for a variant without a method.
     """
@@ -36,6 +57,8 @@ def config_of(settings: Mapping[str, Any], name: str, seed: int) -> TrainConfig:
     own.pop("variants", None)
     if variant is not None:
         method = str(variant.pop("method"))
+        options = method_options(method, {})
+        own.update({key: variant.pop(key) for key in TRAINING if key in variant and key not in options})
         own["method_options"] = variant
     else:
         method = name

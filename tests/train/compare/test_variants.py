@@ -33,6 +33,19 @@ def test_a_variant_is_its_method_with_options_over_the_recipes() -> None:
     assert title_of("bs", config_of(SETTINGS, "bs", 0).as_dict()) == "balanced softmax"
 
 
+def test_a_variant_may_be_trained_otherwise() -> None:
+    heavy = {"method": "la", "tau": 0.5, "weight_decay": 0.02, "mixup_alpha": 0.4}
+    drawn = {"method": "ce-sqrt", "sampler": "class"}
+    settings = {**SETTINGS, "weight_decay": 0.001, "variants": {"heavy": heavy, "drawn": drawn}}
+    config = config_of(settings, "heavy", seed=0)
+    assert (config.weight_decay, config.mixup_alpha, config.method_options) == (0.02, 0.4, {"tau": 0.5})
+    assert config_of(settings, "la", seed=0).weight_decay == 0.001
+    config = config_of(settings, "drawn", seed=0)  # an option of the method stays one
+    assert (config.sampler, config.method_options) == ("instance", {"sampler": "class"})
+    with pytest.raises(ConfigError, match="method_options of la must be one of tau.*'seed'"):
+        config_of({"variants": {"one": {"method": "la", "seed": 3}}}, "one", 0)
+
+
 def test_names_may_stand_for_several() -> None:
     assert named_methods("ce, variants,bs", SETTINGS) == ["ce", "far", "soft", "bs"]
     every = named_methods("all", {"network": "words"})
