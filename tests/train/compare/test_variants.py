@@ -42,7 +42,7 @@ def test_a_variant_may_be_trained_otherwise() -> None:
     assert config_of(settings, "la", seed=0).weight_decay == 0.001
     config = config_of(settings, "drawn", seed=0)  # an option of the method stays one
     assert (config.sampler, config.method_options) == ("instance", {"sampler": "class"})
-    with pytest.raises(ConfigError, match="method_options of la must be one of tau.*'seed'"):
+    with pytest.raises(ConfigError, match=r"method_options of la must be one of tau.*'seed'"):
         config_of({"variants": {"one": {"method": "la", "seed": 3}}}, "one", 0)
 
 
