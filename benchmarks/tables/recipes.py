@@ -12,7 +12,7 @@ from lt_kernels.train.config import make_config
 from lt_kernels.train.recipes import read_settings
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
-OURS = {"digits-lt", "digit-scenes", "stdlib-words"}  # data sets that need no files; each has a recipe of its name
+OURS = {"digits-lt", "digits-lt-decay", "digit-scenes", "stdlib-words"}  # recipes of data sets that need no files
 HEADER = ("recipe", "network", "epochs, batch, rate", "published figures", "their source")
 
 

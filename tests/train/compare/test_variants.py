@@ -15,6 +15,9 @@ from lt_kernels import cli
 from lt_kernels.train.commands import named_methods
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.variants import config_of, title_of, variants_of
+from lt_kernels.train.recipes import read_settings
+
+ROOT = Path(__file__).resolve().parents[3]
 
 SETTINGS: dict[str, Any] = {
     "epochs": 1,
@@ -44,6 +47,14 @@ def test_a_variant_may_be_trained_otherwise() -> None:
     assert (config.sampler, config.method_options) == ("instance", {"sampler": "class"})
     with pytest.raises(ConfigError, match=r"method_options of la must be one of tau.*'seed'"):
         config_of({"variants": {"one": {"method": "la", "seed": 3}}}, "one", 0)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_variants_of_each_recipe_can_be_made(path: Path) -> None:
+    settings = read_settings(path)
+    assert [config_of(settings, name, 0).method for name in variants_of(settings)] == [
+        variant["method"] for variant in variants_of(settings).values()
+    ]
 
 
 def test_names_may_stand_for_several() -> None:
