@@ -1,6 +1,6 @@
 """Imbalance profiles, data sets, samplers and a loader that resumes at the exact batch."""
 
-from lt_kernels.data import cifar, digits, folders, images, scenes, words
+from lt_kernels.data import cifar, cityscapes, digits, folders, images, scenes, words
 from lt_kernels.data.base import READERS, LongTailedData, load
 from lt_kernels.data.loader import ResumableLoader
 from lt_kernels.data.validation import validation_split
@@ -10,6 +10,7 @@ __all__ = [
     "LongTailedData",
     "ResumableLoader",
     "cifar",
+    "cityscapes",
     "digits",
     "folders",
     "images",

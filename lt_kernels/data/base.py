@@ -27,7 +27,8 @@ class LongTailedData:
     measured when the data were made (numbers only).
 
     Photographs are pixels, uint8 or float32 in 0..1: `pixel_mean` and `pixel_deviation` [channels] are what a network
-    takes off and divides by. Inputs may also be an `images.ImageList`, which reads files when a batch is asked for.
+    takes off and divides by. Inputs, and targets of scenes, may also be `lazy.LazyRows`, which read files when a batch
+    is asked for; what such targets hold is not looked at here.
     Errors: TypeError or ValueError naming the field that contradicts another.
     """
 
@@ -56,14 +57,8 @@ class LongTailedData:
             wanted = (len(inputs), *inputs.shape[2:]) if self.input_kind == "scene" else (len(inputs),)
             if tuple(target.shape) != wanted:
                 raise ValueError(f"{part} targets must have shape {list(wanted)}, got {list(target.shape)}")
-            labels = self.labels(part)
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                span = f"{int(labels.min())}..{int(labels.max())}"
-                raise ValueError(f"{part} targets must be in 0..{self.num_classes - 1}, got {span}")
-        counted = torch.bincount(self.labels("train"), minlength=self.num_classes)
-        if not torch.equal(counted, self.class_counts):
-            what = "pixels" if self.input_kind == "scene" else "targets"
-            raise ValueError(f"class_counts must be the number of training {what} of each class")
+            if isinstance(target, Tensor):
+                self._check_labels(part)
         if self.group_counts is not None and self.group_counts.shape != self.class_counts.shape:
             raise ValueError(f"group_counts must have shape [{self.num_classes}], got {list(self.group_counts.shape)}")
         if len(self.class_names) != self.num_classes:
@@ -71,8 +66,19 @@ class LongTailedData:
                 f"class_names must have num_classes = {self.num_classes} names, got {len(self.class_names)}"
             )
 
+    def _check_labels(self, part: Literal["train", "test"]) -> None:
+        labels = self.labels(part)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            span = f"{int(labels.min())}..{int(labels.max())}"
+            raise ValueError(f"{part} targets must be in 0..{self.num_classes - 1}, got {span}")
+        if part == "train" and not torch.equal(torch.bincount(labels, minlength=self.num_classes), self.class_counts):
+            what = "pixels" if self.input_kind == "scene" else "targets"
+            raise ValueError(f"class_counts must be the number of training {what} of each class")
+
     def labels(self, part: Literal["train", "test"]) -> Tensor:
-        """Every class that counts in a part, int64 [M]: one a sample, or one a pixel that is not ignored."""
+        """Every class that counts in a part, int64 [M]: one a sample, or one a pixel that is not ignored.
+        Targets must be in memory.
+        """
         target = self.train[1] if part == "train" else self.test[1]
         return target[target != IGNORED] if self.input_kind == "scene" else target
 

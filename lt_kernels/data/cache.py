@@ -20,6 +20,12 @@ FORMAT = b"lt_kernels arrays 1\n"  # another number where the arrays mean someth
 DIGEST = 64  # characters of a checksum
 
 
+def default_cache_dir() -> Path:
+    """Return $XDG_CACHE_HOME/lt_kernels, or ~/.cache/lt_kernels where that variable holds no absolute path."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(named if os.path.isabs(named) else os.path.expanduser("~/.cache")) / "lt_kernels"
+
+
 def _head(path: Path, content: bytes) -> bytes:
     """What begins a file of this name and content."""
     return FORMAT + hashlib.sha256(path.name.encode() + b"\0" + content).hexdigest().encode() + b"\n"

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import operator
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.data.lazy import LazyRows
 from lt_kernels.system.files import FileError, as_path
 
-LARGEST_PART = 256  # images that a split decodes at a time: 1,024 of them are a gigabyte once they are floats
 MOST_PIXELS = 2**26  # of a picture, as it is stored and as it is scaled: 192 MiB of RGB
 # Pillow also knows formats that start other programs (EPS), or that have no mark by which they are known.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -60,6 +59,21 @@ def _rgb(opened: Any) -> Any:
     return opened.convert("RGBA" if mode in ("P", "PA") and "transparency" in opened.info else "RGB").convert("RGB")
 
 
+@contextlib.contextmanager
+def opened_picture(file: str | Path) -> Iterator[Any]:
+    """A file's picture as Pillow opens it, in one of FORMATS. Errors: FileError naming the file that is missing, no
+    such picture, or cannot be used as the block under `with` uses it.
+    """
+    path, image = Path(file), _pillow()
+    if not path.is_file():
+        raise FileError(f"the image {str(file)!r} is {'no regular file' if path.exists() else 'missing'}")
+    try:
+        with image.open(path, formats=[name for name in FORMATS if name in image.OPEN]) as opened:
+            yield opened
+    except Exception as error:  # a damaged file makes decoders raise errors of any kind
+        raise FileError(f"the image {str(file)!r} cannot be read as a picture: {error}") from error
+
+
 def decode(file: str | Path, resize: int, crop: int) -> Tensor:
     """The middle of a file's picture in RGB, its shorter side scaled to `resize` before: uint8 [3, crop, crop].
 
@@ -68,42 +82,39 @@ def decode(file: str | Path, resize: int, crop: int) -> Tensor:
     published runs. A picture has at most MOST_PIXELS pixels, before and after the scaling. Errors: FileError naming
     the file that is missing, no such picture, cut short or too large.
     """
-    path, image = Path(file), _pillow()
-    if not path.is_file():
-        raise FileError(f"the image {str(file)!r} is {'no regular file' if path.exists() else 'missing'}")
-    try:
-        with image.open(path, formats=[name for name in FORMATS if name in image.OPEN]) as opened:
-            width, height = _scaled(opened.size, resize)
-            picture = _rgb(opened)
-    except Exception as error:  # a damaged file makes decoders raise errors of any kind
-        raise FileError(f"the image {str(file)!r} cannot be read as a picture: {error}") from error
+    with opened_picture(file) as opened:
+        width, height = _scaled(opened.size, resize)
+        picture = _rgb(opened)
     left, top = (round((length - crop) / 2) for length in (width, height))
-    picture = picture.resize((width, height), image.Resampling.BILINEAR).crop((left, top, left + crop, top + crop))
+    picture = picture.resize((width, height), _pillow().Resampling.BILINEAR).crop((left, top, left + crop, top + crop))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-class _Begun(NamedTuple):
-    """Rows whose pictures are being decoded by threads of the process with this id."""
+def decode_whole(file: str | Path, height: int, width: int) -> Tensor:
+    """A file's whole picture in RGB, which must have the given size: uint8 [3, height, width], modes as in `decode`.
+    Errors: FileError naming the file.
+    """
+    with opened_picture(file) as opened:
+        same_size(opened, height, width)
+        picture = _rgb(opened)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
-    process: int
-    rows: list[int]
-    pictures: list[Future[Tensor]]
+
+def same_size(opened: Any, height: int, width: int) -> None:
+    """Refuse a picture of another size, or too large a one. Errors: ValueError naming the sizes."""
+    _scaled(opened.size, min(opened.size))
+    if opened.size != (width, height):
+        raise ValueError(f"it has {opened.width} x {opened.height} pixels, where the others have {width} x {height}")
 
 
-_NONE = _Begun(0, [], [])
-
-
-class ImageList:
+class ImageList(LazyRows):
     """Pictures in files as something that can be used like a uint8 tensor [N, 3, crop, crop] on the CPU.
 
-    What a loader and a prediction need: len, `[row]`, `shape`, `device`, `dtype`, `index_select(0, rows)` and
-    `split(size)`; and `prefetch(rows)` for a loader that knows its next batch. Pictures are decoded by a pool of
-    `threads` threads (0: one a core), of which each process has its own: a list may be used before and after a fork,
-    and be sent to workers. files: paths below `root`; what `decode` says holds of each. Errors: TypeError or ValueError
-    naming the argument; when a batch is read, FileError naming the file, IndexError naming the row.
+    files: paths below `root`; what `decode` says holds of each. They are read as `LazyRows` says, by `threads` threads
+    (0: one a core). Errors: TypeError or ValueError naming the argument; when a batch is read, FileError naming the
+    file, IndexError naming the row.
     """
 
-    device = torch.device("cpu")
     dtype = torch.uint8
 
     def __init__(
@@ -118,81 +129,21 @@ class ImageList:
             raise ValueError(f"resize must be at most {int(MOST_PIXELS**0.5)}, got {resize}")
         if crop > resize:
             raise ValueError(f"crop must be at most resize = {resize}, got {crop}")
-        self.threads = checks.whole("threads", threads, 0) or os.cpu_count() or 1
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None  # with the id of the process whose threads they are
-        self._ahead = _NONE
+        super().__init__(threads)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row: int) -> Tensor:
-        """One picture, uint8 [3, crop, crop], decoded here and now; a negative row counts from the end."""
-        return decode(self.root / self.files[operator.index(row)], self.resize, self.crop)
+    def read(self, row: int) -> Tensor:
+        """One picture, uint8 [3, crop, crop], decoded here and now."""
+        return decode(self.root / self.files[row], self.resize, self.crop)
 
     @property
     def shape(self) -> torch.Size:
         """[N, 3, crop, crop]."""
         return torch.Size((len(self.files), 3, self.crop, self.crop))
 
-    def _begin(self, rows: Sequence[int]) -> _Begun:
-        wrong = [row for row in rows if not 0 <= row < len(self)]
-        if wrong:
-            raise IndexError(f"index must be in 0..{len(self) - 1}, got {wrong[0]}")
-        process = os.getpid()
-        if self._pool is None or self._pool[0] != process:
-            self._pool = (process, ThreadPoolExecutor(self.threads))
-        submit = self._pool[1].submit
-        started = [submit(decode, self.root / self.files[row], self.resize, self.crop) for row in rows]
-        return _Begun(process, list(rows), started)
-
-    def _end(self, begun: _Begun) -> Tensor:
-        if begun.process != os.getpid():  # a fork came between: the threads that would have finished are not here
-            begun = self._begin(begun.rows)
-        if not begun.rows:
-            return torch.empty(0, *self.shape[1:], dtype=self.dtype)
-        try:
-            return torch.stack([one.result() for one in begun.pictures])
-        finally:
-            self._leave(begun)
-
-    @staticmethod
-    def _leave(begun: _Begun) -> None:
-        if begun.process == os.getpid():
-            for one in begun.pictures:
-                one.cancel()
-
-    def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """The pictures of some rows, int64 [M]: uint8 [M, 3, crop, crop]; `dim` is 0."""
-        if dim != 0:
-            raise ValueError(f"dim must be 0, got {dim}")
-        rows = index.tolist()
-        ahead = self._ahead
-        if rows != ahead.rows:
-            return self._end(self._begin(rows))
-        self._ahead = _NONE
-        return self._end(ahead)
-
     def subset(self, index: Tensor, crop: int | None = None) -> ImageList:
         """The pictures of some rows, int64 [M], still in their files; `crop` None leaves their size as it is."""
         files = [self.files[row] for row in index.tolist()]
         return ImageList(files, self.root, self.resize, self.crop if crop is None else crop, self.threads)
-
-    def prefetch(self, index: Tensor) -> None:
-        """Begin to decode some rows, int64 [M]: an `index_select` of the same rows then has less to wait for."""
-        self._leave(self._ahead)
-        self._ahead = self._begin(index.tolist())
-
-    def split(self, split_size: int) -> Iterator[Tensor]:
-        """All pictures in order, at most `split_size` and at most 256 at a time; while one part is used, the next one
-        is decoded.
-        """
-        size = min(checks.whole("split_size", split_size), LARGEST_PART)
-        rows = range(len(self))
-        waiting = self._begin(rows[:size])
-        for start in range(0, len(self), size):
-            following = self._begin(rows[start + size : start + 2 * size])
-            yield self._end(waiting)
-            waiting = following
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": None, "_ahead": _NONE}  # a pool of threads is of its process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import sysconfig
@@ -15,7 +14,7 @@ import torch
 
 from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
-from lt_kernels.data.cache import Arrays, kept
+from lt_kernels.data.cache import Arrays, default_cache_dir, kept
 from lt_kernels.data.split import Blocks, Ints, draw_per_class, hold_out, homes, text_windows, window_keys
 from lt_kernels.system.files import as_path
 
@@ -27,12 +26,6 @@ def source_files() -> list[Path]:
     library = Path(sysconfig.get_paths()["stdlib"])
     packages = {"site-packages", "dist-packages"}
     return sorted(path for path in library.rglob("*.py") if packages.isdisjoint(path.parts) and path.is_file())
-
-
-def default_cache_dir() -> Path:
-    """Return $XDG_CACHE_HOME/lt_kernels, or ~/.cache/lt_kernels where that variable holds no absolute path."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(named if os.path.isabs(named) else os.path.expanduser("~/.cache")) / "lt_kernels"
 
 
 def read_corpus(files: Sequence[Path], max_tokens: int | None) -> tuple[Ints, Ints, list[str]]:

@@ -85,18 +85,32 @@ def mean_iou(
     `ignore_index`, has NaN and does not count; the mean of accuracies is over the classes in the target. A mean over
     nothing is NaN. Errors: TypeError or ValueError naming the argument.
     """
-    # Three counts a class: torchmetrics' confusion matrix holds C^2 numbers, and in deterministic mode C^2 a pixel.
     num_classes = checks.whole("num_classes", num_classes)
+    found = overlaps(pixel_counts(prediction, target, num_classes, ignore_index))
+    if ignore_index is not None and 0 <= ignore_index < num_classes:
+        found["per_class"][ignore_index] = torch.nan
+        found["mean_iou"] = float(found["per_class"].nanmean())
+    return found
+
+
+def pixel_counts(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> Tensor:
+    """What `overlaps` needs, which may be added up over parts of a data set: int64 [3, C], of each class the pixels
+    that are predicted, those in the target, and those that are both.
+    """
+    # Three counts a class: torchmetrics' confusion matrix holds C^2 numbers, and in deterministic mode C^2 a pixel.
     prediction, target = flat(prediction, target)
     if ignore_index is not None:
         kept = target != checks.whole("ignore_index", ignore_index, low=-(2**63))
         prediction, target = prediction[kept], target[kept]
     within("target", target, num_classes)
     said, own = sizes(within("prediction", prediction, num_classes), num_classes), sizes(target, num_classes)
-    both = sizes(target[prediction == target], num_classes)
+    return torch.stack([said, own, sizes(target[prediction == target], num_classes)])
+
+
+def overlaps(counts: Tensor) -> dict[str, Any]:
+    """The values of `mean_iou` from the counts of `pixel_counts`."""
+    said, own, both = counts
     overlap = both.double() / (own + said - both)
-    if ignore_index is not None and 0 <= ignore_index < num_classes:
-        overlap[ignore_index] = torch.nan
     return {
         "per_class": overlap,
         "mean_iou": float(overlap.nanmean()),

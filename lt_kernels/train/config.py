@@ -13,6 +13,7 @@ from lt_kernels.train.errors import ConfigError
 
 MOST = 2**63 - 1  # what torch takes for a seed or a size
 THREADS = 4096
+SIDE = 8192  # pixels
 POLY_POWER = 0.9  # what segmentation networks are trained with (Chen et al., 2018)
 
 
@@ -24,8 +25,8 @@ class TrainConfig:
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
     linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on; `poly_power` is the
     exponent of the schedule poly. `sampler` is a name of `data.samplers.make_order`, `augment` one of AUGMENTATIONS,
-    `augment_views` the one of the views after the first (where a method has several); `record` keeps what the analyses
-    draw over the epochs.
+    `augment_views` the one of the views after the first (where a method has several), `augment_crop` the side of the
+    crop that augmented scenes have (0: their shorter side); `record` keeps what the analyses draw over the epochs.
     `validation` above 0 puts so many training samples of each class, drawn with `seed`, in the place of the test set,
     to choose settings on (`data.validation_split`). `validate_every` and `checkpoint_epochs` are in epochs,
     `checkpoint_steps` in steps within an epoch (0: none);
@@ -56,6 +57,7 @@ class TrainConfig:
     sampler: str = "instance"
     augment: str = "none"
     augment_views: str = "same"
+    augment_crop: int = 0
     record: bool = False
     precision: str = "32"
     seed: int = 0
@@ -205,6 +207,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "sampler": _choice(*SAMPLERS),
     "augment": _name,
     "augment_views": _name,
+    "augment_crop": _integer(0, SIDE),
     "record": _flag,
     "precision": _choice("32", "bf16"),
     "seed": _integer(0),

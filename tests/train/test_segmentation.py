@@ -255,7 +255,9 @@ BAD = [
     ({"method": "bcl"}, r"method must have a loss that ignores pixels.*'bcl'"),
     ({"mixup_alpha": 0.5}, r"mixup_alpha must be 0 for digit-scenes, got 0\.5"),
     ({"method": "ce-balanced"}, r"sampler must be instance for digit-scenes"),
-    ({"augment": "crop-flip"}, r"augment must be none for digit-scenes"),
+    ({"augment": "crop-flip"}, r"augment must be none or scaled-crop-flip for digit-scenes, .*got 'crop-flip'"),
+    ({"augment_crop": 16}, r"augment_crop must be 0 where augment is none, got 16"),
+    ({"augment": "scaled-crop-flip", "augment_views": "none"}, r"augment_views must be same for digit-scenes"),
     ({"method": "crt"}, r"sampler must be instance for digit-scenes, .* got 'class'"),
     ({"network": "mlp", "network_options": {}}, r"network mlp.*'unet'"),
 ]
@@ -285,6 +287,8 @@ def test_every_method_for_pixels_can_be_trained_on_them() -> None:
 def test_the_network_by_name() -> None:
     data = load("digit-scenes", imbalance=1, most=4, test_per_class=1, size=24)
     assert build_network("unet", data, width=3).out_features == 3
-    with pytest.raises(ValueError, match=re.escape("name must be one of ['unet'] for the scene inputs")):
+    with pytest.raises(
+        ValueError, match=re.escape("name must be one of ['unet', 'deeplabv3plus'] for the scene inputs")
+    ):
         build_network("mlp", data)
     assert_close(data.train[0].mean(), torch.tensor(0.0))

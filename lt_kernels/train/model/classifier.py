@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lt_kernels.train.augment import augmentations
 from lt_kernels.train.augment.mixing import cut_batch, mix_batch
+from lt_kernels.train.augment.scenes import SCENE_AUGMENTATIONS, augment_scenes
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods.method import MethodParts
 
@@ -129,8 +130,10 @@ class Classifier(LightningModule):
         return {"loss": total, "data_loss": loss.detach()}
 
     def _prepared(self, inputs: Tensor, target: Any) -> tuple[Tensor, Any]:
-        """Augmented inputs, view after view, or mixed ones with the pair of targets."""
+        """Augmented inputs, view after view, scenes with their targets, or mixed inputs with the pair of targets."""
         config = self.config
+        if config.augment in SCENE_AUGMENTATIONS:
+            return augment_scenes(config.augment, inputs, target, config.augment_crop)
         if config.augment != "none" or self.parts.views > 1 or inputs.dtype == torch.uint8:
             later = config.augment if config.augment_views == "same" else config.augment_views
             names = [config.augment, *[later] * (self.parts.views - 1)]
@@ -181,8 +184,14 @@ def _logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
 @torch.inference_mode()
 def predict(module: Classifier, inputs: Tensor, batch_size: int = 1024) -> Tensor:
     """The class with the largest logit (or cosine) of each row or pixel, int64 [N] or [N, H, W], on the CPU."""
+    return torch.cat(list(predictions(module, inputs, batch_size)))
+
+
+@torch.inference_mode()
+def predictions(module: Classifier, inputs: Tensor, batch_size: int = 1024) -> Iterator[Tensor]:
+    """`predict`, `batch_size` inputs at a time."""
     was_training = module.training
     module.eval()
-    rows = [module(part.to(module.device)).argmax(dim=-1).cpu() for part in inputs.split(batch_size)]
+    for part in inputs.split(batch_size):
+        yield module(part.to(module.device)).argmax(dim=-1).cpu()
     module.train(was_training)
-    return torch.cat(rows)

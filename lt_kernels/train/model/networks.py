@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData
 from lt_kernels.train.model import resnet
+from lt_kernels.train.model.deeplab import DeepLab
 from lt_kernels.train.model.unet import UNet
 
 
@@ -174,6 +175,7 @@ NETWORKS: dict[str, tuple[str, Maker]] = {
     "resnext101": ("image", _of_channels(resnet.resnext101)),
     "words": ("words", _words),
     "unet": ("scene", _of_channels(UNet)),
+    "deeplabv3plus": ("scene", _of_channels(DeepLab)),
 }
 
 
@@ -181,10 +183,10 @@ def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
     """Return the network `name`, one of NETWORKS, for the inputs of `data`, with attribute `out_features`.
 
     Options are those of MLP (hidden), ResNet32 (width, blocks), WordNetwork (embedding, features, combine), UNet
-    (width) and resnet.ResNet (width, weights, trained). Where the data name their pixels' mean and deviation, the
-    network begins with that step. Weights are drawn from torch's global generator. Errors: ValueError for an unknown
-    name, a network that does not fit the data's input_kind or an option out of range; TypeError naming an option that
-    the network does not have.
+    (width, depth), DeepLab (channels, width, weights) and resnet.ResNet (width, weights, trained). Where the data name
+    their pixels' mean and deviation, the network begins with that step. Weights are drawn from torch's global
+    generator. Errors: ValueError for an unknown name, a network that does not fit the data's input_kind or an option
+    out of range; TypeError naming an option that the network does not have.
     """
     checks.choice("name", name, tuple(NETWORKS))
     kind, make = NETWORKS[name]

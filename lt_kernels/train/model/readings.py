@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,12 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
 
 def whole(target: Tensor, most: int) -> int:
     """How many inputs there may be for `most` samples: fewer, where each of an input's pixels is one."""
-    return max(1, most // target[0].numel()) if target.ndim > 1 else most
+    return max(1, most // math.prod(target.shape[1:]))
+
+
+def at_once(target: Tensor) -> int:
+    """How many inputs the network takes at a time: fewer, where each has very many pixels with a class."""
+    return min(ROWS, whole(target, PIXELS))
 
 
 def evenly(length: int, most: int) -> Tensor:
@@ -106,10 +112,10 @@ def features_of(module: Any, pair: tuple[Any, Tensor], chosen: Tensor) -> Pair:
     are left out.
     """
     device, parts = trained_head(module).weight.device, []
-    for part in chosen.split(ROWS):
+    for part in chosen.split(at_once(pair[1])):
         features = module.features(pair[0].index_select(0, part).to(device))
         parts.append(features.flatten(0, -2))
-    target = pair[1][chosen].flatten()
+    target = pair[1].index_select(0, chosen).flatten()
     known = target != IGNORED
     return torch.cat(parts)[known.to(device)], target[known]
 

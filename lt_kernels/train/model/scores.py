@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
-from lt_kernels.metrics import geometric_mean, group_accuracy, mean_iou, per_class_accuracy
+from lt_kernels.metrics import geometric_mean, group_accuracy, per_class_accuracy
+from lt_kernels.metrics.errors import overlaps, pixel_counts
+from lt_kernels.train.model.classifier import Classifier, predict, predictions
 
+PIXELS = 2**20  # of the scenes that are in memory at a time
 GROUPS = ("many", "medium", "few", "all", "gm", "miou", "macc")
 
 
@@ -26,20 +29,43 @@ class Score:
     per_class_iou: list[float] | None = None
 
 
+def judge(module: Classifier, data: LongTailedData) -> Score:
+    """The score of what a classifier predicts on the test set; of scenes a few are in memory at a time."""
+    if data.input_kind != "scene":
+        return score(predict(module, data.test[0]), data)
+    size = scenes_at_once(data)
+    pairs = zip(predictions(module, data.test[0], size), data.test[1].split(size), strict=True)
+    return _of_pixels(sum(pixel_counts(*pair, data.num_classes, IGNORED) for pair in pairs), data)
+
+
+def scenes_at_once(data: LongTailedData) -> int:
+    """How many scenes have about a million pixels: those of digit-scenes by the thousand, photographs one by one."""
+    return max(1, PIXELS // math.prod(data.test[0].shape[2:]))
+
+
 def score(prediction: Tensor, data: LongTailedData) -> Score:
     """Mean class accuracy of the many- (more than 100 training samples), medium- (20 to 100) and few-shot classes and
     of all, and the geometric mean of the class accuracies (a class never right counts as 0.1 percent); where pixels
     have classes, also the mean intersection over union and the mean pixel accuracy, over the pixels with a class."""
-    target, overlap = data.test[1], None
     if data.input_kind == "scene":
-        overlap = mean_iou(prediction, target, data.num_classes, ignore_index=IGNORED)
-        prediction, target = prediction[target != IGNORED], data.labels("test")
-    per_class = per_class_accuracy(prediction, target, data.num_classes)
+        return _of_pixels(pixel_counts(prediction, data.test[1], data.num_classes, IGNORED), data)
+    per_class = per_class_accuracy(prediction, data.test[1], data.num_classes)
+    return Score(_shown(_groups(per_class, data)), (100 * per_class).tolist())
+
+
+def _groups(per_class: Tensor, data: LongTailedData) -> dict[str, float]:
     counts = data.class_counts if data.group_counts is None else data.group_counts
     groups = {name: 100 * float(value) for name, value in group_accuracy(per_class, counts).items()}
-    groups["gm"] = 100 * float(geometric_mean(per_class))
-    if overlap is not None:
-        groups.update(miou=100 * float(overlap["mean_iou"]), macc=100 * float(overlap["mean_pixel_accuracy"]))
-    shown = {name: groups[name] for name in GROUPS if not math.isnan(groups.get(name, math.nan))}
-    each = None if overlap is None else (100 * torch.as_tensor(overlap["per_class"])).tolist()
-    return Score(shown, (100 * per_class).tolist(), each)
+    return {**groups, "gm": 100 * float(geometric_mean(per_class))}
+
+
+def _shown(groups: dict[str, float]) -> dict[str, float]:
+    return {name: groups[name] for name in GROUPS if not math.isnan(groups.get(name, math.nan))}
+
+
+def _of_pixels(counts: Any, data: LongTailedData) -> Score:
+    """The score of counts of pixels, int64 [3, C]."""
+    overlap, per_class = overlaps(counts), counts[2].double() / counts[1]
+    groups = _groups(per_class, data)
+    groups.update(miou=100 * overlap["mean_iou"], macc=100 * overlap["mean_pixel_accuracy"])
+    return Score(_shown(groups), (100 * per_class).tolist(), (100 * overlap["per_class"]).tolist())

@@ -8,6 +8,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.losses.base import Loss
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
+from lt_kernels.train.augment.scenes import SCENE_AUGMENTATIONS
 from lt_kernels.train.config import TrainConfig, unknown_name
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method
@@ -25,6 +26,10 @@ def check_mixing(config: TrainConfig, data: LongTailedData) -> None:
 
 def check_augmentations(config: TrainConfig, data: LongTailedData) -> None:
     """Try both on one sample: a name that does not fit must not wait for the first batch. Nothing is drawn for it."""
+    if data.input_kind == "scene":
+        return _check_scenes(config, data)
+    if config.augment_crop:
+        raise ConfigError(f"augment_crop must be 0 for {data.name}, which has no scenes, got {config.augment_crop}")
     sample, before = data.train[0][:1] if isinstance(data.train[0], torch.Tensor) else None, torch.get_rng_state()
     for key in ("augment", "augment_views"):
         name = getattr(config, key)
@@ -38,14 +43,24 @@ def check_augmentations(config: TrainConfig, data: LongTailedData) -> None:
         except ValueError as error:
             raise ConfigError(f"{key} {name!r} does not fit the inputs of {data.name}: {error}") from error
     torch.set_rng_state(before)
+    return None
+
+
+def _check_scenes(config: TrainConfig, data: LongTailedData) -> None:
+    """Where pixels have classes, the augmentation is one that moves them too."""
+    if config.augment != "none" and config.augment not in SCENE_AUGMENTATIONS:
+        allowed = f"none or {', '.join(SCENE_AUGMENTATIONS)} for {data.name}, any other would leave the targets"
+        raise ConfigError(f"augment must be {allowed}, got {config.augment!r}")
+    if config.augment_views != "same":
+        raise ConfigError(f"augment_views must be same for {data.name}, got {config.augment_views!r}")
+    if config.augment_crop and config.augment == "none":
+        raise ConfigError(f"augment_crop must be 0 where augment is none, got {config.augment_crop}")
 
 
 def check_pixels(config: TrainConfig, data: LongTailedData, head: torch.nn.Module) -> None:
-    """Where pixels have classes, and some none, inputs stay in place and the loss leaves ignored targets out."""
+    """Where pixels have classes, and some none, the loss leaves ignored targets out."""
     if data.input_kind != "scene":
         return
-    if config.augment != "none":
-        raise ConfigError(f"augment must be none for {data.name}: it would leave the targets, got {config.augment!r}")
     loss = getattr(head, "loss", None)
     alike = isinstance(loss, Loss) and not (loss.needs_logits or loss.needs_features) and loss.ignore_index == IGNORED
     if not alike:

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lt_kernels.data import LongTailedData
 from lt_kernels.system.storage import close_whole, fresh_folder, naming, open_whole
 from lt_kernels.train.files import METRICS, TENSORBOARD
-from lt_kernels.train.model.classifier import Classifier, predict
-from lt_kernels.train.model.scores import GROUPS, score
+from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.model.scores import GROUPS, judge
 
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "loss", "regularizer", "seconds", *GROUPS)
 
@@ -95,7 +95,7 @@ class EpochLog(Callback):
             "seconds": self._elapsed(),
         }
         if done % self.every == 0 or done == trainer.max_epochs:
-            row.update(score(predict(pl_module, self.data.test[0]), self.data).groups)
+            row.update(judge(pl_module, self.data).groups)
         self.rows.append(row)
         self._clear()
         self.started = time.perf_counter()

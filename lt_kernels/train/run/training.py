@@ -26,8 +26,8 @@ from lt_kernels.train.files import LAST, RESULT
 from lt_kernels.train.files.folder import begin_run, claimed, noting_failure, prepare_run, read_result
 from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.model import readings
-from lt_kernels.train.model.classifier import Classifier, predict
-from lt_kernels.train.model.scores import score
+from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.model.scores import judge
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO
 from lt_kernels.train.run.components import ComponentLog
@@ -134,7 +134,7 @@ class Closing(Callback):
             return
         was_training = pl_module.training
         pl_module.eval()
-        places = torch.arange(len(self.train[1])).split(readings.ROWS)
+        places = torch.arange(len(self.train[1])).split(readings.at_once(self.train[1]))
         pl_module.parts.closing(pl_module.head, (readings.features_of(pl_module, self.train, part) for part in places))
         pl_module.train(was_training)
 
@@ -153,7 +153,7 @@ def order_of(module: Classifier, data: LongTailedData) -> Order:
 
 def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log: EpochLog) -> dict[str, Any]:
     """What a run came to, as plain numbers: accuracies in percent after the last epoch (never the best one)."""
-    final = score(predict(module, data.test[0]), data)
+    final = judge(module, data)
     counts, grouped = data.units
     return {
         "config": config.as_dict(),
