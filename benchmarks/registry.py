@@ -185,10 +185,12 @@ NAMED: dict[str, Named] = {
     ),
     "SphereFaceLoss": Named(
         eager.sphereface,
-        lambda c, y, n, margin, scale: of_cosines(c, y, published.sphereface(own_of(c, y), margin), scale),
-        lambda n, margin, scale: {"margin": ("SphereFace", margin), "scale": scale},
-        ("-", r"$\lvert x \rvert \psi(\theta)$", "-", "-", "-", "Liu et al., 2017"),
-        {"margin": (4, 3, 1, 2, 7), "scale": (1.0, 2.0, 16.0)},
+        lambda c, y, n, margin, scale, annealing: of_cosines(
+            c, y, published.sphereface(own_of(c, y), margin, annealing), scale
+        ),
+        lambda n, margin, scale, annealing: {"margin": ("SphereFace", margin, annealing), "scale": scale},
+        ("-", r"$\lvert x \rvert \psi(\theta)$, annealed", "-", "-", "-", "Liu et al., 2017"),
+        {"margin": (4, 3, 1, 2, 7), "scale": (1.0, 2.0, 16.0), "annealing": (0.0, 0.7, 5.0, 1000.0)},
     ),
     "LADELoss": Named(
         eager.lade,

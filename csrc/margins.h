@@ -9,7 +9,7 @@
 
 namespace lt {
 
-enum Kind { kPlain, kAdditive, kAngular, kSphere };
+enum Kind { kPlain, kAdditive, kAngular, kSphere, kAngularAll };
 
 // The margin function phi at the target's cosine, with its derivatives by the cosine and by the norm of the features.
 template <class A> struct Phi { A value, slope, norm_slope; };
@@ -27,8 +27,9 @@ template <class A> inline Phi<A> angular(A own, A margin, bool hard, A instance,
   return {c * cos_m - sine * sin_m, slope, 0};
 }
 
-// norm * ((-1)^k cos(M theta) - 2k): cos(M theta) is the Chebyshev polynomial T_M(cos), whose slope needs no division.
-template <class A> inline Phi<A> sphere(A own, int order, A norm) {
+// norm * (lam cos(theta) + (-1)^k cos(M theta) - 2k) / (1 + lam), with lam the annealing. cos(M theta) is the Chebyshev
+// polynomial T_M(cos), whose slope needs no division.
+template <class A> inline Phi<A> sphere(A own, int order, A annealing, A norm) {
   A tiny = std::numeric_limits<A>::min(), c = clamp(own / (norm < tiny ? tiny : norm), A(-1), A(1));
   A step = std::floor(order * std::acos(c) / A(3.14159265358979323846));
   step = clamp(step, A(0), A(order - 1));
@@ -37,7 +38,8 @@ template <class A> inline Phi<A> sphere(A own, int order, A norm) {
     A next = 2 * c * second - first, slope_next = 2 * second + 2 * c * slope_second - slope_first;
     first = second, second = next, slope_first = slope_second, slope_second = slope_next;
   }
-  A psi = sign * second - 2 * step, slope = sign * slope_second;
+  A share = 1 / (1 + annealing);  // of psi; the cosine has the rest, so that nothing overflows with lam
+  A psi = share * (sign * second - 2 * step) + (1 - share) * c, slope = share * (sign * slope_second) + (1 - share);
   return {norm * psi, slope, psi - c * slope};
 }
 
@@ -65,11 +67,12 @@ struct Margins {
     return table ? static_cast<const A*>(table)[target] : A(value);
   }
   template <class A> Phi<A> phi(const Numbers<A>& in, int64_t target) const {
-    A m = per_class<A>(class_margin, margin, target);
+    A m = per_class<A>(class_margin, kind == kSphere ? instance : margin, target);  // of a sphere the annealing
     switch (kind) {
       case kAdditive: return {in.own - m, 1, 0};
       case kAngular: return angular(in.own, m, in.rival > in.own, A(instance), guard);
-      case kSphere: return sphere(in.own, int(margin), in.norm);
+      case kAngularAll: return angular(in.own, m, true, A(instance), guard);
+      case kSphere: return sphere(in.own, int(margin), m, in.norm);
       default: return {in.own, 1, 0};
     }
   }

@@ -100,7 +100,7 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
 
 // Checks the kind of margin function, and for SphereFace its order, which is passed as the margin.
 template <class M> void check_kind(const M& margins) {
-  expect(margins.kind, "kind", 0, 3);
+  expect(margins.kind, "kind", 0, 4);
   STD_TORCH_CHECK(margins.kind != 3 || (margins.margin >= 1 && margins.margin < 2147483648.0),
                   "lt_kernels: margin must be from 1 to 2147483647 for this kind, got ", margins.margin);
 }

@@ -57,17 +57,27 @@ class ArcFace(Margin):
 
 @dataclass(frozen=True, eq=False)
 class SphereFace(Margin):
-    """phi = |x| ((-1)^k cos(margin theta) - 2k), k = floor(margin theta / pi) (Liu et al., 2017).
+    """phi = |x| (lam cos(theta) + psi) / (1 + lam), psi = (-1)^k cos(margin theta) - 2k, k = floor(margin theta / pi).
 
     Args:
         margin: a whole number from 1 to 64 by which the angle is multiplied; 4 in the paper. It costs that many steps a
             row, each of which adds its rounding to an angle's cosine.
+        annealing: lam, at least 0; 0 is psi alone. Training starts with a large one, which `schedules.
+            SphereFaceAnnealing` lowers. A tensor with one number is read at each call: a compiled call that is given
+            another value is not compiled again.
+
+    Source: Liu et al. (2017).
     """
 
     margin: int = 4
+    annealing: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
         self._set(kind=Phi.SPHERE, value=float(checks.whole("margin", self.margin, 1, 64)))
+        if isinstance(self.annealing, Tensor) and self.annealing.is_floating_point():
+            self._set(per_class=_one_number("annealing", self.annealing))
+        else:
+            self._set(strength=checks.number("annealing", self.annealing, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +126,18 @@ class DBM(Margin):
             strength=checks.number("instance", self.instance, 0.0),
             fallback=checks.flag("guard", self.guard),
         )
+
+
+def _one_number(name: str, value: Tensor) -> Tensor:
+    """A tensor with one number that is at least 0, which is checked where that does not wait for a device."""
+    checks.held(name, checks.floating(name, value))
+    if value.numel() != 1:
+        raise ValueError(f"{name} must have one number, got a tensor of shape {list(value.shape)}")
+    if value.requires_grad:
+        raise TypeError(f"{name} must not require a gradient, which it has not")
+    if checks.readable(value):
+        checks.number(name, value.item(), 0.0)
+    return value
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Functions of the epoch (from 0): a callback applies them; no loss knows the epoch."""
+"""Functions of the epoch or of the step (from 0): a callback applies them; no loss knows either."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lt_kernels import priors
 from lt_kernels.core import checks
 
-__all__ = ["DeferredReweighting", "LinearWarmup", "PolynomialDecay"]
+__all__ = ["DeferredReweighting", "LinearWarmup", "PolynomialDecay", "SphereFaceAnnealing"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,31 @@ class LinearWarmup:
         """The factor of an epoch."""
         epoch = checks.whole("epoch", epoch, 0)
         return min(1.0, (epoch + 1) / self.epochs)
+
+
+@dataclass(frozen=True)
+class SphereFaceAnnealing:
+    """max(low, high / (1 + rate step)^power): how much of the plain cosine SphereFace keeps (Liu et al., 2017).
+
+    For `losses.SphereFaceLoss.set_annealing`, before each optimiser step.
+
+    Args:
+        high: at least `low`; the annealing of step 0.
+        low: at least 0; 0 ends with the margin alone.
+        rate: at least 0. power: at least 0.
+    """
+
+    high: float = 1000.0
+    low: float = 5.0
+    rate: float = 0.12
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("low", "rate", "power"):
+            object.__setattr__(self, name, checks.number(name, getattr(self, name), 0.0))
+        object.__setattr__(self, "high", checks.number("high", self.high, self.low))
+
+    def __call__(self, step: int) -> float:
+        """The annealing at a step."""
+        step = checks.whole("step", step, 0)
+        return max(self.low, self.high / (1 + self.rate * step) ** self.power)

@@ -160,11 +160,12 @@ def arcface(own: Tensor, margin: float | Tensor, guard: bool = True) -> Tensor:
     return torch.where(theta + margin <= math.pi, inside, own - margin * margin.sin()) if guard else inside
 
 
-def sphereface(own: Tensor, margin: int) -> Tensor:
-    """(-1)^k cos(M theta) - 2k with k = floor(M theta / pi) (Liu et al., 2017)."""
+def sphereface(own: Tensor, margin: int, annealing: float = 0.0) -> Tensor:
+    """(lam cos(theta) + psi) / (1 + lam), psi = (-1)^k cos(M theta) - 2k, k = floor(M theta / pi) (Liu et al., 2017)."""
     theta = own.acos()
     branch = (margin * theta / math.pi).floor().detach().clamp(0, margin - 1)
-    return (1 - 2 * (branch % 2)) * torch.cos(margin * theta) - 2 * branch
+    psi = (1 - 2 * (branch % 2)) * torch.cos(margin * theta) - 2 * branch
+    return (annealing * own + psi) / (1 + annealing)
 
 
 def dbm(cosine: Tensor, target: Tensor, margin: Tensor, instance: float = 1.0, guard: bool = False) -> Tensor:

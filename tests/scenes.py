@@ -111,6 +111,8 @@ def feature_scenes() -> dict[str, Scene]:
         "cosface": of_features(cosine, margin=CosFace(0.3), scale=5.0, label_smoothing=0.1),
         "arcface": of_features(cosine, margin=ArcFace(0.5), scale=5.0, weight=WEIGHT),
         "sphereface": of_features(cosine, margin=SphereFace(4), scale=1.5),
+        "sphereface annealed": of_features(cosine, margin=SphereFace(4, 1.5), scale=1.5),
+        "sphereface annealed mixed": of_features(cosine, target=mixed, margin=SphereFace(3, torch.tensor(0.5)), scale=2.0),
         "ldam": of_features(cosine, "offset", margin=LDAM(COUNTS), scale=5.0, reduction="none"),
         "dbm": of_features(cosine, "offset", margin=DBM(COUNTS, 0.3), scale=5.0),
         "dbm guard": of_features(cosine, margin=far, scale=5.0, focal_gamma=1.0),

@@ -14,7 +14,14 @@ import torch
 from benchmarks.registry import NAMED, of_cosine
 from benchmarks.results import ROOT
 from benchmarks.tables.markdown import markdown, section
-from lt_kernels.train.methods.method import DEFERRED_DEFAULTS, RUN_OPTIONS, STAGE_DEFAULTS, Method, Setting
+from lt_kernels.train.methods.method import (
+    ANNEALING_DEFAULTS,
+    DEFERRED_DEFAULTS,
+    RUN_OPTIONS,
+    STAGE_DEFAULTS,
+    Method,
+    Setting,
+)
 from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.recipes import read_settings
 
@@ -85,6 +92,7 @@ def table() -> str:
 def _line(name: str, method: Method, recipes: Mapping[str, set[str]]) -> list[str]:
     form, tests = FORMS.get(name) or (form_of(loss_of(method)), (_LOSSES,))
     options = {**method.defaults, **(DEFERRED_DEFAULTS if method.deferred else {})}
+    options |= ANNEALING_DEFAULTS if method.annealed else {}
     options = {**(STAGE_DEFAULTS if method.second else {}), **options}
     where = ", ".join(data for data, named in recipes.items() if name in named)
     shown = ", ".join(f"`{key}` {_text(value)}" for key, value in options.items())

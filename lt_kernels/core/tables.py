@@ -41,10 +41,10 @@ class TableModule(nn.Module):
         super().__init__()
         self._deferred = torch.get_default_device().type == "meta"
 
-    def register_table(self, name: str, table: Tensor | None) -> None:
+    def register_table(self, name: str, table: Tensor | None, persistent: bool = True) -> None:
         """Hold a copy of `table` as a buffer, which stays real even where new buffers are put on the meta device."""
         table = None if table is None else own_copy(table)
-        self.register_buffer(name, table)
+        self.register_buffer(name, table, persistent)
         self._buffers[name] = table
 
     def reset_parameters(self) -> None:

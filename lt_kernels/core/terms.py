@@ -11,9 +11,12 @@ Reduction = Literal["none", "mean", "sum"]
 
 
 class Phi(IntEnum):
-    """What a margin makes of the target's logit or cosine v: v, v - m, cos(arccos v + m), or SphereFace's steps."""
+    """What a margin makes of the target's logit or cosine v: v, v - m, cos(arccos v + m), or SphereFace's steps.
 
-    PLAIN, ADDITIVE, ANGULAR, SPHERE = range(4)
+    In ANGULAR_ALL m grows with the distance of every sample, in ANGULAR with that of the hard ones.
+    """
+
+    PLAIN, ADDITIVE, ANGULAR, SPHERE, ANGULAR_ALL = range(5)
 
 
 class Reduce(IntEnum):
@@ -39,7 +42,7 @@ class Terms(NamedTuple):
     )
     total: Tensor | None = None  # the sums of mean_weight's rows
     weight: Tensor | None = None  # [C]
-    class_margin: Tensor | None = None  # [C]; else `margin` for every class
+    class_margin: Tensor | None = None  # [C]; else `margin` for every class. SphereFace: annealing, else `instance`
     class_smoothing: Tensor | None = None  # [C]; else `smoothing` for every class
     scale: float = 1.0
     kind: int = int(Phi.PLAIN)

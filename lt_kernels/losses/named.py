@@ -198,15 +198,30 @@ class ArcFaceLoss(Loss):
 
 
 class SphereFaceLoss(Loss):
-    """Softmax over scale |x| psi(theta) for the target, scale |x| cos else (Liu et al., 2017).
+    """Softmax over scale |x| (lam cos + psi) / (1 + lam) for the target, scale |x| cos else (Liu et al., 2017).
 
     Given cosines, `norms` [N] are the features' norms (1 without them); a `CosineHead` passes features and needs none.
+
+    Args:
+        margin: the whole number by which psi multiplies the angle. scale: above 0.
+        annealing: lam, at least 0; `set_annealing` changes it between steps, as `schedules.SphereFaceAnnealing` says.
     """
 
     input_kind: ClassVar[str] = "cosine"
 
-    def __init__(self, margin: int = 4, scale: float = 1.0, **options: Any) -> None:
+    def __init__(self, margin: int = 4, scale: float = 1.0, *, annealing: float = 0.0, **options: Any) -> None:
         super().__init__(margin=SphereFace(margin), scale=scale, **options)
+        annealing = checks.number("annealing", annealing, 0.0)
+        self.register_table("class_margin", checks.by_class("annealing", [annealing]), persistent=False)
+
+    @property
+    def annealing(self) -> float:
+        """lam as it is now; to read it waits for the device that the loss is on."""
+        return float(self._buffers["class_margin"])  # type: ignore[arg-type]
+
+    def set_annealing(self, annealing: float) -> None:
+        """Set lam, as a schedule does between steps; it is no part of the state, and nothing is compiled again."""
+        self._buffers["class_margin"].fill_(checks.number("annealing", annealing, 0.0))  # type: ignore[union-attr]
 
     def forward(self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None) -> Tensor:
         """The loss of cosines [N, C] of features with these norms [N]."""

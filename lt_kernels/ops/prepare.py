@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
-from lt_kernels.core.terms import Terms
+from lt_kernels.core.terms import Phi, Terms
 from lt_kernels.margins import Margin
 
 
@@ -145,7 +145,7 @@ class Recipe:
         share, total = checked.mean_weight, checked.total
         if share is not None and (offset is not None or weight is not None):
             share, total = _shares(offset, weight, share.shape[1], share, kind)
-        margins = None if margins is None else margins.to(kind)
+        margins = None if margins is None else margins.to(kind).expand_as(checked.class_margin)
         smoothing = None if smoothing is None else smoothing.to(kind)
         return Terms(offset, None, share, total, weight, margins, smoothing, *checked[7:])
 
@@ -154,6 +154,8 @@ def _with_margin(
     found: Terms, margin: Margin, class_margin: Tensor | None, classes: int, like: Tensor, kind: torch.dtype
 ) -> Terms:
     per_class = margin.per_class if class_margin is None else class_margin
+    if per_class is not None and margin.kind == Phi.SPHERE:  # one annealing for all classes
+        per_class = per_class.reshape(1).expand(classes)
     if per_class is not None:
         per_class = checks.vector("margin", per_class.to(like.device), classes, like).to(kind)
     return found._replace(

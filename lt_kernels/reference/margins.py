@@ -34,8 +34,11 @@ def _angular(own: Tensor, margin: Tensor, hard: Tensor, instance: float, guard: 
     return torch.where(beyond, straight, phi), torch.where(beyond, straight_slope, slope)
 
 
-def _sphere(own: Tensor, order: int, norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """norm * psi(own / norm) with psi = (-1)^k cos(M theta) - 2k, k = floor(M theta / pi); slopes for own and norm."""
+def _sphere(own: Tensor, order: int, annealing: Tensor, norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """norm * (lam cos + psi) / (1 + lam) with psi = (-1)^k cos(M theta) - 2k, k = floor(M theta / pi).
+
+    With lam the annealing; and the slopes for own and norm.
+    """
     cosine = (own if norm is None else own / norm.clamp_min(torch.finfo(own.dtype).tiny)).clamp(-1, 1)
     step = (order * cosine.acos() / math.pi).floor().clamp(0, order - 1)
     sign = 1 - 2 * (step % 2)
@@ -48,7 +51,9 @@ def _sphere(own: Tensor, order: int, norm: Tensor | None) -> tuple[Tensor, Tenso
             slope_second,
             2 * second + 2 * cosine * slope_second - slope_first,
         )
-    psi, slope = sign * second - 2 * step, sign * slope_second
+    share = 1 / (1 + annealing)  # of psi; the cosine has the rest, so that nothing overflows with lam
+    psi = share * (sign * second - 2 * step) + (1 - share) * cosine
+    slope = share * (sign * slope_second) + (1 - share)
     if norm is None:
         return psi, slope, torch.zeros_like(psi)
     return norm * psi, slope, psi - cosine * slope
@@ -57,10 +62,13 @@ def _sphere(own: Tensor, order: int, norm: Tensor | None) -> tuple[Tensor, Tenso
 def phi(
     kind: int, own: Tensor, margin: Tensor, order: int, hard: Tensor, instance: float, guard: bool, norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The target's adjusted cosine and its slopes with respect to the cosine and to the norm; each [N]."""
+    """The target's adjusted cosine and its slopes with respect to the cosine and to the norm; each [N].
+
+    `margin` [N]; SphereFace's is its annealing.
+    """
     if kind == Phi.SPHERE:
-        return _sphere(own, order, norm)
-    if kind == Phi.ANGULAR:
+        return _sphere(own, order, margin, norm)
+    if kind in (Phi.ANGULAR, Phi.ANGULAR_ALL):
         return *_angular(own, margin, hard, instance, guard), torch.zeros_like(own)
     value = own - margin if kind == Phi.ADDITIVE else own
     return value, torch.ones_like(own), torch.zeros_like(own)
@@ -75,7 +83,7 @@ def _per_row(table: Tensor | None, value: float, target: Tensor, like: Tensor) -
 
 def _diverged(own: Tensor, own_u: Tensor, kind: int) -> Tensor:
     """Where a target's logit is +inf, for which a softmax gives NaN, or its cosine infinite, which no angle has."""
-    return own.abs() == torch.inf if kind in (Phi.ANGULAR, Phi.SPHERE) else own_u == torch.inf
+    return own.abs() == torch.inf if kind >= Phi.ANGULAR else own_u == torch.inf
 
 
 def _mean_entropy(v: Tensor, rest: Tensor, above: Tensor, total: Tensor, share: Tensor) -> Tensor:
@@ -118,8 +126,8 @@ def margins(
         if table is not None:
             check_places("target", target, table.shape[0], valid)
     _check_offset(own_offset, valid, target)
-    hard = (rival > own).to(own.dtype)
-    row_margin = _per_row(t.class_margin, t.margin, target, own)
+    hard = torch.ones_like(own) if t.kind == Phi.ANGULAR_ALL else (rival > own).to(own.dtype)
+    row_margin = _per_row(t.class_margin, t.instance if t.kind == Phi.SPHERE else t.margin, target, own)
     value, slope, norm_slope = phi(t.kind, own, row_margin, int(t.margin), hard, t.instance, t.guard, norm)
     own_u = t.scale * value if own_offset is None else t.scale * value + own_offset
     above = own_u.masked_fill(_diverged(own, own_u, t.kind), torch.nan) - finite(top)  # before anything is added to it

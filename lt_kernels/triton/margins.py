@@ -15,7 +15,7 @@ from torch import Tensor
 from lt_kernels.core.terms import Terms, loss_terms
 from lt_kernels.triton.launch import blocks, launch
 from lt_kernels.triton.numbers import number, part, times
-from lt_kernels.triton.phi import focal_loss, phi, smoothed, target_above
+from lt_kernels.triton.phi import SPHERE, focal_loss, phi, smoothed, target_above
 
 BLOCK = 256  # rows per program: a row takes only some hundred instructions
 
@@ -57,8 +57,9 @@ def row_loss(
     focal: tl.constexpr,
 ):
     """(loss, d_rest, d_own, d_offset, d_norm, d_mean) of rows that are not ignored."""
-    scale, own_margin = number(scale, own.dtype), at_class(class_margin, margin, target, classes, own)
-    value, slope, norm_slope = phi(kind, own, rival, own_margin, order, number(instance, own.dtype), guard, norm)
+    scale, instance = number(scale, own.dtype), number(instance, own.dtype)
+    own_margin = at_class(class_margin, instance if kind == SPHERE else margin, target, classes, own)
+    value, slope, norm_slope = phi(kind, own, rival, own_margin, order, instance, guard, norm)
     above = target_above(times(value, scale), own, own_offset, top, kind)
     amount = at_class(weight, 1.0, target, classes, own)
     loss, d_v, miss, hit = focal_loss(rest - above, amount, number(gamma, own.dtype), focal)

@@ -11,6 +11,7 @@ from lt_kernels.triton.numbers import exp, finite, log1p
 ADDITIVE: tl.constexpr = tl.constexpr(int(terms.Phi.ADDITIVE))
 ANGULAR: tl.constexpr = tl.constexpr(int(terms.Phi.ANGULAR))
 SPHERE: tl.constexpr = tl.constexpr(int(terms.Phi.SPHERE))
+ANGULAR_ALL: tl.constexpr = tl.constexpr(int(terms.Phi.ANGULAR_ALL))
 PI: tl.constexpr = tl.constexpr(3.141592653589793)
 
 
@@ -94,22 +95,31 @@ def chebyshev(c, order):
 
 
 @triton.jit
-def sphere(own, order, norm):
-    """norm * ((-1)^k cos(order theta) - 2k), its slope, and that for the norm, from own = norm * cos(theta)."""
+def sphere(own, order, annealing, norm):
+    """norm * (lam cos(theta) + (-1)^k cos(order theta) - 2k) / (1 + lam) from own = norm * cos(theta).
+
+    With lam the annealing; its slope, and that for the norm.
+    """
     c = cosine_of(own, norm)
     value, slope, step = chebyshev(c, order)
     sign = 1 - 2 * (step - 2 * tl.floor(step / 2))
-    psi, slope = sign * value - 2 * step, sign * slope
+    share = 1 / (1 + annealing)
+    psi, slope = share * (sign * value - 2 * step) + (1 - share) * c, share * (sign * slope) + (1 - share)
     norm_slope = tl.zeros_like(psi) if norm is None else psi - c * slope
     return psi if norm is None else norm * psi, slope, norm_slope
 
 
 @triton.jit
 def phi(kind: tl.constexpr, own, rival, margin, order, instance, guard: tl.constexpr, norm):
-    """The target's adjusted cosine and its slopes with respect to the cosine and to the norm."""
+    """The target's adjusted cosine and its slopes with respect to the cosine and to the norm.
+
+    `margin` is of each row; SphereFace's is its annealing.
+    """
     value, slope, norm_slope = own, tl.full(own.shape, 1.0, own.dtype), tl.zeros_like(own)
     if kind == SPHERE:
-        value, slope, norm_slope = sphere(own, order, norm)
+        value, slope, norm_slope = sphere(own, order, margin, norm)
+    elif kind == ANGULAR_ALL:
+        value, slope = angular(own, margin, tl.full(own.shape, True, tl.int1), instance, guard)
     elif kind == ANGULAR:
         value, slope = angular(own, margin, rival > own, instance, guard)
     elif kind == ADDITIVE:
@@ -131,7 +141,7 @@ def target_above(u, own, own_offset, top, kind: tl.constexpr):
     """u of the target less top; NaN where u is +inf, as a softmax gives, and where a cosine is infinite."""
     u = u if own_offset is None else u + own_offset
     diverged = u == float("inf")
-    if kind == ANGULAR or kind == SPHERE:  # noqa: SIM109 (constants of Triton are in no tuple)
+    if kind >= ANGULAR:
         diverged = tl.abs(own) == float("inf")
     return tl.where(diverged, float("nan"), u) - finite(top)
 

@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from every_loss import ALL, COUNTS, FILLED, PLAIN, TARGET, WEIGHT, D, input_of, value
+from every_loss import ALL, COUNTS, FILLED, PLAIN, TARGET, WEIGHT, C, D, N, input_of, value
 from helpers import normal
 from tolerances import assert_close
 from torch import nn
@@ -173,6 +173,53 @@ def test_weights_of_every_epoch_compile_once_each_way() -> None:
         found = compiled(input_of(loss), TARGET)
         assert_close(found, losses.LDAMLoss(COUNTS, weight=weight)(input_of(loss), TARGET))
     assert len(graphs) == 2
+
+
+def test_annealing_is_no_part_of_the_state() -> None:
+    """It is copied and moved with the loss, and whatever the loss is cast to, its value stays."""
+    loss = losses.SphereFaceLoss(annealing=1000.0)
+    loss.set_annealing(8.3)
+    assert list(loss.state_dict()) == []
+    loss.load_state_dict(losses.SphereFaceLoss().state_dict())
+    for other in (copy.deepcopy(loss), loss.half(), loss.to(torch.bfloat16), loss.float()):
+        assert other.annealing == 8.3
+    with torch.device("meta"):
+        built = losses.SphereFaceLoss(annealing=3.0)
+    assert built.to_empty(device="cpu").annealing == 3.0
+    assert torch.equal(losses.SphereFaceLoss(annealing=8.3)(input_of(loss), TARGET), loss(input_of(loss), TARGET))
+
+
+def test_a_resumed_annealing_gives_the_same_bits() -> None:
+    schedule = schedules.SphereFaceAnnealing(9.0, 0.5, 1.0)
+    whole, resumed = (heads.CosineHead(D, len(COUNTS), losses.SphereFaceLoss()) for _ in range(2))
+    for step in range(6):
+        if step == 3:
+            resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+        for head in (whole, resumed)[: 1 + (step >= 3)]:
+            head.loss.set_annealing(schedule(step))
+            head.zero_grad()
+            head(normal(len(TARGET), D, seed=4, dtype=torch.float32), TARGET).backward()
+            with torch.no_grad():
+                head.weight -= 0.1 * head.weight.grad
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("of_head", [False, True])
+def test_annealing_of_every_step_compiles_once(of_head: bool) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    loss = losses.SphereFaceLoss(annealing=1000.0)
+    module, input = loss, input_of(loss)
+    if of_head:
+        module, input = heads.CosineHead(D, C, loss), normal(N, D, seed=4, dtype=torch.float32)
+    compiled = torch.compile(module, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+    found = []
+    for annealing in (1000.0, 31.0, 5.0, 0.0):
+        loss.set_annealing(annealing)
+        found.append(compiled(input, TARGET).detach())
+        assert_close(found[-1], module(input, TARGET).detach())
+    assert len(graphs) == 1
+    assert len({value.item() for value in found}) == 4
 
 
 def test_a_list_of_near_pairs_is_no_buffer() -> None:

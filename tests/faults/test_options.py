@@ -62,6 +62,7 @@ NUMBERS: list[tuple[float, Callable[[Any], Any]]] = [
     (0.5, lambda x: of(losses.CosFaceLoss(x, x))),
     (0.5, lambda x: of(losses.ArcFaceLoss(x, x))),
     (0.5, lambda x: of(losses.SphereFaceLoss(4, x))),
+    (1.5, lambda x: of(losses.SphereFaceLoss(4, annealing=x))),
     (0.5, lambda x: of(losses.LADELoss(COUNTS, x, x))),
     (0.5, lambda x: of(losses.LabelAwareSmoothingLoss(COUNTS, x, x, power=x))),
     (0.5, lambda x: head(lambda: heads.LinearHead(D, C, losses.EstimatedOffsetLoss(C, D, x, x, center_rate=x)))),
@@ -78,6 +79,7 @@ NUMBERS: list[tuple[float, Callable[[Any], Any]]] = [
 ]
 WHOLES: list[tuple[int, Callable[[Any], Any]]] = [
     (3, lambda x: cosine(margin=SphereFace(x))),
+    (3, lambda x: cosine(margin=SphereFace(x, x))),
     (1, lambda x: offset(ignore_index=x)),
     (1, lambda x: of(losses.CrossEntropyLoss(ignore_index=x))),
     (1, lambda x: cosine(ignore_index=x)),

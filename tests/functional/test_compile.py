@@ -13,6 +13,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from lt_kernels import functional, heads, losses, memory_budget, schedules
+from lt_kernels.functional import SphereFace
 
 # torch 2.13 itself makes an instance of every autograd.Function that it compiles, and warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
@@ -90,6 +91,22 @@ def test_head_in_a_training_step() -> None:
             optimizer.step()
         weights.append(head.weight.detach().clone())
     assert_close(weights[1], weights[0])
+
+
+def test_annealing_given_as_a_tensor_is_not_compiled_in() -> None:
+    features, weight, target = normal(9, 4, seed=607).float(), normal(C, 4, seed=608).float(), classes_of(9, C, 609)
+    graphs, annealing = [], torch.tensor(7.0)
+
+    def loss(lam: Tensor) -> Tensor:
+        return functional.cosine_margin_cross_entropy(features, weight, target, margin=SphereFace(4, lam), scale=2.0)
+
+    compiled = torch.compile(loss, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    found = []
+    for value in (7.0, 0.0, 1000.0):
+        found.append(compiled(annealing.fill_(value)))
+        assert_close(found[-1], loss(torch.tensor(value)))
+    assert len(graphs) == 1
+    assert len({value.item() for value in found}) == 3
 
 
 def test_autocast_inside() -> None:

@@ -90,7 +90,7 @@ def test_balanced_batch_counts_are_plain_cross_entropy() -> None:
     assert_same(lambda z: loss(z, target), lambda z: torch.nn.functional.cross_entropy(z, target), {"z": logits})
 
 
-NOTHING = [CosFace(0.0), ArcFace(0.0), SphereFace(1), LDAM(COUNTS, 0.0), DBM(COUNTS, 0.0)]
+NOTHING = [CosFace(0.0), ArcFace(0.0), SphereFace(1), SphereFace(1, 3.0), LDAM(COUNTS, 0.0), DBM(COUNTS, 0.0)]
 
 
 @pytest.mark.parametrize("margin", NOTHING, ids=kind_of)

@@ -40,6 +40,8 @@ MARGINS: tuple[tuple[Any, ...], ...] = (
     ("SphereFace", 2),
     ("SphereFace", 3),
     ("SphereFace", 9),
+    ("SphereFace", 4, 0.5),
+    ("SphereFace", 3, 1000.0),
     ("LDAM", 0.0),
     ("LDAM", 2.0),
     ("DBM", 0.3, 0.5, 5.0, True),

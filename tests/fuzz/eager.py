@@ -28,6 +28,7 @@ def turned(own: Tensor, rival: Tensor, target: Tensor, spec: Spec, norm: Tensor 
     if spec.phi == "sphere":
         step = (margin * theta / math.pi).floor().detach()
         psi = (1 - 2 * (step % 2)) * torch.cos(margin * theta) - 2 * step
+        psi = (spec.annealing * theta.cos() + psi) / (1 + spec.annealing)
         return psi if norm is None else norm * psi
     hard = (rival > own).to(own.dtype)
     angle = torch.as_tensor(margin * (1 + spec.instance * hard * (1 - own) / 2))

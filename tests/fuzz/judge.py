@@ -26,6 +26,7 @@ class Spec:
     phi: str = "plain"  # or "additive", "angular", "sphere"
     margin: Any = 0.0  # a number, or one for each class
     instance: float = 0.0
+    annealing: float = 0.0
     guard: bool = False
     weight: Tensor | None = None
     gamma: float = 0.0
@@ -59,7 +60,8 @@ def turned(own: Tensor, rival: Tensor, target: Tensor, spec: Spec, norm: Tensor 
         # Torch's clamp keeps a NaN, but has slope 0 there; the slope of what is no number is none either.
         theta = torch.where(cosine.isnan(), cosine, cosine.clamp(-1, 1)).acos()
         step = (margin * theta / math.pi).floor().detach()
-        return long * ((1 - 2 * (step % 2)) * torch.cos(margin * theta) - 2 * step)
+        psi = (1 - 2 * (step % 2)) * torch.cos(margin * theta) - 2 * step
+        return long * (spec.annealing * theta.cos() + psi) / (1 + spec.annealing)
     return own
 
 

@@ -18,6 +18,7 @@ def with_margin(spec: Spec, margin: tuple[Any, ...], counts: Tensor) -> Spec:
     if name in ("CosFace", "ArcFace", "SphereFace"):
         spec.phi = {"CosFace": "additive", "ArcFace": "angular", "SphereFace": "sphere"}[name]
         spec.margin, spec.guard = numbers[0], name == "ArcFace"
+        spec.annealing = numbers[1] if len(numbers) > 1 else 0.0
     elif name == "LDAM":
         spec.phi, spec.margin = "additive", numbers[0] * (counts.min() / counts) ** 0.25
     elif name == "DBM":

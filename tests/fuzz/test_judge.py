@@ -58,6 +58,7 @@ PHI: dict[str, tuple[dict[str, Any], Callable[[Tensor, Tensor], Tensor]]] = {
     "cosface": ({"phi": "additive", "margin": 0.35}, lambda own, y: published.cosface(own, 0.35)),
     "arcface": ({"phi": "angular", "margin": 2.0, "guard": True}, lambda own, y: published.arcface(own, 2.0)),
     "sphereface": ({"phi": "sphere", "margin": 4}, lambda own, y: published.sphereface(own, 4)),
+    "annealed": ({"phi": "sphere", "margin": 4, "annealing": 3.0}, lambda own, y: published.sphereface(own, 4, 3.0)),
 }
 
 

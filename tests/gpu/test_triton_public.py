@@ -52,6 +52,8 @@ OF_FEATURES: dict[str, Case] = {
     "mixed": lambda t, y, _: linear(t, mixed(y), label_smoothing=0.1, focal_gamma=1.5),
     "probabilities": lambda t, _, y: linear(t, soft(t["z"], y), linear_bias=t["b"], reduction="none"),
     "sphereface": lambda t, y, _: cosines(t, y, SphereFace(3), 2.0),
+    "sphereface, annealed": lambda t, y, _: cosines(t, y, SphereFace(3, 1.5), 2.0),
+    "sphereface, mixed": lambda t, y, every: cosines(t, mixed(y, every), SphereFace(4, torch.tensor(0.5)), 2.0),
     "arcface": lambda t, y, _: cosines(t, y, ArcFace(0.4)),
     "arcface, mixed": lambda t, y, every: cosines(t, mixed(y, every), ArcFace(0.4)),
     "dbm": lambda t, y, _: cosines(t, y, DBM(COUNTS, 0.3)),

@@ -26,7 +26,7 @@ PUBLIC = {
     "estimated_offsets gradient_components affinity_matrix angular_distance class_means class_similarity "
     "fisher_separability",
     "regularizers": "LogitWeightRepulsion LADERegularizer UniformOffset CenterLoss",
-    "schedules": "DeferredReweighting PolynomialDecay LinearWarmup",
+    "schedules": "DeferredReweighting PolynomialDecay LinearWarmup SphereFaceAnnealing",
     "priors": "log_prior class_balanced_weight ldam_margin dbm_margin label_aware_smoothing class_counts_of",
     "posthoc": "logit_adjustment pc_softmax tau_normalize rescale_by_count LearnableWeightScaling empirical_offset",
     "contrastive": "balanced_contrastive class_mean_cross_entropy",

@@ -130,7 +130,7 @@ TABLES: Options = [
     {"label_smoothing": lambda made: made((C,)).sigmoid()},
 ]
 MARGINS: Options = [
-    *({"margin": margin} for margin in (None, CosFace(0.3), ArcFace(0.4), SphereFace(3))),
+    *({"margin": margin} for margin in (None, CosFace(0.3), ArcFace(0.4), SphereFace(3), SphereFace(3, 1.5))),
     *({"margin": margin, "scale": 8.0} for margin in (LDAM(COUNTS), DBM(COUNTS, 0.2))),
 ]
 ENTRIES = [

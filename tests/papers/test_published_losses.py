@@ -89,10 +89,10 @@ def test_the_registry_has_every_loss() -> None:
 
 def test_sphereface_norms() -> None:
     """All logits of the row are multiplied by |x|, and the gradient flows through it."""
-    loss, target = losses.SphereFaceLoss(4, scale=1.5), classes_of(ROWS, CLASSES, 107)
+    loss, target = losses.SphereFaceLoss(4, scale=1.5, annealing=0.8), classes_of(ROWS, CLASSES, 107)
 
     def exact(input: Tensor, norms: Tensor) -> Tensor:
-        logits = 1.5 * norms[:, None] * replace(input, target, published.sphereface(own_of(input, target), 4))
+        logits = 1.5 * norms[:, None] * replace(input, target, published.sphereface(own_of(input, target), 4, 0.8))
         return published.cross_entropy(logits, target)
 
     leaves = {"input": normal(ROWS, CLASSES, seed=108).tanh(), "norms": normal(ROWS, seed=109).abs()}

@@ -17,7 +17,8 @@ from lt_kernels import functional
 AS_SHIPPED = True
 pytestmark = pytest.mark.usefixtures("kernels")
 
-MARGINS = ["none", "cosface", "arcface", "sphereface", "sphereface2", "ldam", "dbm", "dbm tuned", "dbm guarded"]
+SPHERES = {"sphereface": (4, 0.0), "sphereface2": (2, 0.0), "sphereface annealed": (4, 0.6), "sphereface late": (3, 9.0)}
+MARGINS = ["none", "cosface", "arcface", *SPHERES, "ldam", "dbm", "dbm tuned", "dbm guarded"]
 
 
 def margin_for(name: str, counts: Tensor) -> Any:
@@ -28,6 +29,8 @@ def margin_for(name: str, counts: Tensor) -> Any:
         "arcface": functional.ArcFace(0.5),
         "sphereface": functional.SphereFace(4),
         "sphereface2": functional.SphereFace(2),
+        "sphereface annealed": functional.SphereFace(4, 0.6),
+        "sphereface late": functional.SphereFace(3, torch.tensor(9.0)),
         "ldam": functional.LDAM(counts, max_margin=0.4),
         "dbm": functional.DBM(counts),
         "dbm tuned": functional.DBM(counts, max_margin=0.3, tau=0.6, instance=1.5),
@@ -38,8 +41,8 @@ def margin_for(name: str, counts: Tensor) -> Any:
 def adjusted(name: str, features: Tensor, cosine: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     """The cosines with the paper's margin applied to the target's (times |x| for SphereFace)."""
     own = own_of(cosine, target)
-    if name.startswith("sphereface"):
-        psi = published.sphereface(own, 2 if name.endswith("2") else 4)
+    if name in SPHERES:
+        psi = published.sphereface(own, *SPHERES[name])
         return features.norm(dim=1, keepdim=True) * published.replace(cosine, target, psi)
     if name.startswith("dbm"):
         settings = {
@@ -92,7 +95,7 @@ def leaves_for(rows: int, classes: int, features: int, offset: tuple[int, ...] |
 @pytest.mark.parametrize("name", MARGINS)
 def test_margins(name: str, offset: tuple[int, ...] | None, reduction: str) -> None:
     counts = counts_of(9, 84)
-    scale = 1.5 if name.startswith("sphereface") else 16.0
+    scale = 1.5 if name in SPHERES else 16.0
     both(name, classes_of(13, 9, 85), counts, leaves_for(13, 9, 4, offset), scale, reduction=reduction)
 
 
@@ -110,7 +113,7 @@ def test_options(name: str, options: dict[str, Any]) -> None:
     target = classes_of(13, 9, 86)
     target[5] = options.get("ignore_index", -100)
     weight = normal(9, seed=87).abs()
-    scale = 0.7 if name.startswith("sphereface") else 10.0
+    scale = 0.7 if name in SPHERES else 10.0
     both(name, target, counts_of(9, 88), leaves_for(13, 9, 4, (9,)), scale, weight=weight, **options)
 
 

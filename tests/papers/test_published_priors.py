@@ -84,7 +84,13 @@ def test_linear_warmup() -> None:
     assert [schedule(t) for t in (0, 1, 4, 5, 100)] == pytest.approx([0.2, 0.4, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("value", [schedules.PolynomialDecay(10), schedules.LinearWarmup(5)], ids=str)
+def test_sphereface_annealing() -> None:
+    schedule = schedules.SphereFaceAnnealing()
+    assert [schedule(t) for t in (0, 25, 1650, 1659, 10**9)] == pytest.approx([1000.0, 250.0, 1000 / 199, 5.0, 5.0])
+    assert schedules.SphereFaceAnnealing(8.0, 0.0, 1.0, power=3.0)(1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [schedules.PolynomialDecay(10), schedules.LinearWarmup(5), schedules.SphereFaceAnnealing()], ids=str)
 def test_schedules_are_frozen(value: object) -> None:
     with pytest.raises((AttributeError, TypeError)):
         value.power = 3  # type: ignore[attr-defined]

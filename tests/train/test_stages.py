@@ -20,7 +20,8 @@ from lt_kernels.data.samplers import Shuffled, Staged
 from lt_kernels.train.augment.mixing import cut_batch
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.methods.build import method_options, run_options, total_epochs
+from lt_kernels.train.methods.build import build_method, method_options, run_options, total_epochs
+from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.methods.registry import BASE_METHODS, every_method
 from lt_kernels.train.run import build, training
 from lt_kernels.train.run.loading import load_run
@@ -36,6 +37,7 @@ QUICK: dict[str, Any] = {
     "network_options": {"hidden": [16]},
 }
 HALF = {"second_share": 0.5}
+SETTING = Setting(torch.tensor([200, 50, 10, 1]), 6, 10)
 
 
 def config_of(method: str, **changes: Any) -> TrainConfig:
@@ -192,6 +194,37 @@ def test_the_zero_offset_is_cross_entropy_without_a_bias() -> None:
     logits = features.double() @ head.weight.detach().double().T
     exact = (logits.exp().sum(1).log() - logits.gather(1, target[:, None])[:, 0]).mean()
     assert_close(head(features, target).detach().double(), exact, torch.float32)
+
+
+def test_sphereface_is_annealed_step_by_step() -> None:
+    """max(5, 1000 / (1 + 0.12 t)) by default, t the optimiser's steps; 0 and 0 is the margin alone."""
+    made = build_method("sphereface", SETTING, {}).annealing
+    assert [made(step) for step in (0, 25, 5000)] == pytest.approx([1000.0, 250.0, 5.0])
+    config = config_of("sphereface", method_options={"annealing_high": 8.0, "annealing_low": 2.0})
+    module = build.build_module(config, build.load_data(config))
+    for step, expected in ((0, 8.0), (10, 8.0 / 2.2), (10_000, 2.0)):
+        module.apply_step(step)
+        assert module.head.loss.annealing == pytest.approx(expected)
+    plain = build_method("sphereface", SETTING, {"annealing_high": 0, "annealing_low": 0})
+    assert [plain.annealing(step) for step in (0, 10)] == [0.0, 0.0]
+    for wrong in ({"annealing_high": 1.0}, {"annealing_rate": -0.1}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            build_method("sphereface", SETTING, wrong)
+
+
+def test_an_annealed_run_learns_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    """40 steps to lam = 5; with the margin alone the same network predicts one class. Cut within an epoch, too."""
+    options = {"annealing_rate": 10.0}
+    config = config_of("sphereface", method_options=options, lr=0.1)
+    whole = training.train_run(config, tmp_path / "whole")
+    cut(14, lambda: training.train_run(config, tmp_path / "cut"))
+    training.train_run(config, tmp_path / "cut", resume=True)
+    first, second = state(tmp_path / "whole"), state(tmp_path / "cut")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert load_run(tmp_path / "cut")[2].head.loss.annealing == 5.0
+    alone = config.replace(method_options={"annealing_high": 0.0, "annealing_low": 0.0})
+    plain = training.train_run(alone, tmp_path / "plain")
+    assert whole["accuracy"]["all"] > 30 > plain["accuracy"]["all"]
 
 
 def test_unit_rows_before_every_step(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ _LITERALS = {str(size): size for size in (0, 1, 6)}
 _MOST = 2**62
 # The ranges of arguments that are numbers, both ends included.
 _RANGES = {
-    "kind": (0, Phi.SPHERE),
+    "kind": (0, max(Phi)),
     "reduction": (0, 3),
     "normalize": (0, 2),
     "row_slab": (1, _MOST),

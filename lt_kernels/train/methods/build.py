@@ -13,10 +13,11 @@ from lt_kernels.core import checks
 from lt_kernels.data.samplers import SAMPLERS
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.regularizers import LogitWeightRepulsion
-from lt_kernels.schedules import DeferredReweighting, PolynomialDecay
+from lt_kernels.schedules import DeferredReweighting, PolynomialDecay, SphereFaceAnnealing
 from lt_kernels.train.config import unknown_name
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.method import (
+    ANNEALING_DEFAULTS,
     DEFERRED_DEFAULTS,
     REPULSION_DEFAULTS,
     REPULSION_SUFFIX,
@@ -54,6 +55,7 @@ def method_options(name: str, options: Mapping[str, Any]) -> Options:
     method = find_method(name)
     result: Options = dict(STAGE_DEFAULTS if method.second else {})
     result.update(DEFERRED_DEFAULTS if method.deferred else {})
+    result.update(ANNEALING_DEFAULTS if method.annealed else {})
     result.update(REPULSION_DEFAULTS if method.repulsion else {})
     result.update(method.defaults)
     for key, value in options.items():
@@ -91,6 +93,7 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
     method, chosen = find_method(name), method_options(name, options)
     _take(chosen, RUN_OPTIONS)
     deferred, repulsion = _take(chosen, DEFERRED_DEFAULTS), _take(chosen, REPULSION_DEFAULTS)
+    annealed = _take(chosen, ANNEALING_DEFAULTS)
     stage, of_head = _take(chosen, STAGE_DEFAULTS), _take(chosen, method.head_options)
     of_readout, teacher = _take(chosen, method.readout_options), chosen.pop("teacher", "")
     if bool(teacher) != (chosen.get("distillation_weight", 0) > 0):
@@ -100,6 +103,7 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
     try:
         head = _head(method, setting, method.loss(setting, chosen), of_head)
         weight = _deferred(setting, **deferred) if deferred else None
+        annealing = _annealing(**annealed) if annealed else None
         regularizer, strength = _repulsion(setting, **repulsion) if repulsion else (None, None)
         second = _second(method.second, setting, head, of_head, **stage) if method.second else None
         readout = method.readout(setting, of_readout) if method.readout else None
@@ -107,7 +111,17 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
     views = of_head.get("views", method.views)
     return MethodParts(
-        head, weight, regularizer, strength, second, readout, method.closing, views, method.unit_rows, teacher
+        head,
+        weight,
+        annealing,
+        regularizer,
+        strength,
+        second,
+        readout,
+        method.closing,
+        views,
+        method.unit_rows,
+        teacher,
     )
 
 
@@ -141,6 +155,12 @@ def _deferred(setting: Setting, drw_start: float, drw_beta: float) -> DeferredRe
     if not 0 <= drw_start <= 1:
         raise ConfigError(f"method_options.drw_start must be a share of the epochs, 0 to 1, got {drw_start!r}")
     return DeferredReweighting(setting.class_counts, start_epoch=round(drw_start * setting.epochs), beta=drw_beta)
+
+
+def _annealing(annealing_high: float, annealing_low: float, annealing_rate: float) -> SphereFaceAnnealing:
+    low = checks.number("annealing_low", annealing_low, 0.0)
+    high = checks.number("annealing_high", annealing_high, low)
+    return SphereFaceAnnealing(high, low, checks.number("annealing_rate", annealing_rate, 0.0))
 
 
 def _repulsion(

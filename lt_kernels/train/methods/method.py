@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # The share of the epochs before the weights come in (160 of 200 epochs in Cao et al., 2019), and the weights' beta.
 DEFERRED_DEFAULTS: Mapping[str, Any] = {"drw_start": 0.8, "drw_beta": 0.9999}
+# SphereFace's annealing, max(low, high / (1 + rate t)), t in steps of the optimiser (Liu et al., 2017).
+ANNEALING_DEFAULTS: Mapping[str, Any] = {"annealing_high": 1000.0, "annealing_low": 5.0, "annealing_rate": 0.12}
 # lambda(t) = strength (1 - t / T)^power, t in epochs.
 REPULSION_DEFAULTS: Mapping[str, Any] = {
     "lwr_threshold": 0.4,
@@ -67,6 +69,7 @@ class Method:
     head_options: tuple[str, ...] = ()
     bias: bool = True
     deferred: bool = False
+    annealed: bool = False
     repulsion: bool = False
     mixup: bool = True
     views: int = 1
@@ -90,10 +93,14 @@ class SecondStage:
 
 @dataclasses.dataclass(frozen=True)
 class MethodParts:
-    """A method made for one run; a schedule is a function of the epoch, or None where nothing changes."""
+    """A method made for one run; a schedule is a function of the epoch, or None where nothing changes.
+
+    `annealing` is one of the step, which counts the optimiser's steps from the first epoch on.
+    """
 
     head: nn.Module
     weight: Callable[[int], Tensor | None] | None = None
+    annealing: Callable[[int], float] | None = None
     regularizer: nn.Module | None = None
     strength: Callable[[int], float] | None = None
     second: SecondStage | None = None

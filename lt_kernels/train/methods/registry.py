@@ -109,7 +109,12 @@ MARGINS: dict[str, Method] = {
         "ArcFace", _plain("ArcFaceLoss"), {"margin": 0.5, "scale": 64.0}, "Deng et al., 2019", head="cosine"
     ),
     "sphereface": Method(
-        "SphereFace", _plain("SphereFaceLoss"), {"margin": 4, "scale": 1.0}, "Liu et al., 2017", head="cosine"
+        "SphereFace, annealed",
+        _plain("SphereFaceLoss"),
+        {"margin": 4, "scale": 1.0},
+        "Liu et al., 2017",
+        head="cosine",
+        annealed=True,
     ),
 }
 

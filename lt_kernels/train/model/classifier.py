@@ -81,6 +81,11 @@ class Classifier(LightningModule):
                 parameter.requires_grad_(True)
             self.train(self.training)
 
+    def apply_step(self, step: int) -> None:
+        """Set what depends on the step, the number of steps that the optimiser has made: SphereFace's annealing."""
+        if self.parts.annealing is not None:
+            self.head.loss.set_annealing(self.parts.annealing(step))
+
     def train(self, mode: bool = True) -> Classifier:
         """As of any module, but a network that is no longer trained stays in evaluation mode."""
         super().train(mode)
@@ -162,10 +167,11 @@ class Classifier(LightningModule):
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Have the epoch's class weights, which are no part of the state, and read what earlier versions wrote: they
-        kept those weights in the state, and a temperature without dimensions.
+        """Have the settings of the epoch and the step, which are no part of the state, and read what earlier versions
+        wrote: they kept class weights in the state, and a temperature without dimensions.
         """
         self.apply_epoch(int(checkpoint["epoch"]))
+        self.apply_step(int(checkpoint["global_step"]))
         state, known = checkpoint["state_dict"], self.state_dict()
         for name in ("head.loss.weight", "head.loss.base.weight"):
             if self.parts.weight is not None and name not in known:

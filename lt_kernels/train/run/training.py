@@ -99,7 +99,9 @@ def fit(
 
 
 class EpochSettings(Callback):
-    """Apply what depends on the epoch: deferred weights, regularizer strength, and the learning rate at every step."""
+    """Apply what depends on the epoch, deferred weights and regularizer strength; and on the step, the learning rate and
+    SphereFace's annealing.
+    """
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Apply the present epoch's settings: a run resumed within an epoch sees no start of it."""
@@ -112,7 +114,8 @@ class EpochSettings(Callback):
             trainer.optimizers[0].state.clear()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
-        """Set the learning rate of the step."""
+        """Set what depends on the step."""
+        pl_module.apply_step(trainer.global_step)
         rate = pl_module.rate(trainer.current_epoch, batch_idx, int(trainer.num_training_batches))
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate
