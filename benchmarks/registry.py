@@ -67,9 +67,10 @@ def dbm(
     scale: float,
     base: str,
     guard: bool,
+    applies: str,
 ) -> Tensor:
     """cos(theta + m_y (1 + lambda h d))."""
-    own = published.dbm(c, y, published.dbm_margin(n, max_margin, tau), instance, guard)
+    own = published.dbm(c, y, published.dbm_margin(n, max_margin, tau), instance, guard, applies)
     return of_cosines(c, y, own, scale, **dbm_tables(n, base))
 
 
@@ -149,8 +150,8 @@ NAMED: dict[str, Named] = {
     "DBMLoss": Named(
         lambda cosine, target, class_counts: eager.dbm(cosine, target, class_counts),
         dbm,
-        lambda n, max_margin, tau, instance, scale, base, guard: {
-            "margin": ("DBM", max_margin, tau, instance, guard),
+        lambda n, max_margin, tau, instance, scale, base, guard, applies: {
+            "margin": ("DBM", max_margin, tau, instance, guard, applies),
             "scale": scale,
             **dbm_tables(n, base),
         },
@@ -167,6 +168,7 @@ NAMED: dict[str, Named] = {
             "scale": SCALE_30,
             "base": ("ce", "bs", "cb"),
             "guard": (False, True),
+            "applies": ("hard", "all"),
         },
     ),
     "CosFaceLoss": Named(

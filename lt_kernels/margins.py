@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class LDAM(Margin):
 class DBM(Margin):
     """phi = cos(theta + m_i), m_i = m_y (1 + instance h_i (1 - cos)/2), m_c = max_margin (n_min / n_c)^tau.
 
-    h_i is 1 where another class has the larger raw cosine (Difficulty-aware Balancing Margin, 2025).
+    h_i is 1 where another class has the larger raw cosine, or everywhere (Difficulty-aware Balancing Margin, 2025).
 
     Args:
         class_counts: training samples of each class [C], all above 0.
@@ -109,6 +110,7 @@ class DBM(Margin):
         tau: how fast margins fall with the count.
         instance: how much a hard sample's margin grows with its distance.
         guard: beyond theta + m = pi continue as ArcFace does, where the paper's logit would rise again.
+        applies: the samples whose margin grows, "hard" or "all" (h_i = 1 for every row, the paper's ablation).
     """
 
     class_counts: Tensor
@@ -116,11 +118,13 @@ class DBM(Margin):
     tau: float = 1.0
     instance: float = 1.0
     guard: bool = False
+    applies: Literal["hard", "all"] = "hard"
 
     def __post_init__(self) -> None:
         counts = checks.counts(self.class_counts, positive=True)
+        applies = checks.choice("applies", self.applies, ("hard", "all"))
         self._set(
-            kind=Phi.ANGULAR,
+            kind=Phi.ANGULAR_ALL if applies == "all" else Phi.ANGULAR,
             class_counts=counts,
             per_class=priors.dbm_margin(counts, self.max_margin, self.tau),
             strength=checks.number("instance", self.instance, 0.0),

@@ -168,10 +168,20 @@ def sphereface(own: Tensor, margin: int, annealing: float = 0.0) -> Tensor:
     return (annealing * own + psi) / (1 + annealing)
 
 
-def dbm(cosine: Tensor, target: Tensor, margin: Tensor, instance: float = 1.0, guard: bool = False) -> Tensor:
-    """cos(theta + m_y (1 + lambda h d)), h = misclassified, d = (1 - cos) / 2, not detached (Son et al., 2025)."""
+def dbm(
+    cosine: Tensor,
+    target: Tensor,
+    margin: Tensor,
+    instance: float = 1.0,
+    guard: bool = False,
+    applies: str = "hard",
+) -> Tensor:
+    """cos(theta + m_y (1 + lambda h d)), h = misclassified, d = (1 - cos) / 2, not detached (Son et al., 2025).
+
+    In the ablation of its table 5 the margin is that of all positives: h = 1.
+    """
     own = cosine.gather(1, target[:, None])[:, 0]
-    hard = (cosine.argmax(1) != target).to(own.dtype)
+    hard = torch.ones_like(own) if applies == "all" else (cosine.argmax(1) != target).to(own.dtype)
     return arcface(own, margin[target] * (1 + instance * hard * (1 - own) / 2), guard)
 
 

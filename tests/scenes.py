@@ -115,6 +115,7 @@ def feature_scenes() -> dict[str, Scene]:
         "sphereface annealed mixed": of_features(cosine, target=mixed, margin=SphereFace(3, torch.tensor(0.5)), scale=2.0),
         "ldam": of_features(cosine, "offset", margin=LDAM(COUNTS), scale=5.0, reduction="none"),
         "dbm": of_features(cosine, "offset", margin=DBM(COUNTS, 0.3), scale=5.0),
+        "dbm of all": of_features(cosine, "offset", margin=DBM(COUNTS, 0.5, 0.3, applies="all"), scale=5.0),
         "dbm guard": of_features(cosine, margin=far, scale=5.0, focal_gamma=1.0),
         "cosine mixed": of_features(cosine, target=mixed, margin=DBM(COUNTS, 0.3), scale=5.0),
         "cosine slabs": of_features(cosine, "missing", margin=ArcFace(0.3), scale=5.0, budget=24),

@@ -145,6 +145,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "LDAM": {"kind": 1, "class_margin": True, "scale": 30.0, "reduction": 1},
     "ArcFace": {"kind": 2, "margin": 0.5, "guard": True, "scale": 30.0, "reduction": 1},
     "DBM": {"kind": 2, "class_margin": True, "instance": 1.0, "scale": 30.0, "reduction": 1},
+    "DBM of all": {"kind": 4, "class_margin": True, "instance": 1.0, "scale": 30.0, "reduction": 1},
     "SphereFace": {"kind": 3, "margin": 4.0, "reduction": 1},
     "smoothing by class": {"class_smoothing": True, "reduction": 1},
 }

@@ -145,13 +145,15 @@ class LDAMLoss(Loss):
 class DBMLoss(Loss):
     """Softmax over scale cos(theta + m_i) for the target, whose margin grows with rarity and difficulty (DBM, 2025).
 
-    m_i = m_c (1 + instance h_i (1 - cos)/2), m_c = max_margin (n_min / n_c)^tau, h_i = 1 where the raw argmax is wrong.
+    m_i = m_c (1 + instance h_i (1 - cos)/2), m_c = max_margin (n_min / n_c)^tau, h_i = 1 where the raw argmax is wrong,
+    or with applies="all" everywhere.
 
     Args:
         class_counts: training samples of each class [C], all above 0.
         max_margin: K, radians. tau: decay with the count. instance: lambda. scale: 32 (CIFAR) or 30 in the paper.
         base: "ce"; "bs" adds log p to the logits; "cb" adds class-balanced weights (with `beta`).
         guard: continue beyond theta + m = pi as ArcFace does; False is the published form.
+        applies: the samples whose margin grows with their distance, "hard" or "all".
     """
 
     input_kind: ClassVar[str] = "cosine"
@@ -167,11 +169,12 @@ class DBMLoss(Loss):
         base: Literal["ce", "bs", "cb"] = "ce",
         beta: float = 0.9999,
         guard: bool = False,
+        applies: Literal["hard", "all"] = "hard",
         **options: Any,
     ) -> None:
         checks.choice("base", base, ("ce", "bs", "cb"))
         super().__init__(
-            margin=DBM(class_counts, max_margin, tau, instance, guard),
+            margin=DBM(class_counts, max_margin, tau, instance, guard, applies),
             scale=scale,
             offset=priors.log_prior(class_counts) if base == "bs" else None,
             weight=priors.class_balanced_weight(class_counts, beta) if base == "cb" else None,

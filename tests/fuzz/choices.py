@@ -47,6 +47,8 @@ MARGINS: tuple[tuple[Any, ...], ...] = (
     ("DBM", 0.3, 0.5, 5.0, True),
     ("DBM", math.pi, 1.0, 1.0, True),
     ("DBM", 1.0, 0.0, 0.0, False),
+    ("DBM", 0.4, 0.5, 2.0, False, "all"),
+    ("DBM", 1.5, 1.0, 1.0, True, "all"),
 )
 COSINE = tuple(name for name in NAMED if of_cosine(name))
 WEIGHTED = tuple(name for name in NAMED if takes(name, "weight"))

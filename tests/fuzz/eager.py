@@ -30,7 +30,7 @@ def turned(own: Tensor, rival: Tensor, target: Tensor, spec: Spec, norm: Tensor 
         psi = (1 - 2 * (step % 2)) * torch.cos(margin * theta) - 2 * step
         psi = (spec.annealing * theta.cos() + psi) / (1 + spec.annealing)
         return psi if norm is None else norm * psi
-    hard = (rival > own).to(own.dtype)
+    hard = torch.ones_like(own) if spec.every else (rival > own).to(own.dtype)
     angle = torch.as_tensor(margin * (1 + spec.instance * hard * (1 - own) / 2))
     value = torch.cos(theta + angle)
     return torch.where(theta + angle > math.pi, own - angle * angle.sin(), value) if spec.guard else value

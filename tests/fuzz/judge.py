@@ -26,6 +26,7 @@ class Spec:
     phi: str = "plain"  # or "additive", "angular", "sphere"
     margin: Any = 0.0  # a number, or one for each class
     instance: float = 0.0
+    every: bool = False  # the instance margin is that of every row, not of the hard ones
     annealing: float = 0.0
     guard: bool = False
     weight: Tensor | None = None
@@ -49,7 +50,7 @@ def turned(own: Tensor, rival: Tensor, target: Tensor, spec: Spec, norm: Tensor 
     if spec.phi == "additive":
         return own - margin
     if spec.phi == "angular":
-        hard = (rival > own).to(own.dtype).detach()
+        hard = torch.ones_like(own) if spec.every else (rival > own).to(own.dtype).detach()
         angle = margin * (1 + spec.instance * hard * (1 - own) / 2)
         sine = ((1 - own) * (1 + own)).clamp_min(0).sqrt()
         value = own * angle.cos() - sine * angle.sin()

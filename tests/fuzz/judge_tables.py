@@ -22,7 +22,8 @@ def with_margin(spec: Spec, margin: tuple[Any, ...], counts: Tensor) -> Spec:
     elif name == "LDAM":
         spec.phi, spec.margin = "additive", numbers[0] * (counts.min() / counts) ** 0.25
     elif name == "DBM":
-        largest, tau, spec.instance, spec.guard = numbers
+        largest, tau, spec.instance, spec.guard, *applies = numbers
+        spec.every = applies == ["all"]
         spec.phi, spec.margin = "angular", largest * (counts.min() / counts) ** tau
     return spec
 

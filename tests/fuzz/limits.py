@@ -50,7 +50,7 @@ def undefined(problem: Problem, spec: Spec) -> str:
         if (own.abs() > 1 - max(1e-6, near)).any():
             return "the target's cosine is 1 or -1: its slope is infinite"
         rival = part.scatter(1, chosen[:, None], -9.0).masked_fill(problem.absent, -9.0)
-        if spec.instance and ((rival.amax(1) - own).abs() <= near).any():
+        if spec.instance and not spec.every and ((rival.amax(1) - own).abs() <= near).any():
             return "the target's cosine equals the largest other one: a rounding decides"
         angle = judge.of_class(spec.margin, chosen, own)
         edges = [angle * (1 + spec.instance * hard * (1 - own) / 2) for hard in (0, 1)]

@@ -30,6 +30,8 @@ KINDS = [
     (Phi.ADDITIVE, 0.3, 0.0, False),
     (Phi.ANGULAR, 0.5, 0.0, False),
     (Phi.ANGULAR, 1.9, 0.8, True),
+    (Phi.ANGULAR_ALL, 0.9, 1.2, False),
+    (Phi.ANGULAR_ALL, 1.4, 0.8, True),
     (Phi.SPHERE, 1.0, 0.0, False),
     (Phi.SPHERE, 4.0, 0.0, False),
     (Phi.SPHERE, 7.0, 0.0, False),
@@ -97,7 +99,7 @@ def alone(own: Tensor, kind: tuple[Any, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", [k for k in KINDS if k[0] in (Phi.ANGULAR, Phi.SPHERE)], ids=str)
+@pytest.mark.parametrize("kind", [k for k in KINDS if k[0] >= Phi.ANGULAR], ids=str)
 def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
     """Everywhere on [-1, 1] as the definition in float64, but where one of two branches that meet is chosen."""
     own = cosines(dtype).to(DEVICE)
@@ -107,8 +109,8 @@ def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
     sine = (1 - own.double().clamp(-1, 1) ** 2).sqrt()
     eps = torch.finfo(dtype).eps
     assert mine.isfinite().all()
-    inside = sine > 2 * eps**0.5 if kind[0] == Phi.ANGULAR else torch.ones_like(sine, dtype=torch.bool)
-    scale = sine if kind[0] == Phi.ANGULAR else torch.full_like(sine, 1 / kind[1] ** 4)  # the slopes grow so
+    inside = sine > 2 * eps**0.5 if kind[0] != Phi.SPHERE else torch.ones_like(sine, dtype=torch.bool)
+    scale = sine if kind[0] != Phi.SPHERE else torch.full_like(sine, 1 / kind[1] ** 4)  # the slopes grow so
     miss = ((slope - truth).abs() * scale)[inside]
     jump = (miss > 64 * eps).sum()  # the guard's corner, where a rounding decides
     assert jump <= (2 if kind[3] else 0), miss.max()

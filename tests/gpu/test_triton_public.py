@@ -57,6 +57,7 @@ OF_FEATURES: dict[str, Case] = {
     "arcface": lambda t, y, _: cosines(t, y, ArcFace(0.4)),
     "arcface, mixed": lambda t, y, every: cosines(t, mixed(y, every), ArcFace(0.4)),
     "dbm": lambda t, y, _: cosines(t, y, DBM(COUNTS, 0.3)),
+    "dbm of all": lambda t, y, _: cosines(t, y, DBM(COUNTS, 0.5, 0.5, applies="all")),
 }
 OF_LOGITS: dict[str, Case] = {
     "plain": lambda t, y, _: F.offset_cross_entropy(t["z"], y, offset=t["o"], label_smoothing=0.1),

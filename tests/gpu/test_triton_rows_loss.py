@@ -59,6 +59,7 @@ LOSSES = [
     {"kind": Phi.ADDITIVE, "offset": "one", "smooth": "one", "margin": 0.3, "scale": 5.0},
     {"kind": Phi.ANGULAR, "offset": None, "smooth": "one", "margin": 0.5, "scale": 5.0, "guard": True},
     {"kind": Phi.ANGULAR, "offset": "each", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
+    {"kind": Phi.ANGULAR_ALL, "offset": "one", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
     {"kind": Phi.SPHERE, "offset": None, "smooth": None, "margin": 4.0, "scale": 5.0},
     {"kind": Phi.SPHERE, "offset": "one", "smooth": "one", "margin": 3.0, "scale": 5.0, "instance": 1.5},
 ]

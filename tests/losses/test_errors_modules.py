@@ -53,6 +53,7 @@ LOSS_CASES: list[Case] = [
     ("scale", lambda: losses.LDAMLoss(COUNTS, scale=0.0)(LOGITS, TARGET)),
     ("max_margin", lambda: losses.LDAMLoss(COUNTS, max_margin=NAN)),
     ("base", lambda: losses.DBMLoss(COUNTS, base="some")),
+    ("applies", lambda: losses.DBMLoss(COUNTS, applies="some")),
     ("beta", lambda: losses.DBMLoss(COUNTS, base="cb", beta=1.0)),
     ("tau", lambda: losses.DBMLoss(COUNTS, tau=NAN)),
     ("margin", lambda: losses.ArcFaceLoss(NAN)),

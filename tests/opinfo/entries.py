@@ -131,7 +131,7 @@ TABLES: Options = [
 ]
 MARGINS: Options = [
     *({"margin": margin} for margin in (None, CosFace(0.3), ArcFace(0.4), SphereFace(3), SphereFace(3, 1.5))),
-    *({"margin": margin, "scale": 8.0} for margin in (LDAM(COUNTS), DBM(COUNTS, 0.2))),
+    *({"margin": margin, "scale": 8.0} for margin in (LDAM(COUNTS), DBM(COUNTS, 0.2), DBM(COUNTS, 0.3, applies="all"))),
 ]
 ENTRIES = [
     _entry("offset_cross_entropy", "plain", _logits, PLAIN, twice=True),

@@ -18,7 +18,7 @@ AS_SHIPPED = True
 pytestmark = pytest.mark.usefixtures("kernels")
 
 SPHERES = {"sphereface": (4, 0.0), "sphereface2": (2, 0.0), "sphereface annealed": (4, 0.6), "sphereface late": (3, 9.0)}
-MARGINS = ["none", "cosface", "arcface", *SPHERES, "ldam", "dbm", "dbm tuned", "dbm guarded"]
+MARGINS = ["none", "cosface", "arcface", *SPHERES, "ldam", "dbm", "dbm tuned", "dbm guarded", "dbm of all"]
 
 
 def margin_for(name: str, counts: Tensor) -> Any:
@@ -35,6 +35,7 @@ def margin_for(name: str, counts: Tensor) -> Any:
         "dbm": functional.DBM(counts),
         "dbm tuned": functional.DBM(counts, max_margin=0.3, tau=0.6, instance=1.5),
         "dbm guarded": functional.DBM(counts, max_margin=0.9, tau=0.2, instance=2.0, guard=True),
+        "dbm of all": functional.DBM(counts, max_margin=0.7, tau=0.3, instance=1.2, applies="all"),
     }[name]
 
 
@@ -49,9 +50,10 @@ def adjusted(name: str, features: Tensor, cosine: Tensor, target: Tensor, counts
             "dbm": (0.1, 1.0, 1.0, False),
             "dbm tuned": (0.3, 0.6, 1.5, False),
             "dbm guarded": (0.9, 0.2, 2.0, True),
+            "dbm of all": (0.7, 0.3, 1.2, False, "all"),
         }
-        largest, tau, instance, guard = settings[name]
-        phi = published.dbm(cosine, target, published.dbm_margin(counts, largest, tau), instance, guard)
+        largest, tau, *rest = settings[name]
+        phi = published.dbm(cosine, target, published.dbm_margin(counts, largest, tau), *rest)
         return published.replace(cosine, target, phi)
     phi = {
         "none": lambda: own,

@@ -109,20 +109,8 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         readout = method.readout(setting, of_readout) if method.readout else None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
-    views = of_head.get("views", method.views)
-    return MethodParts(
-        head,
-        weight,
-        annealing,
-        regularizer,
-        strength,
-        second,
-        readout,
-        method.closing,
-        views,
-        method.unit_rows,
-        teacher,
-    )
+    rest = (method.closing, of_head.get("views", method.views), method.unit_rows, teacher)
+    return MethodParts(head, weight, annealing, regularizer, strength, second, readout, *rest)
 
 
 def _head(method: Method, setting: Setting, loss: nn.Module, options: Options) -> nn.Module:

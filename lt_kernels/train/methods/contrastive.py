@@ -11,7 +11,7 @@ from lt_kernels.functional import DBM
 from lt_kernels.heads import BalancedContrastiveHead, GMLHead, NCLHead
 from lt_kernels.train.methods.method import HeadFactory, LossFactory, Method, Options, Setting
 
-DBM_DEFAULTS = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0}
+DBM_DEFAULTS: Options = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0, "applies": "hard"}
 _BCL = {"classification_weight": 2.0, "contrastive_weight": 0.6, "temperature": 0.1}
 # hidden 0: as wide as the features; with three views the first is classified and the others are contrasted
 _BCL_HEAD = {"hidden": 0, "out_features": 128, "views": 2}
