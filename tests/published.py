@@ -161,7 +161,10 @@ def arcface(own: Tensor, margin: float | Tensor, guard: bool = True) -> Tensor:
 
 
 def sphereface(own: Tensor, margin: int, annealing: float = 0.0) -> Tensor:
-    """(lam cos(theta) + psi) / (1 + lam), psi = (-1)^k cos(M theta) - 2k, k = floor(M theta / pi) (Liu et al., 2017)."""
+    """(lam cos(theta) + psi) / (1 + lam) with psi = (-1)^k cos(M theta) - 2k, k = floor(M theta / pi).
+
+    Liu et al. (2017).
+    """
     theta = own.acos()
     branch = (margin * theta / math.pi).floor().detach().clamp(0, margin - 1)
     psi = (1 - 2 * (branch % 2)) * torch.cos(margin * theta) - 2 * branch

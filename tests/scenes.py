@@ -112,7 +112,9 @@ def feature_scenes() -> dict[str, Scene]:
         "arcface": of_features(cosine, margin=ArcFace(0.5), scale=5.0, weight=WEIGHT),
         "sphereface": of_features(cosine, margin=SphereFace(4), scale=1.5),
         "sphereface annealed": of_features(cosine, margin=SphereFace(4, 1.5), scale=1.5),
-        "sphereface annealed mixed": of_features(cosine, target=mixed, margin=SphereFace(3, torch.tensor(0.5)), scale=2.0),
+        "sphereface annealed mixed": of_features(
+            cosine, target=mixed, margin=SphereFace(3, torch.tensor(0.5)), scale=2.0
+        ),
         "ldam": of_features(cosine, "offset", margin=LDAM(COUNTS), scale=5.0, reduction="none"),
         "dbm": of_features(cosine, "offset", margin=DBM(COUNTS, 0.3), scale=5.0),
         "dbm of all": of_features(cosine, "offset", margin=DBM(COUNTS, 0.5, 0.3, applies="all"), scale=5.0),

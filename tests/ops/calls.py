@@ -65,7 +65,7 @@ NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "wide": False, "side": 2, "den
 WRONG: dict[str, tuple[int, ...]] = {
     "start": (-1, 2, 2**62, -(2**62)),
     "classes": (-1, C - 1),
-    "kind": (-1, 4, 2**40),
+    "kind": (-1, 5, 2**40),
     "reduction": (-1, 4, 2**40),
     "normalize": (-1, 3),
     "row_slab": (0, -1),

@@ -17,7 +17,12 @@ from lt_kernels import functional
 AS_SHIPPED = True
 pytestmark = pytest.mark.usefixtures("kernels")
 
-SPHERES = {"sphereface": (4, 0.0), "sphereface2": (2, 0.0), "sphereface annealed": (4, 0.6), "sphereface late": (3, 9.0)}
+SPHERES = {
+    "sphereface": (4, 0.0),
+    "sphereface2": (2, 0.0),
+    "sphereface annealed": (4, 0.6),
+    "sphereface late": (3, 9.0),
+}
 MARGINS = ["none", "cosface", "arcface", *SPHERES, "ldam", "dbm", "dbm tuned", "dbm guarded", "dbm of all"]
 
 

@@ -90,7 +90,9 @@ def test_sphereface_annealing() -> None:
     assert schedules.SphereFaceAnnealing(8.0, 0.0, 1.0, power=3.0)(1) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("value", [schedules.PolynomialDecay(10), schedules.LinearWarmup(5), schedules.SphereFaceAnnealing()], ids=str)
+@pytest.mark.parametrize(
+    "value", [schedules.PolynomialDecay(10), schedules.LinearWarmup(5), schedules.SphereFaceAnnealing()], ids=str
+)
 def test_schedules_are_frozen(value: object) -> None:
     with pytest.raises((AttributeError, TypeError)):
         value.power = 3  # type: ignore[attr-defined]

@@ -99,8 +99,8 @@ def fit(
 
 
 class EpochSettings(Callback):
-    """Apply what depends on the epoch, deferred weights and regularizer strength; and on the step, the learning rate and
-    SphereFace's annealing.
+    """Apply what depends on the epoch, deferred weights and the regularizer's strength, and what depends on the step,
+    the learning rate and SphereFace's annealing.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
