@@ -124,7 +124,8 @@ def logit_statistics(logits: Tensor, target: Tensor) -> dict[str, Tensor | float
 
     logits: [N, C]; target: class indices [N]. Returns "positive": mean of z_ic over y_i = c, float64 [C], NaN for a
     class without samples; "negative": over y_i != c, NaN for a class that has all samples; "log_classes": log C, the
-    loss of even logits. Errors: TypeError or ValueError naming the argument (Kim, Hong and Kim).
+    logit log p(x|c) / p(x) of a sample of class c where C classes are alike in number and do not overlap (Hong et al.,
+    2021). Errors: TypeError or ValueError naming the argument.
     """
     values = plane("logits", logits, "[N, C]")
     classes = values.shape[1]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lt_kernels.train.analysis import plots_classes as classes
 from lt_kernels.train.analysis import plots_samples as samples
-from lt_kernels.train.analysis import tables
+from lt_kernels.train.analysis import plots_margins, tables
 from lt_kernels.train.analysis.measures import RIDGE, SEPARATED, Analysis
 
 Analyses = Sequence[Analysis]
@@ -23,6 +23,7 @@ class Entry(NamedTuple):
     draw: Callable[[Analyses], bytes]
     table: Callable[[Analyses], str]
     epochs: bool = False  # of what was recorded over the epochs
+    shows: Callable[[Analysis], bool] = lambda analysis: True  # whether a run has what the picture shows
 
 
 ENTRIES = (
@@ -36,7 +37,8 @@ ENTRIES = (
     Entry(
         "false_positives",
         "Cumulative false positives",
-        "A steep beginning: the frequent classes take the samples of others.",
+        "A steep beginning: the frequent classes take the samples of others. The dotted line is that of errors spread "
+        "evenly over the classes.",
         classes.false_positives,
         tables.false_positives,
     ),
@@ -51,7 +53,7 @@ ENTRIES = (
         "affinity",
         "Affinity of class weights",
         "Each row shares out a class's products with the others; 1 is an even share, as in a balanced classifier "
-        "(Xie et al., 2023). Where the products of a row nearly cancel, its shares are large.",
+        "(Xie et al., 2023). Where the products of a row nearly cancel, its shares are large. Below: the balance metrics.",
         classes.affinity,
         lambda runs: tables.matrix(runs, lambda a: a.affinity),
     ),
@@ -76,6 +78,15 @@ ENTRIES = (
         lambda runs: classes.history(runs, OFFSETS),
         lambda runs: tables.history(runs, OFFSETS),
         epochs=True,
+    ),
+    Entry(
+        "margins",
+        "Margins",
+        "What the loss makes of the target's logit at each angle: the farther below the cosine, the closer to its "
+        "class's weight a feature must come. Hard: another class has a larger cosine (Son et al., 2025).",
+        plots_margins.margins,
+        tables.margins,
+        shows=lambda analysis: analysis.margins is not None,
     ),
     Entry(
         "angles",
@@ -110,8 +121,8 @@ ENTRIES = (
     Entry(
         "logit_means",
         "Mean logits by class",
-        "With all other logits at 0, a class needs a logit of about log C for a probability of one half (Kim, Hong "
-        "and Kim).",
+        "LADE's regulariser draws the logit of a class to log p_u(x|c) / p_u(x), where p_u has as many samples of each "
+        "class: log C for the class's own samples if the classes do not overlap (Hong et al., 2021).",
         classes.logit_means,
         lambda runs: tables.by_class(runs, lambda a: {**a.logit_means, "log_classes": 0 * a.counts + a.log_classes}),
     ),

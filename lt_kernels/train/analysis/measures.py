@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels import metrics
+from lt_kernels.train.analysis.margins import MarginCurves, margin_curves
 from lt_kernels.train.model.readings import Reading, evenly, take_reading
 from lt_kernels.train.run.components import History, read_history
 
@@ -78,6 +79,7 @@ class Analysis:
     summary: dict[str, float]
     history: History | None = None
     counted: str = "samples"
+    margins: MarginCurves | None = None
 
 
 def analyze_run(name: str, folder: Path) -> Analysis:
@@ -120,6 +122,7 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
         summary=_summary(reading, accuracy, separability, separated),
         history=history,
         counted=reading.counted,
+        margins=None if reading.margin is None else margin_curves(reading.margin, order),
     )
 
 

@@ -54,10 +54,16 @@ def shown_as(analyses: Analyses) -> str:
 
 
 def matrices(
-    analyses: Analyses, chosen: Callable[[Analysis], Matrix], title: str, label: str, centre: float, percent: float
+    analyses: Analyses,
+    chosen: Callable[[Analysis], Matrix],
+    title: str,
+    label: str,
+    centre: float,
+    percent: float,
+    below: Callable[[Analysis], str] | None = None,
 ) -> bytes:
     """A matrix between classes for each run, classes by descending count, on one colour scale around `centre` that
-    reaches as far as `percent` of the values.
+    reaches as far as `percent` of the values; `below` is a line of text under each.
     """
     figure, axes = grid(len(analyses), 3.4, 3.3)
     shown = [chosen(analysis) for analysis in analyses]
@@ -70,6 +76,8 @@ def matrices(
         image = axis.imshow(matrix.values, cmap=colours, vmin=centre - reach, vmax=centre + reach)
         axis.set_title(figures.literal(analysis.name), fontsize=10)
         _class_ticks(axis, analysis, matrix)
+        if below is not None:
+            axis.set_xlabel(f"{axis.get_xlabel()}\n{below(analysis)}", fontsize=8)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
     figure.suptitle(title + _averaged(shown[0]), fontsize=11)
     return figures.encoded(figure)
@@ -110,10 +118,16 @@ def similarity(analyses: Analyses) -> bytes:
 
 
 def affinity(analyses: Analyses) -> bytes:
-    """Shares of the products between class weights."""
+    """Shares of the products between class weights, and the three balance metrics below each panel."""
     title = "Affinity of class weights, classes by descending count"
     label = "share of the row's $w_i w_j$ [even shares]"
-    return matrices(analyses, lambda analysis: analysis.affinity, title, label, 1, 95)
+    return matrices(analyses, lambda analysis: analysis.affinity, title, label, 1, 95, _balance)
+
+
+def _balance(analysis: Analysis) -> str:
+    """$B_D^2$, $B_A^2$ and $B_L^2$ as a line of text."""
+    names = {"D": "balance_dot", "A": "balance_angle", "L": "balance_norm"}
+    return ", ".join(f"$B_{letter}^2$ {analysis.summary[name]:.2g}" for letter, name in names.items())
 
 
 def offsets(analyses: Analyses) -> bytes:
@@ -170,10 +184,14 @@ def false_positives(analyses: Analyses) -> bytes:
         ranks = np.arange(1, len(analysis.cumulative) + 1)
         style = {**styles[analysis.name], "markersize": 4, "linewidth": 1.4}
         axis.plot(ranks, analysis.cumulative, label=figures.literal(analysis.name), **style)
+        even, colour = [0, analysis.cumulative[-1]], styles[analysis.name]["color"]
+        axis.plot([0, ranks[-1]], even, color=colour, linewidth=0.9, linestyle=":")
+    axis.plot([], [], color="0.4", linewidth=0.9, linestyle=":", label="a run's errors, evenly spread")
     for edge in boundaries(analyses[0]):
-        axis.axvline(edge + 0.5, color="0.4", linewidth=0.8, linestyle=":")
+        axis.axvline(edge + 0.5, color="0.7", linewidth=0.8)
     _name_groups(axis, analyses[0])
     axis.set_ylim(bottom=0)
+    axis.set_xlim(left=0)
     axis.set_xlabel("classes, from the most frequent on")
     axis.set_ylabel("false positives of these classes [test samples]")
     axis.set_title("Cumulative false positives (the last value is the number of errors)", fontsize=11)
@@ -216,7 +234,7 @@ def _not_applicable(axis: Axes) -> None:
 
 
 def logit_means(analyses: Analyses) -> bytes:
-    """The mean logit of each class for its own samples and for those of others, with log C."""
+    """The mean logit of each class for its own samples and for those of others, with log C, on one axis."""
     figure, axes = grid(len(analyses), 3.4, 3.2)
     for axis, analysis in zip(axes, analyses, strict=True):
         for sign, colour, marker in (("positive", "tab:blue", "o"), ("negative", "tab:orange", "s")):
@@ -227,6 +245,7 @@ def logit_means(analyses: Analyses) -> bytes:
         axis.xaxis.label.set_fontsize(8)
         axis.set_ylabel("mean logit of the class", fontsize=8)
         axis.set_title(figures.literal(analysis.name), fontsize=10)
+    _same_scale(axes)
     figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
     figures.side_legend(figure, axes[0])
     return figures.encoded(figure)

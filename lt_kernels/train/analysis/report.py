@@ -35,7 +35,7 @@ def write_analysis(analyses: Analyses, out: Path, title: str, step: int) -> Path
     write_whole(out / "summary.csv", tables.summary(analyses))
     with SummaryWriter(str(out / TENSORBOARD)) as writer:
         for entry in ENTRIES:
-            if entry.epochs and not recorded:
+            if (entry.epochs and not recorded) or not any(map(entry.shows, analyses)):
                 continue
             picture = entry.draw(analyses)
             write_whole(out / f"{entry.stem}.png", picture)

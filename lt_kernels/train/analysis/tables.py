@@ -84,6 +84,21 @@ def angles(analyses: Sequence[Analysis]) -> str:
     return as_csv(["run", "angle_to", "classes", "test_samples", "quarter", "median", "three_quarters"], rows())
 
 
+def margins(analyses: Sequence[Analysis]) -> str:
+    """The target's logit divided by the scale, at each angle of each class that is drawn."""
+
+    def rows() -> Rows:
+        for analysis in analyses:
+            if (curves := analysis.margins) is None:
+                continue
+            for place, index in enumerate(curves.classes):
+                first = [analysis.name, index, analysis.class_names[index], analysis.counts[index]]
+                for values in zip(curves.angle, curves.easy[place], curves.hard[place], strict=True):
+                    yield [*first, *values]
+
+    return as_csv([*OF_CLASS, "angle", "easy", "hard"], rows())
+
+
 def logits(analyses: Sequence[Analysis]) -> str:
     """Densities by group, sign and bin."""
 

@@ -16,7 +16,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.losses.base import Loss
-from lt_kernels.margins import SphereFace
+from lt_kernels.margins import Margin, SphereFace
 
 SAMPLES = 2**18  # of the training set, for the means of its classes
 LOGITS = 2**25  # numbers in one matrix of logits
@@ -33,7 +33,7 @@ class Reading:
     class_counts: [C], of what `counted` says. weight: [C, d]. centers: [C, d], where the loss has them. train, test:
     features [N, d] and classes [N]. prediction, confidence: of the test set, [N]. logits: what the softmax takes, of
     some test samples drawn evenly, and their classes. logit_means: of all test samples, by class. components: of the
-    gradient over the training set, or why there are none.
+    gradient over the training set, or why there are none. margin: of the loss, where it has one.
     """
 
     class_counts: Tensor
@@ -47,6 +47,7 @@ class Reading:
     components: dict[str, Tensor] | str
     centers: Tensor | None = None
     counted: str = "samples"
+    margin: Margin | None = None
 
 
 def take_reading(module: Any, data: LongTailedData) -> Reading:
@@ -75,6 +76,7 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
             logit_means=means,
             components=gradient_parts(head, *natural),
             centers=None if centers is None else centers.cpu(),
+            margin=getattr(classifying(head), "margin", None),
         )
     module.train(was_training)
     return reading
@@ -142,12 +144,17 @@ def centers_of(head: Any) -> Tensor | None:
     return None if centers is None else centers.detach()
 
 
+def classifying(head: Any) -> Any:
+    """The loss of a head's logits or cosines; of a loss with a second term, the one without it."""
+    loss = getattr(head, "loss", None)
+    return getattr(loss, "base", getattr(loss, "classification", loss))
+
+
 def scale_of(head: Any) -> float:
     """What the head's output is multiplied by within the softmax."""
     if not has_cosines(head):
         return 1.0
-    loss = getattr(head.loss, "base", getattr(head.loss, "classification", head.loss))
-    return float(loss.scale if head.loss.input_kind == "cosine" else head.scale)
+    return float(classifying(head).scale if head.loss.input_kind == "cosine" else head.scale)
 
 
 def scores(module: Any, features: Tensor) -> Tensor:

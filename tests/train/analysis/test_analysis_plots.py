@@ -124,6 +124,33 @@ def test_one_colour_scale_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["300", "1"]
 
 
+def test_errors_spread_evenly_are_a_straight_line_for_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [made("ce", 10, cumulative=np.array([9, *range(10, 19)])), made("bs", 10, cumulative=np.arange(4, 14))]
+    (axis,) = figure_of(monkeypatch, plots_classes.false_positives, runs).axes
+    straight = [line for line in axis.lines if line.get_linestyle() == ":" and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in straight] == [[0, 10], [0, 10]]
+    assert [list(line.get_ydata()) for line in straight] == [[0, 18], [0, 13]]
+    assert straight[0].get_color() == axis.lines[0].get_color() == "black"
+
+
+def test_balance_metrics_stand_under_the_affinities(monkeypatch: pytest.MonkeyPatch) -> None:
+    balance = {"balance_dot": 0.25, "balance_angle": 0.031, "balance_norm": 4.0}
+    run = made("bs", 10)
+    run.summary.update(balance)
+    figure = figure_of(monkeypatch, plots_classes.affinity, [run, made("ce", 10)])
+    text = figure.axes[0].get_xlabel()
+    assert text.splitlines()[1] == "$B_D^2$ 0.25, $B_A^2$ 0.031, $B_L^2$ 4"
+    assert "\n" not in figure_of(monkeypatch, plots_classes.similarity, [run]).axes[0].get_xlabel()
+
+
+def test_mean_logits_of_all_runs_are_on_one_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    tall = {sign: np.linspace(0, 40, 10) for sign in ("positive", "negative")}
+    figure = figure_of(monkeypatch, plots_classes.logit_means, [made("lade", 10), made("bs", 10, logit_means=tall)])
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    assert figure.axes[0].get_ylim()[1] >= 40
+    assert [list(axis.lines[2].get_ydata()) for axis in figure.axes] == [[math.log(10)] * 2] * 2
+
+
 def test_lines_between_the_groups_are_where_the_counts_say() -> None:
     counts = np.array([5, 200, 30, 101, 19, 20])
     analysis = made("ce", 6, counts=counts, order=np.argsort(-counts, kind="stable"))
