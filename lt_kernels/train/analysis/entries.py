@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lt_kernels.train.analysis import plots_classes as classes
-from lt_kernels.train.analysis import plots_samples as samples
 from lt_kernels.train.analysis import plots_margins, tables
+from lt_kernels.train.analysis import plots_samples as samples
 from lt_kernels.train.analysis.measures import RIDGE, SEPARATED, Analysis
 
 Analyses = Sequence[Analysis]
@@ -53,7 +53,8 @@ ENTRIES = (
         "affinity",
         "Affinity of class weights",
         "Each row shares out a class's products with the others; 1 is an even share, as in a balanced classifier "
-        "(Xie et al., 2023). Where the products of a row nearly cancel, its shares are large. Below: the balance metrics.",
+        "(Xie et al., 2023). Where the products of a row nearly cancel, its shares are large. "
+        "Below each: the balance metrics.",
         classes.affinity,
         lambda runs: tables.matrix(runs, lambda a: a.affinity),
     ),

@@ -16,8 +16,8 @@ DEGREES = 180
 
 @dataclasses.dataclass(frozen=True)
 class MarginCurves:
-    """The target's logit divided by the scale, at each `angle` [A] in degrees: for `classes` [K], the most frequent, one
-    in the middle and the rarest, `easy` [K, A] where no other class has a larger cosine, and `hard` [K, A] where one has.
+    """The target's logit divided by the scale, at each `angle` [A] in degrees, for `classes` [K]: the most frequent, a
+    middle one, the rarest. `easy` [K, A]: no other class has a larger cosine; `hard` [K, A]: one has.
     """
 
     angle: np.ndarray

@@ -98,7 +98,6 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
     accuracy = metrics.per_class_accuracy(reading.prediction, target, classes)
     separated, separability = _separability(reading, order)
     rows = calibration(reading.confidence, reading.prediction == target)
-    components = reading.components
     return Analysis(
         name=name,
         counts=_array(counts),
@@ -112,7 +111,7 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
         offsets=_offsets(reading),
         target=_array(target),
         angles=_angles(features, target, reading.weight),
-        components=components if isinstance(components, str) else {key: _array(components[key]) for key in components},
+        components=_components(reading.components),
         logit_means={key: _array(reading.logit_means[key]) for key in ("positive", "negative")},
         log_classes=float(reading.logit_means["log_classes"]),
         histogram=histogram(*reading.logits, counts),
@@ -128,6 +127,10 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
 
 def _array(value: Tensor) -> Array:
     return value.detach().cpu().numpy().astype(float if value.is_floating_point() else int)
+
+
+def _components(parts: dict[str, Tensor] | str) -> dict[str, Array] | str:
+    return parts if isinstance(parts, str) else {name: _array(value) for name, value in parts.items()}
 
 
 def groups_of(counts: Array) -> dict[str, Array]:

@@ -20,7 +20,8 @@ def margins(analyses: Analyses) -> bytes:
     for axis, analysis in zip(axes, shown, strict=True):
         assert analysis.margins is not None
         _panel(axis, analysis, analysis.margins)
-    figure.suptitle("The target's logit as the margin makes it, against the angle of feature and class weight", fontsize=11)
+    title = "The target's logit, as the margin makes it, against the angle of feature and class weight"
+    figure.suptitle(f"{title} (n: training {analyses[0].counted} of the class)", fontsize=11)
     return figures.encoded(figure)
 
 
@@ -28,7 +29,7 @@ def _panel(axis: Axes, analysis: Analysis, curves: MarginCurves) -> None:
     """A line a class, or one where the margin is the same for all; a dashed one for hard samples where it differs."""
     same = np.allclose(curves.easy, curves.easy[:1]) and np.allclose(curves.hard, curves.hard[:1])
     for place, index in enumerate(curves.classes[:1] if same else curves.classes):
-        name, colour = "every class" if same else f"{analysis.counts[index]:,} {analysis.counted}", COLOURS[place]
+        name, colour = "every class" if same else f"n = {analysis.counts[index]:,}", COLOURS[place]
         differ = not np.allclose(curves.easy[place], curves.hard[place])
         label = f"{name}, easy" if differ else name
         axis.plot(curves.angle, curves.easy[place], color=colour, linewidth=1.4, label=label)

@@ -17,8 +17,10 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 import matplotlib
 from matplotlib import image
 
+from lt_kernels.margins import DBM
 from lt_kernels.train.analysis import plots_classes, plots_samples
 from lt_kernels.train.analysis.entries import ENTRIES
+from lt_kernels.train.analysis.margins import margin_curves
 from lt_kernels.train.analysis.measures import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
 from lt_kernels.train.compare import report
 from lt_kernels.train.output import figures
@@ -61,6 +63,7 @@ def made(name: str, classes: int, seed: int = 0, **changes: Any) -> Analysis:
         "separated": order,
         "separability": random.uniform(1, 9, classes),
         "history": History(np.arange(1, 4), {kind: random.uniform(0.1, 1, (3, classes)) for kind in NAMES}),
+        "margins": margin_curves(DBM(torch.from_numpy(counts)), torch.from_numpy(order)),
         **samples(random, classes),
     }
     return Analysis(name, **{**settings, **changes})
