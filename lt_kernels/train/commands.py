@@ -12,6 +12,7 @@ from typing import Any
 from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
+from lt_kernels.train.analysis.plane_defaults import in_the_plane
 from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
 from lt_kernels.train.compare.tables import evaluated_on, rich_table
 from lt_kernels.train.config import TrainConfig, make_config
@@ -131,8 +132,11 @@ def analyze(runs: Sequence[str], out: str | None) -> int:
 def planar(data: str, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
     """Train methods with features of two numbers, and name the picture."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    settings = apply_overrides({**read_settings(config or find_recipe(data)), "data": data}, changes)
-    jobs = plan(settings, names, 1, Path(), 1)
+    recipe = {**read_settings(config or find_recipe(data)), "data": data}
+    settings = apply_overrides(recipe, changes)
+    plan(settings, names, 1, Path(), 1)  # for its checks of all names together
+    settings_of = {name: apply_overrides(in_the_plane(recipe, name), changes) for name in names}
+    jobs = [job for name in names for job in plan(settings_of[name], [name], 1, Path(), 1)]
     folder = Path(out) if out else Path("runs") / f"{data}-planar"
     from lt_kernels.train.analysis.planar import train_planar, write_planes
 

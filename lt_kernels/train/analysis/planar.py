@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.system.storage import write_whole
+from lt_kernels.train.analysis.directions import directions, directions_picture, directions_rows
 from lt_kernels.train.analysis.plots_classes import grid
 from lt_kernels.train.analysis.tables import as_csv
 from lt_kernels.train.config import TrainConfig
@@ -55,7 +55,8 @@ class PlanarNetwork(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class Plane:
     """A trained classifier in the plane: test `features` [N, 2] with `target` and `prediction` [N], class `weight`
-    [C, 2] as the head uses it, and `region`, which predicts the class of any points [P, 2].
+    [C, 2] as the head uses it, `region`, which predicts the class of any points [P, 2], and the `directions` [C, 2] in
+    which training moves the class weights, of `directions.directions`.
     """
 
     method: str
@@ -65,6 +66,7 @@ class Plane:
     prediction: np.ndarray
     weight: np.ndarray
     region: Callable[[np.ndarray], np.ndarray]
+    directions: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def train_planar(config: TrainConfig) -> Plane:
@@ -88,7 +90,8 @@ def train_planar(config: TrainConfig) -> Plane:
     finally:
         restore_random_states(before)
         torch.set_num_threads(threads)
-    return _plane(config.method, module.cpu().eval(), data)
+    module = module.cpu().eval()
+    return _plane(config.method, module, data, _directions(module, data))
 
 
 def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
@@ -105,8 +108,14 @@ def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
     return Classifier(config, network, parts)
 
 
+def _directions(module: Classifier, data: LongTailedData) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        features = torch.cat([module.network(part) for part in data.train[0].split(1024)])
+    return directions(trained_head(module), module.regularizer, features, data.train[1])
+
+
 @torch.no_grad()
-def _plane(method: str, module: Classifier, data: LongTailedData) -> Plane:
+def _plane(method: str, module: Classifier, data: LongTailedData, moved: dict[str, np.ndarray]) -> Plane:
     head: Any = trained_head(module)
     features, target = torch.cat([module.network(part) for part in data.test[0].split(1024)]), data.test[1]
 
@@ -122,33 +131,21 @@ def _plane(method: str, module: Classifier, data: LongTailedData) -> Plane:
         module.classify(features).argmax(1).numpy(),
         weights_of(head, data.num_classes).numpy(),
         region,
+        moved,
     )
 
 
 def picture(planes: Sequence[Plane]) -> bytes:
     """A panel a method: test features as points, class weights as arrows, and the class predicted anywhere, shaded."""
     figure, axes = grid(len(planes), 4.4, 4.0, across=3)
-    colours = _colours(len(planes[0].counts))
+    counts = planes[0].counts
+    colours = figures.class_colours(len(counts))
     for axis, plane in zip(axes, planes, strict=True):
         _panel(axis, plane, colours)
-    counts = planes[0].counts
-    if len(counts) <= figures.POINTS:
-        for index in np.argsort(-counts, kind="stable"):
-            axes[0].plot([], [], "o", color=colours[index], label=f"{index} ({counts[index]:,})")
-        handles, labels = axes[0].get_legend_handles_labels()
-        title = "class (training samples)"
-        columns = 1 + len(counts) // 20
-        figure.legend(handles, labels, loc="outside right center", frameon=False, title=title, ncols=columns)
+    figures.class_legend(figure, axes[0], counts, colours)
     title = "Test features in the plane, class weights as arrows (one factor a panel), predicted classes shaded"
     figure.suptitle(title, fontsize=11)
     return figures.encoded(figure)
-
-
-def _colours(classes: int) -> np.ndarray:
-    """A colour a class, [C, 3]."""
-    if classes <= 20:
-        return np.array(matplotlib.colormaps["tab10" if classes <= 10 else "tab20"].colors)[:classes]
-    return matplotlib.colormaps["turbo"](np.linspace(0, 1, classes))[:, :3]
 
 
 def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
@@ -167,6 +164,8 @@ def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
     axis.set_xlim(-reach, reach)
     axis.set_ylim(-reach, reach)
     axis.set_aspect("equal")
+    axis.locator_params(nbins=5)  # and powers of ten for long numbers: labels side by side do not touch
+    axis.ticklabel_format(style="sci", scilimits=(-3, 4))
     axis.set_xlabel("first feature")
     axis.set_ylabel("second feature")
     rare = plane.counts[plane.target] < 20
@@ -176,8 +175,8 @@ def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
 
 
 def write_planes(planes: Sequence[Plane], out: Path) -> Path:
-    """Write planar.png, planar_features.csv and planar_weights.csv into a folder that is there; return the picture's
-    path.
+    """Write planar.png, planar_features.csv and planar_weights.csv into a folder that is there, and where a method has
+    directions, planar_directions.png and .csv; return the first picture's path.
     """
     points = (
         [plane.method, *row]
@@ -191,6 +190,10 @@ def write_planes(planes: Sequence[Plane], out: Path) -> Path:
         "planar_features.csv": as_csv(["method", "class", "predicted", "x", "y"], points),
         "planar_weights.csv": as_csv(["method", "class", "training_samples", "x", "y"], weights),
     }
+    if any(plane.directions for plane in planes):
+        head = ["method", "class", "training_samples", "part", "x", "y"]
+        tables["planar_directions.csv"] = as_csv(head, directions_rows(planes))
+        write_whole(out / "planar_directions.png", directions_picture(planes))
     for name, text in tables.items():
         write_whole(out / name, text)
     write_whole(out / "planar.png", picture(planes))

@@ -73,6 +73,23 @@ def side_legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, labels, loc="outside right center", frameon=False)
 
 
+def class_colours(classes: int) -> np.ndarray:
+    """A colour a class, [C, 3]."""
+    if classes <= 20:
+        return np.array(matplotlib.colormaps["tab10" if classes <= 10 else "tab20"].colors)[:classes]
+    return matplotlib.colormaps["turbo"](np.linspace(0, 1, classes))[:, :3]
+
+
+def class_legend(figure: Figure, axis: Axes, counts: np.ndarray, colours: np.ndarray) -> None:
+    """Name the classes to the right of the figure, by descending count, where they are few."""
+    if len(counts) > POINTS:
+        return
+    order = np.argsort(-counts, kind="stable")
+    points = [axis.plot([], [], "o", color=colours[index], label=f"{index} ({counts[index]:,})")[0] for index in order]
+    style = {"frameon": False, "title": "class (training samples)", "ncols": 1 + len(counts) // 20}
+    figure.legend(handles=points, loc="outside right center", **style)
+
+
 def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points (class count, accuracy): each class where they are few, else means over up to `BINS` ranges equal on the
     log axis.

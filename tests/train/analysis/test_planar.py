@@ -21,8 +21,11 @@ from matplotlib import image
 from lt_kernels import cli
 from lt_kernels.data import load
 from lt_kernels.train.analysis.planar import PlanarNetwork, Plane, picture, train_planar, write_planes
+from lt_kernels.train.analysis.plane_defaults import in_the_plane
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.methods.variants import config_of
+from lt_kernels.train.recipes import find_recipe, read_settings
 
 CONFIG = TrainConfig(method="bs", epochs=3, warmup_epochs=0, lr=0.05, batch_size=32, threads=1)
 
@@ -70,6 +73,32 @@ def test_any_method_with_one_network_may_be_drawn(method: str) -> None:
     assert np.array_equal(found.region(found.features), found.prediction)
     if method == "ldam-drw":
         assert np.linalg.norm(found.weight, axis=1) == pytest.approx(np.ones(10))
+
+
+MARGINS = ("ldam", "ldam-drw", "dbm-ce", "dbm-bs", "dbm-drw", "cosface", "arcface")
+
+
+@pytest.mark.parametrize("method", MARGINS)
+def test_a_margin_leaves_the_classes_apart_in_the_plane(method: str) -> None:
+    settings = in_the_plane(read_settings(find_recipe("digits-lt")), method)
+    found = train_planar(config_of({**settings, "epochs": 60, "threads": 1}, method, 0))
+    assert (found.prediction == found.target).mean() > 0.2  # twice as often as by chance, in a fifth of the epochs
+    length = np.linalg.norm(found.features, axis=1, keepdims=True)
+    assert np.linalg.norm((found.features / length).mean(0)) < 0.9  # 1 on one ray
+    assert length.max() < 1000
+
+
+def test_heads_of_cosines_have_settings_of_their_own_which_may_be_changed() -> None:
+    settings = {"lr": 0.1, "epochs": 100, "methods": {"dbm-bs": {"tau": 2.0}, "cosface": {"scale": 9.0}}}
+    settings["variants"] = {"wide": {"method": "dbm-bs", "max_margin": 0.3}}
+    assert in_the_plane(settings, "bs") == settings
+    for name in ("dbm-bs", "wide"):
+        found = in_the_plane(settings, name)
+        assert found["methods"]["dbm-bs"] == {"scale": 16.0, "tau": 2.0}
+        assert (found["lr"], found["epochs"]) == (0.01, 300)
+    assert in_the_plane(settings, "cosface")["methods"]["cosface"] == {"scale": 9.0}
+    assert in_the_plane(settings, "sphereface")["methods"] == settings["methods"]
+    assert settings["methods"] == {"dbm-bs": {"tau": 2.0}, "cosface": {"scale": 9.0}}
 
 
 def test_the_files_hold_the_numbers(plane: Plane, tmp_path: Path) -> None:
@@ -120,9 +149,14 @@ def test_what_cannot_be_drawn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["planar", "--data", "digits-lt", "--set", "epochs=2", "--set", "warmup_epochs=0", "--out", str(tmp_path)]
-    assert cli.main([*words, "--methods", "ce,bs"]) == 0
+    assert cli.main([*words, "--methods", "ce,dbm-bs,bs-lwr"]) == 0  # the changes hold for heads of cosines too
     assert capsys.readouterr().out.splitlines()[-1] == f"picture: {tmp_path / 'planar.png'}"
     with (tmp_path / "planar_weights.csv").open(newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"ce", "bs"}
+        assert {row["method"] for row in csv.DictReader(file)} == {"ce", "dbm-bs", "bs-lwr"}
+    with (tmp_path / "planar_directions.csv").open(newline="") as file:
+        parts = {(row["method"], row["part"]) for row in csv.DictReader(file)}
+    loss = {(name, part) for name in ("ce", "dbm-bs", "bs-lwr") for part in ("attraction", "repulsion")}
+    assert parts == {*loss, ("bs-lwr", "regularizer")}
+    assert (tmp_path / "planar_directions.png").exists()
     assert cli.main([*words, "--methods", "ce,bss"]) == 2
     assert "'bss'" in capsys.readouterr().err
