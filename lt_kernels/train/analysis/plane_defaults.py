@@ -8,8 +8,8 @@ from typing import Any
 from lt_kernels.train.methods.build import find_method
 from lt_kernels.train.methods.variants import variants_of
 
-# Of the learning rates 0.003, 0.01 and 0.03 and the scales 8 and 16, those with the highest accuracy on the training set
-# (mean over the classes, of ldam, dbm-bs and cosface on digits-lt, two seeds). 100 epochs are too few.
+# Of the learning rates 0.003, 0.01 and 0.03 and the scales 8 and 16, those with the highest accuracy on the training
+# set (mean over the classes, of ldam, dbm-bs and cosface on digits-lt, two seeds). 100 epochs are too few.
 COSINE: Mapping[str, Any] = {"lr": 0.01, "epochs": 300}
 SCALE = 16.0
 

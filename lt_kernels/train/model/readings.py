@@ -76,7 +76,7 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
             logit_means=means,
             components=gradient_parts(head, *natural),
             centers=None if centers is None else centers.cpu(),
-            margin=getattr(classifying(head), "margin", None),
+            margin=margin_of(head),
         )
     module.train(was_training)
     return reading
@@ -148,6 +148,13 @@ def classifying(head: Any) -> Any:
     """The loss of a head's logits or cosines; of a loss with a second term, the one without it."""
     loss = getattr(head, "loss", None)
     return getattr(loss, "base", getattr(loss, "classification", loss))
+
+
+def margin_of(head: Any) -> Margin | None:
+    """The margin of a head's loss, as it was in the last step."""
+    loss = classifying(head)
+    margin = getattr(loss, "margin", None)
+    return SphereFace(margin.margin, loss.annealing) if isinstance(margin, SphereFace) else margin
 
 
 def scale_of(head: Any) -> float:

@@ -18,7 +18,7 @@ from lt_kernels import heads, losses
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, SphereFace
 from lt_kernels.train.analysis import plots_margins, tables
 from lt_kernels.train.analysis.margins import margin_curves
-from lt_kernels.train.model.readings import classifying
+from lt_kernels.train.model.readings import margin_of
 from lt_kernels.train.output import figures
 
 COUNTS = torch.tensor([4, 256, 1, 81])
@@ -38,8 +38,9 @@ def sphere(theta: np.ndarray) -> np.ndarray:
         (CosFace(0.35), np.cos(THETA) - 0.35),
         (ArcFace(0.5), np.where(ANGLE < 151.4, np.cos(THETA + 0.5), np.cos(THETA) - 0.5 * math.sin(0.5))),
         (SphereFace(4), sphere(THETA)),
+        (SphereFace(4, annealing=5.0), (5 * np.cos(THETA) + sphere(THETA)) / 6),
     ],
-    ids=["cosface", "arcface", "sphereface"],
+    ids=["cosface", "arcface", "sphereface", "annealed"],
 )
 def test_margins_that_are_the_same_for_all(margin: Margin, curve: np.ndarray) -> None:
     found = margin_curves(margin, ORDER)
@@ -67,6 +68,13 @@ def test_the_margin_of_dbm_grows_for_hard_samples() -> None:
         assert hard == pytest.approx(np.cos(THETA + margin * (1 + 1.5 * (1 - np.cos(THETA)) / 2)), abs=1e-7)
 
 
+def test_a_margin_that_grows_for_all_samples_has_one_curve() -> None:
+    found = margin_curves(DBM(COUNTS, 0.2, tau=0.5, applies="all"), ORDER)
+    assert found is not None
+    assert found.hard == pytest.approx(found.easy, abs=1e-9)
+    assert found.easy[2] == pytest.approx(np.cos(THETA + 0.2 * (1 + (1 - np.cos(THETA)) / 2)), abs=1e-7)
+
+
 def test_one_class_has_no_curve_and_two_have_theirs() -> None:
     assert margin_curves(CosFace(0.1), torch.tensor([0])) is None
     found = margin_curves(CosFace(0.1), torch.tensor([1, 0]))
@@ -76,11 +84,15 @@ def test_one_class_has_no_curve_and_two_have_theirs() -> None:
 
 def test_the_margin_of_a_head_is_that_of_its_classification() -> None:
     base = losses.DBMLoss(COUNTS, base="bs")
-    assert classifying(heads.CosineHead(3, 4, base)).margin is base.margin
-    assert classifying(heads.LinearHead(3, 4, losses.CrossEntropyLoss())).margin is None
-    assert classifying(heads.LinearHead(3, 4, losses.LADELoss(COUNTS))).margin is None
-    contrastive = losses.BalancedContrastiveLoss(base)
-    assert classifying(type("Head", (), {"loss": contrastive})).margin is base.margin
+    assert margin_of(heads.CosineHead(3, 4, base)) is base.margin
+    assert margin_of(heads.LinearHead(3, 4, losses.CrossEntropyLoss())) is None
+    assert margin_of(heads.LinearHead(3, 4, losses.LADELoss(COUNTS))) is None
+    assert margin_of(type("Head", (), {"loss": losses.BalancedContrastiveLoss(base)})) is base.margin
+    sphere_face = losses.SphereFaceLoss(3)
+    sphere_face.set_annealing(7.0)
+    found = margin_of(heads.CosineHead(3, 4, sphere_face))
+    assert isinstance(found, SphereFace)
+    assert (found.margin, found.annealing) == (3, 7.0)
 
 
 class Run:
