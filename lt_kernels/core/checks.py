@@ -70,6 +70,11 @@ def choice(name: str, value: Choice, allowed: Sequence[str]) -> Choice:
     return value
 
 
+def shown(value: Any) -> str:
+    """A value in an error: of a tensor its dtype and shape."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False."""
     value = _plain(name, value)

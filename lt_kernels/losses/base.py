@@ -19,6 +19,9 @@ from lt_kernels.ops.loss import evaluate, one_target
 from lt_kernels.ops.sources import Logits
 from lt_kernels.ops.sources import features as make_source
 
+# What to use where a named loss sets an option itself.
+_INSTEAD = {"focal_gamma": "give gamma", "tau": "losses.LogitAdjustmentLoss takes any"}
+
 
 class Loss(TableModule):
     """Settings of a loss: forward(input, target) on logits, or on raw cosines where `input_kind` is "cosine".
@@ -70,6 +73,15 @@ class Loss(TableModule):
         self._buffers["weight"] = None if weight is None else own_copy(_table("weight", weight))  # `weight` reads it
         for name, table in zip(self.tables[1:4], (offset, margin and margin.per_class, per_class), strict=True):
             self.register_table(name, None if table is None else _table(name, table))
+
+    def _with(self, options: dict[str, Any], **own: Any) -> dict[str, Any]:
+        """The options with those that this loss sets itself, which nobody else may give."""
+        for name in own:
+            if name in options:
+                owner, shown = type(self).__name__, checks.shown(options[name])
+                instead = _INSTEAD.get(name, "losses.Loss takes any")
+                raise TypeError(f"{name} must be left to {owner}, which sets it ({instead}), got {shown}")
+        return {**options, **own}
 
     @property
     def weight(self) -> Tensor | None:

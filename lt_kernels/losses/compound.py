@@ -36,7 +36,7 @@ class LADELoss(Loss):
         classes: Literal["all", "present"] = "all",
         **options: Any,
     ) -> None:
-        super().__init__(offset=priors.log_prior(class_counts), **options)
+        super().__init__(**self._with(options, offset=priors.log_prior(class_counts)))
         if self.reduction == "none":
             raise ValueError("reduction must be 'mean' or 'sum': the regulariser has no value for a row, got 'none'")
         self.alpha, self.lam = checks.number("alpha", alpha, 0.0), checks.number("lam", lam, 0.0)
@@ -86,7 +86,7 @@ class EstimatedOffsetLoss(Loss):
         use: Use = "subtract",
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(**(self._with(options, offset=None) if use == "subtract" else options))
         if self.reduction != "mean":
             raise ValueError(f"reduction must be 'mean': two terms are the batch's, got {self.reduction!r}")
         self.use: Use = checks.choice("use", use, get_args(Use))

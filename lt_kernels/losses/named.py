@@ -36,7 +36,7 @@ class LogitAdjustmentLoss(Loss):
     """
 
     def __init__(self, class_counts: Any, tau: float = 1.0, **options: Any) -> None:
-        super().__init__(offset=priors.log_prior(class_counts, tau), **options)
+        super().__init__(**self._with(options, offset=priors.log_prior(class_counts, tau)))
 
 
 class BalancedSoftmaxLoss(LogitAdjustmentLoss):
@@ -47,7 +47,7 @@ class BalancedSoftmaxLoss(LogitAdjustmentLoss):
     """
 
     def __init__(self, class_counts: Any, **options: Any) -> None:
-        super().__init__(class_counts, 1.0, **options)
+        super().__init__(class_counts, **self._with(options, tau=1.0))
 
 
 class ARBLoss(Loss):
@@ -67,7 +67,7 @@ class ARBLoss(Loss):
         checks.choice("counts", counts, ("global", "batch"))
         if counts == "global" and class_counts is None:
             raise ValueError("class_counts must be given with counts='global', got None")
-        super().__init__(offset=priors.log_prior(class_counts) if counts == "global" else None, **options)
+        super().__init__(**self._with(options, offset=priors.log_prior(class_counts) if counts == "global" else None))
         self.counts = counts
 
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
@@ -88,7 +88,7 @@ class FocalLoss(Loss):
 
     def __init__(self, gamma: float = 2.0, weight: Tensor | None = None, **options: Any) -> None:
         checks.number("gamma", gamma, 0.0)
-        super().__init__(weight=weight, focal_gamma=gamma, average="batch", **options)
+        super().__init__(weight=weight, **self._with(options, focal_gamma=gamma, average="batch"))
 
 
 class ClassBalancedLoss(Loss):
@@ -114,7 +114,7 @@ class ClassBalancedLoss(Loss):
     ) -> None:
         checks.number("gamma", gamma, 0.0)
         weight = priors.class_balanced_weight(class_counts, beta, normalize)
-        super().__init__(weight=weight, focal_gamma=gamma, average=average, **options)
+        super().__init__(average=average, **self._with(options, weight=weight, focal_gamma=gamma))
 
 
 class LDAMLoss(Loss):
@@ -139,7 +139,8 @@ class LDAMLoss(Loss):
         weight: Tensor | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(margin=LDAM(class_counts, max_margin), scale=scale, weight=weight, **options)
+        margin = LDAM(class_counts, max_margin)
+        super().__init__(scale=scale, weight=weight, **self._with(options, margin=margin))
 
 
 class DBMLoss(Loss):
@@ -154,6 +155,7 @@ class DBMLoss(Loss):
         base: "ce"; "bs" adds log p to the logits; "cb" adds class-balanced weights (with `beta`).
         guard: continue beyond theta + m = pi as ArcFace does; False is the published form.
         applies: the samples whose margin grows with their distance, "hard" or "all".
+        weight: [C], with base "ce" or "bs"; with "cb" the loss has its own.
     """
 
     input_kind: ClassVar[str] = "cosine"
@@ -170,16 +172,17 @@ class DBMLoss(Loss):
         beta: float = 0.9999,
         guard: bool = False,
         applies: Literal["hard", "all"] = "hard",
+        weight: Tensor | None = None,
         **options: Any,
     ) -> None:
         checks.choice("base", base, ("ce", "bs", "cb"))
-        super().__init__(
-            margin=DBM(class_counts, max_margin, tau, instance, guard, applies),
-            scale=scale,
-            offset=priors.log_prior(class_counts) if base == "bs" else None,
-            weight=priors.class_balanced_weight(class_counts, beta) if base == "cb" else None,
-            **options,
-        )
+        options = self._with(options, margin=DBM(class_counts, max_margin, tau, instance, guard, applies))
+        if base == "bs":
+            options = self._with(options, offset=priors.log_prior(class_counts))
+        if base == "cb" and weight is not None:
+            raise ValueError(f"weight must be None with base='cb', which has its own, got {checks.shown(weight)}")
+        weight = priors.class_balanced_weight(class_counts, beta) if base == "cb" else weight
+        super().__init__(scale=scale, weight=weight, **options)
 
 
 class CosFaceLoss(Loss):
@@ -260,4 +263,4 @@ class LabelAwareSmoothingLoss(Loss):
     ) -> None:
         checks.choice("spread", spread, ("all", "others"))
         smoothing = priors.label_aware_smoothing(class_counts, head, tail, shape, power)
-        super().__init__(label_smoothing=priors.spread_smoothing(smoothing, spread), **options)
+        super().__init__(**self._with(options, label_smoothing=priors.spread_smoothing(smoothing, spread)))

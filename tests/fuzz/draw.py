@@ -188,6 +188,8 @@ def possible(case: Case) -> Case:
         changed["rows"] = 3
     if case.classes == 1 and ("spread", "others") in case.settings:
         changed["classes"] = 5
+    if ("base", "cb") in case.settings:  # has weights of its own
+        changed["weight"] = "none"
     if lade or case.loss == "EstimatedOffsetLoss":
         changed |= {"places": (), "single": False}
     if case.loss == "ARBLoss" and ("counts", "batch") in case.settings:  # a pair's second target may not be there

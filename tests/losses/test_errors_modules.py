@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.registry import NAMED, OF_FEATURES, made
+from benchmarks.registry import NAMED, OF_FEATURES, made, takes
 from lt_kernels import heads, losses, metrics, priors, regularizers, schedules
 
 NAN, INF = float("nan"), float("inf")
@@ -81,6 +82,8 @@ LOSS_CASES: list[Case] = [
     ("spread", lambda: losses.LabelAwareSmoothingLoss(COUNTS, spread="some")),
     ("weight", lambda: reweighted(torch.ones(C + 1))),
     ("weight", lambda: reweighted([1.0] * C)),
+    ("weight", lambda: losses.DBMLoss(COUNTS, base="cb", weight=torch.ones(C))),
+    ("weight", lambda: losses.DBMLoss(COUNTS, weight=torch.ones(C + 1))(LOGITS, TARGET)),
 ]
 
 OTHER_CASES: list[Case] = [
@@ -129,6 +132,39 @@ OTHER_CASES: list[Case] = [
     ("prediction|target", lambda: metrics.per_class_accuracy(TARGET[:-1], TARGET, C)),
     ("class_counts", lambda: metrics.group_accuracy(torch.ones(C), torch.ones(C + 1))),
 ]
+
+
+OWN = {
+    "BalancedSoftmaxLoss": ("offset", "tau"),
+    "LogitAdjustmentLoss": ("offset",),
+    "ARBLoss": ("offset",),
+    "FocalLoss": ("focal_gamma", "average"),
+    "ClassBalancedLoss": ("weight", "focal_gamma"),
+    "LDAMLoss": ("margin",),
+    "DBMLoss": ("margin",),
+    "LADELoss": ("offset",),
+    "EstimatedOffsetLoss": ("offset",),
+    "LabelAwareSmoothingLoss": ("label_smoothing",),
+}
+
+
+def complaint(name: str, option: str) -> str:
+    """What a named loss says of an option that is None; "" if it takes it."""
+    arguments = (C, D) if name in OF_FEATURES else (COUNTS,) if takes(name, "class_counts") else ()
+    try:
+        getattr(losses, name)(*arguments, **{option: None})
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_an_option_that_a_loss_sets_itself_is_said(name: str) -> None:
+    """Every option of `Loss` is taken, or the error says why not and what to use."""
+    said = {option: complaint(name, option) for option in (*inspect.signature(losses.Loss).parameters, "tau")}
+    own = {option for option, text in said.items() if f"{option} must be left to {name}, which sets it (" in text}
+    assert own == set(OWN.get(name, ()))
+    assert not [text for text in said.values() if "multiple values" in text]
 
 
 @pytest.mark.parametrize("names, call", LOSS_CASES)

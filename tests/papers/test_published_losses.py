@@ -87,6 +87,22 @@ def test_the_registry_has_every_loss() -> None:
     assert {name: key for name in NAMED for key in given[name] if not takes(name, key)} == {}
 
 
+@pytest.mark.parametrize("base", ["ce", "bs"])
+def test_dbm_with_class_weights(base: str) -> None:
+    """wmean of the cross-entropy, as deferred weights make it (DBM-DRW); an offset is free where the base has none."""
+    target, leaves = classes_of(ROWS, CLASSES, 110), {"input": normal(ROWS, CLASSES, seed=111).tanh()}
+    offset = normal(CLASSES, seed=112) if base == "ce" else None
+    given = {} if offset is None else {"offset": offset}
+    loss = losses.DBMLoss(COUNTS, 0.4, scale=9.0, base=base, weight=WEIGHT, **given)
+
+    def exact(input: Tensor) -> Tensor:
+        own = published.dbm(input, target, published.dbm_margin(COUNTS, 0.4))
+        tables = {"offset": (COUNTS / COUNTS.sum()).log() if offset is None else offset, "weight": WEIGHT}
+        return published.cross_entropy(9.0 * replace(input, target, own), target, **tables)
+
+    assert_same(lambda input: loss(input, target), exact, leaves)
+
+
 def test_sphereface_norms() -> None:
     """All logits of the row are multiplied by |x|, and the gradient flows through it."""
     loss, target = losses.SphereFaceLoss(4, scale=1.5, annealing=0.8), classes_of(ROWS, CLASSES, 107)
