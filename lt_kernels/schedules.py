@@ -20,12 +20,14 @@ class DeferredReweighting:
     Args:
         class_counts: training samples of each class [C], all above 0.
         start_epoch: the first epoch with weights.
-        beta: of `priors.class_balanced_weight`.
+        beta, normalize: of `priors.class_balanced_weight`; normalize=False with a loss whose average="batch" is the
+            weighting of Cui et al. (2019), where with the usual mean the scale of the weights cancels.
     """
 
     class_counts: Any
     start_epoch: int = 160
     beta: float = 0.9999
+    normalize: bool = True
     _device: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -34,10 +36,11 @@ class DeferredReweighting:
         object.__setattr__(self, "_device", counts.device)
         object.__setattr__(self, "start_epoch", checks.whole("start_epoch", self.start_epoch, 0))
         object.__setattr__(self, "beta", checks.number("beta", self.beta))
+        object.__setattr__(self, "normalize", checks.flag("normalize", self.normalize))
         self._weight()
 
     def _weight(self) -> Tensor:
-        return priors.class_balanced_weight(self.class_counts, self.beta).to(self._device)
+        return priors.class_balanced_weight(self.class_counts, self.beta, self.normalize).to(self._device)
 
     def __call__(self, epoch: int) -> Tensor | None:
         """The class weights [C] of an epoch, or None."""

@@ -120,6 +120,7 @@ OTHER_CASES: list[Case] = [
     ("num_classes", lambda: priors.class_counts_of(TARGET, 0)),
     ("class_counts", lambda: schedules.DeferredReweighting([-1, 2])),
     ("start_epoch", lambda: schedules.DeferredReweighting(COUNTS, start_epoch=-1)),
+    ("normalize", lambda: schedules.DeferredReweighting(COUNTS, normalize="no")),
     ("beta", lambda: schedules.DeferredReweighting(COUNTS, beta=1.0)),
     ("total", lambda: schedules.PolynomialDecay(0)),
     ("power", lambda: schedules.PolynomialDecay(10, power=NAN)),

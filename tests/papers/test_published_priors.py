@@ -71,6 +71,8 @@ def test_deferred_reweighting() -> None:
     assert schedule(159) is None
     for epoch in (160, 199, 320, 1000):
         close(schedule(epoch), published.class_balanced_weight(COUNTS, 0.999))
+    bare = schedules.DeferredReweighting(COUNTS, 0, 0.999, normalize=False)
+    close(bare(0), (1 - 0.999) / (1 - 0.999 ** COUNTS.double()))
 
 
 def test_polynomial_decay() -> None:

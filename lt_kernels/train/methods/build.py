@@ -102,7 +102,7 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         raise ConfigError(f"method_options.teacher must name {allowed}, got {shown}")
     try:
         head = _head(method, setting, method.loss(setting, chosen), of_head)
-        weight = _deferred(setting, **deferred) if deferred else None
+        weight = _deferred(setting, head.loss, **deferred) if deferred else None
         annealing = _annealing(**annealed) if annealed else None
         regularizer, strength = _repulsion(setting, **repulsion) if repulsion else (None, None)
         second = _second(method.second, setting, head, of_head, **stage) if method.second else None
@@ -139,10 +139,13 @@ def _second(
     return SecondStage(module, parameters, max(1, round(second_share * setting.epochs)), second_rate, second_sampler)
 
 
-def _deferred(setting: Setting, drw_start: float, drw_beta: float) -> DeferredReweighting:
+def _deferred(
+    setting: Setting, loss: Any, drw_start: float, drw_beta: float, drw_normalize: bool, drw_average: str
+) -> DeferredReweighting:
     if not 0 <= drw_start <= 1:
         raise ConfigError(f"method_options.drw_start must be a share of the epochs, 0 to 1, got {drw_start!r}")
-    return DeferredReweighting(setting.class_counts, start_epoch=round(drw_start * setting.epochs), beta=drw_beta)
+    loss.average = checks.choice("drw_average", drw_average, ("weighted", "batch"))
+    return DeferredReweighting(setting.class_counts, round(drw_start * setting.epochs), drw_beta, drw_normalize)
 
 
 def _annealing(annealing_high: float, annealing_low: float, annealing_rate: float) -> SphereFaceAnnealing:

@@ -56,6 +56,8 @@ def _method(title: str, loss: LossFactory, source: str, head: HeadFactory, of_he
     return Method(title, loss, rest.pop("defaults"), source, head, tuple(of_head), mixup=False, **rest)
 
 
+# Of the cosines of a base without margins; DBM has its own.
+_SCALE = {"scale": 30.0}
 _BCL_PARTS: Options = {"defaults": {**_BCL, **_BCL_HEAD}, "views": 2}
 _GML_PARTS: Options = {"defaults": {**_GML, **_GML_HEAD, "teacher": ""}, "views": 2}
 _QUEUE, _EXPERTS = _head(GMLHead), _head(NCLHead)
@@ -66,10 +68,13 @@ def _prototypes(setting: Setting, loss: Any, options: Options) -> nn.Module:
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
     contrasted = "later" if views > 2 else "all"
-    width = options["out_features"]
-    return BalancedContrastiveHead(
-        setting.in_features, setting.num_classes, loss, hidden=hidden, out_features=width, contrasted=contrasted
-    )
+    sizes: Options = {"hidden": hidden, "out_features": options["out_features"], "contrasted": contrasted}
+    sizes |= {"scale": options["scale"]} if "scale" in options else {}
+    return BalancedContrastiveHead(setting.in_features, setting.num_classes, loss, **sizes)
+
+
+def _scaled(parts: Options, **changes: Any) -> Options:
+    return {**parts, "defaults": {**parts["defaults"], **_SCALE, **changes}}
 
 
 def _with_dbm(parts: Options, **changes: Any) -> Options:
@@ -78,16 +83,28 @@ def _with_dbm(parts: Options, **changes: Any) -> Options:
 
 CONTRASTIVE_AND_EXPERTS: dict[str, Method] = {
     "bcl": _method(
-        "balanced contrastive learning", _contrastive, "Zhu et al., 2022", _prototypes, _BCL_HEAD, **_BCL_PARTS
+        "balanced contrastive learning",
+        _contrastive,
+        "Zhu et al., 2022",
+        _prototypes,
+        {**_BCL_HEAD, **_SCALE},
+        **_scaled(_BCL_PARTS),
     ),
-    "gml": _method("GML loss on a queue of keys", _gml, "Suh and Seo, 2023", _QUEUE, _GML_HEAD, **_GML_PARTS),
+    "gml": _method(
+        "GML loss on a queue of keys",
+        _gml,
+        "Suh and Seo, 2023",
+        _QUEUE,
+        {**_GML_HEAD, **_SCALE},
+        **_scaled(_GML_PARTS),
+    ),
     "ncl": _method(
         "nested collaborative learning of experts",
         _ncl,
         "Li et al., 2022",
         _EXPERTS,
-        _NCL_HEAD,
-        defaults={**_NCL, **_NCL_HEAD},
+        {**_NCL_HEAD, **_SCALE},
+        **_scaled({"defaults": {**_NCL, **_NCL_HEAD}}, scale=16.0),
     ),
     "dbm-bcl": _method(
         "DBM with balanced contrastive learning",

@@ -8,8 +8,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-# The share of the epochs before the weights come in (160 of 200 epochs in Cao et al., 2019), and the weights' beta.
-DEFERRED_DEFAULTS: Mapping[str, Any] = {"drw_start": 0.8, "drw_beta": 0.9999}
+# The share of the epochs before the weights come in (160 of 200 epochs in Cao et al., 2019), the weights' beta, whether
+# they sum to C, and what the mean divides by.
+DEFERRED_DEFAULTS: Mapping[str, Any] = {
+    "drw_start": 0.8,
+    "drw_beta": 0.9999,
+    "drw_normalize": True,
+    "drw_average": "weighted",
+}
 # SphereFace's annealing, max(low, high / (1 + rate t)), t in steps of the optimiser (Liu et al., 2017).
 ANNEALING_DEFAULTS: Mapping[str, Any] = {"annealing_high": 1000.0, "annealing_low": 5.0, "annealing_rate": 0.12}
 # lambda(t) = strength (1 - t / T)^power, t in epochs.

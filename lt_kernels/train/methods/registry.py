@@ -43,7 +43,7 @@ PLAIN: dict[str, Method] = {
     "cb": Method(
         "class-balanced weights",
         _counted("ClassBalancedLoss"),
-        {"beta": 0.9999, "gamma": 0.0, "average": "weighted"},
+        {"beta": 0.9999, "gamma": 0.0, "average": "weighted", "normalize": True},
         "Cui et al., 2019",
     ),
     "bs": Method("balanced softmax", _BS, source="Ren et al., 2020"),

@@ -1,0 +1,117 @@
+"""Options of methods by their effect: what the loss, the head and the schedule of a run then compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra [train] is not installed")
+pytest.importorskip("yaml", reason="the extra [train] is not installed")
+
+import published
+from helpers import normal
+from tolerances import assert_close
+from torch import Tensor
+
+from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.methods.build import build_method
+from lt_kernels.train.methods.method import MethodParts, Setting
+from lt_kernels.train.methods.variants import config_of
+from lt_kernels.train.recipes import read_settings
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+COUNTS = torch.tensor([200, 50, 10, 1])
+TARGET = torch.arange(12) % 4
+FEATURES = normal(12, 6, seed=1)
+
+
+def made(name: str, **options: Any) -> MethodParts:
+    torch.manual_seed(0)
+    parts = build_method(name, Setting(COUNTS, 6, 10), options)
+    parts.head.double()
+    return parts
+
+
+def cosines(parts: MethodParts) -> Tensor:
+    unit = torch.nn.functional.normalize
+    return unit(FEATURES) @ unit(parts.head.weight.detach()).T
+
+
+def test_class_balanced_as_the_paper_has_it() -> None:
+    """The mean over the rows of (1 - beta) / (1 - beta^n_y) times cross-entropy."""
+    parts = made("cb", average="batch", normalize=False, beta=0.99)
+    logits = parts.head(FEATURES).detach()
+    weight = (1 - 0.99) / (1 - 0.99 ** COUNTS.double())
+    exact = -(weight[TARGET] * logits.log_softmax(1)[torch.arange(12), TARGET]).mean()
+    assert_close(parts.head(FEATURES, TARGET).detach(), exact)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("average", ["weighted", "batch"])
+def test_deferred_weights_in_all_their_readings(average: str, normalize: bool) -> None:
+    """DBM-CB: its paper has the weights as they are and the mean over the rows, its code neither."""
+    parts = made("dbm-drw", drw_start=0.5, drw_beta=0.99, drw_normalize=normalize, drw_average=average)
+    cosine = cosines(parts)
+    own = published.dbm(cosine, TARGET, published.dbm_margin(COUNTS.double(), 0.1))
+    logits = 30 * published.replace(cosine, TARGET, own)
+    losses = -logits.log_softmax(1)[torch.arange(12), TARGET]
+    weight = (1 - 0.99) / (1 - 0.99 ** COUNTS.double())
+    weight = (weight * 4 / weight.sum() if normalize else weight)[TARGET]
+    exact = {4: losses.mean(), 5: (weight * losses).sum() / (weight.sum() if average == "weighted" else 12)}
+    for epoch, value in exact.items():
+        parts.head.loss.set_weight(parts.weight(epoch))
+        assert_close(parts.head(FEATURES, TARGET).detach(), value)
+
+
+@pytest.mark.parametrize("name", ["ce-drw", "ldam-drw", "dbm-drw"])
+def test_deferred_weights_refuse_another_mean(name: str) -> None:
+    assert made(name, drw_average="batch").head.loss.average == "batch"
+    with pytest.raises(ConfigError, match="drw_average must be one of 'weighted', 'batch', got 'rows'"):
+        made(name, drw_average="rows")
+
+
+@pytest.mark.parametrize("name", ["dbm-ce", "dbm-bs", "dbm-drw", "dbm-bcl", "dbm-gml", "dbm-ncl"])
+def test_the_instance_margin_applies_to_all(name: str) -> None:
+    """In a row that is right by far the margin of the hard ones alone is the class's; that of all is larger."""
+    options = {"queue": 64} if name == "dbm-gml" else {}
+    values = []
+    for applies in ("hard", "all"):
+        parts = made(name, max_margin=0.6, tau=0.1, applies=applies, **options).head
+        rows = parts.weight.detach()[:4] + 0.4 * normal(4, 6, seed=2)
+        base = getattr(parts.loss, "base", parts.loss)
+        if name == "dbm-ncl":
+            cosine = torch.nn.functional.normalize(rows) @ torch.nn.functional.normalize(parts.weight[:4].detach()).T
+            values.append(parts.loss(cosine.expand(3, -1, -1).contiguous(), torch.arange(4)))
+        else:
+            values.append(base.from_features(rows, parts.weight.detach(), torch.arange(4), cosine=True))
+    assert values[1] > values[0] + 1e-3
+    with pytest.raises(ConfigError, match="applies must be one of 'hard', 'all', got 'some'"):
+        made(name, applies="some", **options)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("bcl", 30.0), ("gml", 30.0), ("ncl", 16.0)])
+def test_the_scale_of_cosines_is_an_option(name: str, scale: float) -> None:
+    options = {"queue": 64} if name == "gml" else {}
+    assert made(name, **options).head.scale == scale
+    head = made(name, scale=7.0, **options).head
+    assert head.scale == 7.0
+    if name != "ncl":
+        weight, log_prior = head.weight.detach(), (COUNTS.double() / COUNTS.sum()).log()
+        logits = 7 * torch.nn.functional.normalize(FEATURES) @ torch.nn.functional.normalize(weight).T + log_prior
+        exact = torch.nn.functional.cross_entropy(logits, TARGET)
+        assert_close(head.classified(head.loss, FEATURES, TARGET).detach(), exact)
+
+
+@pytest.mark.parametrize("name", ["bcl", "dbm-bcl"])
+@pytest.mark.parametrize("recipe", [path.name for path in sorted(RECIPES.glob("cifar*-bcl.yaml"))])
+def test_both_projections_of_cifar_are_512_wide(recipe: str, name: str) -> None:
+    options = config_of(read_settings(RECIPES / recipe), name, 0).method_options
+    head = build_method(name, Setting(COUNTS, 64, 10), options).head
+    for mlp in (head.projection, head.prototypes):
+        assert [(layer.in_features, layer.out_features) for layer in mlp if hasattr(layer, "in_features")] == [
+            (64, 512),
+            (512, 128),
+        ]
