@@ -14,7 +14,8 @@ namespace {
 constexpr int64_t kRows = 64;        // rows of a block of column sums: fixed, so that no sum depends on the threads
 constexpr int64_t kCache = 1 << 20;  // bytes that stay in a core's L2 cache
 
-// Row sums, column sums, the first class, second class and cosine of the active pairs, and their number.
+// Row sums, column sums, the first class, second class and value of the active pairs, and their number. Values are
+// cosines, or with a shift, which the raw form has, products.
 using TileResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct TileInputs : TensorHolder {
@@ -87,34 +88,38 @@ void with_columns(const TileInputs& in, const TileSums (&kernel)[2], const Tenso
   else with_columns<float>(in.args, kernel[0], data<double>(column_sum));
 }
 
-TileResult gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int64_t column, int64_t capacity) {
+TileResult gram_tile(Tensor product, Tensor scale, double threshold, int64_t row, int64_t column, int64_t capacity,
+                     Optional shift) {
   TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
+  in.args.shift = in.numbers(shift, in.sums, "shift", {in.classes});
   expect(capacity, "capacity", 0, kMost);
   Pairs pairs(in.args, capacity, in.sums);
   in.args.row_sum = data<double>(pairs.row_sum), in.args.begins = pairs.begins.data();
-  with_columns(in, kernels().gram_sums, pairs.column_sum);
+  with_columns(in, shift ? kernels().gram_raw_sums : kernels().gram_sums, pairs.column_sum);
   int64_t active = pairs.begin_lists();
   if (active == 0 || active > capacity) return pairs.result(active);
   pairs.give_memory(in.args);
-  in_pieces(in.args.rows, 32, [&](int64_t begin, int64_t end) { kernels().gram_list[in.wide](in.args, begin, end); });
+  TileKernel list = (shift ? kernels().gram_raw_list : kernels().gram_list)[in.wide];
+  in_pieces(in.args.rows, 32, [&](int64_t begin, int64_t end) { list(in.args, begin, end); });
   pairs.set_classes(in.args);
   return pairs.result(active);
 }
 
 std::tuple<Tensor, Tensor, Tensor> gram_coefficients(Tensor product, Tensor scale, Tensor slope, double threshold,
-                                                     int64_t row, int64_t column) {
+                                                     int64_t row, int64_t column, Optional shift) {
   TileInputs in(product, scale.scalar_type(), scale, threshold, row, column);
   in.args.slope = in.numbers(slope, in.sums, "slope", {in.classes});
+  in.args.shift = in.numbers(shift, in.sums, "shift", {in.classes});
   Tensor factor = empty({in.args.rows, in.args.columns}, in.sums);
   Tensor row_sum = empty({in.args.rows}, ScalarType::Double), column_sum = zeros(in.args.columns, ScalarType::Double);
   in.args.value = factor.mutable_data_ptr(), in.args.row_sum = data<double>(row_sum);
-  with_columns(in, kernels().gram_coefficients, column_sum);
+  with_columns(in, shift ? kernels().gram_raw_coefficients : kernels().gram_coefficients, column_sum);
   return {factor, row_sum, column_sum};
 }
 
 struct PairList {
   const int32_t *first, *second;
-  const void* cosine;
+  const void *value, *shift;
   int64_t count, classes;
   bool project;
 };
@@ -146,7 +151,8 @@ void check_classes(const int32_t* first, const int32_t* second, int64_t count, i
   }
 }
 
-// The pairs as adjacency lists by place, with the coefficients of the gradient; `own` gets that of w_i in row i.
+// The pairs as adjacency lists by place, with the coefficients of the gradient; `own` gets that of w_i in row i. With
+// a shift nothing is divided by norms.
 template <class A> struct Graph {
   std::vector<int32_t> place;
   std::vector<int64_t> begins;
@@ -160,12 +166,18 @@ template <class A> struct Graph {
     std::vector<int64_t> next = begins;
     for (int64_t k = 0; k < in.count; ++k) {
       const int32_t i = in.first[k], j = in.second[k], here = place[i], there = place[j];
-      const A s = static_cast<const A*>(in.cosine)[k], e = std::exp(s), sum = slope[i] + slope[j];
+      if (in.shift) {
+        const A r = static_cast<const A*>(in.value)[k], *shift = static_cast<const A*>(in.shift);
+        const A factor = slope[i] * std::exp(r - shift[i]) + slope[j] * std::exp(r - shift[j]);
+        edges[next[here]++] = {there, factor}, edges[next[there]++] = {here, factor};
+        continue;
+      }
+      const A s = static_cast<const A*>(in.value)[k], e = std::exp(s), sum = slope[i] + slope[j];
       const A factor = e * sum * scale[i] * scale[j];
       edges[next[here]++] = {there, factor}, edges[next[there]++] = {here, factor};
       if (in.project) own[i] -= s * e * sum, own[j] -= s * e * sum;
     }
-    for (int64_t i = 0; i < in.classes; ++i) own[i] *= scale[i] * scale[i];
+    for (int64_t i = 0; i < in.classes && !in.shift; ++i) own[i] *= scale[i] * scale[i];
   }
 };
 
@@ -210,7 +222,7 @@ void gather(const PairList& in, Neighbours& args, const A* scale, const A* slope
 }
 
 Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value,
-                  Tensor count, bool project, bool wide) {
+                  Tensor count, bool project, bool wide, Optional shift) {
   TensorHolder held;
   expect_matrix(weight, "weight");
   const Tensor& rows = held.keep(dense_rows(weight));
@@ -220,7 +232,8 @@ Tensor gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor 
   expect(pairs, "count", 0, room);
   PairList list{static_cast<const int32_t*>(held.numbers(first, ScalarType::Int, "first", {room})),
                 static_cast<const int32_t*>(held.numbers(second, ScalarType::Int, "second", {room})),
-                held.numbers(value, sums, "value", {room}), pairs, classes, project};
+                held.numbers(value, sums, "value", {room}), held.numbers(shift, sums, "shift", {classes}), pairs, classes,
+                project};
   check_classes(list.first, list.second, pairs, classes);
   const void *scales = held.numbers(scale, sums, "scale", {classes});
   const void* slopes = held.numbers(slope, sums, "slope", {classes});

@@ -150,17 +150,22 @@ template <class T> void gram_verify(const Listed& in, int64_t begin, int64_t end
   }
 }
 
-// The cosines of one vector of a tile, and a mask of the active pairs.
-template <class A> struct Cosines {
+template <class A> inline vec<A> some(const A* from, int count) {
+  return count == Vec<A>::width ? load(from) : load_part<A>(from, count);
+}
+
+// One vector of a tile: a mask of the active pairs, and their cosines, or with Raw their products.
+template <class A, bool Raw> struct Values {
   vec<A> value;
   typename Vec<A>::ints active;
 
-  Cosines(const Tile& tile, const A* product, A scale, int64_t j, int count) {
+  Values(const Tile& tile, const A* product, A scale, int64_t j, int count) {
     const A* scales = numbers<A>(tile.scale) + tile.column + j;
     bool whole = count == Vec<A>::width;
-    value = (whole ? load(product + j) : load_part<A>(product + j, count)) * scale *
-            (whole ? load(scales) : load_part<A>(scales, count));
+    const vec<A> products = whole ? load(product + j) : load_part<A>(product + j, count);
+    value = products * scale * (whole ? load(scales) : load_part<A>(scales, count));
     active = value > A(tile.threshold);
+    if constexpr (Raw) value = products;
     for (int lane = count; !whole && lane < Vec<A>::width; ++lane) active[lane] = 0;
   }
 };
@@ -171,21 +176,31 @@ template <class A> inline void add_part(A* to, vec<A> value, int count) {
 }
 
 // Sums of exp(cosine) - 1 over the active pairs of the rows [begin, end): for each row, and added to each column's sum.
-template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, void* column_sum) {
+// With Raw, of exp(product - shift) - exp(-shift), with the shift of the row and with that of the column.
+template <class A, bool Raw> void gram_sums(const Tile& tile, int64_t begin, int64_t end, void* column_sum) {
   constexpr int W = Vec<A>::width;
+  const A* shifts = numbers<A>(tile.shift);
   for (int64_t i = begin; i < end; ++i) {
     const A* product = numbers<A>(tile.product) + i * tile.stride;
     const A scale = numbers<A>(tile.scale)[tile.row + i];
+    const A shift = Raw ? shifts[tile.row + i] : A(0), floor = Raw ? std::exp(-shift) : A(1);
     double total = 0;
     vec<A> part{};
     typename Vec<A>::ints found{};
     int step = 0;
     for (int64_t j = tile.first_column(i); j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
-      Cosines<A> cosine(tile, product, scale, j, count);
-      vec<A> value = cosine.active ? exp(cosine.value) - A(1) : vec<A>{};
-      add_part(static_cast<A*>(column_sum) + j, value, count);
-      part = part + value, found = found - cosine.active;
+      Values<A, Raw> pair(tile, product, scale, j, count);
+      vec<A> value, down;
+      if constexpr (Raw) {
+        const vec<A> other = some(shifts + tile.column + j, count);
+        value = pair.active ? exp(pair.value - shift) - floor : vec<A>{};
+        down = pair.active ? exp(pair.value - other) - exp(-other) : vec<A>{};
+      } else {
+        down = value = pair.active ? exp(pair.value) - A(1) : vec<A>{};
+      }
+      add_part(static_cast<A*>(column_sum) + j, down, count);
+      part = part + value, found = found - pair.active;
       if (++step % 16 == 0) total += double(sum<A>(part)), part = vec<A>{};  // A for 16 terms, double for longer sums
     }
     tile.row_sum[i] = total + double(sum<A>(part));
@@ -196,7 +211,7 @@ template <class A> void gram_sums(const Tile& tile, int64_t begin, int64_t end, 
 }
 
 // Lists the active pairs of the rows [begin, end), each row's from its place in the list on.
-template <class A> void gram_list(const Tile& tile, int64_t begin, int64_t end) {
+template <class A, bool Raw> void gram_list(const Tile& tile, int64_t begin, int64_t end) {
   constexpr int W = Vec<A>::width;
   for (int64_t i = begin; i < end; ++i) {
     if (tile.begins[i] == tile.begins[i + 1]) continue;
@@ -205,21 +220,22 @@ template <class A> void gram_list(const Tile& tile, int64_t begin, int64_t end) 
     int64_t place = tile.begins[i];
     for (int64_t j = tile.first_column(i); j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
-      Cosines<A> cosine(tile, product, scale, j, count);
+      Values<A, Raw> pair(tile, product, scale, j, count);
       for (int lane = 0; lane < count; ++lane) {
-        if (!cosine.active[lane]) continue;
+        if (!pair.active[lane]) continue;
         tile.second[place] = int32_t(j + lane);
-        static_cast<A*>(tile.value)[place++] = cosine.value[lane];
+        static_cast<A*>(tile.value)[place++] = pair.value[lane];
       }
     }
   }
 }
 
 // The coefficients c_ij = e^s (slope_i + slope_j) of the active pairs of the rows [begin, end), times both scales, and
-// 0 for all other pairs; and the sums of c_ij s_ij, for each row, and added to each column's sum.
-template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64_t end, void* column_sum) {
+// 0 for all other pairs; and the sums of c_ij s_ij, for each row, and added to each column's sum. With Raw,
+// c_ij = slope_i e^(r - shift_i) + slope_j e^(r - shift_j) of the products r, times no scales.
+template <class A, bool Raw> void gram_coefficients(const Tile& tile, int64_t begin, int64_t end, void* column_sum) {
   constexpr int W = Vec<A>::width;
-  const A *slopes = numbers<A>(tile.slope), *scales = numbers<A>(tile.scale);
+  const A *slopes = numbers<A>(tile.slope), *scales = numbers<A>(tile.scale), *shifts = numbers<A>(tile.shift);
   for (int64_t i = begin; i < end; ++i) {
     const A *product = numbers<A>(tile.product) + i * tile.stride, scale = scales[tile.row + i];
     const A slope = slopes[tile.row + i];
@@ -229,12 +245,17 @@ template <class A> void gram_coefficients(const Tile& tile, int64_t begin, int64
     double row_total = 0;
     for (; j < tile.columns; j += W) {
       int count = int(tile.columns - j < W ? tile.columns - j : W);
-      Cosines<A> cosine(tile, product, scale, j, count);
-      const A *other_slopes = slopes + tile.column + j, *other_scales = scales + tile.column + j;
-      vec<A> sums = slope + (count == W ? load(other_slopes) : load_part<A>(other_slopes, count));
-      vec<A> coefficient = cosine.active ? exp(cosine.value) * sums : vec<A>{};
-      vec<A> weighted = cosine.active ? coefficient * cosine.value : vec<A>{};
-      vec<A> factor = coefficient * scale * (count == W ? load(other_scales) : load_part<A>(other_scales, count));
+      Values<A, Raw> pair(tile, product, scale, j, count);
+      const vec<A> other_slope = some(slopes + tile.column + j, count);
+      vec<A> coefficient, factor;
+      if constexpr (Raw) {
+        const vec<A> other = exp(pair.value - some(shifts + tile.column + j, count)) * other_slope;
+        factor = coefficient = pair.active ? exp(pair.value - shifts[tile.row + i]) * slope + other : vec<A>{};
+      } else {
+        coefficient = pair.active ? exp(pair.value) * (slope + other_slope) : vec<A>{};
+        factor = coefficient * scale * some(scales + tile.column + j, count);
+      }
+      vec<A> weighted = pair.active ? coefficient * pair.value : vec<A>{};
       if (count == W) store(out + j, factor);
       else store_part<A>(out + j, factor, count);
       add_part(static_cast<A*>(column_sum) + j, weighted, count);

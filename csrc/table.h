@@ -110,10 +110,11 @@ struct Tile {
   const float *step = nullptr, *error = nullptr;  // [c]
   int64_t d = 0;  // features of the weights
   const void* slope = nullptr;  // [c]
+  const void* shift = nullptr;  // [c]: of the raw form, whose values are the products instead of the cosines
   double* row_sum = nullptr;  // [rows]
   int64_t* begins = nullptr;  // [rows + 1]: the number of pairs of row i at i + 1; for gram_list their cumulative sum
   int32_t* second = nullptr;  // the pairs' columns
-  void* value = nullptr;      // the pairs' cosines, or the coefficients [rows, columns]
+  void* value = nullptr;      // the pairs' values, or the coefficients [rows, columns]
   // Screening: [rows, words()], a bit for each column from first_column(i) on, set where the pair may be active.
   uint64_t* passed = nullptr;
 
@@ -182,9 +183,9 @@ struct Kernels {
   void (*transpose)(const float* rows, int64_t d, float* out, int64_t line, int64_t begin, int64_t end);
   void (*project[2])(const Projection&, int64_t begin, int64_t end);  // float, double
   void (*gram_units[4])(const Units&, int64_t begin, int64_t end);
-  TileKernel gram_screen, gram_list[2];
+  TileKernel gram_screen, gram_list[2], gram_raw_list[2];
   ListedKernel gram_verify[4];
-  TileSums gram_sums[2], gram_coefficients[2];
+  TileSums gram_sums[2], gram_coefficients[2], gram_raw_sums[2], gram_raw_coefficients[2];
   PairsKernel gram_pairs[4], gram_pairs_wide[4];
 };
 

@@ -13,7 +13,7 @@ from lt_kernels.core import checks
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
-from lt_kernels.ops import columns, directions, gram, prepare
+from lt_kernels.ops import columns, gram, prepare
 from lt_kernels.ops.loss import evaluate
 from lt_kernels.ops.sources import Logits, features
 
@@ -210,9 +210,13 @@ def _cosine(
 
 
 def logit_weight_repulsion(
-    linear_weight: Tensor, *, threshold: float = 0.4, project: bool = True, reduction: Reduction = "sum"
+    linear_weight: Tensor,
+    *,
+    threshold: float = 0.4,
+    project: bool | Literal["raw"] = True,
+    reduction: Reduction = "sum",
 ) -> Tensor:
-    """R_i = log sum_j exp(1[s_ij > threshold] s_ij) - 1[threshold < 1] s_ii with s_ij = cos(w_i, w_j).
+    """R_i = log sum_j exp(1[cos_ij > threshold] s_ij) - 1[threshold < 1] s_ii, s_ij the cosine of w_i and w_j.
 
     Class weights that are closer than the threshold push each other apart. The C x C cosines are never held.
 
@@ -220,7 +224,9 @@ def logit_weight_repulsion(
         linear_weight: a row for each class [C, d]; a row of norm 0 has cosine 0 with all others.
         threshold: a cosine; 1 or more switches the repulsion off (R_i = log C, gradient 0).
         project: differentiate through the normalisation, which makes the gradient tangent to each w_i; False holds the
-            norms constant.
+            norms constant. "raw" has products s_ij = w_i.w_j, active where the cosine is above the threshold, as in the
+            other forms; the diagonal is then s_ii = |w_i|^2, active if the threshold is below 1, and has a gradient.
+            |w_i|^2 must be finite in the dtype of the arithmetic.
         reduction: "sum" (as published), "mean", or "none" for [C].
 
     Raises:
@@ -229,9 +235,9 @@ def logit_weight_repulsion(
     checks.floating("linear_weight", linear_weight)
     if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
         raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
-    threshold, project = checks.number("threshold", threshold), checks.flag("project", project)
+    threshold, project = checks.number("threshold", threshold), checks.flag_or("project", project, "raw")
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
-    found = gram.repulsion(directions.in_range(linear_weight), threshold, project)
+    found = gram.repulsion(linear_weight, threshold, project)
     return reduced(found, reduction, linear_weight)
 
 

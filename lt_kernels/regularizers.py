@@ -13,7 +13,6 @@ from lt_kernels import functional
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import add_rows
 from lt_kernels.core.tables import TableModule
-from lt_kernels.ops import directions
 from lt_kernels.ops.columns import ignored_rows, lade_of_counts
 from lt_kernels.ops.neighbours import NeighbourList
 
@@ -41,14 +40,15 @@ class LogitWeightRepulsion(nn.Module):
     def __init__(
         self,
         threshold: float = 0.4,
-        project: bool = True,
+        project: bool | Literal["raw"] = True,
         reduction: Literal["none", "mean", "sum"] = "sum",
         *,
         neighbours: Literal["all", "list"] = "all",
         skin: float = 0.1,
     ) -> None:
         super().__init__()
-        self.threshold, self.project = checks.number("threshold", threshold), checks.flag("project", project)
+        self.threshold = checks.number("threshold", threshold)
+        self.project: bool | Literal["raw"] = checks.flag_or("project", project, "raw")
         self.reduction: Literal["none", "mean", "sum"] = checks.choice("reduction", reduction, ("none", "mean", "sum"))
         self.neighbours: Literal["all", "list"] = checks.choice("neighbours", neighbours, ("all", "list"))
         self.skin = checks.number("skin", skin, 0.0, math.pi)
@@ -71,7 +71,7 @@ class LogitWeightRepulsion(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, and what serves."""
-        settings = f"threshold={self.threshold}, project={self.project}, reduction={self.reduction!r}"
+        settings = f"threshold={self.threshold}, project={self.project!r}, reduction={self.reduction!r}"
         listed = "" if self.near is None else f", neighbours='list', skin={self.skin}, status={self.status!r}"
         return settings + listed
 
@@ -79,7 +79,7 @@ class LogitWeightRepulsion(nn.Module):
         """R of class weights [C, d]."""
         value = None
         if self.near is not None:
-            value = self.near(directions.in_range(checks.floating("linear_weight", linear_weight)), self.project)
+            value = self.near(checks.floating("linear_weight", linear_weight), self.project)
         if value is None:
             return functional.logit_weight_repulsion(
                 linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction

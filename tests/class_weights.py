@@ -46,11 +46,11 @@ def similar(classes: int, features: int, threshold: float, dtype: torch.dtype, g
     return apart(weight.to(dtype), threshold, gap)
 
 
-def ours(threshold: float, project: bool = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
+def ours(threshold: float, project: Any = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
     return lambda weight: logit_weight_repulsion(weight, threshold=threshold, project=project, reduction=reduction)
 
 
-def exact(threshold: float, project: bool = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
+def exact(threshold: float, project: Any = True, reduction: Any = "none") -> Callable[[Tensor], Tensor]:
     return lambda weight: published.logit_weight_repulsion(weight, threshold, project, reduction)
 
 

@@ -286,13 +286,15 @@ def label_aware(logits: Tensor, target: Tensor, smoothing: Tensor, spread: str =
 
 
 def logit_weight_repulsion(
-    linear_weight: Tensor, threshold: float = 0.4, project: bool = True, reduction: str = "sum"
+    linear_weight: Tensor, threshold: float = 0.4, project: bool | str = True, reduction: str = "sum"
 ) -> Tensor:
-    """log sum_j exp(1[s_ij > theta] s_ij) - 1[theta < 1] s_ii, s the cosines of the class weights."""
+    """log sum_j exp(1[cos_ij > theta] s_ij) - 1[theta < 1] s_ii, s the cosines of the class weights, or their products."""
     norm = linear_weight.norm(dim=1, keepdim=True)
-    unit = linear_weight / (norm if project else norm.detach())
+    unit = linear_weight / (norm if project is True else norm.detach())
     diagonal = torch.eye(len(unit), dtype=torch.bool)
-    alike = unit @ unit.T
-    similar = torch.where(diagonal, torch.tensor(threshold < 1), alike > threshold)
-    rows = torch.where(similar, alike, 0.0).exp().sum(1).log() - torch.where(similar, alike, 0.0).diagonal()
+    similar = torch.where(diagonal, torch.tensor(threshold < 1), unit @ unit.T > threshold)
+    alike = linear_weight @ linear_weight.T if project == "raw" else unit @ unit.T
+    gated = torch.where(similar, alike, 0.0)
+    top = gated.detach().amax(1, keepdim=True) if project == "raw" else 0.0  # products may be past what exp can hold
+    rows = (gated - top).exp().sum(1).log() + (top - gated.diagonal()[:, None])[:, 0]
     return mean_of(rows, float(len(unit)), reduction)

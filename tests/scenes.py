@@ -123,6 +123,7 @@ def feature_scenes() -> dict[str, Scene]:
         "cosine slabs": of_features(cosine, "missing", margin=ArcFace(0.3), scale=5.0, budget=24),
         "repulsion": Scene(lambda w: repulsion(w, threshold=0.1), (weight,)),
         "repulsion all": Scene(lambda w: repulsion(w, threshold=-1.0, reduction="none"), (weight,)),
+        "repulsion raw": Scene(lambda w: repulsion(w, threshold=0.1, project="raw"), (weight,)),
         "repulsion fixed norms": Scene(lambda w: repulsion(w, threshold=0.1, project=False), (weight,)),
     }
 

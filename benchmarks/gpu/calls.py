@@ -24,7 +24,7 @@ SIZES = SHAPES | CUDA_SHAPES | {"odd": (8_192, 50_257, 768), "lwr-100k": (0, 100
 # What a schema asks for and a call does not say; an optional tensor is None.
 DEFAULTS: dict[str, Any] = {"scale": 1.0, "start": 0, "ignore_index": -100, "want_offset": False}
 DEFAULTS |= {"kind": 0, "margin": 0.0, "instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.0, "reduction": 0}
-DEFAULTS |= {"normalize": 0, "keep": False, "threshold": 0.4, "project": True}
+DEFAULTS |= {"normalize": 0, "keep": False, "threshold": 0.4, "project": True, "raw": False}
 
 
 @dataclass
@@ -247,6 +247,7 @@ def _gram() -> Iterator[Call]:
     options = {
         "": {},
         "norms held": {"project": False},
+        "raw": {"project": False, "raw": True},
         "threshold 0": {"threshold": 0.0},
         "threshold 1": {"threshold": 1.0},
     }

@@ -204,6 +204,7 @@ def repulsion_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     yield _repulsion(pool, shape, "all pairs, mean", wanted=-1.0, reduction="mean")
     yield _repulsion(pool, shape, "half of the pairs", wanted=0.0)
     yield _repulsion(pool, shape, "fixed norms", project=False)
+    yield _repulsion(pool, shape, "raw", project="raw")
     yield _repulsion(pool, shape, "no pair", wanted=1.5)
 
 

@@ -83,6 +83,16 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def flag_or(name: str, value: Any, word: str) -> Any:
+    """True, False, or one word."""
+    if isinstance(value, str) and value == word:
+        return word
+    value = _plain(name, value)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True, False or {word!r}, got {value!r}")
+    return value
+
+
 def released(value: Tensor) -> bool:
     """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process."""
     if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or value.numel() == 0:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lt_kernels.core.numbers import accumulate_type
-from lt_kernels.ops import tiles
+from lt_kernels.ops import directions, tiles
 from lt_kernels.ops.backends.library import define, say_once, serve
 from lt_kernels.ops.calling import apply, first_order, takes
 from lt_kernels.reference import gram as reference
 
 
-def _forward_fake(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
+def _forward_fake(weight: Tensor, threshold: float, raw: bool) -> tuple[Tensor, ...]:
     classes, kind = weight.shape[0], accumulate_type(weight.dtype)
     room, side = reference.PAIRS * classes, reference.tiles(classes)
     total, scale, value = (weight.new_empty(size, dtype=kind) for size in (classes, classes, room))
@@ -30,14 +30,15 @@ def _backward_fake(weight: Tensor, *_: Any) -> Tensor:
 
 forward_op = define(
     "gram",
-    "gram_forward(Tensor weight, float threshold) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "gram_forward(Tensor weight, float threshold, bool raw) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.gram_forward,
     _forward_fake,
 )
 backward_op = define(
     "gram",
     "gram_backward(Tensor weight, float threshold, bool project, Tensor scale, Tensor total, Tensor first, "
-    "Tensor second, Tensor value, Tensor count, Tensor dense, Tensor grad) -> Tensor",
+    "Tensor second, Tensor value, Tensor count, Tensor dense, Tensor grad, bool raw) -> Tensor",
     reference.gram_backward,
     _backward_fake,
 )
@@ -47,16 +48,23 @@ serve("gram_forward", tiles.forward)
 serve("gram_backward", tiles.backward)
 
 
-@takes(3)
+def value_of(total: Tensor, threshold: float, raw: bool) -> Tensor:
+    """R from the first result of the forward pass: Z, or R itself (`raw`)."""
+    if raw:
+        return total.clone()
+    return (total / math.e if threshold < 1 else total).log()  # exactly 0 for a single class
+
+
+@takes(4)
 class Repulsion(torch.autograd.Function):
     """(R [C], and what the backward pass needs) of class weights [C, d], with the gradient for the weights."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, threshold: float, project: bool) -> tuple[Tensor, ...]:
-        total, *saved = forward_op(weight, threshold)
-        return (total / math.e if threshold < 1 else total).log(), total, *saved  # exactly 0 for a single class
+    def forward(weight: Tensor, threshold: float, project: bool, raw: bool) -> tuple[Tensor, ...]:
+        total, *saved = forward_op(weight, threshold, raw)
+        return value_of(total, threshold, raw), total, *saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,12 +77,16 @@ class Repulsion(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None
+            return (None,) * 4
         weight, *saved = ctx.saved_tensors
-        return first_order(backward_op, weight, *ctx.settings, *saved, grad.contiguous()), None, None
+        threshold, project, raw = ctx.settings
+        inputs = (weight, threshold, project, *saved, grad.contiguous(), raw)
+        return first_order(backward_op, *inputs), None, None, None
 
 
-def repulsion(weight: Tensor, threshold: float, project: bool) -> Tensor:
+def repulsion(weight: Tensor, threshold: float, project: bool | Literal["raw"]) -> Tensor:
     """R_i of each class [C], in the dtype of the arithmetic, from class weights [C, d]."""
     say_once()
-    return apply(Repulsion, weight, threshold, project)[0]
+    raw = project == "raw"
+    weight = weight if raw else directions.in_range(weight)  # whose lengths count, or do not
+    return apply(Repulsion, weight, threshold, project is True, raw)[0]

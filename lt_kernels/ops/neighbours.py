@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lt_kernels.core import numbers
 from lt_kernels.core.numbers import accumulate_type
-from lt_kernels.ops import tiles
+from lt_kernels.ops import directions, tiles
 from lt_kernels.ops.backends.library import say_once
 from lt_kernels.ops.calling import apply, first_order, takes, watched
-from lt_kernels.ops.gram import forward_op
+from lt_kernels.ops.gram import forward_op, value_of
+from lt_kernels.ops.pair_sums import sums_of
 from lt_kernels.reference import gram as reference
 
 _SLAB = 2**18  # numbers of class weights compared at a time on a CPU: they stay in its cache
@@ -90,7 +91,7 @@ def near_pairs(weight: Tensor, bound: float) -> tuple[Tensor, Tensor] | None:
         if bool(dense.any()):  # more than one pair in 16 of a tile, or 48 per class: the list is incomplete
             return None
         return first[: int(count)], second[: int(count)]
-    *_, first, second, _, count, dense = forward_op(weight, bound)
+    *_, first, second, _, count, dense = forward_op(weight, bound, False)
     return _walked(weight, bound) if bool(dense.any()) else (first[: int(count)], second[: int(count)])
 
 
@@ -127,24 +128,28 @@ def visiting(first: Tensor, second: Tensor, classes: int) -> tuple[Tensor, Tenso
 
 
 def active_pairs(
-    weight: Tensor, scale: Tensor, threshold: float, first: Tensor, second: Tensor, order: Tensor
+    weight: Tensor,
+    scale: Tensor,
+    threshold: float,
+    first: Tensor,
+    second: Tensor,
+    order: Tensor,
+    raw: bool = False,
 ) -> tuple[Tensor, ...]:
-    """(Z [C], first, second, cosine, number): the listed pairs above the threshold.
+    """(Z [C], first, second, cosine, number): the listed pairs above the threshold. With `raw`: R, and products.
 
     On a GPU these arrays have room for all listed pairs, because their number is known on the device alone.
     """
-    value = tiles.listed_op(weight, scale, first, second)[order]
-    hit = value > threshold
+    sums = sums_of(scale, weight, raw)
+    value = tiles.listed_op(weight, sums.factor, first, second)
+    hit = (sums.cosines(value, first, second) > threshold)[order]
+    value = value[order]
     found = hit.nonzero() if weight.device.type == "cpu" else hit.nonzero_static(size=hit.numel(), fill_value=0)
     kept, count = found[:, 0], hit.sum().view(1)
     value, place = value[kept], order[kept]
     first, second = first[place], second[place]
-    there = torch.arange(value.numel(), device=value.device) < count
-    part = torch.where(there, value.double().expm1(), 0.0)
-    total = torch.zeros_like(scale, dtype=torch.float64)
-    numbers.add_rows(total, first, part)
-    numbers.add_rows(total, second, part)
-    return reference.finish(total, scale, threshold), first, second, value, count
+    sums.add(first, second, value, torch.arange(value.numel(), device=value.device) < count)
+    return sums.result(threshold), first, second, value, count
 
 
 def _gathered(
@@ -158,32 +163,37 @@ def _gathered(
     count: Tensor,
     project: bool,
     wide: bool,
+    shift: Tensor | None,
 ) -> Tensor:
     """`reference.gram_pairs` without a host sync: entries after the first `count` get a coefficient of 0."""
     there = torch.arange(first.numel(), device=first.device) < count
-    push = torch.where(there, value.exp() * (slope[first] + slope[second]), 0.0)
+    shifts = None if shift is None else (shift[first], shift[second])
+    push = torch.where(there, reference.coefficients(value, slope[first], slope[second], shifts), 0.0)
+    scale = scale if shift is None else torch.ones_like(scale)
     return reference.pushed(weight, scale, own, first, second, push, value, project, wide)
 
 
-@takes(8)
+@takes(9)
 class Listed(torch.autograd.Function):
     """R [C] of class weights [C, d] whose active pairs are given, with the gradient for the weights."""
 
     @staticmethod
-    def forward(weight: Tensor, project: bool, total: Tensor, *pairs: Tensor) -> Tensor:
-        return (total / math.e).log()
+    def forward(weight: Tensor, project: bool, raw: bool, total: Tensor, *pairs: Tensor) -> Tensor:
+        return value_of(total, -1.0, raw)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, ctx.project, *saved = inputs
+        weight, *ctx.settings = inputs[:3]
+        saved = inputs[3:]
         ctx.save_for_backward(weight, *saved)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, total, scale, *pairs = ctx.saved_tensors
-        own, slope = reference.diagonal(total, grad, -1.0, ctx.project), grad / total
+        project, raw = ctx.settings
+        own, slope, shift = reference.slopes(weight, total, grad, -1.0, project, raw)
         backward = tiles.pairs_op if weight.device.type == "cpu" else _gathered
-        return first_order(backward, weight, scale, slope, own, *pairs, ctx.project, False), *(None,) * 7
+        return first_order(backward, weight, scale, slope, own, *pairs, project, False, shift), *(None,) * 8
 
 
 class NeighbourList(nn.Module):
@@ -210,15 +220,18 @@ class NeighbourList(nn.Module):
         """How many pairs are listed."""
         return 0 if self.first is None else self.first.numel()
 
-    def forward(self, weight: Tensor, project: bool) -> Tensor | None:
+    def forward(self, weight: Tensor, project: bool | Literal["raw"]) -> Tensor | None:
         """R [C] in the dtype of the arithmetic; None, with the reason in `status`, if all pairs are to be computed."""
         say_once()
+        raw = project == "raw"
+        weight = weight if raw else directions.in_range(weight)
         with torch.no_grad():
             scale = self._ready(weight.detach())
             if scale is None or self.first is None or self.second is None or self.order is None:
                 return None
-            total, *pairs = active_pairs(weight.detach(), scale, self.threshold, self.first, self.second, self.order)
-        return apply(Listed, weight, project, total, scale, *pairs)
+            listed = self.first, self.second, self.order
+            total, *pairs = active_pairs(weight.detach(), scale, self.threshold, *listed, raw)
+        return apply(Listed, weight, project is True, raw, total, scale, *pairs)
 
     def _ready(self, weight: Tensor) -> Tensor | None:
         """1 / |w| [C], after the list was rebuilt if necessary; None if there is no list."""

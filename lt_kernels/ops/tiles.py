@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import private
-from lt_kernels.core.numbers import accumulate_type, add_rows, inverse_norm
+from lt_kernels.core.numbers import accumulate_type, inverse_norm
 from lt_kernels.ops import directions, products
 from lt_kernels.ops.backends.library import define
+from lt_kernels.ops.pair_sums import sums_of
 from lt_kernels.reference import gram as reference
+from lt_kernels.reference import screen
 from lt_kernels.reference.gram import TILE
 
 # Tiles screened by the first call and by each further one. The threads of a call wait for each other once, at its end;
@@ -56,17 +58,17 @@ def _coefficients_fake(product: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor
 
 
 def _pairs_fake(weight: Tensor, scale: Tensor, *rest: Any) -> Tensor:
-    return weight.new_empty(weight.shape, dtype=scale.dtype if rest[-1] else weight.dtype)
+    return weight.new_empty(weight.shape, dtype=scale.dtype if rest[-2] else weight.dtype)
 
 
 units_op = define(
-    "gram", "gram_units(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)", reference.gram_units, _units_fake
+    "gram", "gram_units(Tensor weight) -> (Tensor, Tensor, Tensor, Tensor)", screen.gram_units, _units_fake
 )
 screen_op = define(
     "gram",
     "gram_screen(Tensor unit, Tensor step, Tensor error, float threshold, int side, int density, int begin, int end) "
     "-> (Tensor, Tensor, Tensor)",
-    reference.gram_screen,
+    screen.gram_screen,
     _screen_fake,
 )
 listed_op = define(
@@ -77,13 +79,14 @@ listed_op = define(
 )
 tile_op = define(
     "gram",
-    f"gram_tile(Tensor product, Tensor scale, float threshold, int row, int column, int capacity) -> ({_PAIRS})",
+    "gram_tile(Tensor product, Tensor scale, float threshold, int row, int column, int capacity, Tensor? shift) "
+    f"-> ({_PAIRS})",
     reference.gram_tile,
-    lambda product, scale, *rest: _found_fake(product, scale, rest[-1]),
+    lambda product, scale, *rest: _found_fake(product, scale, rest[3]),
 )
 coefficients_op = define(
     "gram",
-    "gram_coefficients(Tensor product, Tensor scale, Tensor slope, float threshold, int row, int column) "
+    "gram_coefficients(Tensor product, Tensor scale, Tensor slope, float threshold, int row, int column, Tensor? shift) "
     "-> (Tensor, Tensor, Tensor)",
     reference.gram_coefficients,
     _coefficients_fake,
@@ -91,7 +94,7 @@ coefficients_op = define(
 pairs_op = define(
     "gram",
     "gram_pairs(Tensor weight, Tensor scale, Tensor slope, Tensor own, Tensor first, Tensor second, Tensor value, "
-    "Tensor count, bool project, bool wide) -> Tensor",
+    "Tensor count, bool project, bool wide, Tensor? shift) -> Tensor",
     reference.gram_pairs,
     _pairs_fake,
 )
@@ -128,9 +131,9 @@ def _product(weight: Tensor, rows: slice, columns: slice, kind: torch.dtype) -> 
 
 
 class Forward:
-    """Z and the active pairs of class weights [C, d], collected tile by tile."""
+    """Z (or R, `raw`) and the active pairs of class weights [C, d], collected tile by tile."""
 
-    def __init__(self, weight: Tensor, threshold: float) -> None:
+    def __init__(self, weight: Tensor, threshold: float, raw: bool = False) -> None:
         self.weight, self.threshold = weight, threshold
         self.screened = screening(weight, threshold)[0] and threshold < 1
         self.hits = 0  # screened tiles with few survivors, minus those with too many: below -2 screening stops
@@ -140,7 +143,7 @@ class Forward:
             self.scale = inverse_norm(weight)
         classes = weight.shape[0]
         side = reference.tiles(classes)
-        self.total = torch.zeros(classes, dtype=torch.float64)
+        self.sums = sums_of(self.scale, weight, raw)
         self.pairs, self.found = reference.empty_pairs(self.scale), 0
         self.known = 0  # how many of the found pairs are verified
         self.dense = torch.zeros(side, side, dtype=torch.bool)
@@ -167,13 +170,11 @@ class Forward:
         This is done for many tiles at once, so that the kernel can visit pairs of the same classes together.
         """
         first, second = (kept[self.known : self.found] for kept in self.pairs[:2])
-        value = listed_op(self.weight, self.scale, first, second)
-        active = value > self.threshold
+        value = listed_op(self.weight, self.sums.factor, first, second)
+        active = self.sums.cosines(value, first, second) > self.threshold
         if not bool(active.all()):
             first, second, value = first[active], second[active], value[active]
-        part = value.double().expm1()
-        for index in (first, second):
-            add_rows(self.total, index, part)
+        self.sums.add(first, second, value)
         self.keep((first, second, value), self.known, value.shape[0])
         self.known = self.found
 
@@ -191,16 +192,18 @@ class Forward:
                 self.keep(survivors, self.found, count)
                 return
         self.verify()  # decided pairs come first in the list
-        wanted = max(reference.FEWEST, (rows.stop - rows.start) * (columns.stop - columns.start) // _DENSITY)
+        wanted = max(screen.FEWEST, (rows.stop - rows.start) * (columns.stop - columns.start) // _DENSITY)
         self.dense[rows.start // TILE, columns.start // TILE] = not self.whole(rows, columns, self.room(wanted))
 
     def whole(self, rows: slice, columns: slice, capacity: int) -> bool:
         """Add the sums and the active pairs of a tile from its float32 product; False if the list has no room."""
         product = _product(self.weight, rows, columns, self.scale.dtype)
-        found = tile_op(product, self.scale, self.threshold, rows.start, columns.start, capacity)
+        place = rows.start, columns.start
+        self.sums.look(product, self.threshold, *place)
+        found = tile_op(product, self.scale, self.threshold, *place, capacity, self.sums.shift)
         across, down, *lists, number = found
-        self.total[rows] += across
-        self.total[columns] += down
+        self.sums.total[rows] += across
+        self.sums.total[columns] += down
         fits = int(number) <= capacity
         if fits:
             self.keep(lists, self.found, int(number))
@@ -211,7 +214,7 @@ class Forward:
         """The results of `reference.gram_forward`."""
         classes = self.weight.shape[0]
         if self.threshold < 1:
-            tiles = reference.upper_tiles(classes)
+            tiles = screen.upper_tiles(classes)
             begins = [0, *range(_FIRST, len(tiles), _WAVE)]
             with torch.autocast("cpu", enabled=False):
                 for begin, end in zip(begins, [*begins[1:], len(tiles)], strict=True):
@@ -219,13 +222,12 @@ class Forward:
                         self.tile(*place, survivors)
                 self.verify()
         *lists, count = self.pairs
-        total = reference.finish(self.total, self.scale, self.threshold)
-        return total, self.scale, *lists, count.fill_(self.found), self.dense
+        return self.sums.result(self.threshold), self.scale, *lists, count.fill_(self.found), self.dense
 
 
-def forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
+def forward(weight: Tensor, threshold: float, raw: bool = False) -> tuple[Tensor, ...]:
     """The CPU kernel of `gram_forward`."""
-    return Forward(weight, threshold).run()
+    return Forward(weight, threshold, raw).run()
 
 
 def backward(
@@ -240,26 +242,33 @@ def backward(
     count: Tensor,
     dense: Tensor,
     grad: Tensor,
+    raw: bool = False,
 ) -> Tensor:
     """The CPU kernel of `gram_backward`: gathers the listed pairs, and computes the tiles that are not listed again."""
-    own, slope = reference.diagonal(total, grad, threshold, project), grad / total
+    own, slope, shift = reference.slopes(weight, total, grad, threshold, project, raw)
     again = dense.triu().nonzero().tolist()
-    d_weight = pairs_op(weight, scale, slope, own, first, second, value, count, project, bool(again))
+    d_weight = pairs_op(weight, scale, slope, own, first, second, value, count, project, bool(again), shift)
     with torch.autocast("cpu", enabled=False):
         for tile in again:
-            _add_tile(d_weight, weight, threshold, scale, slope, tile)
+            _add_tile(d_weight, weight, threshold, scale, slope, shift, tile)
     if again and project:
         directions.project(d_weight, weight, scale)
     return d_weight.to(weight.dtype)
 
 
 def _add_tile(
-    d_weight: Tensor, weight: Tensor, threshold: float, scale: Tensor, slope: Tensor, tile: list[int]
+    d_weight: Tensor,
+    weight: Tensor,
+    threshold: float,
+    scale: Tensor,
+    slope: Tensor,
+    shift: Tensor | None,
+    tile: list[int],
 ) -> None:
     """Add the gradient from the pairs of one tile to its rows and its columns."""
     rows, columns = (slice(index * TILE, min((index + 1) * TILE, weight.shape[0])) for index in tile)
     product = _product(weight, rows, columns, scale.dtype)
-    factor, *_ = coefficients_op(product, scale, slope, threshold, rows.start, columns.start)
+    factor, *_ = coefficients_op(product, scale, slope, threshold, rows.start, columns.start, shift)
     if weight.shape[1] < _NARROW:
         factor, left, right = (one.double() for one in (factor, weight[rows], weight[columns]))
         d_weight[rows] += (factor @ right).to(scale.dtype)

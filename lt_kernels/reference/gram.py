@@ -3,6 +3,9 @@
 With s_ij the cosines of the class weights, Z_i = C - 1 + e + sum of expm1(s_ij) over the active pairs (j != i and
 s_ij > threshold), and R_i = log Z_i - 1. For thresholds of 1 and more no pair is active, not even the diagonal:
 Z_i = C and R_i = log C.
+
+The raw form has r_ij = w_i . w_j in the place of s_ij, but the same active pairs. These products have no bound, so its
+sums are of exp(r_ij - t_i), with t_i the largest term of the row, and its results are R_i instead of Z_i.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lt_kernels.core.numbers import add_rows, inverse_norm
+from lt_kernels.core.numbers import accumulate_type, add_rows, inverse_norm
 from lt_kernels.core.targets import check_places
 
 TILE = 1024  # classes of a tile of cosines, along both sides
 PAIRS = 48  # active pairs per class that the list has room for; the tiles of others are computed again
-FEWEST = 256  # pairs that a tile may have after the screening, whatever its size
 _SLAB = 2**22  # cosines held at a time
 _GATHERED = 2**24  # numbers of class weights gathered at a time
 
@@ -33,6 +35,20 @@ def finish(total: Tensor, scale: Tensor, threshold: float) -> Tensor:
     return (total + base(total.shape[0], threshold) + 0 * scale).to(scale.dtype)
 
 
+def squares(weight: Tensor) -> Tensor:
+    """r_ii = |w_i|^2 [C], in the dtype of the arithmetic."""
+    return torch.linalg.vector_norm(weight, dim=1, dtype=accumulate_type(weight.dtype)).square()
+
+
+def finish_raw(total: Tensor, top: Tensor, square: Tensor, scale: Tensor, threshold: float) -> Tensor:
+    """R of the raw form from the sums of e^(r_ij - t_i) - e^-t_i over the active pairs, in float64; t is `top`."""
+    if threshold >= 1:
+        return torch.full_like(scale, math.log(scale.shape[0])) + 0 * scale
+    above = top.double() - square
+    rest = total + (scale.shape[0] - 1) * (-top.double()).exp() + (-above).expm1()
+    return (above + rest.log1p() + 0 * scale).to(scale.dtype)
+
+
 def empty_pairs(scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """An empty list of active pairs: first, second (int32) and cosine [PAIRS * C], and their number [1]."""
     room = PAIRS * scale.shape[0]
@@ -45,34 +61,67 @@ def tiles(classes: int) -> int:
     return -(-classes // TILE)
 
 
-def slabs(unit: Tensor, threshold: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Slabs of rows, with their cosines with all classes, and which of these are active."""
+def slabs(unit: Tensor, threshold: float, scale: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Slabs of rows, with their cosines with all classes, and which of these are active.
+
+    With `scale`, 1 / |w_i|, the rows are no unit rows, and their products are given instead of the cosines.
+    """
     classes = unit.shape[0]
     height = max(1, _SLAB // classes)
     column = torch.arange(classes, device=unit.device)
     for start in range(0, classes, height):
         rows = slice(start, min(start + height, classes))
-        cosine = unit[rows] @ unit.T
-        yield rows, cosine, (cosine > threshold) & (column != column[rows, None])
+        value = unit[rows] @ unit.T
+        cosine = value if scale is None else value * scale[rows, None] * scale
+        yield rows, value, (cosine > threshold) & (column != column[rows, None])
 
 
-def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
-    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles are not listed)."""
+def gram_forward(weight: Tensor, threshold: float, raw: bool = False) -> tuple[Tensor, ...]:
+    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles are not listed).
+
+    With `raw`: R in the place of Z, products in the place of cosines.
+    """
     scale = inverse_norm(weight)
     total = torch.zeros_like(scale, dtype=torch.float64)
+    square = top = squares(weight)
     if threshold < 1:
-        unit = weight.to(scale.dtype) * scale[:, None]
+        wide = weight.to(scale.dtype)
+        rows_of = slabs(wide, threshold, scale) if raw else slabs(wide * scale[:, None], threshold)
         with torch.autocast(weight.device.type, enabled=False):
-            for rows, cosine, active in slabs(unit, threshold):
-                total[rows] = torch.where(active, cosine.expm1(), 0.0).sum(1, dtype=torch.float64)
+            tops = []
+            for rows, value, active in rows_of:
+                if raw:
+                    tops.append(torch.where(active, value, 0.0).amax(1).maximum(square[rows]))
+                    value = (value - tops[-1][:, None]).exp() - (-tops[-1]).exp()[:, None]
+                part = value if raw else value.expm1()
+                total[rows] = torch.where(active, part, 0.0).sum(1, dtype=torch.float64)
+            top = torch.cat(tops) if raw else top
     side = tiles(weight.shape[0])
     dense = torch.full((side, side), threshold < 1, device=weight.device)
-    return finish(total, scale, threshold), scale, *empty_pairs(scale), dense
+    result = finish_raw(total, top, square, scale, threshold) if raw else finish(total, scale, threshold)
+    return result, scale, *empty_pairs(scale), dense
 
 
-def diagonal(total: Tensor, grad: Tensor, threshold: float, project: bool) -> Tensor:
-    """The part of own_i [C] in `gram_pairs` that s_ii = |w_i|^2 / constant adds; 0 with `project`."""
-    return torch.zeros_like(grad) if project or threshold >= 1 else 2 * (math.e / total - 1) * grad
+def diagonal(total: Tensor, grad: Tensor, threshold: float, project: bool, raw: bool = False) -> Tensor:
+    """The part of own_i [C] in `gram_pairs` that s_ii = |w_i|^2 / constant adds, or r_ii; 0 with `project`."""
+    if project or threshold >= 1:
+        return torch.zeros_like(grad)
+    return 2 * (torch.expm1(-total) if raw else math.e / total - 1) * grad
+
+
+def slopes(
+    weight: Tensor, total: Tensor, grad: Tensor, threshold: float, project: bool, raw: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(own, slope, shift) of `gram_pairs`, from the results of the forward pass and the gradient of R."""
+    own = diagonal(total, grad, threshold, project, raw)
+    return (own, grad, squares(weight) + total) if raw else (own, grad / total, None)
+
+
+def coefficients(value: Tensor, slope: Tensor, other: Tensor, shift: tuple[Tensor, Tensor] | None) -> Tensor:
+    """c_ij = e^s (slope_i + slope_j) of cosines s; with the shifts of i and j slope_i e^(r - shift_i) and that of j."""
+    if shift is None:
+        return value.exp() * (slope + other)
+    return slope * (value - shift[0]).exp() + other * (value - shift[1]).exp()
 
 
 def gram_backward(
@@ -87,72 +136,31 @@ def gram_backward(
     count: Tensor,
     dense: Tensor,
     grad: Tensor,
+    raw: bool = False,
 ) -> Tensor:
     """The gradient of sum_i grad_i R_i for the weight [C, d]; computes all cosines again."""
-    own, slope = diagonal(total, grad, threshold, project), grad / total
+    own, slope, shift = slopes(weight, total, grad, threshold, project, raw)
     if threshold >= 1:
         return torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    unit = weight.to(scale.dtype) * scale[:, None]
+    if raw:
+        scale, gate = torch.ones_like(scale), scale
+    wide = weight.to(scale.dtype) * scale[:, None]
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     with torch.autocast(weight.device.type, enabled=False):
-        for rows, cosine, active in slabs(unit, threshold):
-            push = torch.where(active, cosine.exp() * (slope[rows, None] + slope), 0.0)
-            pushed, line = push @ unit, unit[rows]
+        for rows, value, active in slabs(wide, threshold, gate if raw else None):
+            shifts = None if shift is None else (shift[rows, None], shift)
+            push = torch.where(active, coefficients(value, slope[rows, None], slope, shifts), 0.0)
+            pushed, line = push @ wide, wide[rows]
             # The projection also removes the rounding error along the row, which is largest for many similar rows.
             along = -(pushed * line).sum(1) if project else own[rows]
             d_weight[rows] = (scale[rows, None] * (pushed + along[:, None] * line)).to(weight.dtype)
     return d_weight
 
 
-def gram_units(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Unit rows, rounded to steps of 1/127 of their largest entry.
-
-    Returns 1 / |w| [C], the rows in steps as int8 [C, d], the steps [C], and the lengths of the rounding errors [C].
-    """
-    scale = inverse_norm(weight)
-    exact = torch.where((scale > 0)[:, None], weight.to(scale.dtype) * scale[:, None], 0.0)
-    step = exact.abs().amax(1) / 127
-    unit = torch.where((step > 0)[:, None], exact / step[:, None], 0.0).round()
-    return scale, unit.to(torch.int8), step, torch.linalg.vector_norm(unit * step[:, None] - exact, dim=1)
-
-
-def screening_bound(error: Tensor, other: Tensor, features: int) -> Tensor:
-    """A bound on the difference between the product of two rounded unit rows and their cosine in float32."""
-    return error + other + error * other + (features + 16) * 2.0**-23
-
-
-def _upper(tile: Tensor, row: int, column: int) -> Tensor:
+def upper(tile: Tensor, row: int, column: int) -> Tensor:
     """Which entries of a tile are pairs i < j; cosines are symmetric, so that each pair is taken once."""
     rows, columns = (torch.arange(size, device=tile.device) for size in tile.shape)
     return columns + column > rows[:, None] + row
-
-
-def upper_tiles(classes: int, side: int = TILE) -> list[tuple[slice, slice]]:
-    """The rows and the columns of the tiles on the diagonal and above it, row by row."""
-    parts = [slice(start, min(start + side, classes)) for start in range(0, classes, side)]
-    return [(rows, columns) for place, rows in enumerate(parts) for columns in parts[place:]]
-
-
-def gram_screen(
-    unit: Tensor, step: Tensor, error: Tensor, threshold: float, side: int, density: int, begin: int, end: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs i < j of the tiles [begin, end) that may be active, by products of unit rows in int8 (`gram_units`).
-
-    Returns the first and second classes, tile by tile, and how many pairs each tile has [end - begin]: -1, and none of
-    its pairs, if they are more than 256 and more than one in `density`.
-    """
-    kept, counts = [], []
-    for rows, columns in upper_tiles(unit.shape[0], side)[begin:end]:
-        product = unit[rows].double() @ unit[columns].double().T  # exact up to 2^39 features
-        limit = threshold - screening_bound(error[rows, None], error[columns], unit.shape[1])
-        passed = product.float() * step[rows, None] * step[columns] >= limit
-        pairs = (passed & _upper(product, rows.start, columns.start)).nonzero()
-        fits = len(pairs) <= max(FEWEST, product.numel() // density)
-        counts.append(len(pairs) if fits else -1)
-        if fits:
-            kept.append(pairs + pairs.new_tensor((rows.start, columns.start)))
-    first, second = (torch.cat(kept) if kept else step.new_empty(0, 2)).int().T
-    return first.contiguous(), second.contiguous(), torch.tensor(counts, dtype=torch.int64, device=unit.device)
 
 
 def _cosines(product: Tensor, scale: Tensor, row: int, column: int) -> Tensor:
@@ -160,43 +168,66 @@ def _cosines(product: Tensor, scale: Tensor, row: int, column: int) -> Tensor:
 
 
 def gram_tile(
-    product: Tensor, scale: Tensor, threshold: float, row: int, column: int, capacity: int
+    product: Tensor,
+    scale: Tensor,
+    threshold: float,
+    row: int,
+    column: int,
+    capacity: int,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """The active pairs i < j of a tile of w_i . w_j.
 
     Returns the sums of expm1 of their cosines for each row and each column, in float64; first, second and cosine
-    [capacity], if they fit; and their number [1].
+    [capacity], if they fit; and their number [1]. With `shift` [C] the sums are of e^(product - shift) - e^-shift, and
+    products are listed.
     """
     cosine = _cosines(product, scale, row, column)
-    return _found(cosine, (cosine > threshold) & _upper(product, row, column), row, column, capacity)
+    active = (cosine > threshold) & upper(product, row, column)
+    if shift is None:
+        across = down = torch.where(active, cosine.expm1(), 0.0)
+        return _found(cosine, across, down, active, row, column, capacity)
+    left, top = shift[row : row + product.shape[0], None], shift[column : column + product.shape[1]]
+    across, down = (torch.where(active, (product - one).exp() - (-one).exp(), 0.0) for one in (left, top))
+    return _found(product, across, down, active, row, column, capacity)
 
 
-def _found(cosine: Tensor, active: Tensor, row: int, column: int, capacity: int) -> tuple[Tensor, ...]:
-    part = torch.where(active, cosine.expm1(), 0.0)
-    sums = part.sum(1, dtype=torch.float64), part.sum(0, dtype=torch.float64)
+def _found(
+    value: Tensor, across: Tensor, down: Tensor, active: Tensor, row: int, column: int, capacity: int
+) -> tuple[Tensor, ...]:
+    sums = across.sum(1, dtype=torch.float64), down.sum(0, dtype=torch.float64)
     first, second = active.nonzero(as_tuple=True)
-    lists = [torch.zeros(capacity, dtype=torch.int32, device=cosine.device) for _ in range(2)]
-    lists.append(cosine.new_zeros(capacity))
-    count = torch.full((1,), first.numel(), device=cosine.device)
+    lists = [torch.zeros(capacity, dtype=torch.int32, device=value.device) for _ in range(2)]
+    lists.append(value.new_zeros(capacity))
+    count = torch.full((1,), first.numel(), device=value.device)
     if first.numel() <= capacity:
-        for place, value in zip(lists, (first + row, second + column, cosine[first, second]), strict=True):
-            place[: first.numel()] = value
+        for place, found in zip(lists, (first + row, second + column, value[first, second]), strict=True):
+            place[: first.numel()] = found
     return *sums, *lists, count
 
 
 def gram_coefficients(
-    product: Tensor, scale: Tensor, slope: Tensor, threshold: float, row: int, column: int
+    product: Tensor,
+    scale: Tensor,
+    slope: Tensor,
+    threshold: float,
+    row: int,
+    column: int,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """c_ij = e^s (slope_i + slope_j) of the active pairs i < j of a tile, times both scales; and the sums of c_ij s_ij.
+    """c_ij (`coefficients`) of the active pairs i < j of a tile, times both scales; and the sums of c_ij s_ij.
 
-    The sums are for each row and each column, in float64.
+    The sums are for each row and each column, in float64. With `shift` there are no scales, and r_ij in place of s_ij.
     """
     cosine = _cosines(product, scale, row, column)
-    active = (cosine > threshold) & _upper(product, row, column)
-    pair = slope[row : row + product.shape[0], None] + slope[column : column + product.shape[1]]
-    push = torch.where(active, cosine.exp() * pair, 0.0)
-    pull = torch.where(active, push * cosine, 0.0)
-    return _cosines(push, scale, row, column), pull.sum(1, dtype=torch.float64), pull.sum(0, dtype=torch.float64)
+    active = (cosine > threshold) & upper(product, row, column)
+    value = cosine if shift is None else product
+    rows, columns = slice(row, row + product.shape[0]), slice(column, column + product.shape[1])
+    shifts = None if shift is None else (shift[rows, None], shift[columns])
+    push = torch.where(active, coefficients(value, slope[rows, None], slope[columns], shifts), 0.0)
+    pull = torch.where(active, push * value, 0.0)
+    factor = _cosines(push, scale, row, column) if shift is None else push
+    return factor, pull.sum(1, dtype=torch.float64), pull.sum(0, dtype=torch.float64)
 
 
 def gram_pairs(
@@ -210,11 +241,12 @@ def gram_pairs(
     count: Tensor,
     project: bool,
     wide: bool,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Rows own_i w_i / |w_i|^2 + sum over the listed pairs of c_ij w_j / (|w_i| |w_j|).
 
-    With `project` the sum is projected to be orthogonal to w_i. The result has the dtype of the weight or, with `wide`,
-    that of the arithmetic.
+    With `project` the sum is projected to be orthogonal to w_i. With `shift`, of the raw form, nothing is divided by
+    norms. The result has the dtype of the weight or, with `wide`, that of the arithmetic.
     """
     room, classes = first.numel(), weight.shape[0]
     check_places("count", count, room + 1)
@@ -222,7 +254,9 @@ def gram_pairs(
     for name, place in (("first", first), ("second", second)):
         check_places(name, place[listed], classes)
     first, second, value = first[listed].long(), second[listed].long(), value[listed]
-    push = value.exp() * (slope[first] + slope[second])
+    shifts = None if shift is None else (shift[first], shift[second])
+    push = coefficients(value, slope[first], slope[second], shifts)
+    scale = scale if shift is None else torch.ones_like(scale)
     return pushed(weight, scale, own, first, second, push, value, project, wide)
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lt_kernels.reference import gram as reference
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
-from lt_kernels.triton.pairs import fill_kernel, gather_kernel
-from lt_kernels.triton.remade import UNIT, entries, exact, push_kernel, sum_kernel, upper_tile
+from lt_kernels.triton.pairs import append, fill_kernel, gather_kernel
+from lt_kernels.triton.remade import UNIT, beyond, entries, exact, peaks_of, push_kernel, raise_peaks, sum_kernel, upper_tile
 
 MOST_CLASSES = 2**25  # for which an item of the list has enough bits
 MOST_FEATURES = 2**17  # sums of more int8 products could exceed int32
@@ -163,19 +163,6 @@ def _lowest(bits):
 
 
 @triton.jit
-def _append(i, j, cosine, active, first, second, value, count, room):
-    """List active pairs, if there is room."""
-    one = active.to(tl.int32)
-    number = tl.sum(one, 0)
-    if number > 0:
-        place = tl.atomic_add(count, number.to(tl.int64), sem="relaxed") + (tl.cumsum(one, 0) - one)
-        fits = active & (place < room)
-        tl.store(first + place, i, mask=fits)
-        tl.store(second + place, j, mask=fits)
-        tl.store(value + place, cosine, mask=fits)
-
-
-@triton.jit
 def verify_kernel(
     weight,  # [C, d], rows S apart
     scale,  # [C]
@@ -186,12 +173,14 @@ def verify_kernel(
     value,  # [room]: their cosines
     count,  # int64 [1]: their number, even if there is no room for all
     sums,  # int64 [C]: for each class the sum of expm1 over the cosines of its active pairs, in units of 1 / UNIT
+    peak,  # int32 [C]: for the raw form the bits of the largest product of each class
     degree,  # int32 [C]: for each class the number of its active pairs
     C,
     d,
     S,
     room,
     threshold: tl.float64,
+    STAGE: tl.constexpr,  # 0: cosines; 1: peaks and the list, of products; 2: sums of these, once the peaks are known
     UNIT: tl.constexpr,
     ITEMS: tl.constexpr,  # at a time
     WIDTH: tl.constexpr,  # features at a time
@@ -209,15 +198,26 @@ def verify_kernel(
                 for k in range(0, d, WIDTH):
                     feature = k + tl.arange(0, WIDTH)
                     product += entries(weight, i, feature, C, d, S) * entries(weight, j, feature, C, d, S)
-                cosine = tl.sum(product, 1) * tl.load(scale + i) * tl.load(scale + j)
+                dot = tl.sum(product, 1)
+                cosine = dot * tl.load(scale + i) * tl.load(scale + j)
                 active = there & (cosine > threshold)
-                part = ((tl.exp(cosine) - 1) * UNIT).to(tl.int64)
-                one = tl.full([ITEMS], 1, tl.int32)
-                tl.atomic_add(sums + i, part, mask=active, sem="relaxed")
-                tl.atomic_add(sums + j, part, mask=active, sem="relaxed")
-                tl.atomic_add(degree + i, one, mask=active, sem="relaxed")
-                tl.atomic_add(degree + j, one, mask=active, sem="relaxed")
-                _append(i, j, cosine, active, first, second, value, count, room)
+                if STAGE == 0:
+                    part = ((tl.exp(cosine) - 1) * UNIT).to(tl.int64)
+                    tl.atomic_add(sums + i, part, mask=active, sem="relaxed")
+                    tl.atomic_add(sums + j, part, mask=active, sem="relaxed")
+                if STAGE == 1:
+                    raise_peaks(peak, i, dot, active)
+                    raise_peaks(peak, j, dot, active)
+                if STAGE == 2:
+                    dot = tl.where(active, dot, 0.0)
+                    tl.atomic_add(sums + i, beyond(dot, peaks_of(peak, i, active), UNIT), mask=active, sem="relaxed")
+                    tl.atomic_add(sums + j, beyond(dot, peaks_of(peak, j, active), UNIT), mask=active, sem="relaxed")
+                else:
+                    one = tl.full([ITEMS], 1, tl.int32)
+                    tl.atomic_add(degree + i, one, mask=active, sem="relaxed")
+                    tl.atomic_add(degree + j, one, mask=active, sem="relaxed")
+                    listed = dot if STAGE == 1 else cosine
+                    append(i, j, listed, active, first, second, value, count, room)
                 bits ^= low
 
 
@@ -291,31 +291,46 @@ def _screen(unit: Tensor, step: Tensor, error: Tensor, item: Tensor, found: Tens
     return dense
 
 
-def gram_forward(weight: Tensor, threshold: float) -> tuple[Tensor, ...]:
-    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles are not listed)."""
+def gram_forward(weight: Tensor, threshold: float, raw: bool = False) -> tuple[Tensor, ...]:
+    """(Z [C], 1 / |w| [C], first, second, cosine and number of the active pairs, which tiles are not listed).
+
+    With `raw`: R in the place of Z, products in the place of cosines.
+    """
     if not _screened(weight, threshold):
-        return reference.gram_forward(weight, threshold)
+        return reference.gram_forward(weight, threshold, raw)
     weight = _rows(weight)
-    classes, features = weight.shape
-    room = _room(classes)
+    classes, room = weight.shape[0], _room(weight.shape[0])
     first, second = (weight.new_empty(room + classes, dtype=torch.int32) for _ in range(2))
     value, total = (weight.new_empty(size, dtype=torch.float32) for size in (room + classes, classes))
     item, sums, found, count = (weight.new_empty(size, dtype=torch.int64) for size in (room, classes, 1, 1))
     zeros = {"sums": sums, "degree": first[room:], "found": found, "count": count}
     scale, *units = _units(weight, zeros)
     dense = _screen(*units, item, found, threshold)
-    shared = {"scale": scale, "found": found, "sums": sums, "C": classes, "d": features, "room": room, "UNIT": UNIT}
+    square = reference.squares(weight) if raw else scale
+    peak = square.clone().view(torch.int32) if raw else sums
     lists = {"item": item, "first": first, "second": second, "value": value, "count": count, "degree": first[room:]}
-    lists |= {"weight": weight, "S": weight.stride(0), "threshold": threshold, "ITEMS": ITEMS, "WIDTH": WIDTH}
-    launch(verify_kernel, (8 * processors(weight),), shared | lists, warps=4)
-    wide, tiles = exact(weight), {"dense": dense.view(torch.uint8), "side": dense.shape[0]}
-    sizes = {"weight": wide, "S": wide.stride(0), "threshold": threshold, **tiles}
-    sizes |= {"SIZE": 64, "DEPTH": 16, "TILE": reference.TILE}
-    launch(sum_kernel, (2 * processors(weight),), shared | sizes, warps=8)
-    ends = {"sums": sums, "scale": scale, "total": total, "found": found, "count": count, **tiles}
-    ends |= {"C": classes, "room": room, "base": reference.base(classes, threshold), "UNIT": UNIT, "WIDTH": 512}
-    launch(finish_kernel, (blocks(classes, 512),), ends, warps=4)
+    shared = {"scale": scale, "found": found, "sums": sums, "peak": peak, "dense": dense.view(torch.uint8)}
+    for stage in (1, 2) if raw else (0,):
+        _decide(weight, threshold, shared, lists, stage)
+    ends = {**{name: shared[name] for name in ("sums", "scale", "found", "dense")}, "total": total, "count": count}
+    ends |= {"side": dense.shape[0], "C": classes, "room": room, "base": reference.base(classes, threshold)}
+    launch(finish_kernel, (blocks(classes, 512),), {**ends, "UNIT": UNIT, "WIDTH": 512}, warps=4)
+    if raw:
+        total = reference.finish_raw(sums.double() / UNIT, peak.view(torch.float32), square, scale, threshold)
     return total, scale, first, second, value, count, dense
+
+
+def _decide(weight: Tensor, threshold: float, shared: dict[str, Any], lists: dict[str, Any], stage: int) -> None:
+    """Decide the candidates, and add to the sums, or raise the peaks: from the list, or if it is full from tiles."""
+    classes, features = weight.shape
+    tiles = {name: shared[name] for name in shared if name != "dense"}
+    tiles |= {"C": classes, "d": features, "room": _room(classes), "threshold": threshold, "STAGE": stage, "UNIT": UNIT}
+    sizes = {"weight": weight, "S": weight.stride(0), "ITEMS": ITEMS, "WIDTH": WIDTH}
+    launch(verify_kernel, (8 * processors(weight),), {**tiles, **lists, **sizes}, warps=4)
+    wide = exact(weight)
+    sizes = {"weight": wide, "S": wide.stride(0), "dense": shared["dense"], "side": shared["dense"].shape[0]}
+    sizes |= {"SIZE": 64, "DEPTH": 16, "TILE": reference.TILE}
+    launch(sum_kernel, (2 * processors(weight),), {**tiles, **sizes}, warps=8)
 
 
 def gram_backward(
@@ -330,16 +345,20 @@ def gram_backward(
     count: Tensor,
     dense: Tensor,
     grad: Tensor,
+    raw: bool = False,
 ) -> Tensor:
     """The gradient of sum_i grad_i R_i for the weight [C, d], from the listed pairs or from the tiles not listed."""
     saved = scale, total, first, second, value, count, dense
     if not _screened(weight, threshold):
-        return reference.gram_backward(weight, threshold, project, *saved, grad)
+        return reference.gram_backward(weight, threshold, project, *saved, grad, raw)
     weight, grad, dense = _rows(weight), grad.contiguous(), dense.view(torch.uint8)
     classes, features = weight.shape
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    own = total
+    if raw:
+        own, _, total = reference.slopes(weight, total, grad, threshold, project, raw)
     shared = {"weight": weight, "scale": scale, "total": total, "grad": grad, "dense": dense, "d_weight": d_weight}
-    shared |= {"C": classes, "d": features, "S": weight.stride(0), "PROJECT": project}
+    shared |= {"C": classes, "d": features, "S": weight.stride(0), "PROJECT": project, "RAW": raw, "own": own}
     _gather(shared, first, second, value, count)
     _push(shared, threshold)
     return d_weight

@@ -14,6 +14,19 @@ from lt_kernels.triton.remade import E, entries
 
 
 @triton.jit
+def append(i, j, cosine, active, first, second, value, count, room):
+    """List active pairs, if there is room."""
+    one = active.to(tl.int32)
+    number = tl.sum(one, 0)
+    if number > 0:
+        place = tl.atomic_add(count, number.to(tl.int64), sem="relaxed") + (tl.cumsum(one, 0) - one)
+        fits = active & (place < room)
+        tl.store(first + place, i, mask=fits)
+        tl.store(second + place, j, mask=fits)
+        tl.store(value + place, cosine, mask=fits)
+
+
+@triton.jit
 def fill_kernel(
     first,  # int32 [room]
     second,  # int32 [room]
@@ -43,10 +56,19 @@ def fill_kernel(
 
 
 @triton.jit
-def _edges(place, there, slope_i, neighbour, cosine, total, grad):
-    """The neighbours j at these places of a list, their cosines s, and c_ij = e^s (slope_i + slope_j)."""
+def _edges(place, there, slope_i, level_i, neighbour, cosine, scale, total, grad, RAW: tl.constexpr):
+    """The neighbours j at these places of a list, their cosines s, and c_ij = e^s (slope_i + slope_j).
+
+    RAW: their products r, and c_ij |w_j| with c_ij = grad_i e^(r - log Z_i) + grad_j e^(r - log Z_j): the coefficient of
+    the unit row of j, whose entries are at most 1.
+    """
     j = tl.load(neighbour + place, mask=there, other=0)
     s = tl.load(cosine + place, mask=there, other=0.0)
+    if RAW:
+        level_j = tl.load(total + j, mask=there, other=0.0)
+        slope_j = tl.load(grad + j, mask=there, other=0.0)
+        push = slope_i * tl.exp(s - level_i) + slope_j * tl.exp(s - level_j)
+        return j, s, tl.where(there, push / tl.load(scale + j, mask=there, other=1.0), 0.0)
     slope_j = tl.load(grad + j, mask=there, other=0.0) / tl.load(total + j, mask=there, other=1.0)
     return j, s, tl.where(there, tl.exp(s) * (slope_i + slope_j), 0.0)
 
@@ -61,8 +83,9 @@ def _size(push):
 def gather_kernel(
     weight,  # [C, d], rows S apart
     scale,  # [C]
-    total,  # [C]
+    total,  # [C]; RAW: log Z
     grad,  # [C]
+    own,  # [C]: RAW: the coefficient of a class's own weight
     neighbour,  # int32
     cosine,
     begins,  # int64 [C]
@@ -73,6 +96,7 @@ def gather_kernel(
     d,
     S,
     PROJECT: tl.constexpr,
+    RAW: tl.constexpr,
     SOME: tl.constexpr,  # neighbours at a time, to find the largest coefficient
     FEW: tl.constexpr,  # neighbours at a time, to gather their weights
     WIDTH: tl.constexpr,  # features of a program
@@ -84,28 +108,34 @@ def gather_kernel(
         begin = tl.load(begins + row)
         total_i, grad_i = tl.load(total + row), tl.load(grad + row)
         slope_i = grad_i / total_i
+        if RAW:
+            slope_i = grad_i
         largest = 0.0
         for k in range(0, number, SOME):
             index = k + tl.arange(0, SOME)
-            _, _, push = _edges(begin + index, index < number, slope_i, neighbour, cosine, total, grad)
+            _, _, push = _edges(begin + index, index < number, slope_i, total_i, neighbour, cosine, scale, total, grad, RAW)
             largest = tl.maximum(largest, _size(push))
         inverse = 1 / tl.where(largest > 0, largest, 1.0)
         sums = tl.zeros([FEW, WIDTH], tl.int64)
         pull = tl.zeros([FEW], tl.int64)
         for k in range(0, number, FEW):
             index = k + tl.arange(0, FEW)
-            j, s, push = _edges(begin + index, index < number, slope_i, neighbour, cosine, total, grad)
+            j, s, push = _edges(begin + index, index < number, slope_i, total_i, neighbour, cosine, scale, total, grad, RAW)
             share = push * inverse * 1073741824.0  # 2^30, so that a term fits int32
             w = entries(weight, j, feature, C, d, S)
             factor = tl.load(scale + j, mask=index < number, other=0.0)
             sums += (w * factor[:, None] * share[:, None]).to(tl.int32).to(tl.int64)
-            pull += (share * s).to(tl.int32).to(tl.int64)
+            if not RAW:
+                pull += (share * s).to(tl.int32).to(tl.int64)
         unit = tl.where(largest < float("inf"), largest * (1.0 / 1073741824.0), float("nan"))
         along = -tl.sum(pull, 0).to(tl.float32) * unit
-        if not PROJECT:
-            along = 2 * (E / total_i - 1) * grad_i
         factor = tl.load(scale + row)
+        if RAW:
+            along = tl.load(own + row)
+            factor = tl.where(factor == factor, 1.0, factor)
+        elif not PROJECT:
+            along = 2 * (E / total_i - 1) * grad_i
         needed = (feature < d) & ((number > 0) | (not PROJECT))
-        own = tl.load(weight + row.to(tl.int64) * S + feature, mask=needed, other=0.0).to(tl.float32)
-        result = factor * (tl.sum(sums, 0).to(tl.float32) * unit + along * factor * own)
+        line = tl.load(weight + row.to(tl.int64) * S + feature, mask=needed, other=0.0).to(tl.float32)
+        result = factor * (tl.sum(sums, 0).to(tl.float32) * unit + along * factor * line)
         tl.store(d_weight + row.to(tl.int64) * d + feature, result, mask=feature < d)

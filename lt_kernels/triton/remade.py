@@ -50,14 +50,33 @@ def entries(weight, row, feature, C, d, S):
 
 @triton.jit
 def cosines(weight, scale, row, column, C, d, S, DEPTH: tl.constexpr):
-    """The cosines of rows and columns, in float32."""
+    """The cosines of rows and columns, and their products, in float32."""
     product = tl.zeros([row.shape[0], column.shape[0]], tl.float32)
     for k in range(0, d, DEPTH):
         feature = k + tl.arange(0, DEPTH)
         left, right = entries(weight, row, feature, C, d, S), entries(weight, column, feature, C, d, S)
         product = tl.dot(left, tl.trans(right), product, input_precision="ieee")
     scale_i = tl.load(scale + row, mask=row < C, other=0.0)
-    return product * scale_i[:, None] * tl.load(scale + column, mask=column < C, other=0.0)[None, :]
+    scale_j = tl.load(scale + column, mask=column < C, other=0.0)
+    return product * scale_i[:, None] * scale_j[None, :], product
+
+
+@triton.jit
+def raise_peaks(peak, index, value, mask):
+    """Raise the numbers at these places, as the bits of float32, to values above 0: their bits have the same order."""
+    tl.atomic_max(peak + index, value.to(tl.int32, bitcast=True), mask=mask & (value > 0), sem="relaxed")
+
+
+@triton.jit
+def beyond(value, peak, UNIT: tl.constexpr):
+    """e^(r - peak) - e^-peak of products r, in units of 1 / UNIT; at most one unit of 1 because r <= peak."""
+    return ((tl.exp(value - peak) - tl.exp(-peak)) * UNIT).to(tl.int64)
+
+
+@triton.jit
+def peaks_of(peak, index, mask):
+    """The numbers at these places."""
+    return tl.load(peak + index, mask=mask, other=0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -66,6 +85,7 @@ def sum_kernel(
     scale,  # [C]
     found,  # int64 [1]: nothing is done unless this exceeds the room
     sums,  # int64 [C]: expm1 of the cosines of the active pairs, in units of 1 / UNIT
+    peak,  # int32 [C]: for the raw form the bits of the largest product of each class
     dense,  # uint8 [side, side]: the tiles of TILE classes that have candidates
     C,
     d,
@@ -73,6 +93,7 @@ def sum_kernel(
     room,
     side,
     threshold: tl.float64,
+    STAGE: tl.constexpr,  # 0: sums of cosines; 1: the peaks; 2: sums of the raw form, once the peaks are known
     UNIT: tl.constexpr,
     SIZE: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -87,16 +108,28 @@ def sum_kernel(
             marked = tl.load(dense + above.to(tl.int64) * side + beside, mask=new, other=0) != 0
             if marked & (top < C) & (left < C) & (top < left + SIZE - 1):
                 row, column = top + tl.arange(0, SIZE), left + tl.arange(0, SIZE)
-                cosine = cosines(weight, scale, row, column, C, d, S, DEPTH)
+                cosine, product = cosines(weight, scale, row, column, C, d, S, DEPTH)
                 active = (cosine > threshold) & (row[:, None] < column[None, :])
-                part = tl.where(active, (tl.exp(cosine) - 1) * UNIT, 0.0).to(tl.int64)
-                across, down = tl.sum(part, 1), tl.sum(part, 0)
-                tl.atomic_add(sums + row, across, mask=across > 0, sem="relaxed")
-                tl.atomic_add(sums + column, down, mask=down > 0, sem="relaxed")
+                if STAGE == 1:
+                    shown = tl.where(active, product, 0.0)
+                    raise_peaks(peak, row, tl.max(shown, 1), row < C)
+                    raise_peaks(peak, column, tl.max(shown, 0), column < C)
+                else:
+                    if STAGE == 0:
+                        part = tl.where(active, (tl.exp(cosine) - 1) * UNIT, 0.0).to(tl.int64)
+                        across, down = tl.sum(part, 1), tl.sum(part, 0)
+                    else:
+                        product = tl.where(active, product, 0.0)  # 0 adds exactly 0
+                        across = tl.sum(beyond(product, peaks_of(peak, row, row < C)[:, None], UNIT), 1)
+                        down = tl.sum(beyond(product, peaks_of(peak, column, column < C)[None, :], UNIT), 0)
+                    tl.atomic_add(sums + row, across, mask=across > 0, sem="relaxed")
+                    tl.atomic_add(sums + column, down, mask=down > 0, sem="relaxed")
 
 
 @triton.jit
-def _slope(total, grad, row, C):
+def _slope(total, grad, row, C, RAW: tl.constexpr):
+    if RAW:
+        return tl.load(grad + row, mask=row < C, other=0.0)
     return tl.load(grad + row, mask=row < C, other=0.0) / tl.load(total + row, mask=row < C, other=1.0)
 
 
@@ -132,8 +165,9 @@ def _finish(weight, at, row, factor, along, d_weight, C, d, S, WIDTH: tl.constex
 def push_kernel(
     weight,  # [C, d], rows S apart
     scale,  # [C]
-    total,  # [C]
+    total,  # [C]; RAW: log Z
     grad,  # [C]
+    own,  # [C]: RAW: the coefficient of a class's own weight
     dense,  # uint8 [side, side]: the tiles to be computed; nothing is done unless the first entry is 1
     board,  # [programs, SIZE, SIZE]: scratch for a tile of coefficients
     gathered,  # sums over the neighbours of a row: d_weight itself, or [programs * SIZE, d]
@@ -144,6 +178,7 @@ def push_kernel(
     side,
     threshold: tl.float64,
     PROJECT: tl.constexpr,
+    RAW: tl.constexpr,
     IN_PLACE: tl.constexpr,
     SIZE: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -156,7 +191,7 @@ def push_kernel(
         for top in range(tl.program_id(0) * SIZE, C, tl.num_programs(0) * SIZE):
             row = top + line
             at = gathered + (row if IN_PLACE else tl.program_id(0) * SIZE + line).to(tl.int64) * d
-            slope_i = _slope(total, grad, row, C)
+            slope_i = _slope(total, grad, row, C, RAW)
             pull = tl.zeros([SIZE], tl.float32)
             for f in range(0, d, WIDTH):
                 feature = f + tl.arange(0, WIDTH)
@@ -166,21 +201,32 @@ def push_kernel(
                 above, beside = tl.minimum(top, left) // TILE, tl.maximum(top, left) // TILE
                 if tl.load(dense + above.to(tl.int64) * side + beside) != 0:
                     column = left + line
-                    cosine = cosines(weight, scale, row, column, C, d, S, DEPTH)
+                    cosine, product = cosines(weight, scale, row, column, C, d, S, DEPTH)
                     active = (cosine > threshold) & (row[:, None] != column[None, :])
-                    pair = slope_i[:, None] + _slope(total, grad, column, C)[None, :]
-                    push = tl.where(active, tl.exp(cosine) * pair, 0.0)
-                    pull += tl.sum(tl.where(active, push * cosine, 0.0), 1)
-                    factor = tl.load(scale + column, mask=column < C, other=0.0)
-                    factor = tl.where(factor > 0, factor, 0.0)
-                    tl.store(board + line[:, None] * SIZE + line[None, :], push * factor[None, :])
+                    slope_j = _slope(total, grad, column, C, RAW)[None, :]
+                    if RAW:
+                        level_i = tl.load(total + row, mask=row < C, other=0.0)
+                        level_j = tl.load(total + column, mask=column < C, other=0.0)[None, :]
+                        push = slope_i[:, None] * tl.exp(product - level_i[:, None])
+                        push = tl.where(active, push + slope_j * tl.exp(product - level_j), 0.0)
+                    else:
+                        pair = slope_i[:, None] + slope_j
+                        push = tl.where(active, tl.exp(cosine) * pair, 0.0)
+                        pull += tl.sum(tl.where(active, push * cosine, 0.0), 1)
+                        factor = tl.load(scale + column, mask=column < C, other=0.0)
+                        factor = tl.where(factor > 0, factor, 0.0)
+                        push = push * factor[None, :]
+                    tl.store(board + line[:, None] * SIZE + line[None, :], push)
                     tl.debug_barrier()  # other threads read the board
                     _add(weight, board, at, top, left, C, d, S, SIZE, DEPTH, WIDTH)
                     tl.debug_barrier()
             along = -pull
-            if not PROJECT:
-                own = tl.load(grad + row, mask=row < C, other=0.0)
-                along = 2 * (E / tl.load(total + row, mask=row < C, other=1.0) - 1) * own
             factor = tl.load(scale + row, mask=row < C, other=0.0)
+            if RAW:
+                along = tl.load(own + row, mask=row < C, other=0.0)
+                factor = tl.where(factor == factor, 1.0, factor)
+            elif not PROJECT:
+                grad_i = tl.load(grad + row, mask=row < C, other=0.0)
+                along = 2 * (E / tl.load(total + row, mask=row < C, other=1.0) - 1) * grad_i
             _finish(weight, at, row, factor, along, d_weight, C, d, S, WIDTH)
             tl.debug_barrier()

@@ -157,6 +157,7 @@ FEATURE_CASES: list[Case] = [
     ("linear_weight", lambda: logit_weight_repulsion(WEIGHT[0])),
     ("linear_weight", lambda: logit_weight_repulsion(WEIGHT.long())),
     ("reduction", lambda: logit_weight_repulsion(WEIGHT, reduction="avg")),
+    ("project", lambda: logit_weight_repulsion(WEIGHT, project="row")),
     ("logits", lambda: lade(torch.randn(N, C, 2))),
     ("logits", lambda: lade(LOGITS.long())),
     ("target", lambda: lade(target=TARGET + 1)),

@@ -54,6 +54,6 @@ COSINE = tuple(name for name in NAMED if of_cosine(name))
 WEIGHTED = tuple(name for name in NAMED if takes(name, "weight"))
 SETTINGS = {name: loss.settings for name, loss in NAMED.items()}
 REGULARISERS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "repulsion": {"threshold": (0.4, -1.0, 0.0, 0.9, 1.0, 2.0), "project": (True, False)},
+    "repulsion": {"threshold": (0.4, -1.0, 0.0, 0.9, 1.0, 2.0), "project": (True, False, "raw")},
     "lade": {"lam": (0.1, 0.0, 2.0), "importance": ("class", "sample"), "classes": ("all", "present")},
 }

@@ -120,12 +120,13 @@ def cosines(x: Tensor, w: Tensor, sphere: bool) -> tuple[Tensor, Tensor | None]:
     return F.linear(F.normalize(x), F.normalize(w)), None
 
 
-def repulsion(w: Tensor, threshold: float, project: bool, reduction: str) -> Tensor:
-    """All cosines, masked."""
+def repulsion(w: Tensor, threshold: float, project: bool | str, reduction: str) -> Tensor:
+    """All cosines, or products, masked."""
     norm = w.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    unit, same = w / (norm if project else norm.detach()), torch.eye(len(w), dtype=torch.bool)
+    unit, same = w / (norm if project is True else norm.detach()), torch.eye(len(w), dtype=torch.bool)
     alike = unit @ unit.T
-    value = torch.where(torch.where(same, torch.tensor(threshold < 1), alike > threshold), alike, 0.0)
+    active = torch.where(same, torch.tensor(threshold < 1), alike > threshold)
+    value = torch.where(active, w @ w.T if project == "raw" else alike, 0.0)
     rows = value.logsumexp(1) - value.diagonal()
     return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
 

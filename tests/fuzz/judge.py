@@ -172,13 +172,13 @@ def cosines(x: Tensor, w: Tensor, sphere: bool = False) -> tuple[Tensor, Tensor 
     return x @ directions(w).T, norm
 
 
-def repulsion(w: Tensor, threshold: float, project: bool, reduction: str) -> Tensor:
-    """log sum_j exp(1[s_ij > threshold] s_ij) - 1[threshold < 1] s_ii (section 6)."""
-    unit, same = directions(w, hold=not project), torch.eye(len(w), dtype=torch.bool)
+def repulsion(w: Tensor, threshold: float, project: bool | str, reduction: str) -> Tensor:
+    """log sum_j exp(1[cos_ij > threshold] s_ij) - 1[threshold < 1] s_ii (section 6)."""
+    unit, same = directions(w, hold=project is not True), torch.eye(len(w), dtype=torch.bool)
     alike = unit @ unit.T
     alike = torch.where(same & (alike.diagonal() == 0), 1.0, alike)  # a row without a direction is like itself
     active = torch.where(same, torch.tensor(threshold < 1), alike > threshold)
-    value = torch.where(active, alike, 0.0)
+    value = torch.where(active, w @ w.T if project == "raw" else alike, 0.0)
     rows = value.logsumexp(1) - value.diagonal()
     return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.sum() / len(rows)
 

@@ -91,9 +91,9 @@ def test_cosines() -> None:
     assert_same(lambda x, w: judge.cosines(x, w)[0], lambda x, w: published.cosines(x, w), leaves)
 
 
-@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("project", [True, False, "raw"])
 @pytest.mark.parametrize("threshold", [-1.0, 0.2, 1.0])
-def test_repulsion(threshold: float, project: bool) -> None:
+def test_repulsion(threshold: float, project: bool | str) -> None:
     assert_same(
         lambda w: judge.repulsion(w, threshold, project, "mean"),
         lambda w: published.logit_weight_repulsion(w, threshold, project, "mean"),

@@ -142,5 +142,6 @@ ENTRIES = [
     _entry("linear_cross_entropy", "tables", _features, TABLES),
     _entry("cosine_margin_cross_entropy", "margins", _features, MARGINS),
     _entry("logit_weight_repulsion", "", _rows, [{}, {"threshold": -1.0}, {"threshold": 0.2, "reduction": "none"}]),
+    _entry("logit_weight_repulsion", "raw", _rows, [{"project": "raw"}, {"project": "raw", "threshold": -1.0}]),
     _entry("lade_regularizer", "", _counted, [{}, {"importance": "sample"}, {"classes": "present", "lam": 0.5}]),
 ]

@@ -53,12 +53,12 @@ TENSORS = {
     "left_out": indices(N, K),
     "kept": numbers(N, C),
 }
-BY_CLASS = ("class_margin", "class_smoothing", "scale", "slope", "step", "error")
+BY_CLASS = ("class_margin", "class_smoothing", "scale", "slope", "step", "error", "shift")
 BY_ROW = ("rest", "top", "own", "rival", "own_offset", "norm", "mean", "share", "d_rest", "d_mean", "grad")
 TENSORS |= {name: numbers(C) for name in BY_CLASS} | {name: numbers(N) for name in BY_ROW}
 NUMBERS: dict[str, Any] = {"scale": 1.0, "start": 0, "classes": C, "ignore_index": -100, "kind": 0, "margin": 0.1}
 NUMBERS |= {"instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.1, "reduction": 1, "want_offset": True}
-NUMBERS |= {"normalize": 2, "row_slab": 2, "class_slab": 3, "keep": False, "threshold": 0.4, "project": True}
+NUMBERS |= {"normalize": 2, "row_slab": 2, "class_slab": 3, "keep": False, "threshold": 0.4, "project": True, "raw": False}
 NUMBERS |= {"lam": 0.1, "by_class": True, "every_class": True, "factor": 1.0, "want": True}
 NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "wide": False, "side": 2, "density": 3, "begin": 1, "end": 4}
 # Numbers that no operator may take, by their names.
@@ -150,8 +150,8 @@ def right(operator: str) -> tuple[Any, ...]:
     found = []
     if operator == "gram_backward":  # each wing has a list of pairs of its own
         weight = numbers(C, D)
-        total, *saved = NAMESPACE.gram_forward(weight, 0.4)
-        return weight, 0.4, True, saved[0], total, *saved[1:], numbers(C)
+        total, *saved = NAMESPACE.gram_forward(weight, 0.4, False)
+        return weight, 0.4, True, saved[0], total, *saved[1:], numbers(C), False
     for name, kind in schema(operator).items():
         special = _special(operator, name)
         if special is not None:
@@ -236,7 +236,6 @@ def _size_of_its_own(operator: str, name: str, value: Tensor) -> bool:
         operator in ("gram_units", "gram_forward")
         or (operator.startswith("gram") and name in ("weight", "unit") and value.shape[0] == C)
         or (tiles and name == "product" and max(value.shape) < C)
-        or (operator == "gram_tile" and name == "scale" and len(value) > C)
         or (operator == "columns_forward" and name == "logits" and value.shape[0] == N)
         or (operator.endswith("_forward") and name == "target" and value.ndim == 2 and len(value) == N)
         or (name in ("offset", "mean_weight") and value.shape[1:] == (C,) and len(value) in (lines, C + 2, C + 4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from class_weights import adversarial, apart, apart_or_not, cosines, exact, exact_bytes, ours, similar
@@ -13,14 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lt_kernels.functional import logit_weight_repulsion
 from lt_kernels.ops import gram, tiles
 from lt_kernels.reference import gram as reference
+from lt_kernels.reference import screen
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("project", [True, False, "raw"])
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.2, 0.4, 0.6, 1.0])
-def test_formula(threshold: float, project: bool, dtype: torch.dtype) -> None:
+def test_formula(threshold: float, project: Any, dtype: torch.dtype) -> None:
     weight = similar(70, 40, threshold, dtype)
     assert_same(ours(threshold, project), exact(threshold, project), {"weight": weight}, dtype)
 
@@ -33,29 +36,30 @@ def test_edges_of_tiles(classes: int, threshold: float) -> None:
     assert_same(ours(threshold), exact(threshold), {"weight": weight}, torch.float32)
 
 
-@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("project", [True, False, "raw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_full_list(dtype: torch.dtype, project: bool, kernels: str) -> None:
+def test_full_list(dtype: torch.dtype, project: Any, kernels: str) -> None:
     """Clusters with more pairs than the list has room for: some tiles are listed, one is made again, one has none."""
     group = torch.arange(2100) % 1050 % 20
     group[2048:] = torch.arange(20, 72)  # alone, so that a tile without pairs comes last
     weight = (4 * normal(72, 48, seed=1)[group] + normal(2100, 48, seed=2)).to(dtype)
     weight = apart(weight, 0.8, gap=2e-6)
     if kernels == "compiled":
-        *_, count, listless = gram.forward_op(weight, 0.8)
+        *_, count, listless = gram.forward_op(weight, 0.8, project == "raw")
         assert 0 < int(count) <= reference.PAIRS * 2100
         assert 0 < int(listless.sum()) < 6
     assert_same(ours(0.8, project), exact(0.8, project), {"weight": weight}, dtype)
 
 
-def test_mixed_wings(kernels: str) -> None:
+@pytest.mark.parametrize("raw", [False, True])
+def test_mixed_wings(raw: bool, kernels: str) -> None:
     """What one wing's forward pass saved serves the other's backward pass: a list, or every tile made again."""
     if kernels == "reference":
         pytest.skip("needs both wings")
     weight, grad = similar(1100, 40, 0.4, torch.float32, gap=2e-6), normal(1100, seed=5).float()
     found = []
-    for total, scale, *saved in (tiles.forward(weight, 0.4), reference.gram_forward(weight, 0.4)):
-        found.append(gram.backward_op(weight, 0.4, True, scale, total, *saved, grad))
+    for total, scale, *saved in (tiles.forward(weight, 0.4, raw), reference.gram_forward(weight, 0.4, raw)):
+        found.append(gram.backward_op(weight, 0.4, not raw, scale, total, *saved, grad, raw))
     assert_close(*found)
 
 
@@ -66,7 +70,7 @@ def test_bound_holds(features: int) -> None:
     scale, unit, step, error = tiles.units_op(weight)
     rounded = unit.double() * step[:, None].double()
     cosine = (weight @ weight.T * scale[:, None] * scale).double()
-    bound = reference.screening_bound(error[:, None].double(), error.double(), features)
+    bound = screen.screening_bound(error[:, None].double(), error.double(), features)
     assert (rounded @ rounded.T >= cosine - bound).all()
     assert (rounded @ rounded.T - cosine).abs().max() > 1e-3  # the rounding is there
     true = torch.linalg.vector_norm(rounded - torch.nn.functional.normalize(weight.double(), dim=1), dim=1)
@@ -178,13 +182,14 @@ class Sizes(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.4])
-def test_never_all_cosines(threshold: float, kernels: str) -> None:
+def test_never_all_cosines(threshold: float, raw: bool, kernels: str) -> None:
     """No tensor of C x C elements, nor of a quarter of that, whichever kernels serve."""
     weight, grad = normal(4200, 32, seed=1, dtype=torch.float32), torch.ones(4200)
     wing = tiles if kernels == "compiled" else reference
     forward, backward = (getattr(wing, name, None) or getattr(wing, f"gram_{name}") for name in ("forward", "backward"))
     with Sizes() as sizes:
-        total, scale, *saved = forward(weight, threshold)
-        backward(weight, threshold, True, scale, total, *saved, grad)
+        total, scale, *saved = forward(weight, threshold, raw)
+        backward(weight, threshold, not raw, scale, total, *saved, grad, raw)
     assert sizes.largest <= 4200**2 / 4

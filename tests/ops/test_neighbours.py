@@ -67,8 +67,8 @@ def assert_all_pairs(term: LogitWeightRepulsion, weight: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize(("project", "reduction"), [(True, "sum"), (False, "none"), (True, "mean")])
-def test_many_small_rotations(project: bool, reduction: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("project", "reduction"), [(True, "sum"), (False, "none"), (True, "mean"), ("raw", "none")])
+def test_many_small_rotations(project: Any, reduction: Any, dtype: torch.dtype) -> None:
     term, weight, random = listing(project=project, reduction=reduction), near(150, 40), generator(5)
     listed = set()
     for _ in range(24):

@@ -57,5 +57,5 @@ def test_what_other_devices_have(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < int(pairs[-1]) < found[0].numel()
     slope, own = 1 / total, normal(300, seed=4).float()
     for project in (True, False):
-        inputs: list[Any] = [weight, scale, slope, own, *pairs, project, False]
+        inputs: list[Any] = [weight, scale, slope, own, *pairs, project, False, None]
         assert_close(neighbours._gathered(*inputs), tiles.pairs_op(*inputs))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lt_kernels.ops import gram, tiles
 from lt_kernels.reference import gram as reference
+from lt_kernels.reference import screen
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -25,25 +26,28 @@ def tile_calls(dtype: torch.dtype) -> list[Call]:
     weight = similar(90, 40, 0.4, dtype)
     scale = reference.inverse_norm(weight)
     slope, own = normal(90, seed=4).to(scale.dtype), normal(90, seed=5).to(scale.dtype)
+    shifts = (None, (reference.squares(weight) + 1).maximum(torch.tensor(300.0)))  # of cosines; above all products
     calls: list[Call] = []
     for rows, columns in ((slice(20, 70), slice(20, 70)), (slice(0, 33), slice(40, 90))):
         place = rows.start, columns.start
         product = weight[rows].to(scale.dtype) @ weight[columns].to(scale.dtype).T
         rooms = (4, 700)  # too little, and enough
-        calls += [(tiles.tile_op, reference.gram_tile, (product, scale, 0.1, *place, room)) for room in rooms]
-        arguments = (product, scale, slope, 0.1, *place)
-        calls.append((tiles.coefficients_op, reference.gram_coefficients, arguments))
+        for shift in shifts:
+            calls += [(tiles.tile_op, reference.gram_tile, (product, scale, 0.1, *place, room, shift)) for room in rooms]
+            arguments = (product, scale, slope, 0.1, *place, shift)
+            calls.append((tiles.coefficients_op, reference.gram_coefficients, arguments))
     product = weight.to(scale.dtype) @ weight.to(scale.dtype).T
     *_, first, second, value, count = reference.gram_tile(product, scale, 0.1, 0, 0, 4000)
-    for project, wide in ((True, False), (False, True)):
-        arguments = (weight, scale, slope, own, first, second, value, count, project, wide)
+    for project, wide, shift in ((True, False, None), (False, True, None), (False, False, shifts[1])):
+        values = value if shift is None else value / scale[first] / scale[second]
+        arguments = (weight, scale, slope, own, first, second, values, count, project, wide, shift)
         calls.append((tiles.pairs_op, reference.gram_pairs, arguments))
     if dtype == torch.float64:
         return calls
-    _, unit, *rounding = reference.gram_units(weight)
+    _, unit, *rounding = screen.gram_units(weight)
     screened = (unit, *rounding, 0.1, 40, 3, 1, 5)  # the second to the fifth of six tiles
-    calls.append((tiles.screen_op, reference.gram_screen, screened))
-    return [*calls, (tiles.units_op, reference.gram_units, (weight,))]
+    calls.append((tiles.screen_op, screen.gram_screen, screened))
+    return [*calls, (tiles.units_op, screen.gram_units, (weight,))]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -76,9 +80,10 @@ def tolerance_of(left: Tensor) -> torch.dtype:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_operators(dtype: torch.dtype) -> None:
     weight = similar(20, 10, 0.3, dtype)
-    total, scale, *saved = gram.forward_op(weight, 0.3)
-    torch.library.opcheck(gram.forward_op, (weight, 0.3))
-    torch.library.opcheck(gram.backward_op, (weight, 0.3, False, scale, total, *saved, torch.ones_like(total)))
+    for raw in (False, True):
+        total, scale, *saved = gram.forward_op(weight, 0.3, raw)
+        torch.library.opcheck(gram.forward_op, (weight, 0.3, raw))
+        torch.library.opcheck(gram.backward_op, (weight, 0.3, False, scale, total, *saved, torch.ones_like(total), raw))
     seen = set()
     for operator, _, arguments in tile_calls(dtype):
         if operator not in seen:
@@ -133,14 +138,14 @@ def test_every_survivor_is_listed(classes: int, side: int, density: int) -> None
     """Whatever the width of a tile and of the last one; and none of a tile with too many."""
     unit = torch.randint(-127, 128, (classes, 16), dtype=torch.int8, generator=generator(3))
     step, error = torch.ones(classes) / 1000, torch.zeros(classes)
-    every = len(reference.upper_tiles(classes, side))
+    every = len(screen.upper_tiles(classes, side))
     for begin, end in ((0, every), (every // 2, every), (every, every)):
         found = (
-            op(unit, step, error, 0.01, side, density, begin, end) for op in (tiles.screen_op, reference.gram_screen)
+            op(unit, step, error, 0.01, side, density, begin, end) for op in (tiles.screen_op, screen.gram_screen)
         )
         for ours, theirs in zip(*found, strict=True):
             assert torch.equal(ours, theirs)
-    counts = reference.gram_screen(unit, step, error, 0.01, side, density, 0, every)[-1]
+    counts = screen.gram_screen(unit, step, error, 0.01, side, density, 0, every)[-1]
     assert bool((counts < 0).any()) == (density == 50 and side >= 63)
 
 
@@ -156,5 +161,6 @@ def test_gathered_rows(pairs: int, features: int, dtype: torch.dtype) -> None:
     value, slope = (torch.rand(size, generator=random).to(scale.dtype) for size in (pairs, 80))
     arguments = (weight, scale, slope, slope.flip(0) * (torch.arange(80) % 3 > 0), first, second, value)
     for wide in (False, True):
-        rest = torch.tensor([pairs]), False, wide
-        assert_close(tiles.pairs_op(*arguments, *rest), reference.gram_pairs(*arguments, *rest), dtype)
+        for shift in (None, value.new_full((80,), 2.0)):
+            rest = torch.tensor([pairs]), False, wide, shift
+            assert_close(tiles.pairs_op(*arguments, *rest), reference.gram_pairs(*arguments, *rest), dtype)

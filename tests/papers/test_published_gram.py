@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import published
 import pytest
@@ -41,9 +42,9 @@ def no_worse_than_eager(weight: Tensor, threshold: float) -> None:
         assert error(found[key], truth) <= allowed, f"{key}: {error(found[key], truth):.1e} above {allowed:.1e}"
 
 
-@pytest.mark.parametrize("classes, project", [(1024, True), (1030, False), (2100, True)])
+@pytest.mark.parametrize("classes, project", [(1024, True), (1030, False), (2100, True), (1030, "raw")])
 @pytest.mark.parametrize("kind", ["few", "corner", "scattered", "all"])
-def test_tiles(kind: str, classes: int, project: bool) -> None:
+def test_tiles(kind: str, classes: int, project: Any) -> None:
     leaves = {"w": weights(kind, classes)}
     assert_same(
         lambda w: logit_weight_repulsion(w, threshold=0.4, project=project, reduction="none"),

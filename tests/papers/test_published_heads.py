@@ -77,9 +77,9 @@ def test_cosine_head(name: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("project", [True, False])
+@pytest.mark.parametrize("project", [True, False, "raw"])
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.2, 0.4, 0.6, 1.0])
-def test_logit_weight_repulsion(threshold: float, project: bool, reduction: str) -> None:
+def test_logit_weight_repulsion(threshold: float, project: Any, reduction: str) -> None:
     leaves = {"linear_weight": normal(11, 3, seed=119) * torch.arange(1.0, 12.0, dtype=torch.float64)[:, None]}
     options = {"threshold": threshold, "project": project, "reduction": reduction}
     assert_same(
@@ -106,6 +106,9 @@ def test_repulsion_module() -> None:
     module = regularizers.LogitWeightRepulsion(threshold=0.2, project=False, reduction="mean")
     expected = published.logit_weight_repulsion(weight, 0.2, False, "mean")
     assert_close(module(weight), expected)
+    raw = regularizers.LogitWeightRepulsion(threshold=0.2, project="raw")
+    assert_close(raw(weight), published.logit_weight_repulsion(weight, 0.2, "raw"))
+    assert "project='raw'" in repr(raw)
     assert_close(regularizers.LogitWeightRepulsion()(weight), published.logit_weight_repulsion(weight))
 
 

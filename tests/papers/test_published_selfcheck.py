@@ -150,6 +150,19 @@ def test_repulsion_without_projection() -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("threshold", [-1.0, 0.2])
+def test_repulsion_of_raw_products(threshold: float) -> None:
+    """-dR/dw_i = 2 (1 - P_ii) w_i - sum_{j != i} C_ij w_j, with P of the products and 1_ij of the cosines."""
+    weight = 2 * normal(11, 3, seed=14)
+    found = gradients(lambda w: published.logit_weight_repulsion(w, threshold, "raw"), {"w": weight})
+    similar = torch.nn.functional.cosine_similarity(weight[:, None], weight[None], dim=2) > threshold
+    products = torch.where(similar.fill_diagonal_(True), weight @ weight.T, 0.0)
+    share = products.softmax(1)
+    pull = (similar * (share + share.T)).fill_diagonal_(0.0)
+    assert_close(found["w"], pull @ weight - 2 * (1 - share.diagonal())[:, None] * weight)
+    assert_close(found["value"], (products.logsumexp(1) - weight.square().sum(1)).sum())
+
+
 def test_uniform_offset_slope_and_minimum() -> None:
     """dL/do_k = -q_k (log q_k + H), least -log K at equal offsets."""
     offset = normal(CLASSES, seed=13)

@@ -45,7 +45,7 @@ _LINEAR = {**_FEATURES, **_TABLES, **_NUMBERS, **_SCALES}
 _MARGINS = dict.fromkeys(("top", "own", "rival", "own_offset", "norm", "mean", "total", "share"), "number N")
 _MARGINS |= {"rest": "real N", "target": "index N", **_BY_CLASS}
 _PAIRS = {"first": "place P", "second": "place P", "value": "number P", "count": "index 1"}
-_GRAM = dict.fromkeys(("scale", "slope", "own", "total", "grad", "step", "error"), "number C")
+_GRAM = dict.fromkeys(("scale", "slope", "own", "total", "grad", "step", "error", "shift"), "number C")
 _GRAM |= {"weight": "values C D", "unit": "byte C D", "product": "real H W", "dense": "flag T T", **_PAIRS}
 _COLUMNS = {
     "logits": "values N C",

@@ -157,7 +157,7 @@ def _annealing(annealing_high: float, annealing_low: float, annealing_rate: floa
 def _repulsion(
     setting: Setting,
     lwr_threshold: float,
-    lwr_project: bool,
+    lwr_project: bool | Literal["raw"],
     lwr_strength: float,
     lwr_power: float,
     lwr_neighbours: Literal["all", "list"],
