@@ -21,7 +21,17 @@ from torch import Tensor
 from lt_kernels.reference import gram as reference
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.pairs import append, fill_kernel, gather_kernel
-from lt_kernels.triton.remade import UNIT, beyond, entries, exact, peaks_of, push_kernel, raise_peaks, sum_kernel, upper_tile
+from lt_kernels.triton.remade import (
+    UNIT,
+    beyond,
+    entries,
+    exact,
+    peaks_of,
+    push_kernel,
+    raise_peaks,
+    sum_kernel,
+    upper_tile,
+)
 
 MOST_CLASSES = 2**25  # for which an item of the list has enough bits
 MOST_FEATURES = 2**17  # sums of more int8 products could exceed int32

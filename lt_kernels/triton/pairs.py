@@ -113,14 +113,18 @@ def gather_kernel(
         largest = 0.0
         for k in range(0, number, SOME):
             index = k + tl.arange(0, SOME)
-            _, _, push = _edges(begin + index, index < number, slope_i, total_i, neighbour, cosine, scale, total, grad, RAW)
+            _, _, push = _edges(
+                begin + index, index < number, slope_i, total_i, neighbour, cosine, scale, total, grad, RAW
+            )
             largest = tl.maximum(largest, _size(push))
         inverse = 1 / tl.where(largest > 0, largest, 1.0)
         sums = tl.zeros([FEW, WIDTH], tl.int64)
         pull = tl.zeros([FEW], tl.int64)
         for k in range(0, number, FEW):
             index = k + tl.arange(0, FEW)
-            j, s, push = _edges(begin + index, index < number, slope_i, total_i, neighbour, cosine, scale, total, grad, RAW)
+            j, s, push = _edges(
+                begin + index, index < number, slope_i, total_i, neighbour, cosine, scale, total, grad, RAW
+            )
             share = push * inverse * 1073741824.0  # 2^30, so that a term fits int32
             w = entries(weight, j, feature, C, d, S)
             factor = tl.load(scale + j, mask=index < number, other=0.0)

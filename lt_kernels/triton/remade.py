@@ -68,15 +68,10 @@ def raise_peaks(peak, index, value, mask):
 
 
 @triton.jit
-def beyond(value, peak, UNIT: tl.constexpr):
-    """e^(r - peak) - e^-peak of products r, in units of 1 / UNIT; at most one unit of 1 because r <= peak."""
+def beyond(value, bits, UNIT: tl.constexpr):
+    """e^(r - peak) - e^-peak of products r, in units of 1 / UNIT, with the peak's bits; below 1 because r <= peak."""
+    peak = bits.to(tl.float32, bitcast=True)
     return ((tl.exp(value - peak) - tl.exp(-peak)) * UNIT).to(tl.int64)
-
-
-@triton.jit
-def peaks_of(peak, index, mask):
-    """The numbers at these places."""
-    return tl.load(peak + index, mask=mask, other=0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -120,8 +115,10 @@ def sum_kernel(
                         across, down = tl.sum(part, 1), tl.sum(part, 0)
                     else:
                         product = tl.where(active, product, 0.0)  # 0 adds exactly 0
-                        across = tl.sum(beyond(product, peaks_of(peak, row, row < C)[:, None], UNIT), 1)
-                        down = tl.sum(beyond(product, peaks_of(peak, column, column < C)[None, :], UNIT), 0)
+                        peak_i = tl.load(peak + row, mask=row < C, other=0)
+                        peak_j = tl.load(peak + column, mask=column < C, other=0)
+                        across = tl.sum(beyond(product, peak_i[:, None], UNIT), 1)
+                        down = tl.sum(beyond(product, peak_j[None, :], UNIT), 0)
                     tl.atomic_add(sums + row, across, mask=across > 0, sem="relaxed")
                     tl.atomic_add(sums + column, down, mask=down > 0, sem="relaxed")
 

@@ -192,7 +192,10 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
     ("margin must be finite", lambda: CosFace(10**400)),
     ("ignore_index must be at most", lambda: losses.CrossEntropyLoss(ignore_index=2**70)),
     ("ignore_index must be at least", lambda: losses.CrossEntropyLoss(ignore_index=-(2**70))),
-    ("project must be True, False or 'raw', got 1", lambda: functional.logit_weight_repulsion(WEIGHT, project=np.int64(1))),
+    (
+        "project must be True, False or 'raw', got 1",
+        lambda: functional.logit_weight_repulsion(WEIGHT, project=np.int64(1)),
+    ),
     ("margin must be at most 64, got 2147483648", lambda: SphereFace(2**31)),
     ("margin must be at most 64, got 65", lambda: losses.SphereFaceLoss(65)),
     ("margin must be at least 1", lambda: SphereFace(0)),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from class_weights import adversarial, apart, apart_or_not, cosines, scaled, similar
+from class_weights import adversarial, apart, apart_or_not, cosines, scaled, short, similar
 from device import DEVICE
 from helpers import normal
 from tolerances import assert_close
@@ -25,16 +25,16 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram, "processors", lambda like: 1)
 
 
-def both(weight: Tensor, threshold: float, project: bool = True) -> list[Tensor]:
+def both(weight: Tensor, threshold: float, project: bool = True, raw: bool = False) -> list[Tensor]:
     """What the forward returns and the gradient, after a comparison of Z, 1 / |w| and gradient with the reference."""
     weight = weight.to(DEVICE)
     wide, grad = weight.double(), normal(len(weight), seed=9, dtype=torch.float32).to(DEVICE)
-    found, true = gram.gram_forward(weight, threshold), reference.gram_forward(wide, threshold)
+    found, true = gram.gram_forward(weight, threshold, raw), reference.gram_forward(wide, threshold, raw)
     assert_close(found[0], true[0], torch.float32 if weight.dtype != torch.float64 else None, "Z")
     assert_close(found[1] / true[1].clamp_min(1e-30), true[1].sign(), found[1].dtype, "1 / |w|")
     (total, scale, *saved), (true_total, true_scale, *again) = found, true
-    gradient = gram.gram_backward(weight, threshold, project, scale, total, *saved, grad.to(scale.dtype))
-    made = reference.gram_backward(wide, threshold, project, true_scale, true_total, *again, grad.double())
+    gradient = gram.gram_backward(weight, threshold, project, scale, total, *saved, grad.to(scale.dtype), raw)
+    made = reference.gram_backward(wide, threshold, project, true_scale, true_total, *again, grad.double(), raw)
     length = 1 / true_scale.where(true_scale > 0, 1.0)[:, None]  # so that short rows, of large gradients, do not rule
     assert_close(gradient * length, made * length, weight.dtype, "gradient")
     assert gradient.dtype == weight.dtype
@@ -67,6 +67,33 @@ def test_reference(threshold: float, project: bool, dtype: torch.dtype) -> None:
     if dtype != torch.float64 and 0 < threshold < 1:
         assert listed(found) == above(weight, threshold)
         assert not found[6].any()
+
+
+@pytest.mark.parametrize("dtype", [*TRITON, torch.float64])
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.2, 0.4, 0.99, 1.0])
+def test_raw(threshold: float, dtype: torch.dtype) -> None:
+    """Raw products in the place of cosines, of the same pairs; also of rows that are 30 long."""
+    weight = short(similar(24, 40, threshold, dtype), True)
+    found = both(weight, threshold, False, True)
+    if dtype != torch.float64 and 0 < threshold < 1:
+        assert listed(found) == above(weight, threshold)
+        count = int(found[5])
+        products = (weight.double() @ weight.double().T)[found[2][:count].cpu().long(), found[3][:count].cpu().long()]
+        assert_close(found[4][:count].cpu(), products, torch.float32)
+    unit = torch.nn.functional.normalize(weight.double(), dim=1)
+    total = gram.gram_forward((30 * unit).float().to(DEVICE), threshold, True)[0]
+    true = reference.gram_forward((30 * unit).float().double(), threshold, True)[0]
+    assert (total.cpu() - true).abs().max() <= 900 * 1e-6
+
+
+@pytest.mark.parametrize("pairs", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_raw_without_room(dtype: torch.dtype, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the candidates, or only for these: sums and peaks are of tiles, or of the candidates."""
+    monkeypatch.setattr(reference, "PAIRS", pairs)
+    *_, dense, gradient = both(short(clustered(70, 36, 3, dtype), True), 0.8, False, True)
+    assert dense.all()
+    assert gradient.any()
 
 
 @pytest.mark.parametrize("features", [1, 7, 16, 129, 600])

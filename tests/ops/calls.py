@@ -58,7 +58,15 @@ BY_ROW = ("rest", "top", "own", "rival", "own_offset", "norm", "mean", "share", 
 TENSORS |= {name: numbers(C) for name in BY_CLASS} | {name: numbers(N) for name in BY_ROW}
 NUMBERS: dict[str, Any] = {"scale": 1.0, "start": 0, "classes": C, "ignore_index": -100, "kind": 0, "margin": 0.1}
 NUMBERS |= {"instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.1, "reduction": 1, "want_offset": True}
-NUMBERS |= {"normalize": 2, "row_slab": 2, "class_slab": 3, "keep": False, "threshold": 0.4, "project": True, "raw": False}
+NUMBERS |= {
+    "normalize": 2,
+    "row_slab": 2,
+    "class_slab": 3,
+    "keep": False,
+    "threshold": 0.4,
+    "project": True,
+    "raw": False,
+}
 NUMBERS |= {"lam": 0.1, "by_class": True, "every_class": True, "factor": 1.0, "want": True}
 NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "wide": False, "side": 2, "density": 3, "begin": 1, "end": 4}
 # Numbers that no operator may take, by their names.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from class_weights import adversarial, apart, apart_or_not, cosines, exact, exact_bytes, ours, similar
+from class_weights import adversarial, apart, apart_or_not, cosines, exact, exact_bytes, ours, short, similar
 from helpers import assert_same, gradients, normal
 from tolerances import TOLERANCE, assert_close
 from torch import Tensor
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("project", [True, False, "raw"])
 @pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.2, 0.4, 0.6, 1.0])
 def test_formula(threshold: float, project: Any, dtype: torch.dtype) -> None:
-    weight = similar(70, 40, threshold, dtype)
+    weight = short(similar(70, 40, threshold, dtype), project == "raw")
     assert_same(ours(threshold, project), exact(threshold, project), {"weight": weight}, dtype)
 
 
@@ -43,7 +43,7 @@ def test_full_list(dtype: torch.dtype, project: Any, kernels: str) -> None:
     group = torch.arange(2100) % 1050 % 20
     group[2048:] = torch.arange(20, 72)  # alone, so that a tile without pairs comes last
     weight = (4 * normal(72, 48, seed=1)[group] + normal(2100, 48, seed=2)).to(dtype)
-    weight = apart(weight, 0.8, gap=2e-6)
+    weight = short(apart(weight, 0.8, gap=2e-6), project == "raw")
     if kernels == "compiled":
         *_, count, listless = gram.forward_op(weight, 0.8, project == "raw")
         assert 0 < int(count) <= reference.PAIRS * 2100
@@ -56,7 +56,7 @@ def test_mixed_wings(raw: bool, kernels: str) -> None:
     """What one wing's forward pass saved serves the other's backward pass: a list, or every tile made again."""
     if kernels == "reference":
         pytest.skip("needs both wings")
-    weight, grad = similar(1100, 40, 0.4, torch.float32, gap=2e-6), normal(1100, seed=5).float()
+    weight, grad = short(similar(1100, 40, 0.4, torch.float32, gap=2e-6), raw), normal(1100, seed=5).float()
     found = []
     for total, scale, *saved in (tiles.forward(weight, 0.4, raw), reference.gram_forward(weight, 0.4, raw)):
         found.append(gram.backward_op(weight, 0.4, not raw, scale, total, *saved, grad, raw))

@@ -98,7 +98,7 @@ def test_gradcheck(threshold: float) -> None:
 
 def test_screened_is_unscreened(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same pairs, values and R with int8 products and without them; and the same list as of the cosines."""
-    weight = 0.3 * similar(1100, 40, 0.4, torch.float32, gap=2e-6)
+    weight = 0.1 * similar(1100, 40, 0.4, torch.float32, gap=2e-6)
     found = []
     for screened in (True, False):
         if screened and not tiles._byte_products():
@@ -115,12 +115,12 @@ def test_screened_is_unscreened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_list_of_neighbours(kernels: str) -> None:
     """Between two builds too, with rows that grow, on which the list does not depend."""
-    term, weight = LogitWeightRepulsion(0.4, "raw", neighbours="list", skin=0.2), similar(200, 24, 0.4, torch.float64)
+    term, weight = LogitWeightRepulsion(0.4, "raw", neighbours="list", skin=0.1), similar(200, 64, 0.4, torch.float64)
     for step in range(4):
-        moved = weight * (1 + step) + 0.002 * normal(200, 24, seed=step)
+        moved = weight * (1 + step) + 0.002 * normal(200, 64, seed=step)
         left, right = (
-            gradients(call, {"weight": moved}, torch.tensor(1.0))
-            for call in (term, lambda w: published.logit_weight_repulsion(w, 0.4, "raw"))
+            gradients(call, {"linear_weight": moved}, torch.tensor(1.0))
+            for call in (term, lambda linear_weight: published.logit_weight_repulsion(linear_weight, 0.4, "raw"))
         )
         assert term.status == f"a list of {term.pairs} pairs"
         for name, value in left.items():

@@ -33,7 +33,9 @@ def tile_calls(dtype: torch.dtype) -> list[Call]:
         product = weight[rows].to(scale.dtype) @ weight[columns].to(scale.dtype).T
         rooms = (4, 700)  # too little, and enough
         for shift in shifts:
-            calls += [(tiles.tile_op, reference.gram_tile, (product, scale, 0.1, *place, room, shift)) for room in rooms]
+            calls += [
+                (tiles.tile_op, reference.gram_tile, (product, scale, 0.1, *place, room, shift)) for room in rooms
+            ]
             arguments = (product, scale, slope, 0.1, *place, shift)
             calls.append((tiles.coefficients_op, reference.gram_coefficients, arguments))
     product = weight.to(scale.dtype) @ weight.to(scale.dtype).T
@@ -140,9 +142,7 @@ def test_every_survivor_is_listed(classes: int, side: int, density: int) -> None
     step, error = torch.ones(classes) / 1000, torch.zeros(classes)
     every = len(screen.upper_tiles(classes, side))
     for begin, end in ((0, every), (every // 2, every), (every, every)):
-        found = (
-            op(unit, step, error, 0.01, side, density, begin, end) for op in (tiles.screen_op, screen.gram_screen)
-        )
+        found = (op(unit, step, error, 0.01, side, density, begin, end) for op in (tiles.screen_op, screen.gram_screen))
         for ours, theirs in zip(*found, strict=True):
             assert torch.equal(ours, theirs)
     counts = screen.gram_screen(unit, step, error, 0.01, side, density, 0, every)[-1]
