@@ -288,7 +288,7 @@ def label_aware(logits: Tensor, target: Tensor, smoothing: Tensor, spread: str =
 def logit_weight_repulsion(
     linear_weight: Tensor, threshold: float = 0.4, project: bool | str = True, reduction: str = "sum"
 ) -> Tensor:
-    """log sum_j exp(1[cos_ij > theta] s_ij) - 1[theta < 1] s_ii, s the cosines of the class weights, or their products."""
+    """log sum_j exp(1[cos_ij > theta] s_ij) - 1[theta < 1] s_ii, s the cosines of the weights or their products."""
     norm = linear_weight.norm(dim=1, keepdim=True)
     unit = linear_weight / (norm if project is True else norm.detach())
     diagonal = torch.eye(len(unit), dtype=torch.bool)

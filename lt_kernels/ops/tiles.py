@@ -86,8 +86,8 @@ tile_op = define(
 )
 coefficients_op = define(
     "gram",
-    "gram_coefficients(Tensor product, Tensor scale, Tensor slope, float threshold, int row, int column, Tensor? shift) "
-    "-> (Tensor, Tensor, Tensor)",
+    "gram_coefficients(Tensor product, Tensor scale, Tensor slope, float threshold, int row, int column, "
+    "Tensor? shift) -> (Tensor, Tensor, Tensor)",
     reference.gram_coefficients,
     _coefficients_fake,
 )

@@ -21,17 +21,7 @@ from torch import Tensor
 from lt_kernels.reference import gram as reference
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.pairs import append, fill_kernel, gather_kernel
-from lt_kernels.triton.remade import (
-    UNIT,
-    beyond,
-    entries,
-    exact,
-    peaks_of,
-    push_kernel,
-    raise_peaks,
-    sum_kernel,
-    upper_tile,
-)
+from lt_kernels.triton.remade import UNIT, beyond, entries, exact, push_kernel, raise_peaks, sum_kernel, upper_tile
 
 MOST_CLASSES = 2**25  # for which an item of the list has enough bits
 MOST_FEATURES = 2**17  # sums of more int8 products could exceed int32
@@ -220,8 +210,10 @@ def verify_kernel(
                     raise_peaks(peak, j, dot, active)
                 if STAGE == 2:
                     dot = tl.where(active, dot, 0.0)
-                    tl.atomic_add(sums + i, beyond(dot, peaks_of(peak, i, active), UNIT), mask=active, sem="relaxed")
-                    tl.atomic_add(sums + j, beyond(dot, peaks_of(peak, j, active), UNIT), mask=active, sem="relaxed")
+                    part = beyond(dot, tl.load(peak + i, mask=active, other=0), UNIT)
+                    tl.atomic_add(sums + i, part, mask=active, sem="relaxed")
+                    part = beyond(dot, tl.load(peak + j, mask=active, other=0), UNIT)
+                    tl.atomic_add(sums + j, part, mask=active, sem="relaxed")
                 else:
                     one = tl.full([ITEMS], 1, tl.int32)
                     tl.atomic_add(degree + i, one, mask=active, sem="relaxed")

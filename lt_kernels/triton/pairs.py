@@ -59,8 +59,8 @@ def fill_kernel(
 def _edges(place, there, slope_i, level_i, neighbour, cosine, scale, total, grad, RAW: tl.constexpr):
     """The neighbours j at these places of a list, their cosines s, and c_ij = e^s (slope_i + slope_j).
 
-    RAW: their products r, and c_ij |w_j| with c_ij = grad_i e^(r - log Z_i) + grad_j e^(r - log Z_j): the coefficient of
-    the unit row of j, whose entries are at most 1.
+    RAW: their products r, and c_ij |w_j| with c_ij = grad_i e^(r - log Z_i) + grad_j e^(r - log Z_j): the coefficient
+    of the unit row of j, whose entries are at most 1.
     """
     j = tl.load(neighbour + place, mask=there, other=0)
     s = tl.load(cosine + place, mask=there, other=0.0)

@@ -67,7 +67,7 @@ NUMBERS |= {
     "project": True,
     "raw": False,
 }
-NUMBERS |= {"lam": 0.1, "by_class": True, "every_class": True, "factor": 1.0, "want": True}
+NUMBERS |= {"lam": 0.1, "by_class": True, "every_class": True, "factor": 1.0, "want": True, "raw": False}
 NUMBERS |= {"row": 1, "column": 1, "capacity": 4, "wide": False, "side": 2, "density": 3, "begin": 1, "end": 4}
 # Numbers that no operator may take, by their names.
 WRONG: dict[str, tuple[int, ...]] = {

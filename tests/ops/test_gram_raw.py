@@ -104,7 +104,7 @@ def test_screened_is_unscreened(monkeypatch: pytest.MonkeyPatch) -> None:
         if screened and not tiles._byte_products():
             continue
         monkeypatch.setattr(tiles, "screening", lambda *_, on=screened: (on, "test"))
-        total, scale, first, second, value, count, _ = tiles.forward(weight, 0.4, True)
+        total, _, first, second, value, count, _ = tiles.forward(weight, 0.4, True)
         place = (first[: int(count)].long() * 1100 + second[: int(count)]).sort()
         found.append((total, place.values, value[: int(count)][place.indices]))
         assert_close(value[: int(count)], tiles.listed_op(weight, torch.ones(1100), first, second)[: int(count)])
