@@ -94,11 +94,13 @@ def row_scenes() -> dict[str, Scene]:
     }
 
 
+def repelled(**options: Any) -> Scene:
+    return Scene(lambda w: functional.logit_weight_repulsion(w, **options), (vectors()[1],))
+
+
 def feature_scenes() -> dict[str, Scene]:
     linear, cosine = functional.linear_cross_entropy, functional.cosine_margin_cross_entropy
     mixed, far = MixedTarget(TARGET, SECOND, 0.3), DBM(COUNTS, 0.9, tau=0.2, instance=2.0, guard=True)
-    weight = vectors()[1]
-    repulsion = functional.logit_weight_repulsion
     return {
         "linear": of_features(linear),
         "linear bias offset": of_features(linear, "linear_bias", "offset", weight=WEIGHT),
@@ -121,10 +123,10 @@ def feature_scenes() -> dict[str, Scene]:
         "dbm guard": of_features(cosine, margin=far, scale=5.0, focal_gamma=1.0),
         "cosine mixed": of_features(cosine, target=mixed, margin=DBM(COUNTS, 0.3), scale=5.0),
         "cosine slabs": of_features(cosine, "missing", margin=ArcFace(0.3), scale=5.0, budget=24),
-        "repulsion": Scene(lambda w: repulsion(w, threshold=0.1), (weight,)),
-        "repulsion all": Scene(lambda w: repulsion(w, threshold=-1.0, reduction="none"), (weight,)),
-        "repulsion raw": Scene(lambda w: repulsion(w, threshold=0.1, project="raw"), (weight,)),
-        "repulsion fixed norms": Scene(lambda w: repulsion(w, threshold=0.1, project=False), (weight,)),
+        "repulsion": repelled(threshold=0.1),
+        "repulsion all": repelled(threshold=-1.0, reduction="none"),
+        "repulsion raw": repelled(threshold=0.1, project="raw"),
+        "repulsion fixed norms": repelled(threshold=0.1, project=False),
     }
 
 

@@ -25,9 +25,10 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram, "processors", lambda like: 1)
 
 
-def both(weight: Tensor, threshold: float, project: bool = True, raw: bool = False) -> list[Tensor]:
+def both(weight: Tensor, threshold: float, form: bool | str = True) -> list[Tensor]:
     """What the forward returns and the gradient, after a comparison of Z, 1 / |w| and gradient with the reference."""
-    weight = weight.to(DEVICE)
+    project, raw = form is True, form == "raw"
+    weight = short(weight, raw).to(DEVICE)
     wide, grad = weight.double(), normal(len(weight), seed=9, dtype=torch.float32).to(DEVICE)
     found, true = gram.gram_forward(weight, threshold, raw), reference.gram_forward(wide, threshold, raw)
     assert_close(found[0], true[0], torch.float32 if weight.dtype != torch.float64 else None, "Z")
@@ -57,43 +58,17 @@ def above(weight: Tensor, threshold: float) -> set[tuple[int, int]]:
 
 
 SETTINGS = [(-1.0, True), (0.0, False), (0.2, True), (0.2, False), (0.4, True), (0.99, True), (1.0, True), (2.0, False)]
+SETTINGS += [(threshold, "raw") for threshold in (-1.0, 0.0, 0.2, 0.4, 0.99, 1.0)]
 
 
 @pytest.mark.parametrize("dtype", [*TRITON, torch.float64])
 @pytest.mark.parametrize(("threshold", "project"), SETTINGS)
-def test_reference(threshold: float, project: bool, dtype: torch.dtype) -> None:
+def test_reference(threshold: float, project: bool | str, dtype: torch.dtype) -> None:
     weight = similar(24, 40, threshold, dtype)
     found = both(weight, threshold, project)
     if dtype != torch.float64 and 0 < threshold < 1:
         assert listed(found) == above(weight, threshold)
         assert not found[6].any()
-
-
-@pytest.mark.parametrize("dtype", [*TRITON, torch.float64])
-@pytest.mark.parametrize("threshold", [-1.0, 0.0, 0.2, 0.4, 0.99, 1.0])
-def test_raw(threshold: float, dtype: torch.dtype) -> None:
-    """Raw products in the place of cosines, of the same pairs; also of rows that are 30 long."""
-    weight = short(similar(24, 40, threshold, dtype), True)
-    found = both(weight, threshold, False, True)
-    if dtype != torch.float64 and 0 < threshold < 1:
-        assert listed(found) == above(weight, threshold)
-        count = int(found[5])
-        products = (weight.double() @ weight.double().T)[found[2][:count].cpu().long(), found[3][:count].cpu().long()]
-        assert_close(found[4][:count].cpu(), products, torch.float32)
-    unit = torch.nn.functional.normalize(weight.double(), dim=1)
-    total = gram.gram_forward((30 * unit).float().to(DEVICE), threshold, True)[0]
-    true = reference.gram_forward((30 * unit).float().double(), threshold, True)[0]
-    assert (total.cpu() - true).abs().max() <= 900 * 1e-6
-
-
-@pytest.mark.parametrize("pairs", [2, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_raw_without_room(dtype: torch.dtype, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No room for the candidates, or only for these: sums and peaks are of tiles, or of the candidates."""
-    monkeypatch.setattr(reference, "PAIRS", pairs)
-    *_, dense, gradient = both(short(clustered(70, 36, 3, dtype), True), 0.8, False, True)
-    assert dense.all()
-    assert gradient.any()
 
 
 @pytest.mark.parametrize("features", [1, 7, 16, 129, 600])
@@ -120,8 +95,12 @@ def clustered(classes: int, features: int, groups: int, dtype: torch.dtype = tor
     return apart(weight, 0.8, gap=2e-6)
 
 
-@pytest.mark.parametrize(("dtype", "project"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)])
-def test_no_room(dtype: torch.dtype, project: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_ROOM = [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)]
+NO_ROOM += [(torch.float32, "raw"), (torch.float16, "raw")]
+
+
+@pytest.mark.parametrize(("dtype", "project"), NO_ROOM)
+def test_no_room(dtype: torch.dtype, project: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More candidates than the list has room for: tiles are made again, forward and backward."""
     monkeypatch.setattr(reference, "PAIRS", 2)
     *_, dense, gradient = both(clustered(70, 36, 3, dtype), 0.8, project)
@@ -129,11 +108,12 @@ def test_no_room(dtype: torch.dtype, project: bool, monkeypatch: pytest.MonkeyPa
     assert gradient.any()
 
 
+@pytest.mark.parametrize("form", [True, "raw"])
 @pytest.mark.parametrize("features", [33, 70])
-def test_no_room_for_the_pairs(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_the_pairs(features: int, form: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidates fit, 16 to an item, but not the pairs: Z is from the list, the gradient is not."""
     monkeypatch.setattr(reference, "PAIRS", 4)
-    *_, count, dense, _ = both(clustered(48, features, 3), 0.8)
+    *_, count, dense, _ = both(clustered(48, features, 3), 0.8, form)
     assert int(count) > gram._room(48)
     assert dense.all()
 

@@ -68,6 +68,20 @@ def test_every_step_of_a_run_is_that_of_all_pairs(name: str, tmp_path: Path) -> 
     assert len(listed) > 3
 
 
+def test_forms_of_repulsion() -> None:
+    """The gradient through the normalisation, constant norms, and products in the place of cosines."""
+    torch.manual_seed(0)
+    weight, found = torch.randn(6, 10, requires_grad=True), []
+    for project in (True, False, "raw"):
+        parts = build_method("bs-lwr", SETTING, {"lwr_project": project, "lwr_threshold": -1.0})
+        assert parts.regularizer is not None
+        expected = logit_weight_repulsion(weight, threshold=-1.0, project=project)  # type: ignore[arg-type]
+        ours = parts.regularizer(weight)
+        assert torch.equal(ours, expected)
+        found.append(torch.autograd.grad(ours, weight)[0])
+    assert all((found[one] - found[two]).abs().max() > 0.01 for one, two in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_a_recipe_asks_for_the_list() -> None:
     chosen: dict[str, Any] = {"lwr_neighbours": "list", "lwr_skin": 0.25}
     listed, plain = (build_method("bs-lwr", SETTING, options).regularizer for options in (chosen, {}))

@@ -76,7 +76,7 @@ BAD_RUNS = [
     ({"method": "ce", "method_options": {"tau": 1}}, r"method_options of ce must be one of \(none\); got 'tau'"),
     ({"method": "ldam-drw", "method_options": {"drw_start": 2}}, r"drw_start must be a share of the epochs.*got 2"),
     ({"method": "ldam", "method_options": {"scale": -1}}, r"method ldam .*scale"),
-    ({"method": "bs-lwr", "method_options": {"lwr_project": 1}}, r"lwr_project must be true or false, got 1"),
+    ({"method": "bs-lwr", "method_options": {"lwr_project": 1}}, r"lwr_project must be true, false or raw, got 1"),
     ({"method": "lade", "mixup_alpha": 1.0}, r"mixup_alpha must be 0 for the method lade, got 1\.0"),
 ]
 

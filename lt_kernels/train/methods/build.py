@@ -23,6 +23,7 @@ from lt_kernels.train.methods.method import (
     REPULSION_SUFFIX,
     RUN_OPTIONS,
     STAGE_DEFAULTS,
+    WORDS,
     Method,
     MethodParts,
     Options,
@@ -61,7 +62,9 @@ def method_options(name: str, options: Mapping[str, Any]) -> Options:
     for key, value in options.items():
         if key not in result:
             raise unknown_name(f"method_options of {name}", key, result or ["(none)"])
-        result[key] = _of_kind(f"method_options.{key}", value, result[key])
+        words = WORDS.get(key, ())
+        word = isinstance(value, str) and value in words
+        result[key] = value if word else _of_kind(f"method_options.{key}", value, result[key], words)
     return result
 
 
@@ -71,8 +74,9 @@ def run_options(name: str, options: Mapping[str, Any]) -> Options:
     return {key: chosen[key] for key in RUN_OPTIONS if key in chosen}
 
 
-def _of_kind(key: str, value: Any, default: Any) -> Any:
-    kind = "true or false" if isinstance(default, bool) else "a name" if isinstance(default, str) else "a number"
+def _of_kind(key: str, value: Any, default: Any, words: tuple[str, ...] = ()) -> Any:
+    flag = f"true, false or {' or '.join(words)}" if words else "true or false"
+    kind = flag if isinstance(default, bool) else "a name" if isinstance(default, str) else "a number"
     try:
         if isinstance(default, bool) == isinstance(value, bool) and isinstance(default, str) == isinstance(value, str):
             if not isinstance(default, int) or isinstance(default, bool) or int(value) == value:

@@ -28,6 +28,7 @@ REPULSION_DEFAULTS: Mapping[str, Any] = {
     "lwr_skin": 0.1,
 }
 REPULSION_SUFFIX = "-lwr"
+WORDS: Mapping[str, tuple[str, ...]] = {"lwr_project": ("raw",)}  # that an option takes beside true and false
 # Options that a method may have which are settings of the run: how samples are drawn and mixed.
 RUN_OPTIONS = ("sampler", "mixup_alpha", "cutmix_alpha")
 # A second stage: its epochs as a share of the first stage's, its peak learning rate as a share of the first's.
