@@ -15,10 +15,9 @@ class Sums:
     `factor` [C] is what the kernels that list pairs multiply a product by, for both of its classes.
     """
 
-    shift: Tensor | None = None
-
     def __init__(self, scale: Tensor) -> None:
         self.scale = self.factor = scale
+        self.shift: Tensor | None = None
         self.total = torch.zeros_like(scale, dtype=torch.float64)
 
     def cosines(self, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -46,7 +45,8 @@ class RawSums(Sums):
     def __init__(self, scale: Tensor, weight: Tensor) -> None:
         super().__init__(scale)
         self.factor = torch.ones_like(scale)
-        self.square = self.shift = reference.squares(weight)
+        self.square = reference.squares(weight)
+        self.shift: Tensor = self.square
 
     def cosines(self, value: Tensor, first: Tensor, second: Tensor) -> Tensor:
         return value * self.scale[first] * self.scale[second]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fuzz import judge
+from fuzz import judge, measure
 from fuzz.judge import Spec
 from fuzz.problem import Problem
 
@@ -38,7 +38,12 @@ def undefined(problem: Problem, spec: Spec) -> str:
     case, near = problem.case, rounding(problem)
     if case.function == "repulsion":
         apart = cosines(problem).fill_diagonal_(-9.0) - problem.case.options.get("threshold", 0.4)
-        return "a cosine at the threshold: a rounding decides" if (apart.abs() <= near).any() else ""
+        if (apart.abs() <= near).any():
+            return "a cosine at the threshold: a rounding decides"
+        raw = case.options.get("project") == "raw"
+        if raw and measure.raw_rounding(problem, problem.leaves["linear_weight"].detach().double()) > 0.1:
+            return "products so large that their exponentials have no digit that holds"
+        return ""
     if spec.phi not in ("angular", "sphere"):
         return ""
     cosine = cosines(problem)

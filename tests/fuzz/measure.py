@@ -15,6 +15,7 @@ import torch
 from tolerances import TOLERANCE
 from torch import Tensor
 
+from fuzz import judge
 from fuzz.case import Case
 from fuzz.judge import Spec
 from fuzz.problem import Problem
@@ -91,6 +92,24 @@ def summed(problem: Problem, leaves: dict[str, Tensor], slope: Tensor, spec: Spe
     return found
 
 
+def raw_rounding(problem: Problem, weight: Tensor) -> float:
+    """How far off a product of class weights may be."""
+    return ULPS * torch.finfo(low_dtype(problem.case)).eps * finite_max(weight.square().sum(1))
+
+
+def raw_scales(problem: Problem, weight: Tensor) -> dict[str, Scale]:
+    """The same for repulsion of raw products, which round as logits do: R and sum_j (P_ij + P_ji) w_j."""
+    case, rounding, lengths = problem.case, raw_rounding(problem, weight), weight.norm(dim=1)
+    tolerance = TOLERANCE[low_dtype(case)]
+    active = judge.cosines(weight, weight)[0] > case.options.get("threshold", 0.4)
+    share = torch.where(active, weight @ weight.T, 0.0).softmax(1)
+    each = 1 / case.classes if case.reduction == "mean" else 1.0
+    size = each * max(finite_max((share + share.T) @ lengths), finite_max(lengths))
+    rows = float(case.classes) if case.reduction == "sum" else 1.0
+    found = {"value": Scale(tolerance, 1.0, 2 * rounding * rows)}
+    return {**found, "linear_weight": Scale(tolerance, size, 2 * rounding * size)}
+
+
 def scales(
     problem: Problem, leaves: dict[str, Tensor], slope: Tensor | None, named: tuple[Spec, Tensor | None]
 ) -> dict[str, Scale]:
@@ -99,6 +118,8 @@ def scales(
     low = low_dtype(case)
     if slope is None:  # repulsion: cosines of pairs, and no logits
         lengths = leaves["linear_weight"].norm(dim=1)
+        if case.options.get("project") == "raw":
+            return raw_scales(problem, leaves["linear_weight"].double())
         shortest = float(lengths[lengths > 1e-12].min()) if bool((lengths > 1e-12).any()) else 1.0
         return {"value": Scale(TOLERANCE[low], 1.0, 0.0), "linear_weight": Scale(TOLERANCE[low], 2 / shortest, 0.0)}
     rounding = ULPS * torch.finfo(low).eps * logit_size(problem, leaves, spec, table)
