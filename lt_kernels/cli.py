@@ -1,4 +1,4 @@
-"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar | shift.
+"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar | shift | recipes.
 
 Only the command that runs imports what it needs: help and doctor work without the trainer.
 """
@@ -107,13 +107,14 @@ def parser() -> argparse.ArgumentParser:
         prog="lt-kernels", description="Long-tailed classification: train, compare, measure."
     )
     commands = result.add_subparsers(
-        dest="command", required=True, metavar="train | compare | bench | doctor | analyze | planar | shift"
+        dest="command", required=True, metavar="train | compare | bench | doctor | analyze | planar | shift | recipes"
     )
     _add_train(commands)
     _add_compare(commands)
     _add_analyze(commands)
     _add_planar(commands)
     _add_shift(commands)
+    _add_recipes(commands)
     commands.add_parser("bench", help="measure the operators (lt-kernels bench --help)", add_help=False)
     commands.add_parser("doctor", help="what this machine runs on", add_help=False)
     return result
@@ -216,6 +217,17 @@ def _add_shift(commands: Any) -> None:
     shift.set_defaults(run=_shift)
 
 
+def _add_recipes(commands: Any) -> None:
+    recipes = commands.add_parser(
+        "recipes",
+        help="list the recipes, and the published figures that they have the settings of",
+        description="List the recipes, print all settings of one, or the published figures with the commands for them.",
+    )
+    recipes.add_argument("name", nargs="?", metavar="NAME", help="a recipe, to print it with what its base sets")
+    recipes.add_argument("--published", action="store_true", help="the published figures (with NAME: of that recipe)")
+    recipes.set_defaults(run=_recipes)
+
+
 def _add_changes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
@@ -272,6 +284,15 @@ def _shift(arguments: argparse.Namespace) -> int:
     from lt_kernels.train.shift.command import shift
 
     return shift(arguments)
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from lt_kernels.train import need
+
+    need("rich", "yaml")
+    from lt_kernels.train.listing import list_recipes
+
+    return list_recipes(arguments.name, arguments.published)
 
 
 if __name__ == "__main__":

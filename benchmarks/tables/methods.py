@@ -1,4 +1,5 @@
-"""Writes the tables of docs/methods.md, every method that is trained by name, and of docs/math.md, every named loss.
+"""Writes the tables of docs/methods.md, every method that is trained by name and those of published tables that are
+not, and of docs/math.md, every named loss.
 
 What a loss sets is said in `benchmarks.registry`; only what a method adds to its loss is said here.
 """
@@ -23,6 +24,7 @@ from lt_kernels.train.methods.method import (
     Setting,
 )
 from lt_kernels.train.methods.registry import BASE_METHODS
+from lt_kernels.train.published import carried, methods_not_here
 from lt_kernels.train.recipes import read_settings
 
 DOCUMENT = ROOT / "docs" / "methods.md"
@@ -57,6 +59,7 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "dbm-gml": (r"gml with dbm-bs in the place of la", ("test_gml", "test_second_parts")),
     "dbm-ncl": (r"ncl with dbm-bs for each expert", ("test_experts",)),
     "ce-drw": (r"ce, then $w$ of cb", (_LOSSES, "test_train")),
+    "focal-drw": (r"focal, then $w$ of cb", (_LOSSES, "test_train")),
     "ce-balanced": (r"ce", ("test_loader",)),
     "ce-sqrt": (r"ce", ("test_loader",)),
     "ce-progressive": (r"ce", ("test_loader",)),
@@ -70,12 +73,15 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("test_posthoc", _STAGES),
     ),
     "tau-norm": (r"ce; read out as $x \cdot w / \lvert w \rvert^\tau$", ("test_posthoc", _STAGES)),
+    "ce-rs": (r"ce; read out as $x \cdot w (n_\max / n)^\gamma$", ("test_posthoc", _STAGES)),
     "wvn-rs": (
         r"ce with $\lvert w \rvert = 1$; read out as $x \cdot w (n_\max / n)^\gamma$",
         ("test_posthoc", _STAGES),
     ),
     "crt": (r"ce; then ce of a new classifier, class-balanced", (_STAGES,)),
     "lws": (r"ce; then ce of $s_c z_c$, class-balanced, $s$ alone trained", ("test_posthoc", _STAGES)),
+    "crt-mixup": (r"ce-mixup; then ce of a new classifier, class-balanced", (_STAGES,)),
+    "lws-mixup": (r"ce-mixup; then ce of $s_c z_c$, class-balanced, $s$ alone trained", ("test_posthoc", _STAGES)),
     "mislas": (r"ce-mixup; then las of $s_c z_c$, class-balanced", ("test_posthoc", _STAGES)),
 }
 
@@ -85,7 +91,7 @@ def table() -> str:
     recipes: dict[str, set[str]] = {}
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         settings = read_settings(path)
-        recipes.setdefault(str(settings["data"]), set()).update(_named(settings))
+        recipes.setdefault(str(settings["data"]), set()).update(_named(path.stem, settings))
     return markdown(HEADER, (_line(name, method, recipes) for name, method in BASE_METHODS.items()))
 
 
@@ -118,6 +124,14 @@ def form_of(loss: str) -> str:
     return ", ".join(said) or r"$b = 0$, $\phi = z$"
 
 
+def missing_table() -> str:
+    """The methods of published tables that are not here, as Markdown."""
+    missing = methods_not_here()
+    return markdown(
+        ("method", "tables that have it"), ([f"`{name}`", "; ".join(missing[name])] for name in sorted(missing))
+    )
+
+
 def losses_table() -> str:
     """The named losses as Markdown."""
     return markdown(LOSS_HEADER, ([f"`{name}`", *loss.cells] for name, loss in NAMED.items()))
@@ -127,14 +141,15 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else "none"
 
 
-def _named(settings: Mapping[str, Any]) -> set[str]:
-    """The methods that a recipe names: the one it trains, those with options or published figures of their own."""
-    return {settings.get("method", ""), *(settings.get("methods") or {}), *(settings.get("published") or {})}
+def _named(recipe: str, settings: Mapping[str, Any]) -> set[str]:
+    """The methods of a recipe: the one it trains, those with options of their own, and those with published figures."""
+    return {settings.get("method", ""), *(settings.get("methods") or {}), *(row.method for row in carried(recipe))}
 
 
 def main(document: Path = DOCUMENT, losses: Path = LOSSES) -> int:
-    """Write the marked section of each document."""
-    for path, name, made in ((document, "methods", table()), (losses, "losses", losses_table())):
+    """Write the marked sections of each document."""
+    ours = ((document, "methods", table()), (document, "missing", missing_table()))
+    for path, name, made in (*ours, (losses, "losses", losses_table())):
         path.write_text(section(path.read_text(encoding="utf-8"), name, made), encoding="utf-8")
     return 0
 

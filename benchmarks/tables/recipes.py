@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.results import ROOT
 from benchmarks.tables.markdown import markdown, section
 from lt_kernels.train.config import make_config
+from lt_kernels.train.published import carried, network_name
 from lt_kernels.train.recipes import read_settings
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
@@ -16,29 +17,24 @@ OURS = {"digits-lt", "digits-lt-decay", "digit-scenes", "stdlib-words"}  # recip
 HEADER = ("recipe", "network", "epochs, batch, rate", "published figures", "their source")
 
 
-def percent(value: float) -> str:
-    """51.3, 69.0, 67.29."""
-    text = f"{value:.2f}"
-    return text[:-1] if text.endswith("0") else text
-
-
-def figure(method: str, values: dict[str, Any]) -> str:
-    """`method` 51.30 (67.29, 50.80, 33.23)."""
-    groups = [percent(values[name]) for name in ("many", "medium", "few") if name in values]
-    return f"`{method}` {percent(values['all'])}" + (f" ({', '.join(groups)})" if groups else "")
+def figures_of(recipe: str) -> list[str]:
+    """`method` 51.3 (67.29, 50.8, 33.23), one for each method and variant; of several figures for one, each."""
+    found: dict[str, list[str]] = {}
+    for row in carried(recipe):
+        if row.measure in ("accuracy", "miou") and row.text() not in found.setdefault(row.method, []):
+            found[row.method].append(row.text())
+    return [f"`{method}` {' and '.join(texts)}" for method, texts in found.items()]
 
 
 def row(path: Path) -> list[str]:
     """A recipe's line of the table."""
-    settings = read_settings(path)
-    config = make_config(settings)
-    published = settings.get("published", {})
-    figures = ", ".join(figure(method, values) for method, values in published.items())
-    sources = "; ".join(dict.fromkeys(values["source"] for values in published.values()))
+    config = make_config(read_settings(path))
+    sources = dict.fromkeys(figure.where() for figure in carried(path.stem))
+    network = network_name(config.as_dict())
     way = f"{config.epochs}, {config.batch_size}, {config.lr:g} {config.schedule}"
     none = f"`{config.method}`: none here"
     link = f"[{path.stem}](../recipes/{path.name})"
-    return [link, config.network, way, figures or none, sources or "-"]
+    return [link, network, way, ", ".join(figures_of(path.stem)) or none, "; ".join(sources) or "-"]
 
 
 def order(path: Path) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -20,7 +21,9 @@ from lt_kernels.data.folders import SOURCES
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.methods.build import find_method, method_options, total_epochs
+from lt_kernels.train.methods.variants import config_of, variants_of
 from lt_kernels.train.model.networks import NETWORKS
+from lt_kernels.train.published import carried
 from lt_kernels.train.recipes import read_settings
 from lt_kernels.train.run.build import build_module
 
@@ -30,13 +33,10 @@ RECIPES = {
     for path in sorted((ROOT / "recipes").glob("*.yaml"))
     if path.stem not in OURS and not path.stem.startswith("cityscapes")  # scenes: test_streets_train.py
 }
-WHOLE = {
-    "imagenet-lt-resnet10",
-    "imagenet-lt",
-    "inaturalist2018",
-    "places-lt",
-}  # a network of each kind at its own width
-FIGURES = {"all", "many", "medium", "few"}
+# A network of each kind at its own width, with the recipe's own method; the others are four channels wide.
+WHOLE = {"cifar10-lt-100", "imagenet-lt-resnet10", "imagenet-lt", "inaturalist2018", "places-lt"}
+NARROW = 4
+DEEP = {"resnet152": "resnet50", "resnext152": "resnext50"}  # built once, in places-lt: the same blocks, more of them
 ROWS = 3  # of a batch
 SMALL = {"resize": 36, "train_crop": 36, "crop": 32, "threads": 1}
 # What the published commands and files say, by the end of a recipe's name.
@@ -44,27 +44,48 @@ PUBLISHED = {
     "lt-100": dict(epochs=200, batch_size=64, lr=0.1, weight_decay=2e-4, warmup_epochs=5, schedule="cosine"),
     "-ldam": dict(epochs=200, batch_size=128, lr=0.1, weight_decay=2e-4, milestones=(160, 180), gammas=(0.01, 0.0001)),
     "-lade": dict(method="lade"),
+    "-arb": dict(batch_size=128, lr=0.1, momentum=0.9, milestones=(160, 180), gammas=(0.1, 0.01), epochs=200),
+    "-steps": dict(milestones=(160, 180), gammas=(0.1, 0.01), augment="crop-flip"),
+    "lt-bcl": dict(batch_size=256, lr=0.1, weight_decay=5e-4),
+    "lt-gml": dict(batch_size=128, lr=0.05, weight_decay=5e-4),
+    "2018-bcl": dict(batch_size=256, lr=0.2, weight_decay=1e-4),
+    "2018-gml": dict(batch_size=128, lr=0.02, weight_decay=2e-4),
     "-ncl": dict(weight_decay=2e-4, method_options={"experts": 3}),
     "imagenet-lt": dict(network="resnext50", epochs=90, batch_size=512, lr=0.2, weight_decay=5e-4, warmup_epochs=0),
 }
 
 
+SETTINGS = {name: read_settings(path) for name, path in RECIPES.items()}
+
+
 def settings_of(name: str) -> dict[str, Any]:
-    return read_settings(RECIPES[name])
+    return copy.deepcopy(SETTINGS[name])
+
+
+def methods_of(name: str) -> list[str]:
+    """The recipe's own method, those with published figures, and its variants."""
+    settings = settings_of(name)
+    return list(dict.fromkeys([settings["method"], *(row.method for row in carried(name)), *variants_of(settings)]))
 
 
 def reduced(name: str, method: str) -> TrainConfig:
-    """The recipe with a method, without what only a real run has (stored weights, a teacher), narrow unless WHOLE."""
-    settings = {**settings_of(name), "method": method}
-    config = make_config(settings)
+    """The recipe with a method or variant, without what only a real run has (stored weights, a teacher), and narrow."""
+    settings = settings_of(name)
+    config = config_of(settings, method, 0)
     network = {key: value for key, value in config.network_options.items() if key != "weights"}
     own, kind = dict(config.method_options), config.network
-    if config.data in SOURCES and name not in WHOLE:
-        network["width"] = 8
-        kind = "resnet50" if kind == "resnet152" else kind  # ResNet-152 once, in places-lt
+    if name not in WHOLE or method != settings["method"]:
+        network["width"], kind = NARROW, DEEP.get(kind, kind)
     if own.pop("teacher", None):
         own["distillation_weight"] = 0.0
-    return config.replace(network=kind, network_options=network, method_options=own)
+    return config.replace(network=kind, network_options=network, method_options=own, imbalance=None)
+
+
+def learning(config: TrainConfig) -> str:
+    """What two steps on one image of each class depend on."""
+    names = ("data", "network", "network_options", "method", "method_options", "epochs")
+    names += ("augment", "augment_views", "sampler", "mixup_alpha", "cutmix_alpha", "precision")
+    return repr({key: config.as_dict()[key] for key in names})
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +164,9 @@ def test_a_recipe_names_what_exists(name: str) -> None:
     assert config.imbalance is None or name.startswith(f"{config.data}-{config.imbalance:g}")
     assert NETWORKS[config.network][0] == "image"
     assert config.augment in AUGMENTATIONS
-    methods = {settings["method"], *settings.get("methods", {}), *settings.get("published", {})}
-    for method in methods:
-        method_options(method, make_config({**settings, "method": method}).method_options)
-        assert find_method(method).views == 1 or config.augment != "none"
+    for method in [*settings.get("methods", {}), *methods_of(name)]:
+        used = config_of(settings, method, 0)
+        assert find_method(used.method).views == 1 or config.augment != "none"
     for milestone in config.milestones:
         assert milestone < config.epochs
     text = RECIPES[name].read_text(encoding="utf-8")
@@ -162,20 +182,10 @@ def test_every_recipe_is_a_config_for_every_method_it_names(path: Path) -> None:
         method_options(method, config.method_options)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "published" in settings_of(name)])
-def test_figures_have_a_source(name: str) -> None:
-    for figures in settings_of(name)["published"].values():
-        source = figures.pop("source")
-        assert re.search(r"\b20\d\d\b", source)
-        assert {"all"} <= set(figures) <= FIGURES
-        assert all(0 < value < 100 for value in figures.values())
-        if len(figures) == len(FIGURES):  # a mean of groups lies between them
-            assert min(figures.values()) < figures["all"] < max(figures.values())
-
-
 @pytest.mark.parametrize("ending", PUBLISHED)
 def test_settings_are_the_published_ones(ending: str) -> None:
-    found = [name for name in RECIPES if name.endswith(ending) and (ending != "lt-100" or name.startswith("cifar"))]
+    of_cifar = ("lt-100", "-arb")
+    found = [name for name in RECIPES if name.endswith(ending) and (ending not in of_cifar or name.startswith("cifar"))]
     assert found
     for name in found:
         config = make_config(settings_of(name))
@@ -204,30 +214,28 @@ def test_imbalances_of_one_family_differ_in_what_they_must() -> None:
     for name in RECIPES:
         if "-lt-100" not in name:
             continue
-        for imbalance in (50, 10):
-            first, other = settings_of(name), settings_of(name.replace("-lt-100", f"-lt-{imbalance}"))
-            for key in ("imbalance", "published", "methods"):
+        family = [name.replace("-lt-100", f"-lt-{imbalance}") for imbalance in (50, 20, 10, 1)]
+        others = [other for other in family if other in RECIPES]
+        assert len(others) >= 2
+        for recipe in others:
+            first, other = settings_of(name), settings_of(recipe)
+            for key in ("imbalance", "variants", "methods"):
                 first.pop(key, None), other.pop(key, None)
             assert first == other
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_steps(name: str, folder: Path) -> None:
-    config = reduced(name, settings_of(name)["method"])
-    assert all(math.isfinite(loss) and loss > 0 for loss in learn(config, data_for(config, folder)))
+# Every method of every recipe, and of those that come to the same two steps the first.
+DISTINCT = {
+    learning(reduced(name, method)): (name, method) for name in reversed(RECIPES) for method in methods_of(name)
+}
 
 
-OTHERS = [
-    (name, method)
-    for name in RECIPES
-    if "cifar100-lt-100" in name or name == "imagenet-lt-resnet10"
-    for method in settings_of(name).get("published", {})
-    if method != settings_of(name)["method"]
-]
-
-
-@pytest.mark.parametrize(("name", "method"), OTHERS)
-def test_two_steps_of_every_other_method(name: str, method: str, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "method"), sorted(DISTINCT.values()))
+def test_two_steps(name: str, method: str, folder: Path) -> None:
     config = reduced(name, method)
-    config = config.replace(network_options={**config.network_options, "width": 4})
     assert all(math.isfinite(loss) and loss > 0 for loss in learn(config, data_for(config, folder)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_every_recipe_are_among_them(name: str) -> None:
+    assert all(learning(reduced(name, method)) in DISTINCT for method in methods_of(name))

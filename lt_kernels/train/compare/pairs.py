@@ -28,7 +28,11 @@ BUILT_ON: Mapping[str, str] = {
     "arb-batch": "arb",
     "arb-mixup": "arb",
     "arb-batch-mixup": "arb-batch",
+    "crt-mixup": "ce-mixup",
+    "lws-mixup": "ce-mixup",
     "mislas": "ce-mixup",
+    "focal-drw": "focal",
+    "wvn-rs": "ce-rs",
 }
 
 

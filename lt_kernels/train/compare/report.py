@@ -11,9 +11,10 @@ from typing import Any
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train.analysis.entries import ENTRIES
 from lt_kernels.train.compare import plots, plots_many, tables
+from lt_kernels.train.compare.beside import as_facts, footnotes
 from lt_kernels.train.compare.jobs import Job
 from lt_kernels.train.compare.pairs import HEADINGS, Pair, paired, pairs_csv
-from lt_kernels.train.compare.tables import Summary, best, cells, columns, headings
+from lt_kernels.train.compare.tables import Summary, best, cells, columns, headings, notes_of
 from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.output import figures
 from lt_kernels.train.output.pages import STYLE, html_figure, html_table
@@ -25,12 +26,13 @@ def write_report(
     """Write table.csv, .md and .json, summary.csv, runs.csv, pairs.csv and report.html; return the summaries."""
     summaries = [tables.summarize_method(method, runs) for method, runs in results.items()]
     rows = {method: [read_rows(job.folder) for job in jobs if job.name == method] for method in results}
+    published = as_facts({summary.method: summary.published for summary in summaries})
     about = tables.facts(next(iter(results.values()))[0], summaries[0].seeds, workers)
     analyses = [folder / "analysis", *(job.folder / "analysis" for job in jobs)]
     title = f"{jobs[0].config.data}: {len(results)} methods, {summaries[0].seeds} seed(s)"
     pages = {
         "table.csv": tables.table_csv(summaries),
-        "table.json": json.dumps(about, indent=1) + "\n",
+        "table.json": json.dumps({**about, **published}, indent=1) + "\n",
         "summary.csv": tables.summary_csv(summaries),
         "table.md": tables.markdown(summaries),
         "runs.csv": tables.runs_csv(results),
@@ -84,8 +86,8 @@ def render(
     """The report's HTML: the table, three pictures, the analyses in these folders (of those that there are), the runs
     and the settings.
     """
-    names = columns(summaries)
-    lines = [cells(summary, names) for summary in summaries]
+    names, notes = columns(summaries), notes_of(summaries)
+    lines = [cells(summary, names, notes) for summary in summaries]
     marked = {
         (line, place + 1): True
         for place, name in enumerate(names)
@@ -97,8 +99,9 @@ def render(
         f"<style>{STYLE}</style></head><body>",
         f"<h1>{html.escape(title)}</h1><p>{html.escape(_facts(about))}</p><p><b>{html.escape(_finding(summaries))}</b></p>",
         f"<h2>Accuracy on {tables.evaluated_on(next(iter(results.values()))[0]['config'])}, in percent</h2>",
-        html_table(headings(names), lines, marked),
+        html_table(headings(names, notes), lines, marked),
         _reading(summaries, str(about["grouped"])),
+        _published(notes),
         *_pairs(paired(results)),
         *_pictures(summaries, results, rows, str(about["grouped"])),
         *_analyses(analyses),
@@ -120,6 +123,16 @@ def _reading(summaries: Sequence[Summary], grouped: str) -> str:
         text += " mIoU: mean over the classes of intersection over union; mAcc: mean pixel accuracy of the classes."
     titles = "; ".join(f"{summary.method}: {summary.title}" for summary in summaries)
     return f"<p>{html.escape(text)}</p><p>Methods: {html.escape(titles)}.</p>"
+
+
+def _published(notes: Sequence[str]) -> str:
+    if not notes:
+        return ""
+    text = (
+        "Published: over all classes (many, medium, few), with the same data, imbalance and network; what else differs "
+        "the recipe of the figure says (lt-kernels recipes --published). "
+    )
+    return f"<p>{html.escape(text + '; '.join(footnotes(notes)))}.</p>"
 
 
 def _pairs(pairs: Sequence[Pair]) -> list[str]:

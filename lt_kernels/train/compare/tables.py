@@ -13,9 +13,11 @@ from rich.table import Table
 
 from lt_kernels import doctor
 from lt_kernels.system.terminal import shown
+from lt_kernels.train.compare.beside import HEADING, cell, footnotes, published_for, sources
 from lt_kernels.train.methods.variants import title_of
 from lt_kernels.train.model.scores import GROUPS
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
+from lt_kernels.train.published import Figure
 
 HEADINGS: Mapping[str, str] = {
     "many": "many",
@@ -44,12 +46,15 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """One method over its seeds: accuracies in percent by group, seconds per epoch; `title` is what its name means."""
+    """One method over its seeds: accuracies in percent by group, seconds per epoch; `title` is what its name means,
+    `published` what others found with the same data, imbalance and network.
+    """
 
     method: str
     seeds: int
     values: Mapping[str, Spread]
     title: str
+    published: tuple[Figure, ...] = ()
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -62,7 +67,8 @@ def summarize_method(method: str, results: Sequence[Mapping[str, Any]]) -> Summa
     names = [name for name in GROUPS if all(name in result["accuracy"] for result in results)]
     values = {name: spread([result["accuracy"][name] for result in results]) for name in names}
     values[TIME] = spread([result[TIME] for result in results])
-    return Summary(method, len(results), values, title_of(method, results[0]["config"]))
+    config = results[0]["config"]
+    return Summary(method, len(results), values, title_of(method, config), published_for(method, config))
 
 
 def best(summaries: Sequence[Summary], name: str) -> str:
@@ -75,49 +81,62 @@ def columns(summaries: Sequence[Summary]) -> list[str]:
     return [name for name in GROUPS if name in summaries[0].values]
 
 
-def cells(summary: Summary, names: Sequence[str]) -> list[str]:
-    """One row as text."""
-    return [summary.method, *(summary.values[name].text() for name in names), f"{summary.values[TIME].mean:.3g}"]
+def cells(summary: Summary, names: Sequence[str], notes: Sequence[str] = ()) -> list[str]:
+    """One row as text, with the published figures where there are footnotes."""
+    beside = [cell(summary.published, notes)] if notes else []
+    numbers = [summary.values[name].text() for name in names]
+    return [summary.method, *numbers, f"{summary.values[TIME].mean:.3g}", *beside]
 
 
-def headings(names: Sequence[str]) -> list[str]:
+def headings(names: Sequence[str], notes: Sequence[str] = ()) -> list[str]:
     """The columns' titles."""
-    return ["method", *(HEADINGS[name] for name in names), "s/epoch"]
+    return ["method", *(HEADINGS[name] for name in names), "s/epoch", *([HEADING] if notes else [])]
+
+
+def notes_of(summaries: Sequence[Summary]) -> list[str]:
+    """The sources of the published figures, in the order of their footnotes."""
+    return sources([summary.published for summary in summaries])
 
 
 def rich_table(summaries: Sequence[Summary], title: str, encoding: str = "utf-8") -> Table:
     """For a terminal of this encoding; the best mean of each column in bold."""
     names = columns(summaries)
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(headings(names)):
+    notes = notes_of(summaries)
+    for index, heading in enumerate(headings(names, notes)):
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
     winners = {name: best(summaries, name) for name in names}
     for summary in summaries:
-        first, *middle, last = (escape(shown(cell, encoding)) for cell in cells(summary, names))
-        marked = [
-            f"[bold]{text}[/]" if winners[name] == summary.method else text
-            for name, text in zip(names, middle, strict=True)
-        ]
-        table.add_row(first, *marked, last)
+        first, *rest = (escape(shown(cell, encoding)) for cell in cells(summary, names, notes))
+        marked = [f"[bold]{text}[/]" if winners[name] == summary.method else text for name, text in zip(names, rest)]
+        table.add_row(first, *marked, *rest[len(names) :])
+    if notes:
+        table.caption, table.caption_justify = escape("\n".join(footnotes(notes))), "left"
     return table
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """As a Markdown table; the best mean of each column in bold."""
-    names = columns(summaries)
+    """As a Markdown table; the best mean of each column in bold, the sources of published figures below."""
+    names, notes = columns(summaries), notes_of(summaries)
     winners = {name: best(summaries, name) for name in names}
     lines = []
     for summary in summaries:
-        first, *middle, last = cells(summary, names)
-        marked = [f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, middle)]
-        lines.append([markdown_cell(first), *marked, last])
-    return markdown_table(headings(names), lines, left=1)
+        first, *rest = cells(summary, names, notes)
+        marked = [f"**{text}**" if winners[name] == summary.method else text for name, text in zip(names, rest)]
+        lines.append([markdown_cell(first), *marked, *rest[len(names) :]])
+    table = markdown_table(headings(names, notes), lines, left=1)
+    return table + (f"\nPublished: {'; '.join(footnotes(notes))}.\n" if notes else "")
 
 
 def table_csv(summaries: Sequence[Summary]) -> str:
-    """The printed table as CSV: `mean ± spread` cells."""
-    names = columns(summaries)
-    return csv_text([headings(names), *(cells(summary, names) for summary in summaries)])
+    """The printed table as CSV: `mean ± spread` cells, and beside published figures their sources."""
+    names, notes = columns(summaries), notes_of(summaries)
+    rows = [headings(names, notes), *(cells(summary, names, notes) for summary in summaries)]
+    if notes:
+        numbered = dict(zip(notes, footnotes(notes)))
+        said = ["; ".join(numbered[note] for note in sources([summary.published])) for summary in summaries]
+        rows = [[*row, more] for row, more in zip(rows, ["sources", *said])]
+    return csv_text(rows)
 
 
 def summary_csv(summaries: Sequence[Summary]) -> str:

@@ -120,6 +120,9 @@ MARGINS: dict[str, Method] = {
 
 SAMPLED: dict[str, Method] = {
     "ce-drw": Method("cross-entropy, deferred re-weighting", _CE, source="Cao et al., 2019", deferred=True),
+    "focal-drw": Method(
+        "focal loss, deferred re-weighting", _plain("FocalLoss"), {"gamma": 2.0}, "Cao et al., 2019", deferred=True
+    ),
     "ce-balanced": Method("cross-entropy, class-balanced sampling", _CE, {"sampler": "class"}, _KANG),
     "ce-sqrt": Method("cross-entropy, square-root sampling", _CE, {"sampler": "sqrt"}, _KANG),
     "ce-progressive": Method("cross-entropy, progressively balanced sampling", _CE, {"sampler": "progressive"}, _KANG),
@@ -167,12 +170,36 @@ AFTERWARDS: dict[str, Method] = {
         readout_options=("gamma",),
         unit_rows=True,
     ),
+    "ce-rs": Method(
+        "cross-entropy, class weights re-scaled by the counts after training (RS)",
+        _CE,
+        {"gamma": 0.5},
+        "Kim and Kim, 2020",
+        bias=False,
+        readout=stages.rescaled,
+        readout_options=("gamma",),
+    ),
     "crt": Method("cross-entropy, classifier re-trained (cRT)", _CE, source=_KANG, second=stages.retrained),
     "lws": Method(
         "cross-entropy, class weights re-scaled by learned numbers (LWS)",
         _CE,
         {"scaled": "logits"},
         _KANG,
+        head_options=("scaled",),
+        second=stages.scaled,
+    ),
+    "crt-mixup": Method(
+        "cross-entropy with MixUp, then the classifier re-trained without",
+        _CE,
+        {"mixup_alpha": 1.0},
+        "Zhong et al., 2021",
+        second=stages.retrained,
+    ),
+    "lws-mixup": Method(
+        "cross-entropy with MixUp, then class weights re-scaled by learned numbers without",
+        _CE,
+        {"scaled": "logits", "mixup_alpha": 1.0},
+        "Zhong et al., 2021",
         head_options=("scaled",),
         second=stages.scaled,
     ),

@@ -48,9 +48,17 @@ COMPENSATED = (
     "gml",
     "ncl",
 )
-BALANCED = ("ce-balanced", "ce-progressive", "crt", "lws", "mislas")  # drawn so, at the end at least
+BALANCED = (
+    "ce-balanced",
+    "ce-progressive",
+    "crt",
+    "lws",
+    "crt-mixup",
+    "lws-mixup",
+    "mislas",
+)  # drawn so, at the end at least
 ROOT = ("ce-sqrt",)
-WEIGHTED = ("cb", "ce-drw")
+WEIGHTED = ("cb", "ce-drw", "focal-drw")
 # The other heads of cosines have margins that grow with rarity or norms that their cosines do not show.
 SCALED = {"ldam": "source", "ldam-drw": "weighted", "cosface": "source", "arcface": "source", "dbm-ce": "source"}
 SCALED |= {"dbm-bs": "uniform", "dbm-drw": "weighted"}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -17,8 +18,10 @@ from lt_kernels.system.storage import write_whole
 from lt_kernels.system.terminal import shown
 from lt_kernels.train.compare.tables import Spread, spread
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
+from lt_kernels.train.published import Figure, figures, fits
 from lt_kernels.train.shift.evaluate import Holds, ShiftResult
 
+Published = Mapping[str, Sequence["Figure | None"]]
 PRIOR = {False: "as trained", True: "compensated"}
 
 
@@ -50,6 +53,28 @@ def _spreads(runs: Sequence[Sequence[float]]) -> list[Spread]:
     return [spread(values) for values in zip(*runs)]
 
 
+def published_rows(config: Mapping[str, Any], tests: Sequence[ShiftedTest]) -> dict[str, list[Figure | None]]:
+    """The published figures on shifted test sets for a run's data and network, by method, one for each test set."""
+    found: dict[str, dict[str, Figure]] = {}
+    for one in figures():
+        if one.measure == "shift" and fits(one, config):
+            found.setdefault(one.method, {})[one.note] = one
+    return {method: [known.get(test.name) for test in tests] for method, known in found.items()}
+
+
+def _beside(published: Published) -> list[list[str]]:
+    """The cells of the published rows: their methods may be the best of several, and say themselves what they are."""
+    lines = []
+    for method, row in published.items():
+        numbers = ["" if one is None or one.all is None else f"{one.all:.1f}" for one in row]
+        lines.append([f"{method} (published)", "", "", *numbers])
+    return lines
+
+
+def _source(published: Published) -> str:
+    return "; ".join(dict.fromkeys(one.where() for row in published.values() for one in row if one is not None))
+
+
 def _headings(tests: Sequence[ShiftedTest]) -> list[str]:
     return ["method", "logits hold", "prior", *(test.name for test in tests)]
 
@@ -69,25 +94,31 @@ def _marked(rows: Sequence[ShiftRow], before: str, after: str) -> list[list[str]
     return lines
 
 
-def shift_table(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str, encoding: str = "utf-8") -> Table:
-    """For a terminal of this encoding; the best mean of each test set in bold."""
+def shift_table(
+    rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], published: Published, title: str, encoding: str = "utf-8"
+) -> Table:
+    """For a terminal of this encoding; the best mean of each test set in bold, published rows below."""
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for index, heading in enumerate(_headings(tests)):
         table.add_column(heading, justify="left" if index < 3 else "right", no_wrap=True)
-    for line in _marked(rows, "[bold]", "[/]"):
+    for line in [*_marked(rows, "[bold]", "[/]"), *_beside(published)]:
         table.add_row(*(shown(cell, encoding) for cell in (escape(line[0]), *line[1:])))
+    if published:
+        table.caption, table.caption_justify = escape(f"published: {_source(published)}"), "left"
     return table
 
 
-def shift_markdown(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest]) -> str:
-    """As a Markdown table; the best mean of each test set in bold."""
-    lines = [[markdown_cell(line[0]), *line[1:]] for line in _marked(rows, "**", "**")]
-    return markdown_table(_headings(tests), lines, left=3)
+def shift_markdown(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], published: Published) -> str:
+    """As a Markdown table; the best mean of each test set in bold, published rows and their source below."""
+    marked = [*_marked(rows, "**", "**"), *_beside(published)]
+    lines = [[markdown_cell(line[0]), *line[1:]] for line in marked]
+    table = markdown_table(_headings(tests), lines, left=3)
+    return table + (f"\nPublished: {_source(published)}.\n" if published else "")
 
 
-def shift_csv(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest]) -> str:
+def shift_csv(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], published: Published) -> str:
     """The printed table as CSV: `mean ± spread` cells."""
-    return csv_text([_headings(tests), *map(_cells, rows)])
+    return csv_text([_headings(tests), *map(_cells, rows), *_beside(published)])
 
 
 def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest]) -> str:
@@ -133,7 +164,7 @@ def write_shift(
     """
     rows, first = shift_rows(results), results[0].config
     title = f"{first.data}: accuracy on shifted test sets"
-    about = {
+    about: dict[str, Any] = {
         "data": first.data,
         "imbalance": first.imbalance,
         "seeds": sorted({result.config.seed for result in results}),
@@ -141,9 +172,13 @@ def write_shift(
         "device": doctor.device_name(),
         "commit": doctor.commit(digits=12),
     }
-    write_whole(folder / "shift.md", shift_markdown(rows, tests))
-    write_whole(folder / "shift.csv", shift_csv(rows, tests))
+    published = published_rows(first.as_dict(), tests)
+    if published:
+        numbers = {method: [one and one.all for one in row] for method, row in published.items()}
+        about["published"] = {"source": _source(published), "tests": [test.name for test in tests], **numbers}
+    write_whole(folder / "shift.md", shift_markdown(rows, tests, published))
+    write_whole(folder / "shift.csv", shift_csv(rows, tests, published))
     write_whole(folder / "shift_runs.csv", shift_runs_csv(results, tests))
     write_whole(folder / "shift.json", json.dumps(about, indent=1) + "\n")
     write_whole(folder / "shift.png", shift_picture(rows, tests, title))
-    return shift_table(rows, tests, f"{title} [%]", encoding)
+    return shift_table(rows, tests, published, f"{title} [%]", encoding)

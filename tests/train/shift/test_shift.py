@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 from pathlib import Path
@@ -28,7 +29,8 @@ from lt_kernels.train.model.classifier import predict
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.loading import load_run
-from lt_kernels.train.shift.evaluate import SCALED, held_prior, logits_hold, predict_shifted
+from lt_kernels.train.shift.evaluate import SCALED, ShiftResult, held_prior, logits_hold, predict_shifted
+from lt_kernels.train.shift.report import write_shift
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
@@ -212,6 +214,31 @@ def test_finished_runs_are_not_trained_again_and_their_folders_do_as_well(
     first, again = (lines(tmp_path / name / "shift.csv") for name in "ab")
     assert first[:2] == again
     assert len(lines(tmp_path / "c" / "shift.csv")) == 6  # LDAM compensated too
+
+
+def test_published_rows_stand_below_runs_of_their_network(tmp_path: Path) -> None:
+    """Hong et al. (2021), by literal numbers."""
+    data = load("digits-lt", imbalance=10)
+    tests = shifted_tests(data)
+    config = TrainConfig(data="imagenet-lt", network="resnext50", method="lade")
+    result = ShiftResult("lade", config, "uniform", [50.0] * 11, [60.0] * 11)
+    write_shift([result], tests, tmp_path)
+    rows = lines(tmp_path / "shift.csv")
+    assert [row["method"] for row in rows][2:] == [
+        "best of ce, causal norm, bs (published)",
+        "the same, compensated (published)",
+        "lade (published)",
+    ]
+    assert [rows[2][name] for name in ("forward 50", "uniform", "backward 50")] == ["66.3", "52.1", "39.7"]
+    assert " ".join(list(rows[4].values())[3:]) == "67.4 64.8 61.3 58.6 55.2 53.0 51.2 49.8 49.2 49.3 50.0"
+    text = (tmp_path / "shift.md").read_text()
+    assert text.endswith("\nPublished: LADE poster, Hong et al. 2021, table 2, shifted test sets.\n")
+    assert "**60.0**" in text
+    assert "**67.4**" not in text
+    assert json.loads((tmp_path / "shift.json").read_text())["published"]["lade"][0] == 67.4
+    other = ShiftResult("lade", config.replace(network="resnet50"), "uniform", [50.0] * 11, [60.0] * 11)
+    write_shift([other], tests, tmp_path)
+    assert "ublished" not in (tmp_path / "shift.md").read_text() + (tmp_path / "shift.json").read_text()
 
 
 def test_a_run_read_back_predicts_what_it_did(runs: Path, tmp_path: Path) -> None:
