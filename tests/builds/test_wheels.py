@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sysconfig
 
 import pytest
-from builds.wheels import MODULE, build, copy, has_compiler
+from builds.wheels import MODULE, ROOT, build, copy, has_compiler
 
 PURE = "lt_kernels-0-py3-none-any.whl"
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler and Python's headers")
@@ -85,6 +86,16 @@ def test_a_word_that_is_no_answer_is_an_error(tmp_path):
     built = build(tmp_path, LT_KERNELS_PURE="yes")
     assert built.status != 0
     assert "LT_KERNELS_PURE must be 0 or 1, got 'yes'" in built.said
+
+
+def test_the_package_has_its_figures_with_it(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "lt_kernels", tmp_path / "lt_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    built = build(tmp_path, LT_KERNELS_PURE="1")
+    assert built.status == 0, built.said
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "lt_kernels").rglob("*.py")}
+    assert code | {"lt_kernels/train/published.csv"} <= set(built.names)
 
 
 GENERIC = """

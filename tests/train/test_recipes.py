@@ -76,6 +76,7 @@ def reduced(name: str, method: str) -> TrainConfig:
     own, kind = dict(config.method_options), config.network
     if name not in WHOLE or method != settings["method"]:
         network["width"], kind = NARROW, DEEP.get(kind, kind)
+        own |= {"out_features": 8} if "out_features" in own else {}
     if own.pop("teacher", None):
         own["distillation_weight"] = 0.0
     return config.replace(network=kind, network_options=network, method_options=own, imbalance=None)

@@ -36,6 +36,7 @@ QUICK: dict[str, Any] = {
     "checkpoint_steps": 4,
     "network_options": {"hidden": [16]},
 }
+TWICE = ("crt-mixup", "lws-mixup", "mislas")
 HALF = {"second_share": 0.5}
 SETTING = Setting(torch.tensor([200, 50, 10, 1]), 6, 10)
 
@@ -53,6 +54,8 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     [
         ("crt", {"second_head.weight", "second_head.bias"}),
         ("lws", {"second_head.scale"}),
+        ("crt-mixup", {"second_head.weight", "second_head.bias"}),
+        ("lws-mixup", {"second_head.scale"}),
         (
             "mislas",
             {"second_head.scale", "head.weight", "head.bias", "second_head.head.weight", "second_head.head.bias"},
@@ -155,7 +158,7 @@ def test_a_bad_option_is_named(changes: dict[str, Any], message: str, tmp_path: 
 
 def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> None:
     features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-    for method, power in (("tau-norm", None), ("wvn-rs", 0.5), ("pc-softmax", None)):
+    for method, power in (("tau-norm", None), ("wvn-rs", 0.5), ("ce-rs", 0.5), ("pc-softmax", None)):
         config = config_of(method)
         data = build.load_data(config)
         module = build.build_module(config, data)
@@ -164,6 +167,7 @@ def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> Non
         expected = {
             "tau-norm": x @ (weight / weight.norm(dim=1, keepdim=True)).T,
             "wvn-rs": x @ weight.T / (counts / counts.max()) ** (power or 0.0),
+            "ce-rs": x @ weight.T / (counts / counts.max()) ** (power or 0.0),
             "pc-softmax": module.head(features).detach().double() - (counts / counts.sum()).log(),
         }[method]
         assert_close(module.classify(features).detach(), expected, torch.float32)
@@ -260,7 +264,7 @@ def test_all_methods_fit_the_inputs() -> None:
     assert [name for name in images if name.endswith("-lwr")] == [
         f"{name}-lwr" for name in ("ce", "ce-drw", "ldam-drw", "focal", "la", "bs")
     ]
-    assert set(images) - set(words) == {"ce-mixup", "ce-cutmix", "arb-mixup", "arb-batch-mixup", "mislas"}
+    assert set(images) - set(words) == {"ce-mixup", "ce-cutmix", "arb-mixup", "arb-batch-mixup", *TWICE}
 
 
 def test_what_is_recorded_changes_no_bit_and_survives_a_cut(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_repulsion_fades_with_the_epochs() -> None:
     assert [strength(epoch) for epoch in (0, 5, 10)] == pytest.approx([3.0, 0.75, 0.0])
 
 
-@pytest.mark.parametrize("name", ["ldam-drw", "dbm-drw"])
+@pytest.mark.parametrize("name", ["ldam-drw", "dbm-drw", "focal-drw"])
 def test_deferred_weights_come_after_their_share_of_the_epochs(name: str) -> None:
     config = TrainConfig(method=name, method_options={"drw_start": 0.5}, epochs=4)
     module = build_module(config, load_data(config))
