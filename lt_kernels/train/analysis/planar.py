@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lt_kernels.data import LongTailedData
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train.analysis.directions import directions, directions_picture, directions_rows
+from lt_kernels.train.analysis.plane_defaults import sees_directions
 from lt_kernels.train.analysis.plots_classes import grid
 from lt_kernels.train.analysis.tables import as_csv
 from lt_kernels.train.config import TrainConfig
@@ -38,18 +39,26 @@ HIDDEN = 128
 
 
 class PlanarNetwork(nn.Module):
-    """Two hidden layers of 128 with ReLU, and two linear features of any sign: [N, ...] -> [N, 2]."""
+    """Two hidden layers of 128 with ReLU, and two linear features of any sign: [N, ...] -> [N, 2].
+
+    For a head that sees their directions alone the features may be `centred`: each has mean 0 and variance 1 in a
+    batch, and in evaluation mode by the running means of the batches.
+    """
 
     out_features = 2
 
-    def __init__(self, in_features: int) -> None:
+    def __init__(self, in_features: int, centred: bool = False) -> None:
         super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False) if centred else None
         self.layers = nn.Sequential(
             nn.Linear(in_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2)
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.layers(input.flatten(1))
+        features = self.layers(input.flatten(1))
+        if self.norm is None or (self.training and len(features) == 1):  # a single row has no variance
+            return features
+        return self.norm(features)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +108,7 @@ def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
     torch.manual_seed(config.seed)
-    network: nn.Module = PlanarNetwork(data.train[0][0].numel())
+    network: nn.Module = PlanarNetwork(data.train[0][0].numel(), centred=sees_directions(config.method))
     if data.pixel_mean:
         network = Pixels(network, data.pixel_mean, data.pixel_deviation)
     parts = build_method(config.method, Setting(data.class_counts, 2, config.epochs), config.method_options)
