@@ -20,8 +20,8 @@ def margins(analyses: Analyses) -> bytes:
     for axis, analysis in zip(axes, shown, strict=True):
         assert analysis.margins is not None
         _panel(axis, analysis, analysis.margins)
-    title = "The target's logit, as the margin makes it, against the angle of feature and class weight"
-    figure.suptitle(f"{title} (n: training {analyses[0].counted} of the class)", fontsize=11)
+    title = "The target's logit against the angle of feature and weight"
+    figure.suptitle(f"{title}\n(n: training {analyses[0].counted} of the class)", fontsize=11)
     return figures.encoded(figure)
 
 
