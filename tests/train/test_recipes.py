@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
     path.stem: path
     for path in sorted((ROOT / "recipes").glob("*.yaml"))
-    if path.stem not in OURS and not path.stem.startswith("cityscapes")  # scenes: test_streets_train.py
+    if path.stem not in OURS and not re.search("cityscapes|clip", path.stem)  # test_streets_train.py, test_clip.py
 }
 # A network of each kind at its own width, with the recipe's own method; the others are four channels wide.
 WHOLE = {"cifar10-lt-100", "imagenet-lt-resnet10", "imagenet-lt", "inaturalist2018", "places-lt"}

@@ -62,6 +62,7 @@ class Classifier(LightningModule):
         self.second_head = parts.second.head if parts.second is not None else None
         self.parts, self.strength, self.in_second = parts, 0.0, False
         self._teacher: tuple[nn.Module, ...] = ()  # a tuple: no submodule
+        self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def learn_from(self, teacher: nn.Module) -> None:
         """Give every later loss the teacher's logits of the first view; the teacher is not part of the state."""
@@ -156,9 +157,11 @@ class Classifier(LightningModule):
                 self.head.weight.copy_(nn.functional.normalize(self.head.weight))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD over every parameter, weight decay included, as the papers have it; a learned temperature has none."""
+        """SGD over every parameter that any stage trains, weight decay included, as the papers have it; a learned
+        temperature has none.
+        """
         config = self.config
-        named = list(self.named_parameters())
+        named = [(name, parameter) for name, parameter in self.named_parameters() if name not in self._frozen]
         decayed = [parameter for name, parameter in named if not name.endswith("log_temperature")]
         others = [parameter for name, parameter in named if name.endswith("log_temperature")]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]

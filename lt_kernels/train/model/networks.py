@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData
 from lt_kernels.train.model import resnet
+from lt_kernels.train.model.clip import ClipImages
 from lt_kernels.train.model.deeplab import DeepLab
 from lt_kernels.train.model.unet import UNet
 
@@ -173,6 +174,7 @@ NETWORKS: dict[str, tuple[str, Maker]] = {
     "resnext50": ("image", _of_channels(resnet.resnext50)),
     "resnext152": ("image", _of_channels(resnet.resnext152)),
     "resnext101": ("image", _of_channels(resnet.resnext101)),
+    "clip-vit-b16": ("image", _of_channels(ClipImages)),
     "words": ("words", _words),
     "unet": ("scene", _of_channels(UNet)),
     "deeplabv3plus": ("scene", _of_channels(DeepLab)),
@@ -183,10 +185,11 @@ def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
     """Return the network `name`, one of NETWORKS, for the inputs of `data`, with attribute `out_features`.
 
     Options are those of MLP (hidden), ResNet32 (width, blocks), WordNetwork (embedding, features, combine), UNet
-    (width, depth), DeepLab (channels, width, weights) and resnet.ResNet (width, weights, trained). Where the data name
-    their pixels' mean and deviation, the network begins with that step. Weights are drawn from torch's global
-    generator. Errors: ValueError for an unknown name, a network that does not fit the data's input_kind or an option
-    out of range; TypeError naming an option that the network does not have.
+    (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained) and ClipImages (weights,
+    rank, alpha, size). Where the data name their pixels' mean and deviation, the network begins with that step; CLIP
+    has its own. Weights are drawn from torch's global generator. Errors: ImportError naming a library that is missing;
+    ValueError for an unknown name, a network that does not fit the data's input_kind or an option out of range;
+    TypeError naming an option that the network does not have.
     """
     checks.choice("name", name, tuple(NETWORKS))
     kind, make = NETWORKS[name]
@@ -194,4 +197,12 @@ def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
         fitting = [known for known, (fits, _) in NETWORKS.items() if fits == data.input_kind]
         raise ValueError(f"name must be one of {fitting} for the {data.input_kind} inputs of {data.name}, got {name!r}")
     network = make(data, **options)
-    return Pixels(network, data.pixel_mean, data.pixel_deviation) if data.pixel_mean else network
+    own: Any = getattr(network, "pixel_mean", None)
+    if own and not data.pixel_mean:
+        raise ValueError(
+            f"name must be of a network that takes numbers for {data.name}, got {name!r}, which takes pixels in 0..1"
+        )
+    if not data.pixel_mean:
+        return network
+    mean, deviation = (own, network.pixel_deviation) if own else (data.pixel_mean, data.pixel_deviation)
+    return Pixels(network, mean, deviation)

@@ -44,7 +44,7 @@ def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
     torch.manual_seed(config.seed)
     try:
         network = build_network(config.network, data, **config.network_options)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"network {config.network}, network_options {config.network_options}: {error}") from error
     setting = Setting(data.class_counts, network.out_features, config.epochs)
     parts = build_method(config.method, setting, config.method_options)
