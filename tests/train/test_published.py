@@ -37,11 +37,6 @@ SOURCES = {
 CARRIED = [figure for figure in figures() if figure.recipe]
 
 
-def pending(figure: Figure) -> bool:
-    """Rows whose network is not here yet."""
-    return "clip" in figure.network
-
-
 def is_here(figure: Figure) -> bool:
     return figure.measure != "settings" and figure.method not in NOT_HERE
 
@@ -57,7 +52,7 @@ def test_the_tables_are_whole() -> None:
 def test_every_row_of_a_method_that_is_here_has_a_recipe() -> None:
     rows = [figure for figure in figures() if is_here(figure)]
     assert len(rows) == 365
-    assert [row for row in rows if not row.recipe and not pending(row)] == []
+    assert [row for row in rows if not row.recipe] == []
     assert [row for row in CARRIED if not is_here(row)] == []
 
 
@@ -69,8 +64,7 @@ def test_the_others_are_counted() -> None:
     assert sum(others.values()) == 82
     assert set(NOT_HERE) & set(method_names()) == set()
     best = {"best before", "best of ce, causal norm, bs", "the same, compensated"}
-    waiting = {figure.method for figure in figures() if pending(figure)}
-    assert set(methods_not_here()) - waiting == set(NOT_HERE) - best
+    assert set(methods_not_here()) == set(NOT_HERE) - best
     assert methods_not_here()["paco"] == ["DBM, Son et al. 2025, supplement table 4"]
 
 
