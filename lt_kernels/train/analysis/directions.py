@@ -61,8 +61,8 @@ def directions_picture(planes: Sequence[Any]) -> bytes:
     there = [part for name, part in PARTS.items() if any(name in plane.directions for plane in shown)]
     lines = [axes[0].plot([], [], color=colour, linewidth=2, label=label)[0] for label, colour in there]
     figure.legend(handles=lines, loc="outside lower center", frameon=False, ncols=3 if len(axes) > 2 else 1)
-    title = "Class weights, and the directions in which training moves them (arrows of equal length)"
-    figure.suptitle(title if len(axes) > 1 else title.replace(", and", ",\nand"), fontsize=11)
+    title = "Class weights, and the directions in which training moves them"
+    figure.suptitle(f"{title}\n(arrows of equal length)", fontsize=11)
     return figures.encoded(figure)
 
 

@@ -146,14 +146,14 @@ def _plane(method: str, module: Classifier, data: LongTailedData, moved: dict[st
 
 def picture(planes: Sequence[Plane]) -> bytes:
     """A panel a method: test features as points, class weights as arrows, and the class predicted anywhere, shaded."""
-    figure, axes = grid(len(planes), 4.4, 4.0, across=3)
+    figure, axes = grid(len(planes), 4.6, 3.8, across=3)
     counts = planes[0].counts
     colours = figures.class_colours(len(counts))
     for axis, plane in zip(axes, planes, strict=True):
         _panel(axis, plane, colours)
     figures.class_legend(figure, axes[0], counts, colours)
-    title = "Test features in the plane, class weights as arrows (one factor a panel), predicted classes shaded"
-    figure.suptitle(title, fontsize=11)
+    title = "Test features in the plane, predicted classes shaded"
+    figure.suptitle(f"{title}\n(arrows: class weights, one factor a panel)", fontsize=11)
     return figures.encoded(figure)
 
 
@@ -175,8 +175,8 @@ def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
     axis.set_aspect("equal")
     axis.locator_params(nbins=5)  # and powers of ten for long numbers: labels side by side do not touch
     axis.ticklabel_format(style="sci", scilimits=(-3, 4))
-    axis.set_xlabel("first feature")
-    axis.set_ylabel("second feature")
+    axis.set_xlabel("first feature", fontsize=8)
+    axis.set_ylabel("second feature", fontsize=8)
     rare = plane.counts[plane.target] < 20
     right = plane.prediction == plane.target
     few = f", few {100 * right[rare].mean():.0f} %" if rare.any() else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from lt_kernels.train.analysis.plane_defaults import in_the_plane
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.variants import config_of
+from lt_kernels.train.output import figures
 from lt_kernels.train.recipes import find_recipe, read_settings
 
 CONFIG = TrainConfig(method="bs", epochs=3, warmup_epochs=0, lr=0.05, batch_size=32, threads=1)
@@ -123,6 +125,17 @@ def test_the_files_hold_the_numbers(plane: Plane, tmp_path: Path) -> None:
     assert [int(row["predicted"]) for row in points] == plane.prediction.tolist()
     pixels = image.imread(tmp_path / "planar.png")
     assert len(np.unique((255 * pixels[::3, ::3, :3]).astype(int) @ [65536, 256, 1])) > 50
+
+
+def test_tick_labels_of_long_features_do_not_touch(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "encoded", lambda figure: figure)
+    long = dataclasses.replace(plane, features=plane.features / np.abs(plane.features).max() * 123_456)
+    figure: Any = picture([long, plane, long])
+    figure.canvas.draw()
+    for axis in figure.axes:
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        assert len(boxes) > 2
+        assert all(left.x1 + 4 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_a_hundred_classes_have_a_picture() -> None:
