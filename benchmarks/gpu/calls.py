@@ -147,6 +147,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "DBM": {"kind": 2, "class_margin": True, "instance": 1.0, "scale": 30.0, "reduction": 1},
     "DBM of all": {"kind": 4, "class_margin": True, "instance": 1.0, "scale": 30.0, "reduction": 1},
     "SphereFace": {"kind": 3, "margin": 4.0, "reduction": 1},
+    "SphereFace annealed": {"kind": 3, "margin": 4.0, "class_margin": True, "reduction": 1},
     "smoothing by class": {"class_smoothing": True, "reduction": 1},
 }
 
@@ -183,7 +184,7 @@ def _margins() -> Iterator[Call]:
         for rows, kind in ((256, FP32), (8_192, FP32), (256, FP64)):
             vector = meta(rows, dtype=kind)
             given = dict.fromkeys(("rest", "top", "own", "rival"), vector) | {"target": meta(rows, dtype=torch.int64)}
-            given |= settings(option, 8_142, kind) | ({"norm": vector} if option == "SphereFace" else {})
+            given |= settings(option, 8_142, kind) | ({"norm": vector} if option.startswith("SphereFace") else {})
             given.pop("reduction", None)
             if option.endswith(("smoothing", "smoothing by class")):
                 given |= dict.fromkeys(("own_offset", "mean", "total", "share"), vector)

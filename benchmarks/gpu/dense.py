@@ -21,11 +21,17 @@ MARGINS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "cosface": lambda cosine, target, counts: published.cosface(published.own_of(cosine, target), 0.3),
     "arcface": lambda cosine, target, counts: published.arcface(published.own_of(cosine, target), 0.5),
     "sphereface": lambda cosine, target, counts: published.sphereface(published.own_of(cosine, target), 4),
+    "sphereface annealed": lambda cosine, target, counts: published.sphereface(
+        published.own_of(cosine, target), 4, 2.0
+    ),
     "ldam": lambda cosine, target, counts: published.cosface(
         published.own_of(cosine, target), published.ldam_margin(counts).to(cosine.dtype)[target]
     ),
     "dbm": lambda cosine, target, counts: published.dbm(
         cosine, target, published.dbm_margin(counts, 0.3).to(cosine.dtype)
+    ),
+    "dbm of all": lambda cosine, target, counts: published.dbm(
+        cosine, target, published.dbm_margin(counts, 0.3).to(cosine.dtype), applies="all"
     ),
     "dbm guard": lambda cosine, target, counts: published.dbm(
         cosine, target, published.dbm_margin(counts, 0.9, 0.2).to(cosine.dtype), 2.0, guard=True
@@ -83,7 +89,7 @@ def cosine(
     values = F.linear(F.normalize(input), F.normalize(linear_weight))
     chosen = target.clamp_min(0)
     logits = scale * published.replace(values, chosen, MARGINS[margin](values, chosen, counts))
-    if margin == "sphereface":
+    if margin.startswith("sphereface"):
         logits = logits * input.norm(dim=1, keepdim=True)
     return entropy(logits, target, **rest)
 

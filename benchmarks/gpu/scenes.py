@@ -129,6 +129,7 @@ def linear_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
 
 def _margin(name: str, counts: Tensor) -> Any:
     margins = {"cosface": CosFace(0.3), "arcface": ArcFace(0.5), "sphereface": SphereFace(4), "ldam": LDAM(counts)}
+    margins |= {"sphereface annealed": SphereFace(4, 2.0), "dbm of all": DBM(counts, 0.3, applies="all")}
     margins |= {"dbm": DBM(counts, 0.3), "dbm guard": DBM(counts, 0.9, tau=0.2, instance=2.0, guard=True)}
     return margins.get(name)
 
@@ -143,7 +144,7 @@ def _cosine(pool: Pool, shape: tuple[int, ...], margin: str = "arcface", name: s
     leaves |= {key: given.pop(key) for key in ("offset",) if key in given}
     constants = {key: value for key, value in given.items() if isinstance(value, Tensor)}
     options = {key: value for key, value in given.items() if key not in constants}
-    scale, value = (0.5 if margin == "sphereface" else 16.0), _margin(margin, counts)
+    scale, value = (0.5 if margin.startswith("sphereface") else 16.0), _margin(margin, counts)
     ours = functional.cosine_margin_cross_entropy
     return Scene(
         f"cosine_margin_cross_entropy, {', '.join(filter(None, (margin, name)))}",
@@ -165,6 +166,8 @@ def cosine_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     yield _cosine(pool, shape, "cosface", "smoothing", label_smoothing=0.1)
     yield _cosine(pool, shape, "arcface", "weight, ignored rows", weight=pool.positive(classes), target=ignored)
     yield _cosine(pool, shape, "sphereface")
+    yield _cosine(pool, shape, "sphereface annealed")
+    yield _cosine(pool, shape, "dbm of all")
     yield _cosine(pool, shape, "ldam", "offset, none", offset=pool.normal(classes), reduction="none")
     yield _cosine(pool, shape, "dbm", "offset", offset=pool.normal(classes))
     yield _cosine(pool, shape, "dbm guard", "focal", focal_gamma=1.0)

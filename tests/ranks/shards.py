@@ -64,7 +64,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], Any]] = {
     "ldam": (cosine_margin_cross_entropy, {"margin": LDAM(COUNTS), "weight": WEIGHT}, MIXED),
     "dbm": (cosine_margin_cross_entropy, {"margin": DBM(COUNTS, 0.4), "offset": normal(C, seed=10)}, TARGET),
     "dbm mixed": (cosine_margin_cross_entropy, {"margin": DBM(COUNTS, 0.4, guard=True), "scale": 7.0}, ROWWISE),
-    "sphereface": (cosine_margin_cross_entropy, {"margin": SphereFace(4), "scale": 1.0}, TARGET),
+    "dbm of all": (cosine_margin_cross_entropy, {"margin": DBM(COUNTS, 0.4, applies="all")}, TARGET),
+    "sphereface": (cosine_margin_cross_entropy, {"margin": SphereFace(4, 2.0), "scale": 1.0}, TARGET),
 }
 # How many of the C classes each rank has.
 SHARDS = {2: [(5, 6), (10, 1), (1, 10)], 3: [(3, 4, 4), (1, 9, 1)]}
@@ -75,7 +76,7 @@ HEADS: dict[str, Callable[[Any], torch.nn.Module]] = {
     "CosineHead": lambda group: CosineHead(D, C, losses.LDAMLoss(COUNTS, weight=WEIGHT), group=group),
     "CosineHead, DBM": lambda group: CosineHead(D, C, losses.DBMLoss(COUNTS, 0.3, base="bs"), group=group),
     "CosineHead, logits": lambda group: CosineHead(D, C, losses.ARBLoss(counts="batch"), scale=9.0, group=group),
-    "CosineHead, sphere": lambda group: CosineHead(D, C, losses.SphereFaceLoss(), group=group),
+    "CosineHead, sphere": lambda group: CosineHead(D, C, losses.SphereFaceLoss(annealing=0.5), group=group),
 }
 
 

@@ -61,6 +61,7 @@ def test_deferred_weights_in_all_their_readings(average: str, normalize: bool) -
     weight = (1 - 0.99) / (1 - 0.99 ** COUNTS.double())
     weight = (weight * 4 / weight.sum() if normalize else weight)[TARGET]
     exact = {4: losses.mean(), 5: (weight * losses).sum() / (weight.sum() if average == "weighted" else 12)}
+    assert parts.weight is not None
     for epoch, value in exact.items():
         parts.head.loss.set_weight(parts.weight(epoch))
         assert_close(parts.head(FEATURES, TARGET).detach(), value)

@@ -65,14 +65,14 @@ template <class A> void bind_numbers(py::module_& m) {
     }
     return out;
   }, py::arg("own").noconvert(), py::arg("margin"), py::arg("hard"), py::arg("instance"), py::arg("guard"));
-  m.def("sphere", [](py::array_t<A, py::array::c_style> own, int order, Array<A> norm) {
+  m.def("sphere", [](py::array_t<A, py::array::c_style> own, int order, Array<A> norm, double annealing) {
     py::array_t<A> out({py::ssize_t(3), own.size()});
     for (py::ssize_t i = 0; i < own.size(); ++i) {
-      Phi<A> p = sphere<A>(own.data()[i], order, norm.data()[i]);
+      Phi<A> p = sphere<A>(own.data()[i], order, A(annealing), norm.data()[i]);
       out.mutable_at(0, i) = p.value, out.mutable_at(1, i) = p.slope, out.mutable_at(2, i) = p.norm_slope;
     }
     return out;
-  }, py::arg("own").noconvert(), py::arg("order"), py::arg("norm"));
+  }, py::arg("own").noconvert(), py::arg("order"), py::arg("norm"), py::arg("annealing") = 0.0);
   // the loss and its slopes of one row for each entry of v = rest - own: [6, n]
   m.def("margin_rows", [](py::array_t<A, py::array::c_style> rest, py::array_t<A, py::array::c_style> own, double gamma) {
     Margins margins{1.0, kPlain, 0.0, 0.0, false, gamma, 0.0};

@@ -75,6 +75,12 @@ def test_sphere_phi(box, dtype, order):
         assert np.isfinite(scaled).all()
         if norm == 7.5:
             assert np.abs(scaled[0] / norm - exact).max() <= 8 * order**2 * eps
+    for annealing in (0.5, 1000.0, 1e300):
+        annealed = box.sphere(own, order, np.ones_like(own), annealing)
+        share = 1 / (1 + annealing)
+        mixed = (share * exact + (1 - share) * c, share * exact_slope + (1 - share), share * (exact - c * exact_slope))
+        limit = 16 * order**4 * share * (eps + 1e-12) + 4 * eps
+        assert max(np.abs(found - of).max() for found, of in zip(annealed, mixed)) <= limit
 
 
 def test_slopes_are_those_of_finite_differences(box):
