@@ -8,7 +8,6 @@ from lt_kernels.metrics.errors import (
     cumulative_false_positives,
     expected_calibration_error,
     false_positives,
-    gradient_components,
     logit_statistics,
     mean_iou,
 )
@@ -16,18 +15,21 @@ from lt_kernels.metrics.geometry import (
     affinity_matrix,
     angular_distance,
     balance_metrics,
+    boundary_shift,
     class_means,
     class_similarity,
     empirical_offsets,
     estimated_offsets,
     fisher_separability,
 )
+from lt_kernels.metrics.gradients import gradient_components, gradient_parts
 
 __all__ = [
     "affinity_matrix",
     "angular_distance",
     "balance_metrics",
     "balanced_accuracy",
+    "boundary_shift",
     "class_means",
     "class_similarity",
     "cumulative_false_positives",
@@ -38,6 +40,7 @@ __all__ = [
     "fisher_separability",
     "geometric_mean",
     "gradient_components",
+    "gradient_parts",
     "group_accuracy",
     "logit_statistics",
     "mean_iou",

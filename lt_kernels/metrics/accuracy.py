@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.metrics.inputs import flat, sizes, within
+from lt_kernels.metrics.inputs import chosen_classes, flat, sizes, within
 
 
 def per_class_accuracy(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -61,15 +61,7 @@ def _groups_of_classes(groups: Mapping[str, Any], like: Tensor) -> dict[str, Ten
         raise ValueError(f"groups must map names other than 'all' to class indices, got {groups!r}")
     masks = {}
     for name, members in groups.items():
-        named = f"groups[{name!r}]"
-        try:
-            index = members if isinstance(members, Tensor) else torch.tensor(list(members))
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{named} must be class indices, got {members!r}") from error
-        index = index.long() if index.numel() == 0 else checks.indices(named, index, (index.numel(),), index)
-        index = within(named, index.to(like.device), len(like))
-        if len(index.unique()) < len(index):
-            raise ValueError(f"{named} must name each class once, got {index.tolist()}")
+        index = chosen_classes(f"groups[{name!r}]", members, len(like)).to(like.device)
         masks[name] = torch.zeros_like(like, dtype=torch.bool).index_fill(0, index, True)
     return masks
 

@@ -1,4 +1,4 @@
-"""Where a classifier errs, how sure it is, and what its gradient is made of."""
+"""Where a classifier errs, and how sure it is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.metrics.inputs import flat, labels, matrix, plane, sizes, sums, within
-
-_SLAB = 2**24  # float64 numbers of a slab of probabilities
+from lt_kernels.metrics.inputs import flat, labels, plane, shares, sizes, sums, within
 
 
 def _false_positives(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -41,15 +39,6 @@ def cumulative_false_positives(prediction: Tensor, target: Tensor, class_counts:
     return wrong[order].cumsum(0).double()
 
 
-def _shares(name: str, value: Any) -> Tensor:
-    """Floating-point numbers in [0, 1], without their graph."""
-    value = checks.floating(name, value).detach()
-    fits = (value >= 0) & (value <= 1)
-    if not bool(fits.all()):
-        raise ValueError(f"{name} must be in [0, 1], got {float(value[~fits][0])}")
-    return value
-
-
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
     """ECE = sum_b (n_b / N) |accuracy_b - confidence_b| over bins ((b - 1)/B, b/B] of equal width.
 
@@ -59,7 +48,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     """
     # torchmetrics' multiclass_calibration_error closes its bins on the left: a confidence on an edge (one half, say) is
     # in another bin, and one of exactly 1 has a bin of its own. It also computes in float32.
-    bins, confidence = checks.whole("bins", bins), _shares("confidence", confidence)
+    bins, confidence = checks.whole("bins", bins), shares("confidence", confidence)
     if confidence.ndim != 1:
         raise ValueError(f"confidence must have shape [N], got {list(confidence.shape)}")
     if not isinstance(correct, Tensor) or correct.shape != confidence.shape:
@@ -137,25 +126,3 @@ def logit_statistics(logits: Tensor, target: Tensor) -> dict[str, Tensor | float
         "negative": others / (len(values) - members),
         "log_classes": math.log(classes),
     }
-
-
-def gradient_components(probability: Tensor, features: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """The two forces on each class weight of a softmax classifier: the lengths of the parts of -dL/dw_c.
-
-    With L the mean loss over N samples: "attraction", |(1/N) sum_{y_i = c} (1 - p_ic) x_i|, from the class's own
-    samples; "repulsion", |(1/N) sum_{y_i != c} p_ic x_i|, from the others'. Both are float64 [C], 0 for a class without
-    such samples and NaN for N = 0. probability: [N, C], the loss's own, so with its offset; features: [N, d]; target:
-    class indices [N]. Errors: TypeError or ValueError naming the argument (Xie et al., 2023, figure 5).
-    """
-    values = matrix("features", features)
-    share = checks.same_device("probability", _shares("probability", probability), values)
-    if share.ndim != 2 or share.shape[0] != len(values) or share.shape[1] == 0:
-        raise ValueError(f"probability must be [N, C] with N = {len(values)} as features, got {list(share.shape)}")
-    count, classes = share.shape
-    target = labels(target, values, classes)
-    missing = 1 - share.gather(1, target[:, None]).double()
-    others = share.scatter(1, target[:, None], 0.0).split(max(1, _SLAB // max(count, 1)), dim=1)
-    repulsion = [torch.linalg.vector_norm(part.T.double() @ values, dim=1) for part in others]
-    attraction = torch.linalg.vector_norm(sums(missing * values, target, classes), dim=1)
-    scale = 1 / count if count else math.nan
-    return {"attraction": scale * attraction, "repulsion": scale * torch.cat(repulsion)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -171,3 +171,27 @@ def estimated_offsets(centers: Tensor, linear_weight: Tensor) -> Tensor:
     if weight.shape != centre.shape:
         raise ValueError(f"linear_weight must be {list(centre.shape)} as centers is, got {list(weight.shape)}")
     return (centre * checks.same_device("linear_weight", weight, centre)).sum(1) / 2
+
+
+def boundary_shift(linear_weight: Tensor, offset: Any, mean: Tensor) -> Tensor:
+    """d_jk: how far the boundary between two classes has moved from the middle of their means, towards class k's.
+
+    The logits are w_c.x - o_c, so the boundary is where (w_j - w_k).x = o_j - o_k. With m the middle of the means m_j
+    and m_k, d_jk = ((w_j - w_k).m - (o_j - o_k)) / |w_j - w_k|: the distance of m from the boundary, 0 half-way, and
+    positive where m is predicted as j, so that class k has lost ground. d_kj = -d_jk.
+
+    linear_weight, mean: [C, d], of which `mean` has the class means of `class_means`; offset: [C], for a trained bias b
+    it is -b. Returns float64 [C, C] in the features' unit; NaN on the diagonal, for two classes of equal weights, and
+    for a class whose mean is. Takes O(C^2 d). Errors: TypeError or ValueError naming the argument (after the difference
+    of distances of Kim, Hong and Kim, eq. 4).
+    """
+    weight, centre = rows("linear_weight", linear_weight), rows("mean", mean)
+    if centre.shape != weight.shape:
+        raise ValueError(f"mean must be {list(weight.shape)} as linear_weight is, got {list(centre.shape)}")
+    moved = checks.held("offset", checks.by_class("offset", offset)).to(weight)
+    if len(moved) != len(weight):
+        raise ValueError(f"offset must have {len(weight)} entries as linear_weight has rows, got {len(moved)}")
+    half = weight @ checks.same_device("mean", centre, weight).T / 2
+    own = half.diagonal() - moved
+    gap = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")  # by products it would cancel
+    return ((own[:, None] - own) + (half - half.T)) / torch.where(gap == 0, torch.nan, gap)

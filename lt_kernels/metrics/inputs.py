@@ -29,6 +29,28 @@ def flat(prediction: Any, target: Any) -> tuple[Tensor, Tensor]:
     return prediction, target
 
 
+def shares(name: str, value: Any) -> Tensor:
+    """Floating-point numbers in [0, 1], without their graph."""
+    value = checks.floating(name, value).detach()
+    fits = (value >= 0) & (value <= 1)
+    if not bool(fits.all()):
+        raise ValueError(f"{name} must be in [0, 1], got {float(value[~fits][0])}")
+    return value
+
+
+def chosen_classes(name: str, members: Any, num_classes: int) -> Tensor:
+    """Class indices given as a tensor, range or sequence, each once: int64 on their own device."""
+    try:
+        index = members if isinstance(members, Tensor) else torch.tensor(list(members))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be class indices, got {members!r}") from error
+    index = index.long() if index.numel() == 0 else checks.indices(name, index, (index.numel(),), index)
+    index = within(name, index, num_classes)
+    if len(index.unique()) < len(index):
+        raise ValueError(f"{name} must name each class once, got {index.tolist()}")
+    return index
+
+
 def plane(name: str, value: Any, shape: str = "[N, d]") -> Tensor:
     """A floating-point matrix without its graph."""
     checks.floating(name, value)

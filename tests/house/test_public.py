@@ -23,8 +23,8 @@ PUBLIC = {
     "heads": "LinearHead CosineHead BalancedContrastiveHead GMLHead NCLHead",
     "metrics": "per_class_accuracy group_accuracy balanced_accuracy geometric_mean balance_metrics mean_iou "
     "false_positives cumulative_false_positives expected_calibration_error logit_statistics empirical_offsets "
-    "estimated_offsets gradient_components affinity_matrix angular_distance class_means class_similarity "
-    "fisher_separability",
+    "estimated_offsets gradient_components gradient_parts boundary_shift affinity_matrix angular_distance class_means "
+    "class_similarity fisher_separability",
     "regularizers": "LogitWeightRepulsion LADERegularizer UniformOffset CenterLoss",
     "schedules": "DeferredReweighting PolynomialDecay LinearWarmup SphereFaceAnnealing",
     "priors": "log_prior class_balanced_weight ldam_margin dbm_margin label_aware_smoothing class_counts_of",

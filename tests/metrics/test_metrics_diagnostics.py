@@ -1,4 +1,4 @@
-"""Where a classifier errs, how sure it is, and what its gradient is made of: by hand, by laws, by autograd."""
+"""Where a classifier errs, and how sure it is: by hand and by laws."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from lt_kernels.metrics import (
     class_means,
     cumulative_false_positives,
     empirical_offsets,
-    errors,
     expected_calibration_error,
     false_positives,
-    gradient_components,
     logit_statistics,
     per_class_accuracy,
 )
@@ -121,59 +119,6 @@ def test_logit_statistics_follow_shifts_and_order():
     assert_close(plain["negative"][4], logits[:, 4] @ (1 - members) / (1 - members).sum())
 
 
-def test_gradient_components_by_hand():
-    probability, features = torch.tensor([[0.75, 0.25], [0.5, 0.5]]), torch.tensor([[0.0, 2.0], [0.0, 4.0]])
-    found = gradient_components(probability, features, torch.tensor([0, 1]))
-    assert torch.equal(found["attraction"], tensor(0.25, 1))
-    assert torch.equal(found["repulsion"], tensor(1, 0.25))
-    found = gradient_components(probability, features, torch.tensor([0, 0]))
-    assert torch.equal(found["attraction"], tensor(0.5 * (0.5 + 2), 0))  # no sample of class 1 attracts
-    assert torch.equal(found["repulsion"], tensor(0, 0.5 * (0.5 + 2)))
-    assert (
-        gradient_components(probability[:0], features[:0], torch.zeros(0, dtype=torch.int64))["repulsion"].isnan().all()
-    )
-
-
-@pytest.mark.parametrize("slab", [1, 120, 2**24])
-def test_gradient_components_are_the_parts_of_the_gradient(monkeypatch, slab):
-    """Each part is the gradient of the loss of those samples alone; together they are the whole."""
-    monkeypatch.setattr(errors, "_SLAB", slab)
-    features, target, weight = normal(40, 5, seed=1), classes_of(40, 6, 2), normal(6, 5, seed=3).requires_grad_()
-    offset = normal(6, seed=4)
-    logits = features @ weight.T + offset
-    loss = (logits.exp().sum(1).log() - logits.gather(1, target[:, None])[:, 0]) / 40
-    found = gradient_components(logits.softmax(1), features, target)
-    assert not found["attraction"].requires_grad
-    (whole,) = torch.autograd.grad(loss.sum(), weight, retain_graph=True)
-    for c in range(6):
-        (own,) = torch.autograd.grad(loss[target == c].sum(), weight, retain_graph=True)
-        (others,) = torch.autograd.grad(loss[target != c].sum(), weight, retain_graph=True)
-        assert_close(own[c] + others[c], whole[c])
-        assert_close(found["attraction"][c], own[c].norm())
-        assert_close(found["repulsion"][c], others[c].norm())
-
-
-def test_forces_add_up_where_there_is_one_direction_only():
-    """With positive features of one number no part cancels within itself: attraction - repulsion is -grad."""
-    features, target = normal(30, 1, seed=1).abs(), classes_of(30, 4, 2)
-    weight = normal(4, 1, seed=3).requires_grad_()
-    logits = features @ weight.T
-    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, target), weight)
-    found = gradient_components(logits.softmax(1), features, target)
-    assert_close(found["attraction"] - found["repulsion"], -gradient[:, 0])
-    assert_close(found["attraction"].sum(), found["repulsion"].sum())  # the gradient sums to zero over the classes
-
-
-def test_gradient_components_do_not_depend_on_rotation_or_order():
-    features, target, probability = normal(40, 5, seed=1), classes_of(40, 6, 2), normal(40, 6, seed=3).softmax(1)
-    plain = gradient_components(probability, features, target)
-    turned = gradient_components(probability, -3 * features @ torch.linalg.qr(normal(5, 5, seed=4)).Q, target)
-    renamed = gradient_components(probability.flip(1), features, 5 - target)
-    for key in plain:
-        assert_close(turned[key], 3 * plain[key])
-        assert_close(renamed[key].flip(0), plain[key])
-
-
 def test_as_many_classes_as_species():
     classes, rows = 8142, 10_000
     prediction, target, counts = classes_of(rows, classes, 1), classes_of(rows, classes, 2), counts_of(classes, 3)
@@ -199,7 +144,8 @@ CALLS = {
     "empirical_offsets": lambda x, w, p, t: empirical_offsets(x, t, w),
     "estimated_offsets": lambda x, w, p, t: metrics.estimated_offsets(2 * w, w),
     "logit_statistics": lambda x, w, p, t: logit_statistics(p, t),
-    "gradient_components": lambda x, w, p, t: gradient_components(p, x, t),
+    "gradient_components": lambda x, w, p, t: metrics.gradient_components(p, x, t, origin=w),
+    "gradient_parts": lambda x, w, p, t: metrics.gradient_parts(p, x, t, [3, 0], origin=w),
     "expected_calibration_error": lambda x, w, p, t: expected_calibration_error(p[:, 0], t == 0),
 }
 
@@ -222,7 +168,7 @@ def test_values_only_in_float64_and_the_input_stays(name, dtype):
     assert all(torch.equal(one, copy) for one, copy in zip(given, before, strict=True))
 
 
-ROWS, HALF = torch.ones(6, 2), torch.full((6, 3), 1 / 3)
+ROWS = torch.ones(6, 2)
 
 
 @pytest.mark.parametrize(
@@ -248,11 +194,6 @@ ROWS, HALF = torch.ones(6, 2), torch.full((6, 3), 1 / 3)
         (logit_statistics, (ROWS, TARGET), "target"),
         (logit_statistics, (ROWS.long(), TARGET), "logits"),
         (logit_statistics, (torch.ones(6, 3), TARGET[:5]), "target"),
-        (gradient_components, (HALF * 4, ROWS, TARGET), "probability"),
-        (gradient_components, (HALF * NAN, ROWS, TARGET), "probability .* nan"),
-        (gradient_components, (HALF[:5], ROWS, TARGET), "probability"),
-        (gradient_components, (HALF, ROWS[0], TARGET), "features"),
-        (gradient_components, (HALF[:, :2], ROWS, TARGET), "target"),
     ],
 )
 def test_errors_name_the_argument(function, arguments, name):
