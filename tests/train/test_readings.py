@@ -13,6 +13,7 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss, SphereFaceLoss
 from lt_kernels.train.model import readings
+from lt_kernels.train.model.gradients import components_of
 from lt_kernels.train.model.readings import evenly, evenly_by_class, whole
 
 
@@ -71,7 +72,7 @@ def test_gradient_components_are_the_gradient_of_the_loss() -> None:
     counts = torch.tensor([30, 5, 1])
     head = LinearHead(4, 3, BalancedSoftmaxLoss(counts))
     features, target = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
-    found = readings.gradient_parts(head, features.float(), target)
+    found = components_of(head, features.float(), target)
     assert not isinstance(found, str)
     logits = features.double() @ head.weight.double().T + head.bias.double() + counts.double().log()
     share = logits.softmax(1).detach()
@@ -92,7 +93,7 @@ def test_gradient_components_are_the_gradient_of_the_loss() -> None:
     ],
 )
 def test_a_loss_that_is_no_plain_softmax_has_no_components(head: Any, reason: str) -> None:
-    found = readings.gradient_parts(head, torch.randn(2, 4), torch.tensor([0, 1]))
+    found = components_of(head, torch.randn(2, 4), torch.tensor([0, 1]))
     assert isinstance(found, str)
     assert reason in found
 

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from lt_kernels.train.analysis import plots_classes as classes
 from lt_kernels.train.analysis import plots_margins, tables
+from lt_kernels.train.analysis import plots_offsets as offsets
 from lt_kernels.train.analysis import plots_samples as samples
 from lt_kernels.train.analysis.measures import RIDGE, SEPARATED, Analysis
+from lt_kernels.train.analysis.plots_parts import gradient_parts
 
 Analyses = Sequence[Analysis]
-OFFSETS, PARTS = ("offset", "estimated_offset"), ("attraction", "repulsion")
+RECORDED, PARTS = ("offset", "estimated_offset"), ("attraction", "repulsion")
 
 
 class Entry(NamedTuple):
@@ -68,16 +70,25 @@ ENTRIES = (
     Entry(
         "offsets",
         "Offsets",
-        "Half the product of class mean and class weight: a level curve favours no class (Kim, Hong and Kim).",
-        classes.offsets,
-        lambda runs: tables.by_class(runs, lambda a: {f"of {name}": a.offsets[name] for name in a.offsets}),
+        "Half the product of class mean and class weight: a level curve favours no class (Kim, Hong and Kim). A bias "
+        "that was trained is shown as what it subtracts; without one, the zero offset, nothing is subtracted.",
+        offsets.offsets,
+        tables.offsets,
+    ),
+    Entry(
+        "boundaries",
+        "Boundaries between the classes",
+        "0: half-way between the class means, on average over the other classes. With plain cross-entropy the "
+        "boundaries of frequent classes are beyond the middle (after Kim, Hong and Kim).",
+        offsets.boundaries,
+        tables.boundaries,
     ),
     Entry(
         "offsets_by_epoch",
         "Offsets over the epochs",
         "Recorded after each epoch.",
-        lambda runs: classes.history(runs, OFFSETS),
-        lambda runs: tables.history(runs, OFFSETS),
+        lambda runs: classes.history(runs, RECORDED),
+        lambda runs: tables.history(runs, RECORDED),
         epochs=True,
     ),
     Entry(
@@ -92,7 +103,8 @@ ENTRIES = (
     Entry(
         "angles",
         "Angles of features",
-        "Smaller angles to the weight: the class is recognised with a margin; to the mean: the class is compact.",
+        "Smaller angles to the weight: the class is recognised with a margin; to the mean: the class is compact. The "
+        "mean of each group is in summary.csv.",
         samples.angles,
         tables.angles,
     ),
@@ -107,9 +119,18 @@ ENTRIES = (
     Entry(
         "gradients_by_epoch",
         "Gradient components over the epochs",
-        "Recorded after each epoch.",
+        "Recorded after each epoch, of the runs that have them.",
         lambda runs: classes.history(runs, PARTS),
         lambda runs: tables.history(runs, PARTS),
+        epochs=True,
+    ),
+    Entry(
+        "gradient_parts",
+        "What moves the weight of the rarest class",
+        "With plain cross-entropy the frequent classes push it away the most (Xie et al., 2023, figure 5). In the "
+        "batches of the training, with the loss's own probabilities; only losses that are a softmax of linear logits.",
+        gradient_parts,
+        tables.parts,
         epochs=True,
     ),
     Entry(
@@ -130,7 +151,8 @@ ENTRIES = (
     Entry(
         "separability",
         "Separability of the classes",
-        "Fisher's ratio of each class to each other, mean by group (Fisher, 1936); covariances have a ridge of "
+        "Fisher's ratio of each class to each other, mean by group (Fisher, 1936), of the features as the network "
+        "gives them; that of features of length 1 is in the table. Covariances have a ridge of "
         f"{RIDGE:g} of their mean variance, and of more than {SEPARATED} classes as many, drawn evenly, are compared.",
         samples.separability,
         tables.separability,

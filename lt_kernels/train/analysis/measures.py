@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels import metrics
@@ -22,6 +23,7 @@ SEPARATED = 200  # classes whose pairs are looked at for Fisher's separability
 RIDGE = 1e-2  # of that: units that are always zero, and classes with fewer samples than features, leave it unbounded
 CALIBRATION_BINS = 15
 HISTOGRAM_BINS = 60
+BIAS = "trained bias"  # among the offsets: what it subtracts
 GROUPS = ("many", "medium", "few")
 
 Array = np.ndarray
@@ -51,10 +53,10 @@ class Analysis:
     classes by descending count.
 
     accuracy: percent. affinity: shares of a row, 1 being an even share. angles: degrees of every test sample
-    ("weight", "mean"). offsets: "test features", "training features", "centres". components: "attraction",
-    "repulsion", or why there are none. logit_means: "positive", "negative". separability: of the classes in
-    `separated`. calibration: a row a bin, (least confidence, samples, mean confidence, accuracy). summary: single
-    numbers by name.
+    ("weight", "mean"). offsets: "test features", "training features", "centres", and what the "trained bias" subtracts.
+    components: "attraction", "repulsion", or why there are none. logit_means: "positive", "negative". separability: of
+    the classes in `separated`, of "raw" and of "unit" features. boundaries: of these classes, or None. calibration: a
+    row a bin, (least confidence, samples, mean confidence, accuracy). summary: single numbers by name.
     """
 
     name: str
@@ -74,12 +76,19 @@ class Analysis:
     log_classes: float
     histogram: Histogram
     separated: Array
-    separability: Array
+    separability: dict[str, Array]
     calibration: Array
     summary: dict[str, float]
     history: History | None = None
     counted: str = "samples"
     margins: MarginCurves | None = None
+    boundaries: Array | None = None
+
+    def of_all(self, values: Array) -> Array:
+        """Numbers of the classes in `separated` as numbers of all classes, NaN for the others."""
+        whole = np.full(len(self.counts), np.nan)
+        whole[self.separated] = values
+        return whole
 
 
 def analyze_run(name: str, folder: Path) -> Analysis:
@@ -96,7 +105,8 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
     counts, (features, target) = reading.class_counts, reading.test
     classes, order = len(counts), torch.argsort(counts, descending=True, stable=True)
     accuracy = metrics.per_class_accuracy(reading.prediction, target, classes)
-    separated, separability = _separability(reading, order)
+    separated = order[evenly(classes, SEPARATED)]
+    separability, angles = _separability(reading, separated), _angles(features, target, reading.weight)
     rows = calibration(reading.confidence, reading.prediction == target)
     return Analysis(
         name=name,
@@ -110,18 +120,28 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
         affinity=blocks(metrics.affinity_matrix(reading.weight[order]) * (classes - 1)),
         offsets=_offsets(reading),
         target=_array(target),
-        angles=_angles(features, target, reading.weight),
+        angles=angles,
         components=_components(reading.components),
         logit_means={key: _array(reading.logit_means[key]) for key in ("positive", "negative")},
         log_classes=float(reading.logit_means["log_classes"]),
         histogram=histogram(*reading.logits, counts),
         separated=_array(separated),
-        separability=_array(separability),
+        separability=separability,
         calibration=rows,
-        summary=_summary(reading, accuracy, separability, separated),
+        summary={
+            **_summary(reading, accuracy),
+            **_by_group("separability", separability["raw"], _array(counts[separated])),
+            **_by_group("separability_unit", separability["unit"], _array(counts[separated])),
+            **{
+                key: value
+                for to, degrees in angles.items()
+                for key, value in _by_group(f"angle_{to}", degrees, _array(counts[target])).items()
+            },
+        },
         history=history,
         counted=reading.counted,
         margins=None if reading.margin is None else margin_curves(reading.margin, order),
+        boundaries=_boundaries(reading, separated),
     )
 
 
@@ -166,6 +186,8 @@ def _offsets(reading: Reading) -> dict[str, Array]:
     }
     if reading.centers is not None:
         offsets["centres"] = metrics.estimated_offsets(reading.centers, reading.weight)
+    if reading.bias is not None:
+        offsets[BIAS] = -reading.bias
     return {name: _array(value) for name, value in offsets.items()}
 
 
@@ -175,13 +197,35 @@ def _angles(features: Tensor, target: Tensor, weight: Tensor) -> dict[str, Array
     return {name: np.degrees(_array(metrics.angular_distance(features, target, to))) for name, to in pairs.items()}
 
 
-def _separability(reading: Reading, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Classes, evenly over the order by count where they are many, and the separability of each from the others."""
-    features, target = reading.test
-    chosen = order[evenly(len(order), SEPARATED)]
-    place = torch.full((len(order),), -1).index_put((chosen,), torch.arange(len(chosen)))[target]
-    known = place >= 0
-    return chosen, metrics.fisher_separability(features[known], place[known], len(chosen), ridge=RIDGE)
+def _among(target: Tensor, chosen: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Which samples are of the chosen classes, and these classes' places among the chosen."""
+    place = torch.full((classes,), -1).index_put((chosen,), torch.arange(len(chosen)))[target]
+    return place >= 0, place[place >= 0]
+
+
+def _separability(reading: Reading, chosen: Tensor) -> dict[str, Array]:
+    """The separability of each of some classes from the others: of features as the network gives them, one kind for
+    linear heads and those of cosines, and of features of length 1.
+    """
+    features = reading.test[0] if reading.raw is None else reading.raw
+    known, place = _among(reading.test[1], chosen, len(reading.class_counts))
+    kinds = {"raw": features[known], "unit": F.normalize(features[known], dim=1)}
+    return {
+        name: _array(metrics.fisher_separability(kind, place, len(chosen), ridge=RIDGE)) for name, kind in kinds.items()
+    }
+
+
+def _boundaries(reading: Reading, chosen: Tensor) -> Array | None:
+    """By how much each of some classes reaches beyond the middles between its mean and the others', on average over
+    these, in halves of the distance between the means.
+    """
+    if reading.offset is None:
+        return None
+    known, place = _among(reading.test[1], chosen, len(reading.class_counts))
+    means = metrics.class_means(reading.test[0][known], place, len(chosen))
+    shift = metrics.boundary_shift(reading.weight[chosen], reading.offset[chosen], means)
+    relative = shift / (torch.cdist(means, means) / 2)
+    return _array(relative.fill_diagonal_(torch.nan).nanmean(1))
 
 
 def calibration(confidence: Tensor, correct: Tensor, bins: int = CALIBRATION_BINS) -> Array:
@@ -210,7 +254,7 @@ def histogram(logits: Tensor, target: Tensor, counts: Tensor, bins: int = HISTOG
     return Histogram(edges, densities)
 
 
-def _summary(reading: Reading, accuracy: Tensor, separability: Tensor, separated: Tensor) -> dict[str, float]:
+def _summary(reading: Reading, accuracy: Tensor) -> dict[str, float]:
     target, counts = reading.test[1], reading.class_counts
     shares: dict[str, Any] = metrics.group_accuracy(accuracy, counts)
     summary = {f"accuracy_{group}": 100 * float(value) for group, value in shares.items()}
@@ -219,10 +263,16 @@ def _summary(reading: Reading, accuracy: Tensor, separability: Tensor, separated
     summary["calibration_error"] = float(
         metrics.expected_calibration_error(reading.confidence, correct, CALIBRATION_BINS)
     )
-    summary |= {f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()}
-    values, sizes = _array(separability), _array(counts[separated])
-    for group, mask in {**groups_of(sizes), "all": np.ones(len(sizes), bool)}.items():
-        summary[f"separability_{group}"] = (
-            float(np.nanmean(values[mask])) if np.isfinite(values[mask]).any() else np.nan
-        )
-    return summary
+    return summary | {
+        f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()
+    }
+
+
+def _by_group(name: str, values: Array, counts: Array) -> dict[str, float]:
+    """The mean of what there is, over each group of classes with such counts and over all."""
+    masks = {**groups_of(counts), "all": np.ones(len(counts), bool)}
+    known = np.isfinite(values)
+    return {
+        f"{name}_{group}": float(values[mask & known].mean()) if (mask & known).any() else np.nan
+        for group, mask in masks.items()
+    }

@@ -130,37 +130,14 @@ def _balance(analysis: Analysis) -> str:
     return ", ".join(f"$B_{letter}^2$ {analysis.summary[name]:.2g}" for letter, name in names.items())
 
 
-def offsets(analyses: Analyses) -> bytes:
-    """Half the product of class mean and class weight against the class count, a panel for each kind of mean."""
-    kinds = [
-        kind for kind in ("test features", "training features", "centres") if any(kind in a.offsets for a in analyses)
-    ]
-    titles = {
-        "test features": "mean of the test features",
-        "training features": "mean of the training features",
-        "centres": "centres that the loss learns",
-    }
-    figure, axes = grid(len(kinds), 4.6, 4.0)
-    styles = styles_of(analyses)
-    for axis, kind in zip(axes, kinds, strict=True):
-        for analysis in analyses:
-            if kind in analysis.offsets:
-                _curve(axis, analysis, analysis.offsets[kind], styles[analysis.name])
-        logarithmic(axis, analyses[0])
-        axis.set_title(titles[kind], fontsize=10)
-        axis.set_ylabel("offset $o_c = m_c w_c / 2$ [logit]")
-    _same_scale(axes)
-    figure.suptitle(f"Offset of each class by its count ({shown_as(analyses)})", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
-
-
-def _curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[str, Any], label: str = "") -> None:
+def curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[str, Any], label: str = "") -> None:
+    """Draw values by class against the class counts."""
     points = figures.class_curve(analysis.counts.astype(float), values)
     axis.plot(*points, label=label or figures.literal(analysis.name), linewidth=1.4, markersize=5, **style)
 
 
-def _same_scale(axes: Sequence[Axes]) -> None:
+def same_scale(axes: Sequence[Axes]) -> None:
+    """Give the vertical axes of several panels the same ends."""
     ends = [axis.get_ylim() for axis in axes]
     spare = 1.15 if axes[0].get_yscale() == "log" else 1.0
     for axis in axes:
@@ -212,22 +189,23 @@ def components(analyses: Analyses) -> bytes:
     styles, known = styles_of(analyses), [a for a in analyses if not isinstance(a.components, str)]
     for axis, name in zip(axes, ("attraction", "repulsion"), strict=True):
         for analysis in known:
-            _curve(axis, analysis, analysis.components[name], styles[analysis.name])  # type: ignore[index]
+            curve(axis, analysis, analysis.components[name], styles[analysis.name])  # type: ignore[index]
         logarithmic(axis, analyses[0])
         axis.set_title(name, fontsize=10)
         axis.set_ylabel("length of the part of the gradient\n[features' unit, log scale]")
         if any(np.any(analysis.components[name] > 0) for analysis in known):  # type: ignore[index]
             axis.set_yscale("log")
         if not known:
-            _not_applicable(axis)
-    _same_scale(axes)
+            not_applicable(axis)
+    same_scale(axes)
     title = "Gradient components of each class weight after training, over the training set"
     figure.suptitle(f"{title} ({shown_as(analyses)})", fontsize=11)
     figures.side_legend(figure, axes[0])
     return figures.encoded(figure)
 
 
-def _not_applicable(axis: Axes) -> None:
+def not_applicable(axis: Axes) -> None:
+    """Say that a run has nothing to draw here."""
     axis.text(0.5, 0.5, "not applicable", transform=axis.transAxes, ha="center", color="0.4")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -239,13 +217,13 @@ def logit_means(analyses: Analyses) -> bytes:
     for axis, analysis in zip(axes, analyses, strict=True):
         for sign, colour, marker in (("positive", "tab:blue", "o"), ("negative", "tab:orange", "s")):
             label = "samples of the class" if sign == "positive" else "samples of other classes"
-            _curve(axis, analysis, analysis.logit_means[sign], {"color": colour, "marker": marker}, label)
+            curve(axis, analysis, analysis.logit_means[sign], {"color": colour, "marker": marker}, label)
         axis.axhline(analysis.log_classes, color="0.3", linestyle="--", linewidth=1, label="log C")
         logarithmic(axis, analyses[0])
         axis.xaxis.label.set_fontsize(8)
         axis.set_ylabel("mean logit of the class", fontsize=8)
         axis.set_title(figures.literal(analysis.name), fontsize=10)
-    _same_scale(axes)
+    same_scale(axes)
     figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
     figures.side_legend(figure, axes[0])
     return figures.encoded(figure)
@@ -261,9 +239,10 @@ HISTORY = {
 
 def history(analyses: Analyses, names: Sequence[str]) -> bytes:
     """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts."""
-    recorded = [analysis for analysis in analyses if analysis.history is not None]
-    values = [analysis.history.values for analysis in analyses if analysis.history is not None]
-    names = [name for name in names if any(np.isfinite(one[name]).any() for one in values)] or names[:1]
+    values = {analysis.name: analysis.history.values for analysis in analyses if analysis.history is not None}
+    found = [name for name, one in values.items() if any(np.isfinite(one[kind]).any() for kind in names)]
+    recorded = [analysis for analysis in analyses if analysis.name in (found or values)]
+    names = [name for name in names if any(np.isfinite(one[name]).any() for one in values.values())] or names[:1]
     figure, axes = grid(len(recorded) * len(names), 5.2, 3.3, across=len(names) if len(names) > 1 else 3)
     counts = np.concatenate([analysis.counts[analysis.counts > 0] for analysis in recorded]).astype(float)
     norm = LogNorm(counts.min(), max(counts.max(), counts.min() + 1))
@@ -290,7 +269,7 @@ def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> 
         line = np.where(known, part, 0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
         axis.plot(analysis.history.epochs, line, color=colours(norm(count)), linewidth=1.2)
     if not np.isfinite(values).any():
-        _not_applicable(axis)
+        not_applicable(axis)
     elif name in ("attraction", "repulsion") and np.nanmax(values) > 0:
         axis.set_yscale("log")
     axis.set_xlabel("epoch")

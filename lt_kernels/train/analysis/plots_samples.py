@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 
 from lt_kernels.train.analysis.measures import Analysis, groups_of
 from lt_kernels.train.analysis.plots_classes import Analyses, grid, styles_of
+from lt_kernels.train.model.readings import evenly
 from lt_kernels.train.output import figures
 
-CLASSES = 12  # up to this many classes each has quartiles of its own
+CLASSES = 12  # up to this many classes each has quartiles of its own in the table
+DRAWN = 5000  # angles of a group that its density is made from
 SIGNS = {"positive": ("tab:blue", "of the sample's class"), "negative": ("tab:orange", "of other classes")}
 BALANCE = {
     "balance_dot": "$B_D^2$, of the products",
@@ -22,47 +24,57 @@ BALANCE = {
 BALANCE_UNITS = {"balance_dot": " [weights' unit⁴]", "balance_angle": "", "balance_norm": " [weights' unit²]"}
 
 
-def quartiles(analysis: Analysis, kind: str) -> list[tuple[str, int, list[float]]]:
-    """Label, samples and quartiles in degrees, of each class where they are few, else of each group of classes; classes
+def angle_sets(analysis: Analysis, kind: str, classes: int = 0) -> list[tuple[str, np.ndarray]]:
+    """Label and angles in degrees, of each group of classes, and of each class where there are up to `classes`; classes
     by descending count.
     """
-    if len(analysis.counts) <= CLASSES:
-        chosen = [(str(analysis.counts[index]), analysis.target == index) for index in analysis.order]
-    else:
-        masks = groups_of(analysis.counts)
-        chosen = [(f"{name}\n{mask.sum():,} classes", mask[analysis.target]) for name, mask in masks.items()]
-    rows = []
-    for label, samples in chosen:
-        values = analysis.angles[kind][samples]
-        values = values[np.isfinite(values)]
-        three = np.quantile(values, [0.25, 0.5, 0.75]).tolist() if len(values) else [np.nan] * 3
-        rows.append((label, len(values), three))
-    return rows
+    chosen = []
+    for name, mask in groups_of(analysis.counts).items():
+        chosen.append((f"{name}\n{mask.sum():,} {'classes' if mask.sum() > 1 else 'class'}", mask[analysis.target]))
+    if len(analysis.counts) <= classes:
+        chosen += [(str(analysis.counts[index]), analysis.target == index) for index in analysis.order]
+    values = [(label, analysis.angles[kind][samples]) for label, samples in chosen]
+    return [(label, part[np.isfinite(part)]) for label, part in values]
+
+
+def mean_and_quartiles(values: np.ndarray) -> list[float]:
+    """The mean and the three quartiles, NaN of nothing."""
+    return [values.mean(), *np.quantile(values, [0.25, 0.5, 0.75])] if len(values) else [np.nan] * 4
 
 
 def angles(analyses: Analyses) -> bytes:
-    """Angles between test features and their class's weight or mean: median and quartiles."""
+    """Angles between test features and their class's weight or mean: a violin a group of classes and run."""
     figure, axes = figures.canvas(11, 7.4, 1, 2)
-    styles = styles_of(analyses)
-    width = 0.8 / len(analyses)
     for axis, kind in zip(axes, ("weight", "mean"), strict=True):
-        for place, analysis in enumerate(analyses):
-            _, _, values = zip(*quartiles(analysis, kind), strict=True)
-            low, middle, high = np.array(values).T
-            at = np.arange(len(middle)) - 0.4 + (place + 0.5) * width
-            style = {**styles[analysis.name], "linestyle": "none", "markersize": 5}
-            axis.errorbar(at, middle, [middle - low, high - middle], label=figures.literal(analysis.name), **style)
-        labels = [label for label, _, _ in quartiles(analyses[0], kind)]
-        axis.set_xticks(np.arange(len(labels)), labels)
+        _violins(axis, analyses, kind)
+        axis.set_xticks(
+            np.arange(len(groups_of(analyses[0].counts))), [name for name, _ in angle_sets(analyses[0], kind)]
+        )
         axis.set_ylim(bottom=0)
         axis.set_ylabel("angle [degrees]")
         axis.set_title(f"to the {'weight' if kind == 'weight' else 'mean test feature'} of their class", fontsize=10)
-    each = len(analyses[0].counts) <= CLASSES
-    counted = analyses[0].counted
-    axes[1].set_xlabel(f"class, by its training {counted}" if each else f"classes, by their training {counted}")
-    figure.suptitle("Angles of the test features: median, and bars from the lower to the upper quartile", fontsize=11)
+    axes[1].set_xlabel(f"classes, by their training {analyses[0].counted}")
+    figure.suptitle("Angles of the test features: density, quartiles (bar), median (dot) and mean (line)", fontsize=11)
     figures.side_legend(figure, axes[0])
     return figures.encoded(figure)
+
+
+def _violins(axis: Axes, analyses: Analyses, kind: str) -> None:
+    styles, width = styles_of(analyses), 0.84 / len(analyses)
+    for place, analysis in enumerate(analyses):
+        colour = styles[analysis.name]["color"]
+        axis.bar(0, 0, color=colour, alpha=0.5, label=figures.literal(analysis.name))  # for the legend
+        for group, (_, values) in enumerate(angle_sets(analysis, kind)):
+            if not len(values):
+                continue
+            at = group - 0.42 + (place + 0.5) * width
+            some = np.sort(values)[evenly(len(values), DRAWN).numpy()]  # keeps the distribution
+            for body in axis.violinplot(some, [at], widths=0.92 * width, showextrema=False)["bodies"]:
+                body.set(facecolor=colour, edgecolor=colour, alpha=0.5)
+            mean, low, middle, high = mean_and_quartiles(values)
+            axis.vlines(at, low, high, color=colour, linewidth=3)
+            axis.hlines(mean, at - 0.25 * width, at + 0.25 * width, color=colour, linewidth=1.4)
+            axis.plot(at, middle, "o", color="white", markeredgecolor=colour, markersize=4, zorder=3)
 
 
 def logits(analyses: Analyses) -> bytes:
@@ -121,14 +133,15 @@ def calibration(analyses: Analyses) -> bytes:
 
 
 def separability(analyses: Analyses) -> bytes:
-    """Fisher's separability of the test features, mean over the classes of each group."""
+    """Fisher's separability of the test features as the network gives them, mean over the classes of each group."""
     names = [name for name in ("many", "medium", "few", "all") if f"separability_{name}" in analyses[0].summary]
     figure, (axis,) = figures.canvas(10, 4.0)
     _bars(axis, analyses, [[a.summary[f"separability_{name}"] for name in names] for a in analyses])
     axis.set_xticks(np.arange(len(names)), [figures.GROUP_LABELS[name] for name in names])
     axis.set_xlabel(f"classes, by their number of training {analyses[0].counted}")
     axis.set_ylabel("Fisher separability [ratio]")
-    axis.set_title("How far the classes' test features are apart, against their spread", fontsize=11)
+    title = "How far the classes' test features are apart, against their spread"
+    axis.set_title(f"{title}\n(features as the network gives them, of every run)", fontsize=11)
     figures.side_legend(figure, axis)
     return figures.encoded(figure)
 

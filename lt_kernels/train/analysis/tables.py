@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lt_kernels.train.analysis.measures import Analysis, Matrix
-from lt_kernels.train.analysis.plots_samples import quartiles
+from lt_kernels.train.analysis.measures import BIAS, Analysis, Matrix
+from lt_kernels.train.analysis.plots_samples import CLASSES, angle_sets, mean_and_quartiles
 from lt_kernels.train.output.cells import csv_text
 
 Rows = Iterator[Sequence[Any]]
@@ -67,21 +67,30 @@ def false_positives(analyses: Sequence[Analysis]) -> str:
     return by_class(analyses, columns)
 
 
+def offsets(analyses: Sequence[Analysis]) -> str:
+    """The offset of each class by each kind of mean, and what the bias subtracts."""
+
+    def columns(analysis: Analysis) -> dict[str, Any]:
+        return {"minus bias" if name == BIAS else f"of {name}": value for name, value in analysis.offsets.items()}
+
+    return by_class(analyses, columns)
+
+
 def components(analyses: Sequence[Analysis]) -> str:
     """Attraction and repulsion of each class; a run that has none is left empty."""
     return by_class(analyses, lambda a: {} if isinstance(a.components, str) else a.components)
 
 
 def angles(analyses: Sequence[Analysis]) -> str:
-    """Quartiles in degrees, of each class or group."""
+    """Mean and quartiles in degrees, of each group of classes, and of each class where they are few."""
 
     def rows() -> Rows:
         for analysis in analyses:
             for kind in analysis.angles:
-                for label, samples, values in quartiles(analysis, kind):
-                    yield [analysis.name, kind, label.replace("\n", ", "), samples, *values]
+                for label, values in angle_sets(analysis, kind, CLASSES):
+                    yield [analysis.name, kind, label.replace("\n", ", "), len(values), *mean_and_quartiles(values)]
 
-    return as_csv(["run", "angle_to", "classes", "test_samples", "quarter", "median", "three_quarters"], rows())
+    return as_csv(["run", "angle_to", "classes", "test_samples", "mean", "quarter", "median", "three_quarters"], rows())
 
 
 def margins(analyses: Sequence[Analysis]) -> str:
@@ -119,14 +128,19 @@ def calibration(analyses: Sequence[Analysis]) -> str:
 
 
 def separability(analyses: Sequence[Analysis]) -> str:
-    """Each class that was looked at."""
+    """Each class that was looked at, with the features as they are and with those of length 1."""
+    return by_class(
+        analyses,
+        lambda a: {
+            "separability": a.of_all(a.separability["raw"]),
+            "separability_unit": a.of_all(a.separability["unit"]),
+        },
+    )
 
-    def columns(analysis: Analysis) -> dict[str, Any]:
-        values = np.full(len(analysis.counts), np.nan)
-        values[analysis.separated] = analysis.separability
-        return {"separability": values}
 
-    return by_class(analyses, columns)
+def boundaries(analyses: Sequence[Analysis]) -> str:
+    """Each class that was looked at; a run whose prediction is another is left empty."""
+    return by_class(analyses, lambda a: {} if a.boundaries is None else {"shift": a.of_all(a.boundaries)})
 
 
 def summary(analyses: Sequence[Analysis]) -> str:
@@ -149,3 +163,19 @@ def history(analyses: Sequence[Analysis], names: Sequence[str]) -> str:
                     yield [analysis.name, epoch, index, *values]
 
     return as_csv(["run", "epoch", "class", *names], rows())
+
+
+def parts(analyses: Sequence[Analysis]) -> str:
+    """A row an epoch, class whose weight is moved (the rarest first), and class of the samples that move it."""
+
+    def rows() -> Rows:
+        for analysis in analyses:
+            recorded = None if analysis.history is None else analysis.history.parts
+            if recorded is None:
+                continue
+            for epoch, values in zip(recorded.epochs, recorded.values, strict=True):
+                for column, index in enumerate(recorded.classes):
+                    for source, value in enumerate(values[:, column]):
+                        yield [analysis.name, epoch, index, source, analysis.counts[source], value]
+
+    return as_csv(["run", "epoch", "class", "source", "source_training_samples", "part"], rows())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Classifier(LightningModule):
         self.parts, self.strength, self.in_second = parts, 0.0, False
         self._teacher: tuple[nn.Module, ...] = ()  # a tuple: no submodule
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        self.watch: Callable[[nn.Module, Tensor, Any], None] | None = None  # sees each batch's features and targets
 
     def learn_from(self, teacher: nn.Module) -> None:
         """Give every later loss the teacher's logits of the first view; the teacher is not part of the state."""
@@ -128,7 +129,10 @@ class Classifier(LightningModule):
         """`loss`: what is minimised; `data_loss`: the part of it without the regularizer, for the record."""
         inputs, target = self._prepared(*batch)
         taught = {"teacher": _logits(self._teacher[0], inputs[: len(batch[1])])} if self._teacher else {}
-        loss = self.active_head(self.features(inputs), target, **taught)
+        features = self.features(inputs)
+        if self.watch is not None:
+            self.watch(self.active_head, features, target)
+        loss = self.active_head(features, target, **taught)
         total = loss
         if self.regularizer is not None and self.strength > 0:
             experts = self.head.weight.split(len(self.head.weight) // self.parts.experts)  # each has all classes

@@ -15,8 +15,8 @@ from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.heads import CosineHead, LinearHead
-from lt_kernels.losses.base import Loss
 from lt_kernels.margins import Margin, SphereFace
+from lt_kernels.train.model.gradients import components_of
 
 SAMPLES = 2**18  # of the training set, for the means of its classes
 LOGITS = 2**25  # numbers in one matrix of logits
@@ -33,7 +33,9 @@ class Reading:
     class_counts: [C], of what `counted` says. weight: [C, d]. centers: [C, d], where the loss has them. train, test:
     features [N, d] and classes [N]. prediction, confidence: of the test set, [N]. logits: what the softmax takes, of
     some test samples drawn evenly, and their classes. logit_means: of all test samples, by class. components: of the
-    gradient over the training set, or why there are none. margin: of the loss, where it has one.
+    gradient over the training set, or why there are none. margin: of the loss, where it has one. raw: the test features
+    as the network gives them. bias: of a linear head [C]. offset: what is subtracted in prediction from the logits of
+    weight and features [C], None where they are not what predicts.
     """
 
     class_counts: Tensor
@@ -48,6 +50,9 @@ class Reading:
     centers: Tensor | None = None
     counted: str = "samples"
     margin: Margin | None = None
+    raw: Tensor | None = None
+    bias: Tensor | None = None
+    offset: Tensor | None = None
 
 
 def take_reading(module: Any, data: LongTailedData) -> Reading:
@@ -74,12 +79,21 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
             confidence=confidence,
             logits=(scores(module, test[0][some]).cpu(), test[1][some]),
             logit_means=means,
-            components=gradient_parts(head, *natural),
+            components=_components(module, head, natural),
             centers=None if centers is None else centers.cpu(),
             margin=margin_of(head),
+            raw=of_first(head, test[0]).cpu(),
+            bias=None if (bias := bias_of(head)) is None else bias.cpu(),
+            offset=offset_of(module, classes),
         )
     module.train(was_training)
     return reading
+
+
+def _components(module: Any, head: Any, pair: Pair) -> dict[str, Tensor] | str:
+    """Of the gradient over samples of the training set, or why there are none."""
+    replaced = getattr(getattr(module, "parts", None), "closing", None) is not None
+    return "its bias was replaced after training" if replaced else components_of(head, *pair)
 
 
 def whole(target: Tensor, most: int) -> int:
@@ -127,9 +141,14 @@ def has_cosines(head: Any) -> bool:
     return isinstance(head, CosineHead) or getattr(head, "classifier", "") == "cosine"
 
 
+def of_first(head: Any, vectors: Tensor) -> Tensor:
+    """Features or class weights as they are. Of several experts, the first one's."""
+    return vectors.detach().float()[..., : head.weight.shape[1]]
+
+
 def as_used(head: Any, vectors: Tensor) -> Tensor:
     """Features or class weights as the head uses them: of length 1 for cosines. Of several experts, the first one's."""
-    vectors = vectors.detach().float()[..., : head.weight.shape[1]]
+    vectors = of_first(head, vectors)
     return F.normalize(vectors, dim=-1) if has_cosines(head) else vectors
 
 
@@ -155,6 +174,26 @@ def margin_of(head: Any) -> Margin | None:
     loss = classifying(head)
     margin = getattr(loss, "margin", None)
     return SphereFace(margin.margin, loss.annealing) if isinstance(margin, SphereFace) else margin
+
+
+def bias_of(head: Any) -> Tensor | None:
+    """The bias [C] that a linear head trains, where it does."""
+    bias = head.bias if isinstance(head, LinearHead) else None
+    return None if bias is None else bias.detach()
+
+
+def offset_of(module: Any, classes: int) -> Tensor | None:
+    """What prediction subtracts from w.x, or from the cosines, float64 [C] on the CPU; None where it reads the logits
+    out in another way.
+    """
+    head, offset = trained_head(module), torch.zeros(classes, dtype=torch.float64)
+    if getattr(getattr(module, "parts", None), "readout", None) is not None:
+        return None
+    if not isinstance(head, LinearHead):
+        return offset if has_cosines(head) else None
+    for part in (head.bias, head.loss.predicted_offset(head.weight)):
+        offset = offset if part is None else offset - part.detach().cpu()
+    return offset
 
 
 def scale_of(head: Any) -> float:
@@ -202,31 +241,3 @@ def _pooled(means: list[Tensor], sizes: list[Tensor]) -> Tensor:
     """The mean over all chunks, NaN for a class without samples."""
     total = sum(torch.where(size > 0, mean.double() * size, 0.0) for mean, size in zip(means, sizes, strict=True))
     return torch.as_tensor(total) / torch.stack(sizes).sum(0)
-
-
-def why_no_components(head: Any) -> str | None:
-    """Why the loss is not a plain softmax of linear logits and an offset, or None where it is."""
-    loss = getattr(head, "loss", None)
-    if not isinstance(head, LinearHead) or not isinstance(loss, Loss):
-        return "its logits are not linear in the features"
-    if loss.margin is not None:
-        return "its loss has a margin"
-    if loss.focal_gamma != 0:
-        return "its loss is focal"
-    if loss.weight is not None:
-        return "its loss weighs the classes"
-    if loss.class_smoothing is not None or loss.label_smoothing != 0:
-        return "its loss smooths the targets"
-    return "its offset changes with the batch" if getattr(loss, "counts", "global") == "batch" else None
-
-
-def gradient_parts(head: Any, features: Tensor, target: Tensor) -> dict[str, Tensor] | str:
-    """`metrics.gradient_components` with the probabilities that the loss trains with, or why there are none."""
-    reason = why_no_components(head)
-    if reason is not None:
-        return reason
-    logits = head(features).double()
-    offset = head.loss.offset
-    probability = (logits if offset is None else logits + offset).softmax(1)
-    components = metrics.gradient_components(probability.float(), features.float(), target.to(features.device))
-    return {name: value.cpu() for name, value in components.items()}

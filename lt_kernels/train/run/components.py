@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
-from lt_kernels.system.storage import close_whole, naming, open_whole
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.files import COMPONENTS
+from lt_kernels.train.files import COMPONENTS as FILE
 from lt_kernels.train.files.results import read_numbers
 from lt_kernels.train.model import readings
 from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.model.gradients import components_of
+from lt_kernels.train.run.parts import Parts, read_parts
+from lt_kernels.train.run.table import EpochTable
 
-FILE = COMPONENTS
-NAMES = ("attraction", "repulsion", "offset", "estimated_offset")
+COMPONENTS = ("attraction", "repulsion")
+NAMES = (*COMPONENTS, "offset", "estimated_offset")
 SAMPLES = 2**13  # of the training set, looked at after an epoch
 LOGITS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """`epochs` [E] done, and of each of NAMES the values [E, C], NaN where there are none."""
+    """`epochs` [E] done, of each of NAMES the values [E, C], NaN where there are none, and the parts by source."""
 
     epochs: np.ndarray
     values: dict[str, np.ndarray]
+    parts: Parts | None = None
 
 
 def read_history(folder: Path, num_classes: int | None = None) -> History | None:
@@ -55,62 +58,36 @@ def read_history(folder: Path, num_classes: int | None = None) -> History | None
     if not np.array_equal(table[:, :2], np.stack(np.meshgrid(epochs, classes, indexing="ij"), -1).reshape(-1, 2)):
         raise ConfigError(f"{str(path)!r} must have a row for each class in every epoch, in order, got others")
     values = table[:, 2:].reshape(len(epochs), len(classes), len(NAMES))
-    return History(epochs.astype(int), {name: values[:, :, place] for place, name in enumerate(NAMES)})
+    named = {name: values[:, :, place] for place, name in enumerate(NAMES)}
+    return History(epochs.astype(int), named, read_parts(folder, num_classes))
 
 
-class ComponentLog(Callback):
+class ComponentLog(EpochTable):
     """Keep, after every epoch, each class's gradient components and offsets, in the checkpoint and in components.csv.
 
     Row: epochs done, class, attraction and repulsion (of a loss that is a softmax of linear logits and an offset; else
     empty), the offset of the training features, and that of the loss's centres where it has some. Looked at are the
     same samples each time, at most 8,192 or one a class, in evaluation mode: the training is the same with it, bit for
-    bit. Must stand before the callback that saves checkpoints.
+    bit.
     """
 
     def __init__(self, folder: Path, data: LongTailedData) -> None:
+        super().__init__(folder / FILE, ("epoch", "class", *NAMES))
         target, classes = data.train[1], data.num_classes
-        self.folder, self.train, self.classes = folder, data.train, classes
+        self.train, self.classes = data.train, classes
         self.natural = readings.evenly(len(target), readings.whole(target, min(SAMPLES, LOGITS // classes)))
         self.each = readings.evenly_by_class(target, classes, max(SAMPLES, classes))
-        self.epochs: list[int] = []
-        self.values: list[Tensor] = []  # [4, C] an epoch
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"epochs": list(self.epochs), "values": list(self.values)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's rows."""
-        self.epochs, self.values = list(state_dict["epochs"]), list(state_dict["values"])
-
-    def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
-        """Write the file anew from the rows."""
-        self.file = open_whole(self.folder / FILE, ",".join(["epoch", "class", *NAMES]) + "\r\n")
-        for epoch, values in zip(self.epochs, self.values, strict=True):
-            self._write(epoch, values)
+    def rows(self, values: Tensor) -> Iterable[Sequence[Any]]:
+        """A row a class."""
+        yield from ([index, *row] for index, row in enumerate(values.T.tolist()))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
-        """Add the epoch's rows."""
-        self.epochs.append(trainer.current_epoch + 1)
-        self.values.append(self.measure(pl_module))
-        self._write(self.epochs[-1], self.values[-1])
-
-    def _write(self, epoch: int, values: Tensor) -> None:
-        with naming(self.folder / FILE):
-            table = csv.writer(self.file)
-            for index, row in enumerate(values.T.tolist()):
-                table.writerow([epoch, index, *("" if cell != cell else cell for cell in row)])
-            self.file.flush()
-
-    def on_exception(self, trainer: Trainer, pl_module: Classifier, exception: BaseException) -> None:
-        """Close the file of a run that is cut short."""
-        self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
-        """Close the file."""
-        if hasattr(self, "file"):
-            with naming(self.folder / FILE):
-                close_whole(self.file)
+        """Add the epoch's rows; a bias that was replaced after the last epoch is not the one that was trained."""
+        values, last = self.measure(pl_module), trainer.current_epoch + 1 == trainer.max_epochs
+        if last and pl_module.parts.closing is not None:
+            values[: len(COMPONENTS)] = torch.nan
+        self.add(trainer.current_epoch + 1, values)
 
     @torch.no_grad()
     def measure(self, module: Classifier) -> Tensor:
@@ -119,7 +96,7 @@ class ComponentLog(Callback):
         module.eval()
         head = readings.trained_head(module)
         weight = readings.weights_of(head, self.classes)
-        components: Any = readings.gradient_parts(head, *readings.features_of(module, self.train, self.natural))
+        components: Any = components_of(head, *readings.features_of(module, self.train, self.natural))
         values = dict.fromkeys(NAMES, torch.full((len(weight),), torch.nan, dtype=torch.float64))
         if not isinstance(components, str):
             values.update(components)

@@ -33,6 +33,7 @@ from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO
 from lt_kernels.train.run.components import ComponentLog
 from lt_kernels.train.run.loading import add_teacher
 from lt_kernels.train.run.logs import EpochLog
+from lt_kernels.train.run.parts import PartLog
 from lt_kernels.train.run.progress import EpochBar
 
 
@@ -73,7 +74,7 @@ def fit(
 ) -> None:
     """Train to the last epoch, from `last.ckpt` where there is one."""
     bar = [EpochBar(log, console)] if console is not None else []
-    recorder = [ComponentLog(folder, log.data)] if config.record else []
+    recorder = [ComponentLog(folder, log.data), PartLog(folder, log.data)] if config.record else []
     saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps)
     loader = ResumableLoader(log.data.train, config.batch_size, order=order)
     last = folder / LAST

@@ -18,13 +18,14 @@ import matplotlib
 from matplotlib import image
 
 from lt_kernels.margins import DBM
-from lt_kernels.train.analysis import plots_classes, plots_samples
+from lt_kernels.train.analysis import plots_classes, plots_offsets, plots_parts, plots_samples
 from lt_kernels.train.analysis.entries import ENTRIES
 from lt_kernels.train.analysis.margins import margin_curves
 from lt_kernels.train.analysis.measures import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
 from lt_kernels.train.compare import report
 from lt_kernels.train.output import figures
 from lt_kernels.train.run.components import NAMES, History
+from lt_kernels.train.run.parts import Parts
 
 
 def samples(random: np.random.Generator, classes: int) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def made(name: str, classes: int, seed: int = 0, **changes: Any) -> Analysis:
     order = np.argsort(-counts, kind="stable")
     wrong = random.integers(0, 3, classes)
     weight = torch.from_numpy(random.normal(size=(classes, 8)))
+    parts = Parts(np.arange(1, 4), order[::-1][:2], random.uniform(0.1, 1, (3, classes, 2)))
     settings: dict[str, Any] = {
         "counts": counts,
         "class_names": [str(index) for index in range(classes)],
@@ -56,13 +58,14 @@ def made(name: str, classes: int, seed: int = 0, **changes: Any) -> Analysis:
         "cumulative": np.cumsum(wrong[order]),
         "similarity": blocks(weight @ weight.T / 8),
         "affinity": blocks(weight @ weight.T),
-        "offsets": {"test features": random.normal(size=classes), "training features": random.normal(size=classes)},
+        "offsets": {kind: random.normal(size=classes) for kind in plots_offsets.KINDS},
         "components": {kind: random.uniform(1e-4, 1, classes) for kind in ("attraction", "repulsion")},
         "logit_means": {sign: random.normal(size=classes) for sign in ("positive", "negative")},
         "log_classes": math.log(classes),
         "separated": order,
-        "separability": random.uniform(1, 9, classes),
-        "history": History(np.arange(1, 4), {kind: random.uniform(0.1, 1, (3, classes)) for kind in NAMES}),
+        "separability": {kind: random.uniform(1, 9, classes) for kind in ("raw", "unit")},
+        "boundaries": random.normal(size=classes),
+        "history": History(np.arange(1, 4), {kind: random.uniform(0.1, 1, (3, classes)) for kind in NAMES}, parts),
         "margins": margin_curves(DBM(torch.from_numpy(counts)), torch.from_numpy(order)),
         **samples(random, classes),
     }
@@ -89,7 +92,7 @@ def test_every_picture_of_two_runs_and_many_classes(entry: Any) -> None:
     pixels(entry.draw([made("ce", 2000), made("bs", 2000, 1)]))
 
 
-@pytest.mark.parametrize("stem", ["similarity", "balance", "angles"])
+@pytest.mark.parametrize("stem", ["similarity", "balance", "angles", "gradient_parts", "boundaries", "offsets"])
 def test_pictures_of_one_run_and_ten_classes(stem: str) -> None:
     entry = next(entry for entry in ENTRIES if entry.stem == stem)
     pixels(entry.draw([made("bs", 10)]))
@@ -110,9 +113,9 @@ def test_many_classes_are_averaged_in_blocks_and_ranges(monkeypatch: pytest.Monk
     large, small = made("bs", 2000), made("bs", 10)
     assert large.similarity.values.shape == (BLOCKS, BLOCKS)
     assert small.similarity.values.shape == (10, 10)
-    figure = figure_of(monkeypatch, plots_classes.offsets, [large])
+    figure = figure_of(monkeypatch, plots_offsets.offsets, [large])
     assert len(figure.axes[0].lines[0].get_xdata()) == figures.BINS
-    figure = figure_of(monkeypatch, plots_classes.offsets, [small])
+    figure = figure_of(monkeypatch, plots_offsets.offsets, [small])
     assert len(figure.axes[0].lines[0].get_xdata()) == 10
     figure = figure_of(monkeypatch, plots_classes.history, [large], ("attraction", "repulsion"))
     assert [len(axis.lines) for axis in figure.axes[:2]] == [figures.BINS, figures.BINS]
@@ -161,20 +164,61 @@ def test_lines_between_the_groups_are_where_the_counts_say() -> None:
     assert plots_classes.boundaries(made("ce", 2, counts=np.array([3, 2]))) == []
 
 
-def test_quartiles_are_of_classes_or_of_groups() -> None:
-    few = made("ce", 3, counts=np.array([2, 200, 50]), order=np.array([1, 2, 0]), target=np.array([0, 0, 0, 1, 2]))
-    few.angles["weight"][:] = 0
-    few.angles["weight"][:5] = [10, 20, 40, 70, 90]
+def test_angles_are_of_groups_and_of_a_few_classes() -> None:
     few = made(
-        "ce", 3, counts=few.counts, order=few.order, target=few.target, angles={"weight": few.angles["weight"][:5]}
+        "ce",
+        3,
+        counts=np.array([2, 200, 50]),
+        order=np.array([1, 2, 0]),
+        target=np.array([0, 0, 0, 1, 2]),
+        angles={"weight": np.array([10.0, 20, 45, 70, np.nan])},
     )
-    assert plots_samples.quartiles(few, "weight") == [
-        ("200", 1, [70, 70, 70]),
-        ("50", 1, [90, 90, 90]),
-        ("2", 3, [15, 20, 30]),
-    ]
-    labels = [label for label, _, _ in plots_samples.quartiles(made("ce", 100), "mean")]
+    found = plots_samples.angle_sets(few, "weight", classes=3)
+    assert [label for label, _ in found] == ["many\n1 class", "medium\n1 class", "few\n1 class", "200", "50", "2"]
+    assert [values.tolist() for _, values in found] == [[70], [], [10, 20, 45], [70], [], [10, 20, 45]]
+    assert plots_samples.mean_and_quartiles(found[2][1]) == [25, 15, 20, 32.5]
+    assert np.isnan(plots_samples.mean_and_quartiles(found[1][1])).all()
+    labels = [label for label, _ in plots_samples.angle_sets(made("ce", 100), "mean", classes=12)]
     assert [label.splitlines()[0] for label in labels] == ["many", "medium", "few"]
+
+
+def test_violins_are_where_there_are_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One angle, many alike, none: a violin for each group that has some, at its angles, however many there are."""
+    counts, target = np.array([200, 50, 2]), np.array([0] * 20000 + [1])
+    kinds = {"weight": np.append(np.full(20000, 30.0), 80), "mean": np.append(np.linspace(0, 60, 20000), 20)}
+    run = made("ce", 3, counts=counts, order=np.arange(3), target=target, angles=kinds)
+    figure = figure_of(monkeypatch, plots_samples.angles, [run])
+    assert len(figure.axes[0].collections) == len(figure.axes[1].collections) == 2 * 3  # violin, quartiles, mean
+    body = figure.axes[1].collections[0].get_paths()[0].vertices
+    assert (body[:, 1].min(), body[:, 1].max()) == (0, 60)
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [30, 80]
+
+
+def test_parts_of_the_rarest_class_are_lines_and_stars(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, epochs = np.array([30, 2, 7]), np.arange(1, 9)
+    values = np.arange(1.0, 25).reshape(8, 3, 1)
+    values[7, 2] = 0  # in no batch with it: no point on a log axis
+    history = History(epochs, {}, Parts(epochs, np.array([1]), values))
+    runs = [made("ce", 3, counts=counts, history=history), made("ldam", 3, counts=counts, history=None)]
+    figure = figure_of(monkeypatch, plots_parts.gradient_parts, runs)
+    lines = figure.axes[0].lines
+    assert len(lines) == 2 * plots_parts.LINES
+    assert (lines[0].get_xdata().tolist(), lines[0].get_ydata().tolist()) == ([7, 30], [3, 1])
+    assert (lines[1].get_xdata().tolist(), lines[1].get_ydata().tolist()) == ([2], [2])
+    assert (lines[-2].get_xdata().tolist(), lines[-2].get_ydata().tolist()) == ([30], [22])
+    assert [axis.get_title() for axis in figure.axes[:-1]] == ["ce"]
+    figure = figure_of(monkeypatch, plots_parts.gradient_parts, runs[1:])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
+
+
+def test_a_bias_has_a_panel_where_some_run_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = made("zero-offset", 10, offsets={"test features": np.arange(10.0)}, boundaries=None)
+    figure = figure_of(monkeypatch, plots_offsets.offsets, [made("bs", 10), without])
+    assert [axis.get_ylabel() for axis in figure.axes][-1] == "$-b_c$ [logit]"
+    assert [len(axis.lines) for axis in figure.axes] == [2, 1, 1, 1]
+    assert len(figure_of(monkeypatch, plots_offsets.offsets, [without]).axes) == 1
+    figure = figure_of(monkeypatch, plots_offsets.boundaries, [without])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
 
 
 def test_runs_without_components_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +237,7 @@ def test_runs_without_components_are_left_out_and_named(monkeypatch: pytest.Monk
 def test_values_that_are_not_there_are_no_error() -> None:
     nothing = np.full(10, np.nan)
     hole = made("ce", 10, offsets={"test features": nothing}, components="its loss is focal")
-    assert plots_classes.offsets([hole]).startswith(b"\x89PNG")
+    assert plots_offsets.offsets([hole]).startswith(b"\x89PNG")
     assert plots_classes.components([hole]).startswith(b"\x89PNG")
 
 

@@ -85,9 +85,14 @@ def test_angles_are_degrees_of_the_own_class() -> None:
     last = math.degrees(math.atan2(1.0, 2.0))  # class 2's is (-2, 1)
     assert found.angles["mean"] == pytest.approx([first, 90 - first, 0, 0, last, 45 - last])
     rows = {(row["angle_to"], row["classes"]): row for row in rows_of(tables.angles([found]))}
-    row = rows["weight", "50"]
-    assert [float(row[name]) for name in ("quarter", "median", "three_quarters")] == pytest.approx([11.25, 22.5, 33.75])
-    assert row["test_samples"] == "2"
+    for label in ("50", "medium, 1 class"):
+        row = rows["weight", label]
+        numbers = [float(row[name]) for name in ("mean", "quarter", "median", "three_quarters")]
+        assert numbers == pytest.approx([22.5, 11.25, 22.5, 33.75])
+        assert row["test_samples"] == "2"
+    assert found.summary["angle_weight_few"] == pytest.approx(45)
+    assert found.summary["angle_weight_all"] == pytest.approx(135 / 6)
+    assert found.summary["angle_mean_medium"] == pytest.approx(22.5)
 
 
 def test_similarity_and_affinity_are_in_the_order_of_the_counts() -> None:
