@@ -82,6 +82,7 @@ ENTRIES = (
         "boundaries of frequent classes are beyond the middle (after Kim, Hong and Kim).",
         offsets.boundaries,
         tables.boundaries,
+        shows=lambda analysis: analysis.boundaries is not None,
     ),
     Entry(
         "offsets_by_epoch",
@@ -132,6 +133,7 @@ ENTRIES = (
         gradient_parts,
         tables.parts,
         epochs=True,
+        shows=lambda analysis: analysis.history is not None and analysis.history.parts is not None,
     ),
     Entry(
         "logits",

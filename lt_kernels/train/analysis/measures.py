@@ -24,6 +24,7 @@ RIDGE = 1e-2  # of that: units that are always zero, and classes with fewer samp
 CALIBRATION_BINS = 15
 HISTOGRAM_BINS = 60
 BIAS = "trained bias"  # among the offsets: what it subtracts
+SUMMARY = {"raw": "separability", "unit": "separability_unit"}  # its names in the summary
 GROUPS = ("many", "medium", "few")
 
 Array = np.ndarray
@@ -105,44 +106,44 @@ def analyze(name: str, reading: Reading, class_names: Sequence[str] = (), histor
     counts, (features, target) = reading.class_counts, reading.test
     classes, order = len(counts), torch.argsort(counts, descending=True, stable=True)
     accuracy = metrics.per_class_accuracy(reading.prediction, target, classes)
-    separated = order[evenly(classes, SEPARATED)]
-    separability, angles = _separability(reading, separated), _angles(features, target, reading.weight)
-    rows = calibration(reading.confidence, reading.prediction == target)
+    separated, angles = order[evenly(classes, SEPARATED)], _angles(features, target, reading.weight)
+    separability = _separability(reading, separated)
+    found = [(f"angle_{to}", value, target) for to, value in angles.items()]
+    found += [(SUMMARY[kind], value, separated) for kind, value in separability.items()]
     return Analysis(
         name=name,
         counts=_array(counts),
         class_names=list(class_names) or [str(index) for index in range(classes)],
         order=_array(order),
         accuracy=100 * _array(accuracy),
-        false_positives=_array(metrics.false_positives(reading.prediction, target, classes)),
-        cumulative=_array(metrics.cumulative_false_positives(reading.prediction, target, counts)),
         similarity=blocks(metrics.class_similarity(reading.weight[order])),
         affinity=blocks(metrics.affinity_matrix(reading.weight[order]) * (classes - 1)),
         offsets=_offsets(reading),
         target=_array(target),
         angles=angles,
         components=_components(reading.components),
-        logit_means={key: _array(reading.logit_means[key]) for key in ("positive", "negative")},
-        log_classes=float(reading.logit_means["log_classes"]),
-        histogram=histogram(*reading.logits, counts),
         separated=_array(separated),
         separability=separability,
-        calibration=rows,
-        summary={
-            **_summary(reading, accuracy),
-            **_by_group("separability", separability["raw"], _array(counts[separated])),
-            **_by_group("separability_unit", separability["unit"], _array(counts[separated])),
-            **{
-                key: value
-                for to, degrees in angles.items()
-                for key, value in _by_group(f"angle_{to}", degrees, _array(counts[target])).items()
-            },
-        },
+        summary=_summary(reading, accuracy, found),
         history=history,
         counted=reading.counted,
         margins=None if reading.margin is None else margin_curves(reading.margin, order),
         boundaries=_boundaries(reading, separated),
+        **_of_predictions(reading),
     )
+
+
+def _of_predictions(reading: Reading) -> dict[str, Any]:
+    """What comes of predictions, confidences and logits alone."""
+    counts, target, means = reading.class_counts, reading.test[1], reading.logit_means
+    return {
+        "false_positives": _array(metrics.false_positives(reading.prediction, target, len(counts))),
+        "cumulative": _array(metrics.cumulative_false_positives(reading.prediction, target, counts)),
+        "logit_means": {key: _array(means[key]) for key in ("positive", "negative")},
+        "log_classes": float(means["log_classes"]),
+        "histogram": histogram(*reading.logits, counts),
+        "calibration": calibration(reading.confidence, reading.prediction == target),
+    }
 
 
 def _array(value: Tensor) -> Array:
@@ -254,7 +255,8 @@ def histogram(logits: Tensor, target: Tensor, counts: Tensor, bins: int = HISTOG
     return Histogram(edges, densities)
 
 
-def _summary(reading: Reading, accuracy: Tensor) -> dict[str, float]:
+def _summary(reading: Reading, accuracy: Tensor, found: list[tuple[str, Array, Tensor]]) -> dict[str, float]:
+    """Single numbers; of `found`, numbers by name with the class of each, the means by group."""
     target, counts = reading.test[1], reading.class_counts
     shares: dict[str, Any] = metrics.group_accuracy(accuracy, counts)
     summary = {f"accuracy_{group}": 100 * float(value) for group, value in shares.items()}
@@ -263,9 +265,10 @@ def _summary(reading: Reading, accuracy: Tensor) -> dict[str, float]:
     summary["calibration_error"] = float(
         metrics.expected_calibration_error(reading.confidence, correct, CALIBRATION_BINS)
     )
-    return summary | {
-        f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()
-    }
+    summary |= {f"balance_{name}": float(value) for name, value in metrics.balance_metrics(reading.weight).items()}
+    for name, values, class_of in found:
+        summary |= _by_group(name, values, _array(counts[class_of]))
+    return summary
 
 
 def _by_group(name: str, values: Array, counts: Array) -> dict[str, float]:

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from lt_kernels.train.analysis.measures import Analysis, groups_of
 from lt_kernels.train.analysis.plots_classes import Analyses, grid, styles_of
-from lt_kernels.train.model.readings import evenly
 from lt_kernels.train.output import figures
 
 CLASSES = 12  # up to this many classes each has quartiles of its own in the table
@@ -68,7 +67,8 @@ def _violins(axis: Axes, analyses: Analyses, kind: str) -> None:
             if not len(values):
                 continue
             at = group - 0.42 + (place + 0.5) * width
-            some = np.sort(values)[evenly(len(values), DRAWN).numpy()]  # keeps the distribution
+            places = np.linspace(0, len(values) - 1, min(len(values), DRAWN)).round().astype(int)
+            some = np.sort(values)[places]  # keeps the distribution and its ends
             for body in axis.violinplot(some, [at], widths=0.92 * width, showextrema=False)["bodies"]:
                 body.set(facecolor=colour, edgecolor=colour, alpha=0.5)
             mean, low, middle, high = mean_and_quartiles(values)

@@ -37,6 +37,7 @@ def test_boundaries_are_shifts_in_halves_of_the_distance_of_the_means() -> None:
         (1, 2): ((1 * -1 + 2 * 1.5 - 1) / 5**0.5) / (5**0.5 / 2),
     }
     shifts = [(pairs[0, 1] + pairs[0, 2]) / 2, (-pairs[0, 1] + pairs[1, 2]) / 2, (-pairs[0, 2] - pairs[1, 2]) / 2]
+    assert found.boundaries is not None
     assert found.of_all(found.boundaries).tolist() == pytest.approx(shifts)
     assert [float(row["shift"]) for row in rows_of(tables.boundaries([found]))] == pytest.approx(
         [shifts[1], shifts[2], shifts[0]]
@@ -74,10 +75,10 @@ class Module:
 
 def test_what_prediction_subtracts() -> None:
     linear = LinearHead(2, 3, BalancedSoftmaxLoss([9, 3, 1]))
-    assert readings.bias_of(linear) is not None
-    offset = readings.offset_of(Module(linear), 3)
+    bias, offset = readings.bias_of(linear), readings.offset_of(Module(linear), 3)
+    assert bias is not None
     assert offset is not None
-    assert torch.equal(offset.float(), -linear.bias.detach())
+    assert torch.equal(offset.float(), -bias)
     assert readings.offset_of(Module(linear, readout=len), 3) is None
     without = LinearHead(2, 3, CrossEntropyLoss(), bias=False)
     assert readings.bias_of(without) is None
