@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from lt_kernels.train.analysis.measures import Analysis
 from lt_kernels.train.analysis.plots_classes import COLOURS, grid, logarithmic, not_applicable, same_scale
@@ -39,7 +40,8 @@ def gradient_parts(analyses: Sequence[Analysis]) -> bytes:
         not_applicable(axes[0])
     else:
         same_scale(axes)
-        figure.colorbar(matplotlib.cm.ScalarMappable(norm, COLOURS), ax=axes, label="epoch", shrink=0.8)
+        colours, ticks = matplotlib.cm.ScalarMappable(norm, COLOURS), MaxNLocator(integer=True)
+        figure.colorbar(colours, ax=axes, label="epoch", shrink=0.8, ticks=ticks)
         handles = [Line2D([], [], color="0.3", marker="o", markersize=4), Line2D([], [], color="0.7", **OWN)]
         labels = ["repulsion by the samples of another class", "attraction by its own samples"]
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
