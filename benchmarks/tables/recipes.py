@@ -13,7 +13,8 @@ from lt_kernels.train.published import carried, network_name
 from lt_kernels.train.recipes import read_settings
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
-OURS = {"digits-lt", "digits-lt-decay", "digit-scenes", "stdlib-words"}  # recipes of data sets that need no files
+# Recipes of data sets that need no files.
+OURS = {"digits-lt", "digits-lt-dbm", "digits-lt-decay", "digits-lt-lade", "digit-scenes", "stdlib-words"}
 HEADER = ("recipe", "network", "epochs, batch, rate", "published figures", "their source")
 
 
