@@ -116,11 +116,11 @@ def shifts() -> tuple[list[ShiftResult], list[Any]]:
 def test_tables_of_a_shift():
     results, tests = shifts()
     rows = shift_report.shift_rows(results)
-    assert safe(shift_report.shift_csv(rows, tests))
+    assert safe(shift_report.shift_csv(rows, tests, {NAME: [None]}))
     assert safe(shift_report.shift_runs_csv(results, tests))
-    assert "<script" not in shift_report.shift_markdown(rows, tests)
+    assert "<script" not in shift_report.shift_markdown(rows, tests, {})
     shown = Console(file=io.StringIO(), width=400, force_terminal=False)
-    shown.print(shift_report.shift_table(rows, tests, f"{NAME} [/]"))
+    shown.print(shift_report.shift_table(rows, tests, {}, f"{NAME} [/]"))
     assert shown.file.getvalue().count(NAME) == 3  # type: ignore[attr-defined]
     assert shift_report.shift_picture(rows, tests, NAME).startswith(b"\x89PNG")
 

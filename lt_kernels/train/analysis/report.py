@@ -33,19 +33,21 @@ def write_analysis(analyses: Analyses, out: Path, title: str, step: int) -> Path
     recorded = any(analysis.history is not None for analysis in analyses)
     parts = [_head(title), _summary(analyses), _remarks(analyses)]
     write_whole(out / "summary.csv", tables.summary(analyses))
-    with SummaryWriter(str(out / TENSORBOARD)) as writer:
-        for entry in ENTRIES:
-            if (entry.epochs and not recorded) or not any(map(entry.shows, analyses)):
-                continue
-            picture = entry.draw(analyses)
-            write_whole(out / f"{entry.stem}.png", picture)
-            write_whole(out / f"{entry.stem}.csv", entry.table(analyses))
-            pixels = image.imread(io.BytesIO(picture))[:, :, :3]
-            writer.add_image(entry.stem, pixels, step, dataformats="HWC")
-            parts.append(f"<h2>{html.escape(entry.title)}</h2>")
-            parts.append(html_figure(picture, entry.title, f"{entry.caption} Numbers: {entry.stem}.csv."))
+    pictures: dict[str, bytes] = {}
+    for entry in ENTRIES:
+        if (entry.epochs and not recorded) or not any(map(entry.shows, analyses)):
+            continue
+        picture = pictures[entry.stem] = entry.draw(analyses)
+        write_whole(out / f"{entry.stem}.png", picture)
+        write_whole(out / f"{entry.stem}.csv", entry.table(analyses))
+        parts.append(f"<h2>{html.escape(entry.title)}</h2>")
+        parts.append(html_figure(picture, entry.title, f"{entry.caption} Numbers: {entry.stem}.csv."))
     page = out / PAGE
     write_whole(page, "\n".join([*parts, "</body></html>"]))
+    # Last of all: its thread writes later than it is asked to, so that a full disk would be noticed there by chance.
+    with SummaryWriter(str(out / TENSORBOARD)) as writer:
+        for stem, picture in pictures.items():
+            writer.add_image(stem, image.imread(io.BytesIO(picture))[:, :, :3], step, dataformats="HWC")
     return page
 
 

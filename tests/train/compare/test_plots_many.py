@@ -14,6 +14,7 @@ pytest.importorskip("rich", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels.train.compare import plots, plots_many, report, tables
+from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.output import figures
 
@@ -25,7 +26,7 @@ def runs(method: str, accuracy: float) -> list[dict[str, Any]]:
     groups = {"many": accuracy + 5, "few": accuracy - 5, "all": accuracy, "gm": accuracy - 8}
     return [
         {
-            "config": {"method": method, "seed": seed, "method_options": {}},
+            "config": {**TrainConfig(method=method).as_dict(), "seed": seed},
             "accuracy": {name: value + seed for name, value in groups.items()},
             "per_class": [accuracy + seed] * 4,
             "class_counts": COUNTS,
