@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -137,6 +138,15 @@ SAMPLED: dict[str, Method] = {
     "arb-batch-mixup": Method("ARB-loss with MixUp, counts of the batch", _batch_counts, {"mixup_alpha": 1.0}, _ARB),
 }
 
+_RESCALED = Method(
+    "cross-entropy, class weights re-scaled by the counts after training (RS)",
+    _CE,
+    {"gamma": 0.5},
+    "Kim and Kim, 2020",
+    bias=False,
+    readout=stages.rescaled,
+    readout_options=("gamma",),
+)
 AFTERWARDS: dict[str, Method] = {
     "pc-softmax": Method(
         "cross-entropy, logits compensated for the prior after training (post-hoc logit adjustment at tau 1)",
@@ -160,25 +170,12 @@ AFTERWARDS: dict[str, Method] = {
         readout=stages.normalized,
         readout_options=("tau",),
     ),
-    "wvn-rs": Method(
-        "cross-entropy on unit class weights (WVN), re-scaled by the counts after training (RS)",
-        _CE,
-        {"gamma": 0.5},
-        "Kim and Kim, 2020",
-        bias=False,
-        readout=stages.rescaled,
-        readout_options=("gamma",),
+    "wvn-rs": dataclasses.replace(
+        _RESCALED,
+        title="cross-entropy on unit class weights (WVN), re-scaled by the counts after training (RS)",
         unit_rows=True,
     ),
-    "ce-rs": Method(
-        "cross-entropy, class weights re-scaled by the counts after training (RS)",
-        _CE,
-        {"gamma": 0.5},
-        "Kim and Kim, 2020",
-        bias=False,
-        readout=stages.rescaled,
-        readout_options=("gamma",),
-    ),
+    "ce-rs": _RESCALED,
     "crt": Method("cross-entropy, classifier re-trained (cRT)", _CE, source=_KANG, second=stages.retrained),
     "lws": Method(
         "cross-entropy, class weights re-scaled by learned numbers (LWS)",
