@@ -12,92 +12,18 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from lt_kernels.core import numbers
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
-from lt_kernels.triton.products import rounded, slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
+from lt_kernels.triton.norms import inverse_norm, inverse_norms, padded, project
+from lt_kernels.triton.products import slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
 
 GENERATION = 9  # of the GPU (9: Hopper) that is assumed if launches are only recorded
 NEAR = 8 * 2**20  # bytes of features whose programs run at the same time: they and class weights fit in the L2 cache
 CAST = 128 * 2**20  # bytes of class weights that are cast at a time, if their dtype is not that of the features
-
-
-@triton.jit(do_not_specialize=["N"])
-def inverse_norm_kernel(
-    rows,  # [N, D]
-    out,  # [N]
-    N,
-    D: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
-):
-    row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
-    at = rows + row.to(tl.int64)[:, None] * D + inner[None, :]
-    squares = tl.zeros([BN, BD], tl.float32)
-    for first in range(0, D, BD):
-        x = tl.load(at + first, mask=(row < N)[:, None] & (inner < D - first)[None, :], other=0.0).to(tl.float32)
-        squares += x * x
-    norm = tl.sqrt_rn(tl.sum(squares, 1))
-    short = norm <= 1e-12  # no direction
-    inverse = tl.div_rn(tl.full([BN], 1.0, tl.float32), tl.where(short, 1.0, norm))
-    inverse = tl.where(norm == float("inf"), float("nan"), tl.where(short, 0.0, inverse))
-    tl.store(out + row, inverse, mask=row < N)
-
-
-@triton.jit(do_not_specialize=["N"])
-def tangent_kernel(
-    total,  # [N, D]: a gradient, times unit
-    rows,  # [N, D]
-    scale,  # [N] or None: 1 / |row|
-    unit,  # [] or None
-    out,  # [N, D]: the gradient without its part along the row
-    N,
-    D: tl.constexpr,
-    BN: tl.constexpr,
-    BD: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
-    at = row.to(tl.int64)[:, None] * D + inner[None, :]
-    along, factor = tl.zeros([BN, BD], tl.float32), tl.full([BN], 1.0, tl.float32)
-    if scale is not None:
-        for first in range(0, D, BD):
-            inside = (row < N)[:, None] & (inner < D - first)[None, :]
-            line = tl.load(rows + at + first, mask=inside, other=0.0).to(tl.float32)
-            along += tl.load(total + at + first, mask=inside, other=0.0) * line
-        factor = tl.load(scale + row, mask=row < N, other=0.0)
-    part = tl.sum(along, 1) * factor * factor
-    for first in range(0, D, BD):  # these rows are still in the cache
-        inside = (row < N)[:, None] & (inner < D - first)[None, :]
-        d = tl.load(total + at + first, mask=inside, other=0.0)
-        if scale is not None:
-            d -= part[:, None] * tl.load(rows + at + first, mask=inside, other=0.0).to(tl.float32)
-        if unit is not None:
-            d /= tl.load(unit)
-        tl.store(out + at + first, rounded(d, out.dtype.element_ty, INTERPRETED), mask=inside)
-
-
-def _lines(rows: Tensor) -> tuple[int, dict[str, int]]:
-    """(programs, sizes) of a kernel that takes whole rows: 2,048 numbers at a time, or one row."""
-    width = power_of_two(rows.shape[1], 16, 4096)
-    height = max(1, 2048 // width)
-    return blocks(rows.shape[0], height), {"N": rows.shape[0], "D": rows.shape[1], "BN": height, "BD": width}
-
-
-def inverse_norm(rows: Tensor) -> Tensor:
-    """1 / |row| as in `core.numbers`, with one read of the rows."""
-    if rows.dtype == torch.float64:
-        return numbers.inverse_norm(rows)
-    rows = rows.contiguous()
-    out = rows.new_empty(rows.shape[0], dtype=torch.float32)
-    programs, sizes = _lines(rows)
-    launch(inverse_norm_kernel, (programs,), {"rows": rows, "out": out, **sizes})
-    return out
 
 
 class Tile(NamedTuple):
@@ -203,11 +129,17 @@ def linear_forward(*inputs: Any) -> tuple[Tensor, ...]:
     p, keep = dense(Problem(*inputs[:-1])), inputs[-1]
     if keep or not on_matrix_units(p):
         return reference.by_slabs(p, keep, inverse_norm)
-    row_scale = inverse_norm(p.input) if p.normalize == Normalize.BOTH else None
-    column_scale = inverse_norm(p.weight) if p.normalize >= Normalize.CLASSES else None
+    row_scale, column_scale = norms(p)
     found = _statistics(p, row_scale, column_scale)
-    norms = (found[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
-    return *found, p.input.new_empty(0, dtype=numbers.product_type(p.input)), *norms
+    scales = (found[0].new_empty(0) if scale is None else scale for scale in (row_scale, column_scale))
+    return *found, p.input.new_empty(0, dtype=numbers.product_type(p.input)), *scales
+
+
+def norms(p: Problem) -> tuple[Tensor | None, Tensor | None]:
+    """The inverse norms of the features and of the class weights, where these divide the products."""
+    if p.normalize == Normalize.BOTH:
+        return inverse_norms(p.input, p.weight)
+    return None, inverse_norm(p.weight) if p.normalize == Normalize.CLASSES else None
 
 
 def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | None) -> tuple[Tensor, ...]:
@@ -304,7 +236,7 @@ class Backward(reference.Backward):
         tile = tile_for(p, gradient=True)
         arguments = _shared(p, tile, self.weight, rows, classes)
         high, width = blocks(arguments["N"], tile.rows), blocks(arguments["C"], tile.classes)
-        out = p.input.new_empty(arguments["N"], width * tile.classes)  # whole tiles, so that every row is aligned
+        out = padded(arguments["N"], width * tile.classes, p.input)
         d_rest, d_own, _, d_mean = (None if slope is None else slope[rows] for slope in self.slopes)
         arguments |= {
             "row_scale": None if self.row_scale is None else self.row_scale[rows],
@@ -335,12 +267,10 @@ class Backward(reference.Backward):
 
     def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
         """Project the gradient to be orthogonal to the rows that were normalised, in one pass over it."""
-        if total.dtype == torch.float64 or (scale is None and self.unit is None):
+        if scale is None and self.unit is None:
             super().finish(total, rows, scale, final)
-            return
-        programs, sizes = _lines(rows)
-        tensors = {"total": total, "rows": rows, "scale": scale, "unit": self.unit, "out": final}
-        launch(tangent_kernel, (programs,), {**tensors, **sizes, "INTERPRETED": INTERPRETED})
+        else:
+            project(total, rows, scale, self.unit, final)
 
 
 def linear_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
