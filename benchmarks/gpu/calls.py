@@ -83,14 +83,23 @@ def sums(dtype: torch.dtype) -> torch.dtype:
     return FP64 if dtype == FP64 else FP32
 
 
-def plans(shapes: tuple[str, ...], options: dict[str, Any], least: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
-    """(shape, dtype, option): every shape without options, and every option at the shapes `least`."""
+def plans(
+    shapes: tuple[str, ...], options: dict[str, Any], least: tuple[str, ...], goals: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any, str]]:
+    """(shape, dtype, option): every shape without options, every option at the shapes `least`; and in half precision
+    every shape with the options that the goals have.
+    """
+    halves = ((name, dtype, option) for name in shapes for option in ("", *goals) for dtype in (BF16, FP16))
+    yield from dict.fromkeys((*_plans(shapes, options, least), *halves))
+
+
+def _plans(shapes: tuple[str, ...], options: dict[str, Any], least: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     for name in shapes:
         for dtype in (BF16, FP32):
             yield name, dtype, ""
     for name in least:
         yield name, FP64, ""
-        yield name, FP16, ""  # as bfloat16 but for the instructions that convert it
+        yield name, FP16, ""
         for option in options:
             yield name, BF16, option
     for option in options:
@@ -107,7 +116,7 @@ def tables(rows: int, classes: int, dtype: torch.dtype) -> dict[str, dict[str, A
         "offset [N, C]": {"offset": each},
         "offset [R, C]": {"offset": picked, "offset_row": line},
         "smoothing": {"mean_weight": one},
-        "offset and smoothing [R, C]": {"offset": picked, "offset_row": line, "mean_weight": picked},
+        "offset, smoothing [R, C]": {"offset": picked, "offset_row": line, "mean_weight": picked},
     }
 
 
@@ -119,7 +128,7 @@ def _rows() -> Iterator[Call]:
 def _statistics() -> Iterator[Call]:
     names = (*tables(1, 1, FP32), "no target", "two targets", "scales", "scaled")
     for name, dtype, option in plans(
-        ("imagenet-lt", "inat", "vocab", "odd"), dict.fromkeys(names), ("imagenet-lt", "inat")
+        ("imagenet-lt", "inat", "vocab", "odd"), dict.fromkeys(names), ("imagenet-lt", "inat"), ("offset [1, C]",)
     ):
         rows, classes, _ = SIZES[name]
         kind, slots = sums(dtype), {"no target": 0, "two targets": 2}.get(option, 1)
@@ -155,7 +164,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 def _losses() -> Iterator[Call]:
     names = (*tables(1, 1, FP32), *LOSSES)
     for name, dtype, option in plans(
-        ("imagenet-lt", "inat", "vocab", "odd"), dict.fromkeys(names), ("imagenet-lt", "inat")
+        ("imagenet-lt", "inat", "vocab", "odd"), dict.fromkeys(names), ("imagenet-lt", "inat"), ("offset [1, C]",)
     ):
         rows, classes, _ = SIZES[name]
         given = {"logits": meta(rows, classes, dtype=dtype), "target": meta(rows, dtype=torch.int64), "reduction": 1}
@@ -196,7 +205,10 @@ def _margins() -> Iterator[Call]:
 PRODUCTS: dict[str, dict[str, Any]] = {
     "bias": {"bias": True},
     "norms of the classes": {"normalize": 1},
-    "cosine": {"normalize": 2},
+    "cosine": {"normalize": 2, "scale": 30.0},
+    "offset held": {},
+    "bias and offset held": {"bias": True},
+    "cosine and offset held": {"normalize": 2, "scale": 30.0},
     "two targets": {"slots": 2},
     "logits made again": {},
     "input alone": {},
@@ -216,13 +228,19 @@ def precision(option: str) -> Iterator[None]:
         settings.fp32_precision = before
 
 
+# The options of the goals' own calls: cosine losses, an offset for each class that gets no gradient, and a bias.
+OF_GOALS = ("bias", "cosine", "offset held", "bias and offset held", "cosine and offset held")
+
+
 def _linear() -> Iterator[Call]:
     names = dict.fromkeys((*tables(1, 1, FP32), *PRODUCTS))
-    for name, dtype, option in plans(("inat", "vocab", "faces"), names, ("imagenet-lt", "inat")):
+    for name, dtype, option in plans(("inat", "vocab", "faces"), names, ("imagenet-lt", "inat"), OF_GOALS):
+        if dtype == FP32 and name in ("vocab", "faces"):
+            continue  # the library's products alone, by the thousand
         (rows, classes, depth), extra = SIZES[name], dict(PRODUCTS.get(option, {}))
         given = {"input": meta(rows, depth, dtype=dtype), "weight": meta(classes, depth, dtype=dtype)}
         given |= {"target": meta(rows, extra.pop("slots", 1), dtype=torch.int64), "classes": classes}
-        given |= tables(rows, classes, dtype).get(option, {}) | extra
+        given |= tables(rows, classes, dtype).get("offset [1, C]" if "held" in option else option, {}) | extra
         given |= {"bias": meta(classes, dtype=dtype)} if "bias" in given else {}
         given |= slabs(given["input"], classes, again=bool(option))
         forward, backward = (Call("linear", f"linear_{way}", name, dtype, option) for way in ("forward", "backward"))
@@ -230,8 +248,9 @@ def _linear() -> Iterator[Call]:
             rest, own, _, mean, top, _, kept, row_scale, column_scale = forward.run(**given)
             given |= {"kept": kept, "row_scale": row_scale, "column_scale": column_scale, "d_own": own}
             given |= {"rest": rest, "top": top, "d_rest": rest, "d_mean": mean if mean.numel() else None}
-            given |= {"d_own_offset": own if "offset" in given else None}
-            backward.run(**given, wants=[True, option != "input alone", "bias" in given, "offset" in given])
+            learnt = "offset" in given and "held" not in option
+            given |= {"d_own_offset": own if learnt else None}
+            backward.run(**given, wants=[True, option != "input alone", "bias" in given, learnt])
         yield from (forward, backward)
 
 

@@ -6,10 +6,12 @@ It is specialised as Triton does at run time: 16-byte pointers and sizes that 16
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +43,7 @@ class Compiled:
     reads: tuple[tuple[int, int], ...] = ()  # (bits, how many instructions), widest first
     writes: tuple[tuple[int, int], ...] = ()
     products: str = ""
+    warnings: tuple[str, ...] = ()  # of the assembler: matrix instructions that it makes wait for each other, C75xx
     problem: str = ""
 
 
@@ -82,10 +85,10 @@ def compiled(job: Job) -> Compiled:
         return Compiled(job.kernel, job.target, job.title, problem=f"{type(error).__name__}: {error}")
     text = made.asm["ptx"]
     registers, stack = resources(made.asm["cubin"])
-    spilled = spills(text, job.target) if stack else 0
     used = " ".join(name for name, instruction in PRODUCTS.items() if instruction in text)
+    spilled, warnings = penalties(assembled(text, job)) if stack or "wgmma" in used else (0, ())
     sizes = made.metadata.shared, widths(text, READS), widths(text, WRITES)
-    return Compiled(job.kernel, job.target, job.title, registers, spilled, *sizes, used)
+    return Compiled(job.kernel, job.target, job.title, registers, spilled, *sizes, used, warnings)
 
 
 # Instructions of the matrix units: of sm_90, of sm_100, and of all.
@@ -112,16 +115,28 @@ def tool(name: str) -> Path:
     return Path(triton.__file__ or "").parent / "backends" / "nvidia" / "bin" / name
 
 
-def spills(text: str, target: int) -> int:
-    """Bytes a thread that the assembler stores to memory for want of registers; a stack may hold arrays as well."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(text, encoding="utf-8")
-        arch = re.search(r"\.target (\w+)", text).group(1)  # type: ignore[union-attr]
-        name = "ptxas-blackwell" if target >= 100 else "ptxas"
-        command = [tool(name), "-v", f"--gpu-name={arch}", source, "-o", f"{source}.cubin"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+def assembled(text: str, job: Job) -> str:
+    """What the assembler says of a kernel's PTX, run once more by Triton's own stage, with the options that it adds."""
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget, Language
+    from triton.compiler import make_backend
+
+    backend, stages = make_backend(GPUTarget("cuda", job.target, 32)), {}
+    backend.add_stages(stages, backend.parse_options(dict(job.options)), Language.TRITON)
+    with knobs.nvidia.scope(), redirect_stdout(io.StringIO()) as said:
+        knobs.nvidia.dump_ptxas_log = True
+        stages["cubin"](text, {})
+    return said.getvalue()
+
+
+def penalties(said: str) -> tuple[int, tuple[str, ...]]:
+    """(bytes a thread that are stored to memory for want of registers, the warnings C75xx) in the assembler's words.
+
+    A stack may hold arrays as well, so its size does not say what is spilled.
+    """
+    warnings = re.findall(r"\((C75\d\d)\)(.*?)(?: in the function .*)?$", said, flags=re.MULTILINE)
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+    return spilled, tuple(dict.fromkeys(f"{code}{words}".strip() for code, words in warnings))
 
 
 def resources(binary: bytes) -> tuple[int, int]:

@@ -1,8 +1,11 @@
-"""Every GPU kernel compiles, without a GPU: nothing spills, reads are wide, and products use the matrix units."""
+"""Every GPU kernel compiles, without a GPU: nothing spills, reads are wide, and products use the matrix units, whose
+instructions do not wait for each other.
+"""
 
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -57,6 +60,9 @@ def test_machine_code(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     for target in gpu_compile.TARGETS:
         assert {one["kernel"] for one in every if one["target"] == target} == defined()
     assert {name: one["spilled"] for name, one in named.items() if one["spilled"]} == {}
+    assert {name: one["warnings"] for name, one in named.items() if one["warnings"]} == {}
+    for target, goal in itertools.product(gpu_compile.TARGETS, gpu_compile.GOALS):
+        assert any(f"sm_{target} " in name and goal in name for name in named), f"{goal} for sm_{target}"
     assert {name: one["reads"] for name, one in large(named).items() if one["reads"][0][0] < 128} == {}
     written = {name: one["writes"] for name, one in large(named).items() if one["kernel"] in (LOGITS[1], LOGITS[3])}
     assert {name: widths for name, widths in written.items() if widths[0][0] < 128} == {}
@@ -93,16 +99,60 @@ def test_widths() -> None:
     assert code.widths(text, code.WRITES) == ((64, 1),)
 
 
+SAID = """
+ptxas info    : 0 bytes gmem
+ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma \
+instructions reading accumulator registers of  a wgmma between start and end of the pipeline stage in the function 'a'
+ptxas info    : Compiling entry function 'a' for 'sm_90a'
+ptxas info    : Function properties for a
+    96 bytes stack frame, 24 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 96 bytes cumulative stack size
+""".replace("\\\n", "")
+
+
+def test_what_the_assembler_says() -> None:
+    spilled, (warning,) = code.penalties(SAID)
+    assert spilled == 24
+    assert warning.startswith("C7514 Potential Performance Loss: wgmma.mma_async instructions are serialized due to")
+    assert warning.endswith("end of the pipeline stage")
+    assert code.penalties("ptxas info    : 0 bytes gmem\n    0 bytes stack frame, 0 bytes spill stores") == (0, ())
+
+
+def test_the_assembler_is_heard() -> None:
+    """Matrix instructions whose sums are read between them: what is assembled is what a compiler might have made."""
+    ptx = """
+        .version 8.0
+        .target sm_90a
+        .address_size 64
+        .visible .entry a(.param .u64 out) {
+            .reg .f32 %f<5>; .reg .b64 %d<3>; .reg .b64 %p;
+            mov.b64 %d1, 0; mov.b64 %d2, 0; mov.f32 %f1, 0f00000000; mov.f32 %f2, 0f00000000;
+            mov.f32 %f3, 0f00000000; mov.f32 %f4, 0f00000000;
+            wgmma.fence.sync.aligned;
+            wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1, %f2, %f3, %f4}, %d1, %d2, 1, 1, 1, 0, 0;
+            add.f32 %f1, %f1, %f2;
+            wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f1, %f2, %f3, %f4}, %d1, %d2, 1, 1, 1, 0, 0;
+            wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
+            ld.param.u64 %p, [out]; st.global.f32 [%p], %f1;
+            ret;
+        }
+    """
+    job = code.Job(90, "", "a", {}, {}, {}, {"num_warps": 4, "num_stages": 2}, "")
+    (warning, *_) = code.penalties(code.assembled(ptx, job))[1]
+    assert warning.startswith("C75")
+
+
 def test_worst_variant_of_each_target() -> None:
     make = code.Compiled
     variants = [
         make("a_kernel", 80, "", 40, 0, 2048, ((128, 1),), ((32, 2),)),
         make("a_kernel", 80, "", 32, 8, 0, ((64, 1),)),
     ]
-    variants += [make("a_kernel", 90, "", 64, 0, 1, ((128, 4),), ((32, 1),), "wgmma")]
-    cells = ["`a_kernel`", "2", "40 / 64", "8 / 0", "2 / 1", "128", "32", "- / wgmma"]
+    variants += [make("a_kernel", 90, "", 64, 0, 1, ((128, 4),), ((32, 1),), "wgmma", ("C7514 serialized",))]
+    cells = ["`a_kernel`", "2", "40 / 64", "8 / 0", "- / C7514", "2 / 1", "128", "32", "- / wgmma"]
     assert gpu_compile.line(variants) == cells
-    assert gpu_compile.complaints(variants) == ["a_kernel for sm_80 (): 8 bytes spilled"]
+    said = ["a_kernel for sm_80 (): 8 bytes spilled", "a_kernel for sm_90 (): C7514 serialized"]
+    assert gpu_compile.complaints(variants) == said
 
 
 def test_bytes_of_what_a_launch_is_given() -> None:
