@@ -9,7 +9,6 @@ is no class counts as one of another shard, and its row has infinite loss.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,98 +21,28 @@ from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
 from lt_kernels.triton.margins import loss_settings
 from lt_kernels.triton.rows_gradient import long_gradient_kernel, short_gradient_kernel, table_gradient_kernel
 from lt_kernels.triton.rows_loss import divide_kernel, loss_kernel
+from lt_kernels.triton.rows_once import long_once_kernel, short_once_kernel, sum_losses_kernel, times_grad_kernel
 from lt_kernels.triton.rows_statistics import long_statistics_kernel, merge_kernel, short_statistics_kernel
-from lt_kernels.triton.rows_tiles import EACH, ONE, PICKED
+from lt_kernels.triton.rows_tiles import EACH, Plan, Shape, one_launch, two_passes
 
-SHORT = 1024  # the most classes of a row that is read at once
-FILL = 32  # programs per multiprocessor, so that the time in which only the last ones run is short
 ALONE = 1024  # the most rows for which one program computes all losses, which saves the launch that sums them
 SOME = 512  # rows of a program if there are more
+COUNTED = 16_384  # the most rows that every program of the one launch for loss and gradient counts
+FEW, FEW_BYTES = 64, 131_072  # with fewer rows, each may have so many bytes for one program to walk along it
 
 
-def _kind(lines: int, picked: bool) -> int:
-    """Which line of a table belongs to a row: the only one, one for each row, or the one that offset_row gives."""
-    return ONE.value if lines < 2 else PICKED.value if picked else EACH.value
-
-
-class Plan(NamedTuple):
-    """How the work is divided among programs, and the constants that every kernel on logits takes."""
-
-    rows: int
-    width: int
-    short: bool  # whether a program takes whole rows
-    parts: int  # of each long row
-    span: int  # classes of a part
-    tile: dict[str, int]  # the block of a program
-    warps: int
-    fixed: dict[str, int]
-
-    def grid(self) -> tuple[int, ...]:
-        """The programs."""
-        return (blocks(self.rows, self.tile["R"]),) if self.short else (self.rows, self.parts)
-
-
-class Shape(NamedTuple):
-    """All that a plan depends on; plans are cached by it."""
-
-    rows: int
-    width: int
-    stride: int
-    itemsize: int
-    offset_lines: int  # 0 without an offset, as the next one
-    share_lines: int
-    picked: bool  # whether there is an offset_row
-    scaled: bool  # whether there is a column_scale
-    device: torch.device
-
-
-@lru_cache(maxsize=1024)
-def _plan(s: Shape) -> Plan:
-    unit = math.gcd(16 // s.itemsize, s.width, s.stride)
-    kinds = [_kind(lines, s.picked) for lines in (s.offset_lines, s.share_lines)]
-    fixed = {"rows": s.rows, "width": s.width // unit, "stride": s.stride // unit, "unit": unit}
-    fixed |= {"offset_kind": kinds[0], "share_kind": kinds[1]}
-    fixed |= {"offset_lines": s.offset_lines, "share_lines": s.share_lines}
-    fill = processors(torch.empty(0, device=s.device))
-    tables = (s.offset_lines > 0) + (s.share_lines > 0) + 2 * s.scaled  # numbers that are read with each logit
-    if s.width <= SHORT:
-        classes = power_of_two(s.width, least=16)
-        tall = min(power_of_two(blocks(s.rows, 4 * fill)), max(1, (1024 if tables else 2048) // classes))
-        warps = power_of_two(tall * classes // 256, most=4)
-        return Plan(s.rows, s.width, True, 1, s.width, {"R": tall, "W": classes}, warps, fixed)
-    by_class = s.scaled or any(
-        lines and (kind != EACH.value or s.stride != s.width)
-        for lines, kind in zip((s.offset_lines, s.share_lines), kinds, strict=True)
-    )
-    group = _group(s.itemsize, unit, by_class)
-    most = 8192 // s.itemsize  # 64 bytes of logits a thread
-    block = min(power_of_two(s.width), most if tables < 2 else min(most, 2048))
-    there, wanted = blocks(s.width, block), max(1, blocks(FILL * fill, max(s.rows, 1)))
-    span = block * blocks(there, min(there, wanted))
-    tile = {"group": group, "dense": s.stride == s.width, "T": max(1, block // (128 * group)), "W": 128}
-    return Plan(s.rows, s.width, False, blocks(s.width, span), span, tile, 4, fixed)
-
-
-def _group(itemsize: int, unit: int, by_class: bool) -> int:
-    """Classes that a thread reads at once: 16 bytes of the logits.
-
-    The line of a per-class table may start anywhere within 16 bytes, so its numbers are read one by one. With 8 classes
-    per thread the reads of a warp would be spread over 1 KiB, and the L1 cache would limit the speed; 4 halve that.
-    """
-    most = 16 // itemsize
-    return min(most, 4) if by_class and unit < min(most, 4) else most
-
-
-def _given(i: Inputs) -> tuple[Plan, dict[str, Any]]:
-    """The plan, and the arguments that every kernel on logits takes."""
+def _given(i: Inputs, out: Tensor | None = None, once: bool = False) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and the arguments that every kernel on logits takes; `out` is what a gradient goes into."""
     if i.target.shape[1] > 2:
         raise ValueError(f"target must have at most two classes a row, got {i.target.shape[1]}")
     logits = i.logits if i.logits.stride(1) == 1 or i.logits.shape[1] == 1 else i.logits.contiguous()
     rows, width = logits.shape
-    stride = logits.stride(0) if rows > 1 else width
+    strides = (logits.stride(0) if rows > 1 else width, width if out is None or rows < 2 else out.stride(0))
     lines = [0 if table is None else table.shape[0] for table in (i.offset, i.mean_weight)]
     picked, scaled = i.offset_row is not None, i.column_scale is not None
-    plan = _plan(Shape(rows, width, stride, logits.element_size(), *lines, picked, scaled, logits.device))
+    plan = (one_launch if once else two_passes)(
+        Shape(rows, width, *strides, logits.element_size(), *lines, picked, scaled, logits.device)
+    )
     return plan, {
         **plan.fixed,
         **plan.tile,
@@ -189,19 +118,106 @@ def rows_loss(logits: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, T
 
     Returns the loss, [N] or reduced, and (rest, top, d_rest, d_own, d_offset, d_mean) [6, N] with the slopes of that.
     """
+    return _scaled_loss(logits, target, (None, None), settings)
+
+
+def _inputs(logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], t: Terms) -> Inputs:
+    tables = (t.offset, t.offset_row, None if t.total is None else t.mean_weight)
+    return Inputs(logits, target[:, None], t.scale, *scales, *tables, 0, logits.shape[1], t.ignore_index)
+
+
+def _ranked(t: Terms) -> bool:
+    """Whether the rivals are needed: only DBM's margin does, to find hard rows."""
+    return t.kind == Phi.ANGULAR and t.instance != 0
+
+
+def _scaled_loss(
+    logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], settings: tuple[Any, ...]
+) -> tuple[Tensor, Tensor]:
+    """`rows_loss` of logits whose rows and columns are scaled."""
     t, reduction = Terms(*settings[:-1]), settings[-1]
-    share = None if t.total is None else t.mean_weight
-    tables = (t.offset, t.offset_row, share)
-    inputs = Inputs(logits, target[:, None], t.scale, None, None, *tables, 0, logits.shape[1], t.ignore_index)
+    inputs = _inputs(logits, target, scales, t)
     plan, given = _given(inputs)
-    kind = accumulate_type(logits.dtype)
+    kind, share = accumulate_type(logits.dtype), inputs.mean_weight
     saved, spare = (logits.new_empty((size, plan.rows), dtype=kind) for size in (6, 3))
     rival, mean, own = spare.unbind()
-    ranked = t.kind == Phi.ANGULAR and t.instance != 0  # only DBM's margin needs it, to find hard rows
-    whole = Statistics(saved[1], saved[0], rival if ranked else None, None if share is None else mean, None, own)
+    whole = Statistics(saved[1], saved[0], rival if _ranked(t) else None, None if share is None else mean, None, own)
     found = _statistics(plan, given, whole)
     more = {"share_total": None if share is None else _dense(t.total), **loss_settings(t)}
     return _loss(plan, {**found._asdict(), **given, **more}, saved, reduction), saved
+
+
+def serves_once(rows: int, width: int, dtype: torch.dtype, reduction: int) -> bool:
+    """Whether one launch makes loss and gradient of logits [rows, width], so that they are read once from memory.
+
+    Not for losses that are not reduced; nor for so many rows that each program would count them too long, nor for so
+    few long ones that most of the multiprocessors would have none.
+    """
+    busy = rows >= FEW or width * dtype.itemsize <= FEW_BYTES
+    return reduction != Reduce.NONE and 0 < rows <= COUNTED and busy
+
+
+def loss_and_gradient(
+    logits: Tensor,
+    target: Tensor,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    *settings: Any,
+    into: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, [N] or reduced, what `rows_loss` saves [6, N], and the gradient of the loss or its sum [N, C].
+
+    row_scale [N] and column_scale [C] multiply the logits; the gradient is for the logits before that. It is written
+    into `into` [N, C], which may be the logits, or a new tensor. settings: the fields of `Terms`, and the reduction.
+    """
+    if into is not None and (into.shape != logits.shape or into.stride(1) != 1):
+        raise ValueError(
+            f"into must have the logits' shape {tuple(logits.shape)} and adjacent columns, got "
+            f"{tuple(into.shape)} with strides {into.stride()}"
+        )
+    gradient = logits.new_empty(logits.shape) if into is None else into
+    saved = logits.new_empty((6, logits.shape[0]), dtype=accumulate_type(logits.dtype))
+    scales = (row_scale, column_scale)
+    if serves_once(*logits.shape, logits.dtype, settings[-1]):
+        return _in_one_launch(logits, target, scales, settings, gradient, saved), saved, gradient
+    t, (loss, saved) = Terms(*settings[:-1]), _scaled_loss(logits, target, scales, settings)
+    rest, top, d_rest, d_own, d_offset, d_mean = saved.unbind()
+    slopes = Slopes(rest, top, d_rest, d_own[:, None], d_offset[:, None], d_mean, None, False)
+    return loss, saved, _gradient(_inputs(logits, target, scales, t), slopes, gradient)[0]
+
+
+def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """The loss and the gradient of `loss_and_gradient`."""
+    return loss_and_gradient(*inputs)[::2]  # type: ignore[return-value]
+
+
+def _in_one_launch(
+    logits: Tensor,
+    target: Tensor,
+    scales: tuple[Tensor | None, ...],
+    settings: tuple[Any, ...],
+    gradient: Tensor,
+    saved: Tensor,
+) -> Tensor:
+    """The reduced loss; the gradient and the slopes are written."""
+    t, reduction = Terms(*settings[:-1]), settings[-1]
+    inputs = _inputs(logits, target, scales, t)
+    plan, given = _given(inputs, gradient, once=True)
+    losses, loss = saved.new_empty(plan.rows + 1), saved.new_empty(())
+    given |= {"losses": losses, "saved": saved, "gradient": gradient, "out_stride": plan.out_stride}
+    given |= {**loss_settings(t), "share_total": None if inputs.mean_weight is None else _dense(t.total)}
+    given["reduction"] = reduction
+    del given["start"], given["slots"]
+    programs = min(plan.parts, blocks(plan.rows, plan.tile["R"]))
+    if plan.short:
+        given |= {"loss_out": loss, "alone": programs == 1}
+        launch(short_once_kernel, (programs,), given, warps=plan.warps)
+    else:
+        given |= {"ranked": _ranked(t), "alike": plan.out_stride == plan.fixed["stride"]}
+        launch(long_once_kernel, (programs,), given, warps=plan.warps)
+    if programs > 1 or not plan.short:
+        launch(sum_losses_kernel, (1,), {"loss_out": loss, "losses": losses, "rows": plan.rows, "block": 1024})
+    return loss
 
 
 # The arguments that the kernel for the loss takes besides the statistics.
@@ -233,16 +249,21 @@ def _loss(plan: Plan, given: dict[str, Any], saved: Tensor, reduction: int) -> T
     return loss
 
 
-def _gradient(i: Inputs, s: Slopes) -> tuple[Tensor, Tensor]:
-    """The gradient for the logits [N, C] and, if wanted, for the offset in its own shape."""
+def _gradient(i: Inputs, s: Slopes, into: Tensor | None = None, again: bool = False) -> tuple[Tensor, Tensor]:
+    """The gradient for the logits [N, C] and, if wanted, for the offset in its own shape.
+
+    With `again`, `into` holds it for a grad of 1, and is written only if grad is another number.
+    """
     i = i if s.d_mean is not None else i._replace(mean_weight=None)
-    plan, given = _given(i)
+    d_logits = i.logits.new_empty(i.logits.shape) if into is None else into
+    plan, given = _given(i, d_logits)
     mean = None if i.mean_weight is None else s.d_mean
     slopes = {"rest": s.rest, "top": s.top}
     slopes |= {"d_rest": s.d_rest, "d_own": s.d_own, "d_own_offset": s.d_own_offset, "d_mean": mean}
     given |= {name: _dense(slope) for name, slope in slopes.items()}
     given |= {"grad": _dense(s.grad), "one_grad": s.grad is not None and s.grad.dim() == 0}
-    d_logits, d_offset = i.logits.new_empty(i.logits.shape), s.rest.new_empty(0)
+    given |= {"out_stride": plan.out_stride, "again": again}
+    d_offset = s.rest.new_empty(0)
     each = plan.fixed["offset_kind"] == EACH.value
     if s.want_offset and i.offset is not None:
         d_offset = s.rest.new_empty(i.offset.shape) if each else _table_gradient(plan, given, i.offset.shape[0])
@@ -250,7 +271,8 @@ def _gradient(i: Inputs, s: Slopes) -> tuple[Tensor, Tensor]:
     if plan.short:
         launch(short_gradient_kernel, plan.grid(), given, warps=plan.warps)
     else:
-        launch(long_gradient_kernel, plan.grid(), {**given, "span": plan.span}, warps=plan.warps)
+        more = {"span": plan.span, "alike": plan.out_stride == plan.fixed["stride"]}
+        launch(long_gradient_kernel, plan.grid(), {**given, **more}, warps=plan.warps)
     return d_logits, d_offset
 
 
@@ -267,7 +289,7 @@ def _table_gradient(plan: Plan, given: dict[str, Any], lines: int) -> Tensor:
         line, order = given["offset_row"].clamp(0, lines - 1).sort(stable=True)
         bounds = torch.searchsorted(line, torch.arange(lines + 1, device=line.device, dtype=line.dtype))
     d_table = like.new_empty((groups, plan.width))
-    taken = {name: value for name, value in given.items() if name not in ("d_own", *plan.tile)}
+    taken = {name: value for name, value in given.items() if name not in ("d_own", "out_stride", "again", *plan.tile)}
     more = {"d_table": d_table, "order": order, "bounds": bounds, "chunk": chunk, "R": tall, "W": wide}
     launch(table_gradient_kernel, (groups, across), {**taken, **more})
     return d_table.sum(0, keepdim=True) if groups != lines else d_table
@@ -299,3 +321,38 @@ def rows_loss_backward(
         Inputs(logits, target[:, None], scale, None, None, *tables, 0, classes, ignore_index),
         Slopes(rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, grad, want_offset),
     )
+
+
+def gradient_again(
+    gradient: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    saved: Tensor,
+    grad: Tensor,
+    offset: Tensor | None,
+    offset_row: Tensor | None,
+    mean_weight: Tensor | None,
+    scale: float,
+    ignore_index: int,
+) -> None:
+    """Write the gradient [N, C] of `loss_and_gradient` again, for an incoming gradient [] that is not exactly 1."""
+    if grad.dim() != 0:
+        raise ValueError(f"grad must be one number for all rows, got the shape {tuple(grad.shape)}")
+    rest, top, d_rest, d_own, d_offset, d_mean = saved.unbind()
+    mean, tables = None if mean_weight is None else d_mean, (offset, offset_row, mean_weight)
+    inputs = Inputs(logits, target[:, None], scale, None, None, *tables, 0, logits.shape[1], ignore_index)
+    slopes = Slopes(rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, grad, False)
+    _gradient(inputs, slopes, gradient, again=True)
+
+
+def times_grad(gradient: Tensor, target: Tensor, grad: Tensor, ignore_index: int) -> None:
+    """Multiply a gradient [N, C] in place by grad, [] or [N]; that of ignored rows stays 0 whatever grad is."""
+    if gradient.stride(1) != 1 and gradient.shape[1] > 1:
+        raise ValueError(f"gradient must have adjacent columns, got the strides {gradient.stride()}")
+    rows, width = gradient.shape
+    stride, itemsize = gradient.stride(0) if rows > 1 else width, gradient.element_size()
+    unit, group = math.gcd(16 // itemsize, width, stride), 16 // itemsize
+    wide = power_of_two(blocks(width, group), least=32, most=128)
+    given = {"gradient": gradient, "target": target.contiguous(), "grad": grad.contiguous(), "ignore": ignore_index}
+    given |= {"width": width // unit, "stride": stride // unit, "unit": unit, "group": group, "T": 2, "W": wide}
+    launch(times_grad_kernel, (rows,), {**given, "one_grad": grad.dim() == 0}, warps=wide // 32)

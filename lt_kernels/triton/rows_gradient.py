@@ -7,13 +7,17 @@ import triton.language as tl
 
 from lt_kernels.triton.numbers import exp, finite, number, part
 from lt_kernels.triton.rows_tiles import (
+    across,
+    begins,
     block_of,
     covers,
     edges,
+    ends_of,
     is_column,
     lattice,
     line_of,
     table_start,
+    tall,
     targets,
     values,
 )
@@ -77,6 +81,24 @@ def d_logits_of(d_u, row_scale, column_scale, scale, scaled: tl.constexpr):
     return d_u if column_scale is None else d_u * column_scale
 
 
+@triton.jit
+def d_block(
+    x, by_row, c, b, a, high, d_high, d_middle, first, second, one, two, one_b, two_b, skipped, ends, here, coarse,
+    fine, s, scaled: tl.constexpr, exact: tl.constexpr, group: tl.constexpr, size: tl.constexpr,
+):  # fmt: skip
+    """The slopes (for the logits, for u) of a block of logits that begins at column `here`."""
+    _, u = values(x.to(high.dtype), across(by_row), c, b, s, scaled)
+    d_u = d_values(u, a, across(high), across(d_high), across(d_middle), exact)
+    d_x = d_logits_of(d_u, across(by_row), c, s, scaled)
+    if ends[2] | covers(ends[0], here, size) | covers(ends[1], here, size):
+        is_first = is_column(across(first) - here, coarse, fine, group)
+        is_second = is_column(across(second) - here, coarse, fine, group)
+        d_x = tl.where(is_second, across(two), tl.where(is_first, across(one), d_x))
+        d_u = tl.where(is_second, across(two_b), tl.where(is_first, across(one_b), d_u))
+        d_x, d_u = tl.where(across(skipped), 0.0, d_x), tl.where(across(skipped), 0.0, d_u)
+    return d_x, d_u
+
+
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
 def long_gradient_kernel(
     d_logits,  # [N, C]
@@ -98,6 +120,7 @@ def long_gradient_kernel(
     rows,
     width,  # C and the stride, in units: what both are multiples of
     stride,
+    out_stride,  # of d_logits
     start,
     ignore,
     offset_lines,
@@ -110,65 +133,76 @@ def long_gradient_kernel(
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
     dense: tl.constexpr,
+    alike: tl.constexpr,  # the gradient has the logits' stride
+    again: tl.constexpr,  # d_logits is there for an incoming 1
     unit: tl.constexpr,
     group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
+    R: tl.constexpr,  # rows; more than one only where all begin with a whole group
     T: tl.constexpr,
     W: tl.constexpr,
 ):
+    if again:  # noqa: SIM102 (a constant, which decides what is compiled)
+        if tl.load(grad) == 1:
+            return
     A: tl.constexpr = rest.dtype.element_ty
     exact: tl.constexpr = logits.dtype.element_ty == A
-    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    width, begin, s = width * unit, row * stride * unit, number(scale, A)
-    origin = (begin + (group - 1)) // group * group
-    head = (origin - begin).to(tl.int32)
-    whole = (width - head) // group * group
-    stop = tl.multiple_of(tl.minimum(whole, (piece + 1) * span), group)
-    first, second, skipped = targets(target, row, True, start, width, ignore, slots)
-    offset_at = table_start(offset_kind, row, offset_row, offset_lines, width, head, origin, dense)
-    share_at = table_start(share_kind, row, offset_row, share_lines, width, head, origin, dense)
-    out_at = origin if dense else row * width + head
-    by_row = part(row_scale, row, True)
-    high, d_high, factor = slopes_of(rest, top, d_rest, grad, one_grad, row, True)
-    d_middle = part(d_mean, row, True)
+    size: tl.constexpr = T * W * group
+    leader, piece = tl.program_id(0).to(tl.int64) * R, tl.program_id(1)
+    row, width, stride, s = leader + tl.arange(0, R), width * unit, stride.to(tl.int64) * unit, number(scale, A)
+    present = row < rows
+    begin, origin, head, whole = begins(leader, width, stride, group)
+    stop, by = tl.multiple_of(tl.minimum(whole, (piece + 1) * span), group), out_stride.to(tl.int64) * unit
+    first, second, skipped = targets(target, row, present, start, width, ignore, slots)
+    offset_at = table_start(offset_kind, row, present, offset_row, offset_lines, width, head, origin, dense, R)
+    share_at = table_start(share_kind, row, present, offset_row, share_lines, width, head, origin, dense, R)
+    out_at = origin if alike else leader * by + head
+    table_at = origin if dense else leader * width + head
+    by_row = part(row_scale, row, present)
+    high, d_high, factor = slopes_of(rest, top, d_rest, grad, one_grad, row, present)
+    ends = ends_of(first, second, skipped)
+    d_middle = part(d_mean, row, present)
     d_middle = None if d_middle is None else d_middle * factor
-    one, two = own_slopes(d_own, row, first, second, True, factor, slots)
-    one_b, two_b = own_slopes(d_own_offset, row, first, second, True, factor, slots)
-    one, two = in_logits(one, first, by_row, column_scale, True), in_logits(two, second, by_row, column_scale, True)
+    one, two = own_slopes(d_own, row, first, second, present, factor, slots)
+    one_b, two_b = own_slopes(d_own_offset, row, first, second, present, factor, slots)
+    one = in_logits(one, first, by_row, column_scale, present)
+    two = in_logits(two, second, by_row, column_scale, present)
 
     coarse, fine = lattice(T, W, group)
-    lanes, size, start_at = coarse + fine, T * W * group, piece * span
-    x = tl.load(logits + (origin + start_at) + lanes, mask=start_at + coarse < stop, other=0.0)
-    end = tl.where(skipped, 0, stop)  # ignored rows are not read further
-    for t in range(start_at, stop, size):
-        inside, here = t + coarse < stop, head + t
-        after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < end, other=0.0)
-        c = part(column_scale, here + lanes, inside)
-        _, u = values(x.to(A), by_row, c, part(offset, offset_at + t + lanes, inside), s, scaled)
-        d_u = d_values(u, part(share, share_at + t + lanes, inside), high, d_high, d_middle, exact)
-        d_x = d_logits_of(d_u, by_row, c, s, scaled)
-        if skipped | covers(first, here, size) | covers(second, here, size):
-            is_first = is_column(first - here, coarse, fine, group)
-            is_second = is_column(second - here, coarse, fine, group)
-            d_x = tl.where(skipped, 0.0, tl.where(is_second, two, tl.where(is_first, one, d_x)))
-            d_u = tl.where(skipped, 0.0, tl.where(is_second, two_b, tl.where(is_first, one_b, d_u)))
-        tl.store(d_logits + (out_at + t) + lanes, d_x.to(d_logits.dtype.element_ty), mask=inside)
+    lanes, there, low, each = coarse + fine, across(present), piece * span, tl.arange(0, R)
+    from_row, to_row, to_line = across(each * stride) + lanes, across(each * by) + lanes, across(each * width) + lanes
+    x = tl.load(logits + (origin + low) + from_row, mask=there & (low + coarse < stop), other=0.0)
+    end = tl.where(ends[3], 0, stop)  # ignored rows are not read further
+    for t in range(low, stop, size):
+        inside = t + coarse < stop
+        after = tl.load(logits + (origin + t + size) + from_row, mask=there & (t + size + coarse < end), other=0.0)
+        c = part(column_scale, head + t + lanes, inside)
+        b = part(offset, across(offset_at) + t + lanes, inside)
+        a = part(share, across(share_at) + t + lanes, inside)
+        d_x, d_u = d_block(
+            x, by_row, c, b, a, high, d_high, d_middle, first, second, one, two, one_b, two_b, skipped, ends,
+            head + t, coarse, fine, s, scaled, exact, group, size,
+        )  # fmt: skip
+        tl.store(d_logits + (out_at + t) + to_row, d_x.to(d_logits.dtype.element_ty), mask=there & inside)
         if d_table is not None:
-            tl.store(d_table + (out_at + t) + lanes, d_u, mask=inside)
+            tl.store(d_table + (table_at + t) + to_line, d_u, mask=there & inside)
         x = after
 
     if group > unit:
-        column, there = edges(width, head, whole, group)
-        there = there & (piece == 0)
-        x = tl.load(logits + begin + column, mask=there, other=0.0).to(A)
-        c = part(column_scale, column, there)
-        b = part(offset, offset_at - head + column, there)
-        _, u = values(x, by_row, c, b, s, scaled)
-        d_u = d_values(u, part(share, share_at - head + column, there), high, d_high, d_middle, exact)
-        d_x = place_targets(d_logits_of(d_u, by_row, c, s, scaled), column, first, second, one, two, skipped)
-        tl.store(d_logits + row * width + column, d_x.to(d_logits.dtype.element_ty), mask=there)
+        column, outside = edges(width, head, whole, group)
+        outside, row_scales = outside & (piece == 0), tall(by_row)
+        x = tl.load(logits + begin + column, mask=outside, other=0.0).to(A)
+        c = part(column_scale, column, outside)
+        b = part(offset, (offset_at - head)[:, None] + column, outside)
+        a = part(share, (share_at - head)[:, None] + column, outside)
+        _, u = values(x, row_scales, c, b, s, scaled)
+        d_u = d_values(u, a, high[:, None], d_high[:, None], tall(d_middle), exact)
+        first, second, skipped = first[:, None], second[:, None], skipped[:, None]
+        d_x = d_logits_of(d_u, row_scales, c, s, scaled)
+        d_x = place_targets(d_x, column, first, second, one[:, None], two[:, None], skipped)
+        tl.store(d_logits + leader * by + column, d_x.to(d_logits.dtype.element_ty), mask=outside)
         if d_table is not None:
-            d_u = place_targets(d_u, column, first, second, one_b, two_b, skipped)
-            tl.store(d_table + row * width + column, d_u, mask=there)
+            d_u = place_targets(d_u, column, first, second, one_b[:, None], two_b[:, None], skipped)
+            tl.store(d_table + leader * width + column, d_u, mask=outside)
 
 
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
@@ -192,6 +226,7 @@ def short_gradient_kernel(
     rows,
     width,  # C and the stride, in units: what both are multiples of
     stride,
+    out_stride,  # of d_logits
     start,
     ignore,
     offset_lines,
@@ -202,10 +237,14 @@ def short_gradient_kernel(
     slots: tl.constexpr,
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
+    again: tl.constexpr,  # d_logits is there for an incoming 1
     unit: tl.constexpr,
     R: tl.constexpr,
     W: tl.constexpr,
 ):
+    if again:  # noqa: SIM102 (a constant, which decides what is compiled)
+        if tl.load(grad) == 1:
+            return
     A: tl.constexpr = rest.dtype.element_ty
     exact: tl.constexpr = logits.dtype.element_ty == A
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -227,19 +266,19 @@ def short_gradient_kernel(
     share_line = line_of(share_kind, row, offset_row, share_lines, present)
     b = block_of(offset, offset_kind, offset_line, column, inside, width)
     a = block_of(share, share_kind, share_line, column, inside, width)
-    by_row = None if by_row is None else by_row[:, None]
-    d_middle = None if d_middle is None else d_middle[:, None]
+    by_row = tall(by_row)
+    d_middle = tall(d_middle)
     c = part(column_scale, column, column < width)
     _, u = values(x, by_row, c, b, s, scaled)
     d_u = d_values(u, a, high[:, None], d_high[:, None], d_middle, exact)
     d_x = d_logits_of(d_u, by_row, c, s, scaled)
     first, second, skipped = first[:, None], second[:, None], skipped[:, None]
     d_x = place_targets(d_x, column, first, second, one[:, None], two[:, None], skipped)
-    place = (row * width)[:, None] + column
+    place = (row * out_stride * unit)[:, None] + column
     tl.store(d_logits + place, d_x.to(d_logits.dtype.element_ty), mask=inside)
     if d_table is not None:
         d_u = place_targets(d_u, column, first, second, one_b[:, None], two_b[:, None], skipped)
-        tl.store(d_table + place, d_u, mask=inside)
+        tl.store(d_table + (row * width)[:, None] + column, d_u, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
@@ -305,8 +344,8 @@ def table_gradient_kernel(
         b = block_of(offset, offset_kind, offset_line, column, inside, width)
         a = block_of(share, share_kind, share_line, column, inside, width)
         by_row = part(row_scale, row, present)
-        by_row = None if by_row is None else by_row[:, None]
-        d_middle = None if d_middle is None else d_middle[:, None]
+        by_row = tall(by_row)
+        d_middle = tall(d_middle)
         _, u = values(x, by_row, c, b, s, scaled)
         d_u = d_values(u, a, high[:, None], d_high[:, None], d_middle, exact)
         skipped = (skipped | ~present)[:, None]

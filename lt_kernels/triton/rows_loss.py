@@ -24,6 +24,26 @@ def at_target(table, kind: tl.constexpr, row, offset_row, lines, label, width, i
 
 
 @triton.jit
+def row_slopes(
+    rest, high, own, best, middle, row, label, inside, ignore, offset, offset_kind: tl.constexpr, offset_row,
+    offset_lines, share, share_kind: tl.constexpr, share_lines, share_total, weight, class_margin, class_smoothing,
+    width, order, scale, margin, instance, gamma, smoothing, kind: tl.constexpr, guard: tl.constexpr,
+    focal: tl.constexpr,
+):  # fmt: skip
+    """(loss, d_rest, d_own, d_offset, d_mean) of rows from their statistics; 0 where they are ignored."""
+    own_offset = at_target(offset, offset_kind, row, offset_row, offset_lines, label, width, inside)
+    own_share = at_target(share, share_kind, row, offset_row, share_lines, label, width, inside)
+    all_shares = part(share_total, line_of(share_kind, row, offset_row, share_lines, inside), inside)
+    loss, d_rest, d_own, d_offset, _, d_mean = row_loss(
+        rest, high, own, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin,
+        class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal
+    )  # fmt: skip
+    counts = label != ignore
+    loss, d_rest, d_own = tl.where(counts, loss, 0.0), tl.where(counts, d_rest, 0.0), tl.where(counts, d_own, 0.0)
+    return loss, d_rest, d_own, tl.where(counts, d_offset, 0.0), tl.where(counts, d_mean, 0.0)
+
+
+@triton.jit
 def store_slopes(saved, rest, top, slopes, row, rows, inside):
     """Store (rest, top, d_rest, d_own, d_offset, d_mean) of rows."""
     rows = rows.to(tl.int64)
@@ -86,16 +106,11 @@ def loss_kernel(
         rest, high, best, middle, _ = merged(top, total, rival, mean, shares, row, inside, rows, pieces, P)
     middle = None if mean is None else middle
     best = rest if rival is None else best
-    own_offset = at_target(offset, offset_kind, row, offset_row, offset_lines, label, width, inside)
-    own_share = at_target(share, share_kind, row, offset_row, share_lines, label, width, inside)
-    all_shares = part(share_total, line_of(share_kind, row, offset_row, share_lines, inside), inside)
-    z = part(own, row, inside)
-    loss, d_rest, d_own, d_offset, _, d_mean = row_loss(
-        rest, high, z, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin,
-        class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal
+    loss, d_rest, d_own, d_offset, d_mean = row_slopes(
+        rest, high, part(own, row, inside), best, middle, row, label, inside, ignore, offset, offset_kind, offset_row,
+        offset_lines, share, share_kind, share_lines, share_total, weight, class_margin, class_smoothing, width, order,
+        scale, margin, instance, gamma, smoothing, kind, guard, focal,
     )  # fmt: skip
-    loss, d_rest, d_own = tl.where(counts, loss, 0.0), tl.where(counts, d_rest, 0.0), tl.where(counts, d_own, 0.0)
-    d_offset, d_mean = tl.where(counts, d_offset, 0.0), tl.where(counts, d_mean, 0.0)
 
     if reduction == NONE:
         tl.store(loss_out + row, loss, mask=inside)

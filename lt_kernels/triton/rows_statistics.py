@@ -8,9 +8,12 @@ import triton.language as tl
 from lt_kernels.triton.numbers import exp, finite, log_total, merge, number, part
 from lt_kernels.triton.rows_tiles import (
     NOTHING,
+    across,
+    begins,
     block_of,
     covers,
     edges,
+    ends_of,
     is_column,
     lattice,
     line_of,
@@ -19,6 +22,7 @@ from lt_kernels.triton.rows_tiles import (
     store_own,
     summary,
     table_start,
+    tall,
     targets,
     values,
     weighted,
@@ -42,27 +46,51 @@ def store_statistics(
 
 
 @triton.jit
+def no_statistics(R: tl.constexpr, W: tl.constexpr, dtype: tl.constexpr):
+    """(top, total, rival, mean, shares) [R, W] of lanes that have seen nothing."""
+    nothing, zero = tl.full((R, W), NOTHING, dtype), tl.zeros((R, W), dtype)
+    return nothing, zero, nothing, zero, zero
+
+
+@triton.jit
 def add_block(top, total, rival, mean, shares, z, u, share, ranked: tl.constexpr, exact: tl.constexpr):
-    """Add a block [T, W, G] to the statistics [W] of lanes; the T x G numbers of a lane belong to one thread."""
-    peak = tl.maximum(top, tl.max(tl.max(u, 2), 0))
+    """Add a block [R, T, W, G] to the statistics [R, W] of lanes; a lane's R x T x G numbers belong to one thread."""
+    peak = tl.maximum(top, tl.max(tl.max(u, 3), 1))
     shift = finite(peak)
-    u = u - shift[None, :, None]
-    total = total * exp(top - shift, exact) + tl.sum(tl.sum(exp(u, exact), 2), 0)
+    u = u - shift[:, None, :, None]
+    total = total * exp(top - shift, exact) + tl.sum(tl.sum(exp(u, exact), 3), 1)
     if share is not None:
-        mean += shares * (finite(top) - shift) + tl.sum(tl.sum(weighted(share, u), 2), 0)
-        shares += tl.sum(tl.sum(share, 2), 0)
+        mean += shares * (finite(top) - shift) + tl.sum(tl.sum(weighted(share, u), 3), 1)
+        shares += tl.sum(tl.sum(share, 3), 1)
     if ranked:
-        rival = tl.maximum(rival, tl.max(tl.max(z, 2), 0))
+        rival = tl.maximum(rival, tl.max(tl.max(z, 3), 1))
     return peak, total, rival, mean, shares
 
 
 @triton.jit
+def add_logits(
+    top, total, rival, mean, shares, x, by_row, c, b, a, first, second, ends, here, left, coarse, fine, s,
+    scaled: tl.constexpr, ranked: tl.constexpr, exact: tl.constexpr, group: tl.constexpr, size: tl.constexpr,
+):  # fmt: skip
+    """Add a block of logits, of which the columns from `here` to `here + left` exist, to the statistics of lanes."""
+    z, u = values(x.to(top.dtype), across(by_row), c, b, s, scaled)
+    z = peers(z, u, b)
+    if (size > left) | covers(ends[0], here, size) | covers(ends[1], here, size):
+        hidden = is_column(across(first) - here, coarse, fine, group) | (coarse >= left)
+        hidden = hidden | is_column(across(second) - here, coarse, fine, group)
+        z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
+        if a is not None:
+            a = tl.where(hidden, 0.0, a)
+    return add_block(top, total, rival, mean, shares, z, u, a, ranked, exact)
+
+
+@triton.jit
 def gathered(top, total, rival, mean, shares):
-    """The statistics of the union of all lanes."""
-    best = tl.max(top, 0)
-    down = finite(top) - finite(best)
-    total, mean = tl.sum(total * exp(top - finite(best)), 0), tl.sum(mean + shares * down, 0)
-    return best, total, tl.max(rival, 0), mean, tl.sum(shares, 0)
+    """The statistics [R] of the union of all lanes."""
+    best = tl.max(top, 1)
+    down = finite(top) - finite(best)[:, None]
+    total, mean = tl.sum(total * exp(top - finite(best)[:, None]), 1), tl.sum(mean + shares * down, 1)
+    return best, total, tl.max(rival, 1), mean, tl.sum(shares, 1)
 
 
 @triton.jit
@@ -106,73 +134,65 @@ def long_statistics_kernel(
     whole_row: tl.constexpr,  # the row has one part
     unit: tl.constexpr,
     group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
+    R: tl.constexpr,  # rows; more than one only where all begin with a whole group
     T: tl.constexpr,
     W: tl.constexpr,
 ):
     A: tl.constexpr = top_out.dtype.element_ty
     exact: tl.constexpr = logits.dtype.element_ty == A
-    row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    width, begin, s = width * unit, row * stride * unit, number(scale, A)
-    origin = (begin + (group - 1)) // group * group
-    head = (origin - begin).to(tl.int32)
-    whole = (width - head) // group * group
-    first, second, skipped = targets(target, row, True, start, width, ignore, slots)
+    size: tl.constexpr = T * W * group
+    leader, piece = tl.program_id(0).to(tl.int64) * R, tl.program_id(1)
+    row, width, stride, s = leader + tl.arange(0, R), width * unit, stride.to(tl.int64) * unit, number(scale, A)
+    present = row < rows
+    begin, origin, head, whole = begins(leader, width, stride, group)
+    first, second, skipped = targets(target, row, present, start, width, ignore, slots)
     stop = tl.multiple_of(tl.minimum(whole, (piece + 1) * span), group)
-    offset_at = table_start(offset_kind, row, offset_row, offset_lines, width, head, origin, dense)
-    share_at = table_start(share_kind, row, offset_row, share_lines, width, head, origin, dense)
-    by_row = part(row_scale, row, True)
+    offset_at = table_start(offset_kind, row, present, offset_row, offset_lines, width, head, origin, dense, R)
+    share_at = table_start(share_kind, row, present, offset_row, share_lines, width, head, origin, dense, R)
+    by_row, here = part(row_scale, row, present), present & (piece == 0)
+    ends = ends_of(first, second, skipped)
 
     coarse, fine = lattice(T, W, group)
-    lanes, size = coarse + fine, T * W * group
-    top, rival = tl.full((W,), NOTHING, A), tl.full((W,), NOTHING, A)
-    total, mean, shares = tl.zeros((W,), A), tl.zeros((W,), A), tl.zeros((W,), A)
-    low = piece * span
+    lanes, there, low = across(tl.arange(0, R) * stride) + (coarse + fine), across(present), piece * span
+    top, total, rival, mean, shares = no_statistics(R, W, A)
     # All loads start before the first wait, also those that the target may turn out to make unnecessary.
-    x = tl.load(logits + (origin + low) + lanes, mask=low + coarse < stop, other=0.0)
-    column, there = edges(width, head, whole, group)
-    there = there & (piece == 0)
+    x = tl.load(logits + (origin + low) + lanes, mask=there & (low + coarse < stop), other=0.0)
+    column, outside = edges(width, head, whole, group)
+    outside = outside & here[:, None]
     if group > unit:
-        edge = tl.load(logits + begin + column, mask=there, other=0.0)
-        edge_b = part(offset, offset_at - head + column, there)
-        edge_a = part(share, share_at - head + column, there)
-        edge_c = part(column_scale, column, there)
+        edge = tl.load(logits + begin + column, mask=outside, other=0.0)
+        edge_b = part(offset, (offset_at - head)[:, None] + column, outside)
+        edge_a = part(share, (share_at - head)[:, None] + column, outside)
+        edge_c = part(column_scale, column, outside)
     if slots > 0:
-        own = own_logit(logits, begin, first, piece == 0)
+        own = own_logit(logits, row * stride, first, here)
     if slots == 2:
-        also = own_logit(logits, begin, second, piece == 0)
-    stop = tl.multiple_of(tl.where(skipped, 0, stop), group)
+        also = own_logit(logits, row * stride, second, here)
+    stop = tl.multiple_of(tl.where(ends[3], 0, stop), group)
     for t in range(low, stop, size):
         inside = t + coarse < stop
-        after = tl.load(logits + (origin + t + size) + lanes, mask=t + size + coarse < stop, other=0.0)
-        b = part(offset, offset_at + t + lanes, inside)
-        a = part(share, share_at + t + lanes, inside)
-        z, u = values(x.to(A), by_row, part(column_scale, head + t + lanes, inside), b, s, scaled)
-        z = peers(z, u, b)
-        here = head + t
-        if (t + size > stop) | covers(first, here, size) | covers(second, here, size):
-            hidden = is_column(first - here, coarse, fine, group) | is_column(second - here, coarse, fine, group)
-            hidden = hidden | (t + coarse >= stop)
-            z, u = tl.where(hidden, NOTHING, z), tl.where(hidden, NOTHING, u)
-            if share is not None:
-                a = tl.where(hidden, 0.0, a)
-        top, total, rival, mean, shares = add_block(
-            top, total, rival, mean, shares, z, u, a, rival_out is not None, exact
-        )
+        after = tl.load(logits + (origin + t + size) + lanes, mask=there & (t + size + coarse < stop), other=0.0)
+        b = part(offset, across(offset_at) + t + (coarse + fine), inside)
+        a = part(share, across(share_at) + t + (coarse + fine), inside)
+        c = part(column_scale, head + t + (coarse + fine), inside)
+        top, total, rival, mean, shares = add_logits(
+            top, total, rival, mean, shares, x, by_row, c, b, a, first, second, ends, head + t, stop - t, coarse,
+            fine, s, scaled, rival_out is not None, exact, group, size,
+        )  # fmt: skip
         x = after
     found = gathered(top, total, rival, mean, shares)
     if group > unit:
-        hidden = ~there | skipped | (column == first) | (column == second)
-        z, u = values(edge.to(A), by_row, edge_c, edge_b, s, scaled)
-        found = joined(found, summary(peers(z, u, edge_b), u, edge_a, hidden, 0, exact))
-    place = piece * rows + row
+        hidden = ~outside | skipped[:, None] | (column == first[:, None]) | (column == second[:, None])
+        z, u = values(edge.to(A), tall(by_row), edge_c, edge_b, s, scaled)
+        found = joined(found, summary(peers(z, u, edge_b), u, edge_a, hidden, 1, exact))
     store_statistics(
-        top_out, total_out, rival_out, mean_out, shares_out, place, True,
+        top_out, total_out, rival_out, mean_out, shares_out, piece * rows + row, present,
         found[0], found[1], found[2], found[3], found[4], whole_row,
     )  # fmt: skip
     if slots > 0:
-        store_own(own_out, row * slots, own, first, piece == 0, by_row, column_scale)
+        store_own(own_out, row * slots, own, first, here, by_row, column_scale)
     if slots == 2:
-        store_own(own_out, row * slots + 1, also, second, piece == 0, by_row, column_scale)
+        store_own(own_out, row * slots + 1, also, second, here, by_row, column_scale)
 
 
 @triton.jit(do_not_specialize=["rows", "start", "ignore"])
@@ -212,7 +232,7 @@ def short_statistics_kernel(
     width, begin, present = width * unit, row * stride * unit, row < rows
     first, second, skipped = targets(target, row, present, start, width, ignore, slots)
     by_row = part(row_scale, row, present)
-    by_row = None if by_row is None else by_row[:, None]
+    by_row = tall(by_row)
 
     column = tl.arange(0, W)[None, :]
     inside = present[:, None] & (column < width)

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from device import DEVICE
-from helpers import generator, normal
+from helpers import classes_of, generator, normal
 from tolerances import TOLERANCE, error
 from torch import Tensor
 
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.rows import Inputs
+from lt_kernels.core.terms import Phi, Terms
 
 START = 3  # the first class of the shard; some targets are another's
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -89,3 +90,38 @@ def slopes(i: Inputs, found: tuple[Tensor, ...], grad: bool) -> tuple[Any, ...]:
         i.offset is not None,
     )
     return tuple(value.to(DEVICE) if isinstance(value, Tensor) else value for value in back)
+
+
+def terms(sizes: tuple[int, int], dtype: torch.dtype, offset: str | None, smooth: str | None, **fields: Any) -> Terms:
+    """Settings with a table or two."""
+    share = table(smooth, sizes, 8, dtype, True)
+    row = torch.randint(0, 4, (sizes[0],), generator=generator(9)) if "picked" in (offset, smooth) else None
+    weight = normal(sizes[1], seed=10, dtype=dtype).abs()
+    total = None if share is None else share.sum(1)
+    found = Terms(table(offset, sizes, 6, dtype, False), row, share, total, weight, smoothing=0.1, **fields)
+    return Terms(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
+
+
+LOSSES = [
+    {"kind": Phi.PLAIN, "offset": None, "smooth": None},
+    {"kind": Phi.PLAIN, "offset": "one", "smooth": None, "gamma": 2.0},
+    {"kind": Phi.PLAIN, "offset": "each", "smooth": "each", "gamma": 0.5},
+    {"kind": Phi.PLAIN, "offset": "picked", "smooth": "one"},
+    {"kind": Phi.PLAIN, "offset": "picked", "smooth": "picked", "gamma": 1.0},
+    {"kind": Phi.ADDITIVE, "offset": "one", "smooth": "one", "margin": 0.3, "scale": 5.0},
+    {"kind": Phi.ANGULAR, "offset": None, "smooth": "one", "margin": 0.5, "scale": 5.0, "guard": True},
+    {"kind": Phi.ANGULAR, "offset": "each", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
+    {"kind": Phi.ANGULAR_ALL, "offset": "one", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
+    {"kind": Phi.SPHERE, "offset": None, "smooth": None, "margin": 4.0, "scale": 5.0},
+    {"kind": Phi.SPHERE, "offset": "one", "smooth": "one", "margin": 3.0, "scale": 5.0, "instance": 1.5},
+]
+
+
+def problem(n: int, c: int, dtype: torch.dtype, **settings: Any) -> tuple[Tensor, Tensor, Terms]:
+    """Logits, targets that are all there, some of them ignored, and the terms."""
+    logits, target = normal(n, c, seed=20, spread=0.5, dtype=dtype), classes_of(n, c, seed=21)
+    t = terms((n, c), arithmetic(dtype), **settings)
+    if t.offset is not None:
+        t.offset.index_fill_(1, target.to(DEVICE), 0.25)
+    target[: n // 2 : 2] = -100
+    return logits.to(DEVICE), target.to(DEVICE), t

@@ -13,7 +13,7 @@ from tolerances import assert_close
 
 from lt_kernels.core.rows import Inputs
 from lt_kernels.reference import rows as reference
-from lt_kernels.triton import rows
+from lt_kernels.triton import rows, rows_tiles
 
 pytestmark = MARKS
 
@@ -45,10 +45,10 @@ def test_short_rows(offset: str | None, share: str | None, slots: int) -> None:
 @pytest.fixture(params=["walked", "cut"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """How programs go along long rows: a whole one each, block by block, as if there were many; or a part each."""
-    monkeypatch.setattr(rows, "FILL", 0 if request.param == "walked" else rows.FILL)
-    rows._plan.cache_clear()
+    monkeypatch.setattr(rows_tiles, "FILL", 0 if request.param == "walked" else rows_tiles.FILL)
+    rows_tiles.two_passes.cache_clear()
     yield request.param
-    rows._plan.cache_clear()
+    rows_tiles.two_passes.cache_clear()
 
 
 # (offset, share, sizes, turn); each in one of the two ways

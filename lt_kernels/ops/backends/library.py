@@ -23,7 +23,7 @@ _doors: dict[str, Door] = {}
 _references: dict[str, tuple[str, Callable[..., Any]]] = {}
 # The operators that have a kernel for GPUs: the function of that name in lt_kernels/triton/<room>.py.
 _GPU = (
-    *("rows_forward", "rows_backward", "rows_loss", "rows_loss_backward", "margins"),
+    *("rows_forward", "rows_backward", "rows_loss", "rows_loss_gradient", "rows_loss_backward", "margins"),
     *("linear_forward", "linear_backward", "gram_forward", "gram_backward", "columns_forward", "columns_backward"),
 )
 
