@@ -98,6 +98,7 @@ gpu-check:
 
 gpu-compile: setup
 	$(BIN)/python -m benchmarks.gpu.compile $(ARGS)
+	$(BIN)/python -m benchmarks.gpu.sheets $(filter --write,$(ARGS))
 
 readme: setup
 	$(BIN)/python -m benchmarks.tables.readme

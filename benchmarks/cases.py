@@ -27,14 +27,18 @@ CUDA_SHAPES = {
     "vocab-4096": (4_096, 128_256, 2_048),
     "faces": (4_096, 1_000_000, 512),
     "lwr-100k": (0, 100_000, 512),
+    "lwr-inat-sparse": SHAPES["lwr-inat"],
+    "lwr-100k-sparse": (0, 100_000, 512),
 }
+# How the names of cases end whose class weights have few active pairs each (benchmarks/problems.py).
+SPARSE = "-sparse"
 MODEL_SHAPES = ("cifar", "imagenet-lt", "inat", "vocab", "faces")
 # Where memory is the question: the logits are large, or the eager form holds several copies of them.
-MEMORY = ("inat", "vocab", "vocab-4096", "faces", "lwr-inat", "lwr-64k", "lwr-100k")
+MEMORY = ("inat", "vocab", "vocab-4096", "faces", "lwr-inat", "lwr-64k", "lwr-100k", "lwr-100k-sparse")
 # How the names of the points of a sweep begin (benchmarks/growth.py); their memory is always measured.
 SWEEP = "along-"
 # Where a GPU waits for its host: there the replay of a CUDA graph is measured too.
-QUICK = ("cifar", "imagenet-lt", "inat", "inat-512", "lwr-inat")
+QUICK = ("cifar", "imagenet-lt", "inat", "inat-512", "lwr-inat", "lwr-inat-sparse")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import LOGITS, Case
+from benchmarks.cases import LOGITS, SPARSE, Case
 from benchmarks.registry import OF_FEATURES, of_cosine
+
+ALIKE = 11  # classes of a group, where each is to have ten active pairs
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def problem(case: Case, device: str, seed: int = 0) -> Problem:
 def _leaves(case: Case, random: torch.Generator) -> dict[str, Tensor]:
     rows, classes, features = case.rows, case.classes, case.features
     if case.operator == "logit_weight_repulsion":
-        return {"linear_weight": _clustered(classes, features, random)}
+        groups = classes // ALIKE if case.name.endswith(SPARSE) else min(100, classes // 4)
+        return {"linear_weight": _clustered(classes, features, max(1, groups), random)}
     if case.loss and of_cosine(case.loss):
         return {"cosine": 1.6 * torch.rand(rows, classes, generator=random) - 0.8}
     if case.loss not in OF_FEATURES and case.operator in (*LOGITS, "losses"):
@@ -71,12 +74,12 @@ def _leaves(case: Case, random: torch.Generator) -> dict[str, Tensor]:
     }
 
 
-def _clustered(classes: int, features: int, random: torch.Generator) -> Tensor:
-    """Weights [C, d] of which about one pair in a hundred has a cosine near one half: similar classes, as trained ones.
+def _clustered(classes: int, features: int, groups: int, random: torch.Generator) -> Tensor:
+    """Weights [C, d] of which those of a group have cosines near one half: similar classes, as trained ones.
 
-    Independent normal rows would leave no pair above the threshold, and so nothing to compute. Class c belongs to group
-    c mod 100, so that every block of the C x C matrix has such pairs.
+    Independent normal rows would leave no pair above the threshold, and so nothing to compute. With 100 groups one pair
+    in a hundred is active; with groups of ALIKE each class has ten active pairs, about as many as after training. Class
+    c belongs to group c mod `groups`, so that every block of the C x C matrix has such pairs.
     """
-    groups = min(100, max(1, classes // 4))
     centers = F.normalize(torch.randn(groups, features, generator=random))[torch.arange(classes) % groups]
     return centers + F.normalize(torch.randn(classes, features, generator=random))

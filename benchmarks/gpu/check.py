@@ -1,12 +1,13 @@
 """make gpu-check: checks and measures everything on a GPU, with the torch and the Triton that are there.
 
     python -m benchmarks.gpu.check                                            everything
+    python -m benchmarks.gpu.check --part variants                            then correctness, then bench
     python -m benchmarks.gpu.check --sections correctness,bench --minutes 5
     python -m benchmarks.gpu.check --interpret                                without a GPU, at tiny sizes
 
-Writes <device>-check.md, <device>.csv and <device>-profile.txt into --out. Each section runs in a process of its own,
-so that none is lost to another's failure; the exit status is 0 if nothing failed. Where a call may take ten minutes,
-make two: --sections correctness,determinism,graphs,compile,huge, and --sections bench,roofline,profile,sanitizer.
+Every line is printed when it is known, and the failures last. <device>-check.md, <device>.csv and <device>-profile.txt
+in --out hold the same. Each section runs in a process of its own, so that none is lost to another's failure; the exit
+status is 0 if nothing failed. Each --part is done within ten minutes, and what does not fit into them is said.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gpu.sections import ALL, EVERY, INTERPRETED, KINDS, PARTS, SECTIONS, SPLIT
+from benchmarks.gpu.sections import ALL, COMMANDS, EVERY, INTERPRETED, KINDS, PARTS, SECTIONS, SPLIT, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,8 +32,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sections", help=f"comma-separated: correctness (that is {', '.join(PARTS)}), or any of {list(SECTIONS)}"
     )
+    parser.add_argument("--part", choices=COMMANDS, help="the sections of one of three commands, within its time")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for the benchmark; it drops its last cases")
+    parser.add_argument(
+        "--minutes", type=float, help="for the benchmark (8) and the variants (3); the last are dropped"
+    )
     parser.add_argument("--limit", type=float, default=20.0, help="minutes after which a section is ended")
     parser.add_argument("--seed", type=int, help="of the random inputs (default: another one each time)")
     parser.add_argument("--jobs", type=int, help="sections side by side, of those that time nothing")
@@ -44,7 +48,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # one section, in this process
     chosen = parser.parse_args(argv)
     usual = INTERPRETED if chosen.interpret or chosen.device == "cpu" else ALL
-    names = chosen.sections.split(",") if chosen.sections else usual
+    part = COMMANDS.get(chosen.part, Part(usual, 24 * 60.0, 8.0))
+    chosen.all, chosen.minutes = part.minutes, chosen.minutes or part.bench or 3.0
+    names = chosen.sections.split(",") if chosen.sections else part.sections
     chosen.sections = expanded(names, split=chosen.device == "cuda" and not (chosen.interpret or chosen.inside))
     chosen.seed = random.SystemRandom().randrange(2**31) if chosen.seed is None else chosen.seed
     if chosen.interpret:
@@ -111,12 +117,13 @@ def inside(chosen: argparse.Namespace) -> int:
 
 def section(name: str) -> Callable[..., None]:
     """The function that runs a section; what it needs is imported only then."""
-    from benchmarks.gpu import bench, graphs, huge, judge, laws, profile, roofline
+    from benchmarks.gpu import bench, graphs, huge, judge, laws, profile, roofline, variants
 
     part, _, kind = name.partition("-")
     if part in PARTS:
         return functools.partial(judge.correctness, part=part, wanted=(kind,) if kind else KINDS)
     return {
+        "variants": variants.variants,
         "determinism": laws.determinism,
         "graphs": graphs.graphs,
         "compile": graphs.compile,

@@ -73,16 +73,26 @@ def specialised(launch: Any, target: int, title: str) -> Job:
 
 def compiled(job: Job) -> Compiled:
     """Compile, and read the machine code's resources and the instructions that matter."""
+    try:
+        made = built(job)
+    except Exception as error:
+        return Compiled(job.kernel, job.target, job.title, problem=f"{type(error).__name__}: {error}")
+    return read(job, made)
+
+
+def built(job: Job) -> Any:
+    """What Triton's compiler makes of a job: its `asm` holds the PTX and the machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(job.module), job.kernel)
     source = ASTSource(kernel, job.signature, job.constants, job.attributes)
-    try:
-        made = triton.compile(source, target=GPUTarget("cuda", job.target, 32), options=job.options)
-    except Exception as error:
-        return Compiled(job.kernel, job.target, job.title, problem=f"{type(error).__name__}: {error}")
+    return triton.compile(source, target=GPUTarget("cuda", job.target, 32), options=job.options)
+
+
+def read(job: Job, made: Any) -> Compiled:
+    """What is in the machine code of a job."""
     text = made.asm["ptx"]
     registers, stack = resources(made.asm["cubin"])
     used = " ".join(name for name, instruction in PRODUCTS.items() if instruction in text)

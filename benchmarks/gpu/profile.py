@@ -25,7 +25,9 @@ PROFILED = (
     ("cosine_margin_cross_entropy", "faces"),
     ("linear_cross_entropy", "vocab"),
     ("logit_weight_repulsion", "lwr-inat"),
+    ("logit_weight_repulsion", "lwr-inat-sparse"),
     ("logit_weight_repulsion", "lwr-100k"),
+    ("logit_weight_repulsion", "lwr-100k-sparse"),
     ("offset_cross_entropy", "vocab-4096"),
     ("lade_regularizer", "inat"),
 )

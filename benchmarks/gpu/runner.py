@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,7 +61,7 @@ def parsed(text: str) -> dict[str, str]:
 
 def run(chosen: argparse.Namespace, sections: Mapping[str, Any]) -> int:
     """All chosen sections: those that time nothing side by side, then the others one by one."""
-    around = machine(chosen)
+    around, chosen.ends = machine(chosen), time.monotonic() + 60 * chosen.all
     path = results.path_of(around, chosen.out).with_name(results.path_of(around, chosen.out).stem + "-check.md")
     report = Report(path, f"GPU check: {around['device']}", ["Failures", *(s.title for s in sections.values())])
     print("\n".join(preface(around, chosen)), flush=True)
@@ -90,28 +93,38 @@ def jobs(chosen: argparse.Namespace) -> int:
 
 
 def one(name: str, title: str, chosen: argparse.Namespace, report: Report, live: bool) -> list[str]:
-    """Run a section and return its failures; `live`: print its lines as they come, else when it is done."""
-    stamp = f"torch {torch.__version__}, commit {report_commit(chosen)}, seed {chosen.seed}"
-    lines = [stamp, ""]
-    if live:
-        print(f"\n{HEADING}{title}", flush=True)
+    """Run a section and return its failures. Its lines are printed as they come, with its name before them unless it
+    runs `live`, that is alone.
+    """
+    lines = [f"torch {torch.__version__}, commit {report_commit(chosen)}, seed {chosen.seed}", ""]
+    print(f"\n{HEADING}{title}" if live else f"[{name}] begins", flush=True)
+    seconds = min(60 * chosen.limit, chosen.ends - time.monotonic())
+    if seconds <= 0:
+        return ["did not run, because the time of this part was over"]
+    late = threading.Event()
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "bufsize": 1}
-    with subprocess.Popen(command(name, chosen), cwd=results.ROOT, **pipes) as process:
-        timer = threading.Timer(60 * chosen.limit, process.kill)
+    with subprocess.Popen(command(name, chosen), cwd=results.ROOT, start_new_session=True, **pipes) as process:
+        timer = threading.Timer(seconds, ended, (process, late))
         timer.start()
         for line in process.stdout or ():
             lines.append(line.rstrip())
             report.put(title, "\n".join(lines))
-            if live:
-                print(lines[-1], flush=True)
+            print(lines[-1] if live else f"[{name}] {lines[-1]}", flush=True)
         code = process.wait()
         timer.cancel()
     failures = [line.removeprefix("**FAIL** ") for line in lines if line.startswith("**FAIL** ")]
-    if code not in (0, 1) or (code and not failures):
+    if late.is_set():
+        failures.append(f"ended after its {seconds / 60:.2g} minutes: {lines[-1]}")
+    elif code not in (0, 1) or (code and not failures):
         failures.append(f"ended with status {code}: {lines[-1]}")
-    if not live:
-        print(f"\n{HEADING}{title}", *lines, sep="\n", flush=True)
     return failures
+
+
+def ended(process: subprocess.Popen[str], late: threading.Event) -> None:
+    """End a section and what it started, when its time is over."""
+    late.set()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def report_commit(chosen: argparse.Namespace) -> str:

@@ -10,13 +10,22 @@ KINDS = ("bfloat16", "float32", "tf32", "float16", "float64")
 
 
 class Section(NamedTuple):
-    """A part of the check; those that time nothing may run side by side."""
+    """A section of the check; those that time nothing may run side by side."""
 
     title: str
     alone: bool = False
 
 
+class Part(NamedTuple):
+    """Sections for one command: all of them within `minutes`, of which the benchmark's cases may take `bench`."""
+
+    sections: tuple[str, ...]
+    minutes: float
+    bench: float = 0.0
+
+
 SECTIONS = {
+    "variants": Section("Variants", alone=True),
     **{part: Section(f"Correctness: {part}") for part in PARTS},
     "determinism": Section("Determinism"),
     "graphs": Section("Graphs and host synchronisation"),
@@ -36,5 +45,12 @@ SPLIT = {
     if kind != "tf32" or part in PRODUCTS
 }
 EVERY = SPLIT | SECTIONS
-ALL = ("correctness", "determinism", "graphs", "compile", "huge", "bench", "roofline", "profile", "sanitizer")
-INTERPRETED = (*PARTS, "determinism", "compile", "huge", "bench", "roofline")
+ALL = ("variants", "correctness", "determinism", "graphs", "compile", "huge", "bench", "roofline", "profile",
+       "sanitizer")  # fmt: skip
+INTERPRETED = ("variants", *PARTS, "determinism", "compile", "huge", "bench", "roofline")
+# Three commands of less than ten minutes each, the starts of the machine and of torch included.
+COMMANDS = {
+    "variants": Part(("variants",), 4.0),
+    "correctness": Part(("correctness", "determinism", "graphs", "compile", "huge"), 9.0),
+    "bench": Part(("bench", "roofline", "profile"), 9.0, bench=6.5),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +26,41 @@ LISTS = {"first", "second", "value", "item", "neighbour", "cosine", "begins", "d
 SELDOM = {"sum_kernel", "push_kernel", "verify_kernel"}
 
 
+class Operation(NamedTuple):
+    """A kernel of the library's; of a matrix product M x K by K x N the sizes too."""
+
+    name: str
+    bytes: int
+    product: tuple[int, int, int] | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the product."""
+        return 2 * math.prod(self.product) if self.product else 0
+
+
 class Library(TorchDispatchMode):
-    """Counts the bytes and the operations of the library's own kernels."""
+    """Writes down the library's own kernels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes, self.flops, self.launches = 0, 0, 0
+        self.operations: list[Operation] = []
+
+    @property
+    def bytes(self) -> int:
+        """What all of them read and write."""
+        return sum(one.bytes for one in self.operations)
+
+    @property
+    def flops(self) -> int:
+        """The operations of all products."""
+        return sum(one.flops for one in self.operations)
+
+    @property
+    def launches(self) -> int:
+        """How many kernels there are."""
+        return len(self.operations)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator and count what it reads and writes, if it does: no views, no new memory."""
@@ -43,11 +72,11 @@ class Library(TorchDispatchMode):
         if view or "empty" in func.__name__:
             return found
         tensors = [*_tensors((args, kwargs or {})), *_tensors(found)]
-        self.bytes, self.launches = self.bytes + sum(map(size, tensors)), self.launches + 1
-        name = func.__name__.split(".")[0]
-        if name in ("mm", "addmm", "addmm_"):
+        name, moved, product, dtype = func.__name__.split(".")[0], sum(map(size, tensors)), None, None
+        if name in ("mm", "matmul", "addmm", "addmm_"):
             left, right = list(_tensors(args))[-2:]
-            self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+            product, dtype = (left.shape[0], left.shape[1], right.shape[1]), left.dtype
+        self.operations.append(Operation(name, moved, product, dtype))
         return found
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from benchmarks import check as judging
 from benchmarks import measure, results
 from benchmarks.cases import Case, cases
-from benchmarks.gpu import bench, judge, laws, runner
+from benchmarks.gpu import bench, judge, laws, runner, variants
 from benchmarks.gpu import check as gpu_check
 from benchmarks.gpu.pool import FULL, PARTS, TINY, Pool, Scene, Sizes
 from benchmarks.gpu.report import Check
@@ -22,6 +24,7 @@ from benchmarks.gpu.scenes import free_threshold, scenes
 from benchmarks.problems import problem
 from benchmarks.tables import readme
 from lt_kernels import functional
+from lt_kernels.ops import budget
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AROUND = {"device": "NVIDIA X", "threads": 2, "torch": "2.11", "triton": "3.6", "commit": "abc", "date": "2026-01-01"}
@@ -38,7 +41,7 @@ LEAST = Sizes(
 )
 
 
-@pytest.mark.parametrize("section", [*gpu_check.PARTS, "determinism", "huge"])
+@pytest.mark.parametrize("section", [*gpu_check.PARTS, "determinism", "huge", "variants"])
 def test_sections_run_without_a_gpu(section: str, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """The GPU's kernels, in Triton's interpreter where there is no GPU."""
     for size in ("TINY", "FULL"):
@@ -51,7 +54,7 @@ def test_sections_run_without_a_gpu(section: str, tmp_path, capsys, monkeypatch:
     status = gpu_check.main(["--interpret" if DEVICE == "cpu" else "--device=cuda", *arguments])
     said = capsys.readouterr().out
     assert status == 0, said
-    assert "| ok |" in said
+    assert ("**winner**" if section == "variants" else "| ok |") in said
 
 
 def test_a_whole_run_gathers_its_sections(tmp_path) -> None:
@@ -227,13 +230,54 @@ def test_a_section_replaces_what_an_earlier_run_wrote(tmp_path) -> None:
     [
         ("print('**FAIL** this'); raise SystemExit(1)", "this"),
         ("import os; print('last words', flush=True); os.abort()", "ended with status -6: last words"),
-        ("import time; print('begun', flush=True); time.sleep(60)", "ended with status -9: begun"),
+        ("import time; print('begun', flush=True); time.sleep(60)", "ended after its 0.033 minutes: begun"),
         ("print('fine')", ""),
     ],
 )
 def test_no_section_takes_others_with_it(script: str, failure: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "command", lambda *_: [sys.executable, "-c", script])
-    chosen = argparse.Namespace(limit=2 / 60, commit="abc", seed=1)
+    chosen = argparse.Namespace(limit=2 / 60, ends=time.monotonic() + 60, commit="abc", seed=1)
     report = runner.Report(tmp_path / "x.md", "X", [])
     found = runner.one("lade", "Lade", chosen, report, live=False)
     assert found == ([failure] if failure else [])
+
+
+def test_choices_patch_what_is_there() -> None:
+    for choice in variants.CHOICES:
+        assert choice.case.operator == choice.operator
+        first, *_ = choice.ways.values()
+        assert first == {}
+        for way in choice.ways.values():
+            for target, value in way.items():
+                module, _, name = target.rpartition(".")
+                there = getattr(importlib.import_module(module), name)
+                assert callable(there) == callable(value), target
+
+
+def test_the_winner_is_clear_or_said_not_to_be() -> None:
+    found = {"a": [2.0, 2.1, 1.9], "b": [1.0, 1.01, 0.99]}
+    assert variants.winner(found) == "**winner** b, 100.0% before a"
+    assert variants.winner({"a": [2.0, 1.0, 3.0], "b": [1.9, 1.0, 3.0]}).endswith("which is within the spread")
+    assert variants.winner({"a": [2.0]}) == "**winner** a, the only one that runs"
+
+
+def test_a_patched_choice_is_not_remembered() -> None:
+    plan = budget.choose(torch.empty(512, 8, dtype=torch.bfloat16, device="meta"), 2**20, 2)
+    with variants.patched({"lt_kernels.ops.budget.DEFAULT_BUDGET": 2**32}):
+        larger = budget.choose(torch.empty(512, 8, dtype=torch.bfloat16, device="meta"), 2**20, 2)
+    assert (plan.keep, larger.keep, budget.DEFAULT_BUDGET) == (False, True, 2**28)
+
+
+@pytest.mark.parametrize("part", gpu_check.COMMANDS)
+def test_each_command_fits_into_ten_minutes(part: str) -> None:
+    chosen = gpu_check.arguments(["--part", part])
+    assert chosen.all < 10
+    assert chosen.minutes < chosen.all
+    assert set(gpu_check.COMMANDS[part].sections) <= {*gpu_check.SECTIONS, "correctness"}
+
+
+def test_what_does_not_fit_is_said(tmp_path) -> None:
+    chosen = argparse.Namespace(limit=1.0, ends=time.monotonic() - 1, commit="abc", seed=1)
+    assert runner.one("lade", "Lade", chosen, runner.Report(tmp_path / "x.md", "X", []), live=True) == [
+        "did not run, because the time of this part was over"
+    ]

@@ -62,13 +62,13 @@ def test_goals_name_cases_that_are_measured_first() -> None:
 def test_goals_are_judged_by_the_figures() -> None:
     case = Figures(H200, []).case
     offset, faces = case("offset_cross_entropy", "vocab-4096", BF16), case(COSINE, "faces", BF16)
-    inat, small = case(LINEAR, "inat", BF16), case("logit_weight_repulsion", "lwr-inat", FP32)
+    inat, small = case(LINEAR, "inat", BF16), case("logit_weight_repulsion", "lwr-inat-sparse", FP32)
     times = {offset: 0.53, faces: 30.5, inat: 0.4, small: 0.5}
     found = verdicts(*(row(case, "ours", time) for case, time in times.items()))
     assert found["offset_cross_entropy", "vocab-4096"] == (True, "92%")
     assert found[COSINE, "faces"] == (False, "30.5 ms, 1.91x the floor")
     assert found[LINEAR, "inat"][0] is False
-    assert found["logit_weight_repulsion", "lwr-inat"][0] is True
+    assert found["logit_weight_repulsion", "lwr-inat-sparse"][0] is True
     assert found["logit_weight_repulsion", "lwr-100k"] == (None, "")
     graphed = verdicts(row(inat, "ours", 0.4), row(inat, "ours", 0.1, mode="graph"))
     assert graphed[LINEAR, "inat"] == (True, "0.1 ms, 3.08x the floor")

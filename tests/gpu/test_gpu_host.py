@@ -1,4 +1,4 @@
-"""What measures the host time of calls on a GPU, without one: the GPU's way is taken, and all but the launch is done."""
+"""What measures the host time of calls on a GPU, without one: the GPU's way is taken, without the launch."""
 
 from __future__ import annotations
 

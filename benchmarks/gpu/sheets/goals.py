@@ -1,0 +1,117 @@
+"""The goals for an H200: the calls that they are about, and how long each may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import CUDA_SHAPES
+
+BF16, FP32 = torch.bfloat16, torch.float32
+COPY = 4.3e12  # bytes a second that an H200 copies, as measured on one
+
+
+class Pairs(NamedTuple):
+    """How many pairs of class weights are active: for each class so many, or a share of all."""
+
+    each: int = 0
+    share: float = 0.0
+
+    def number(self, classes: int) -> float:
+        """Pairs i < j."""
+        return classes * (self.each or self.share * (classes - 1)) / 2
+
+
+class Goal(NamedTuple):
+    """A call, the milliseconds that its forward and backward may take, and where that number comes from."""
+
+    title: str
+    call: Callable[[], Tensor]
+    milliseconds: float
+    source: str
+    pairs: Pairs = Pairs()
+
+
+def leaf(*sizes: int, dtype: torch.dtype = BF16) -> Tensor:
+    """A tensor without memory that gets a gradient."""
+    return torch.empty(sizes, dtype=dtype, device="meta", requires_grad=True)
+
+
+def _target(rows: int) -> Tensor:
+    return torch.empty(rows, dtype=torch.int64, device="meta")
+
+
+def logits(name: str, offset: bool) -> Callable[[], Tensor]:
+    """Offset cross-entropy of bfloat16 logits."""
+    rows, classes, _ = CUDA_SHAPES[name]
+
+    def call() -> Tensor:
+        from lt_kernels.functional import offset_cross_entropy
+
+        shift = torch.empty(classes, device="meta") if offset else None
+        return offset_cross_entropy(leaf(rows, classes), _target(rows), offset=shift)
+
+    return call
+
+
+def linear(name: str) -> Callable[[], Tensor]:
+    """Cross-entropy of bfloat16 features and class weights."""
+    rows, classes, size = CUDA_SHAPES[name]
+
+    def call() -> Tensor:
+        from lt_kernels.functional import linear_cross_entropy
+
+        return linear_cross_entropy(leaf(rows, size), leaf(classes, size), _target(rows))
+
+    return call
+
+
+def cosine(name: str) -> Callable[[], Tensor]:
+    """ArcFace of bfloat16 features and class weights."""
+    rows, classes, size = CUDA_SHAPES[name]
+
+    def call() -> Tensor:
+        from lt_kernels.functional import ArcFace, cosine_margin_cross_entropy
+
+        features, weight = leaf(rows, size), leaf(classes, size)
+        return cosine_margin_cross_entropy(features, weight, _target(rows), margin=ArcFace(0.5), scale=30.0)
+
+    return call
+
+
+def repulsion(name: str) -> Callable[[], Tensor]:
+    """Logit-weight repulsion of float32 class weights."""
+    _, classes, size = CUDA_SHAPES[name]
+
+    def call() -> Tensor:
+        from lt_kernels.functional import logit_weight_repulsion
+
+        return logit_weight_repulsion(leaf(classes, size, dtype=FP32))
+
+    return call
+
+
+def _copied(name: str) -> float:
+    rows, classes, _ = CUDA_SHAPES[name]
+    return 2 * rows * classes * BF16.itemsize / COPY / 0.9 * 1e3
+
+
+TEN, PERCENT = Pairs(each=10), Pairs(share=0.01)
+OF_LIGER = 26.0  # what Liger's chunked kernel is predicted to take at vocab; Cut Cross-Entropy without its filter 45
+GOALS = (
+    Goal("offset CE, vocab-4096", logits("vocab-4096", True), _copied("vocab-4096"), "90 % of a copy"),
+    Goal("CE, vocab-4096", logits("vocab-4096", False), _copied("vocab-4096"), "90 % of a copy"),
+    Goal("linear, faces", linear("faces"), 30, "given"),
+    Goal("cosine, faces", cosine("faces"), 30, "given"),
+    Goal("linear, vocab", linear("vocab"), OF_LIGER, "Liger's"),
+    Goal("cosine, vocab", cosine("vocab"), OF_LIGER, "Liger's, without a margin"),
+    Goal("linear, inat", linear("inat"), 0.15, "given"),
+    Goal("cosine, inat", cosine("inat"), 0.15, "given"),
+    Goal("repulsion, lwr-inat, sparse", repulsion("lwr-inat"), 0.5, "10 active pairs a class", TEN),
+    Goal("repulsion, lwr-100k, sparse", repulsion("lwr-100k"), 15, "10 active pairs a class", TEN),
+    Goal("repulsion, lwr-inat, dense", repulsion("lwr-inat"), 1.5, "1 % of pairs active", PERCENT),
+    Goal("repulsion, lwr-100k, dense", repulsion("lwr-100k"), 100, "1 % of pairs active", PERCENT),
+)
