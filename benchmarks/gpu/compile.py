@@ -116,6 +116,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--few", action="store_true", help="some variants of each kernel only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--json", type=Path, help="write what was found of each variant there")
+    parser.add_argument(
+        "--read", type=Path, action="append", help="what --json wrote for other rooms (may be repeated)"
+    )
     parser.add_argument("--write", action="store_true", help="write the tables into docs/kernels/gpu.md")
     return parser.parse_args(argv)
 
@@ -123,7 +126,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print the tables; 1 if a kernel does not compile, spills, or has its matrix instructions serialised."""
     chosen = arguments(argv)
-    found = results(chosen.room or calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
+    found = [Compiled(**one) for path in chosen.read or () for one in json.loads(path.read_text(encoding="utf-8"))]
+    found += results(chosen.room or calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
     tables = {"gpu-compile": table(found), "gpu-traffic": traffic.table(calls.calls(calls.ROOMS))}
     print("\n\n".join(tables.values()))
     if chosen.json:

@@ -6,6 +6,7 @@ that stores. Blocks that few turns reach, as for a target or the end of a row, a
 
 from __future__ import annotations
 
+import functools
 import heapq
 import re
 import subprocess
@@ -45,6 +46,7 @@ class Loop(NamedTuple):
     bytes: int  # of a thread to and from the L2 cache or beyond
 
 
+@functools.lru_cache(64)  # a call may launch the same kernel a hundred times
 def disassembled(binary: bytes) -> str:
     """A cubin's listing by the vendor's tool."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -53,6 +55,7 @@ def disassembled(binary: bytes) -> str:
         return subprocess.run([tool("nvdisasm"), file.name], capture_output=True, text=True, check=True).stdout
 
 
+@functools.lru_cache(64)
 def blocks(text: str) -> list[Block]:
     """The basic blocks of a listing, each with the indices of those that may follow it."""
     found = [Block("")]

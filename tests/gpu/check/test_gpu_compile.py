@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from benchmarks.gpu import code, traffic
 from benchmarks.gpu import compile as gpu_compile
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 KERNELS = ROOT / "lt_kernels" / "triton"
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu import host
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_goals_are_judged_by_the_time_of_eager_torch() -> None:
