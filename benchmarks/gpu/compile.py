@@ -116,9 +116,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--few", action="store_true", help="some variants of each kernel only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--json", type=Path, help="write what was found of each variant there")
-    parser.add_argument(
-        "--read", type=Path, action="append", help="what --json wrote for other rooms (may be repeated)"
-    )
+    parser.add_argument("--read", type=Path, action="append", help="what --json wrote before (may be repeated)")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/kernels/gpu.md")
     return parser.parse_args(argv)
 
