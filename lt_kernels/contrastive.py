@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.ops import directions, keys
 
@@ -91,7 +91,7 @@ def balanced_contrastive(
     target = class_indices(target, prototypes.shape[0], samples, views)
     loss = _balanced_rows(views, prototypes, target.repeat(views.shape[0] // samples), temperature)
     loss = loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
-    return loss if torch.is_autocast_enabled(views.device.type) else loss.to(views.dtype)
+    return loss if autocast(views) else loss.to(views.dtype)
 
 
 def _balanced_rows(views: Tensor, prototypes: Tensor, label: Tensor, temperature: float) -> Tensor:

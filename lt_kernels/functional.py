@@ -11,10 +11,11 @@ from torch import Tensor
 from lt_kernels import distributed
 from lt_kernels.core import checks
 from lt_kernels.core.linear import Normalize
+from lt_kernels.core.numbers import autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
 from lt_kernels.ops import columns, gram, prepare
-from lt_kernels.ops.loss import evaluate
+from lt_kernels.ops.loss import evaluate, simple
 from lt_kernels.ops.sources import Logits, features
 
 __all__ = [
@@ -69,21 +70,17 @@ def offset_cross_entropy(
 
     Source: Ren et al. (2020), Menon et al. (2021) for the offset.
     """
+    settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
+    settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
+    if isinstance(logits, Tensor) and logits.ndim == 2:
+        found = simple(Logits(logits), target, reduction, **settings)
+        if found is not None:
+            return found
     checks.floating("logits", logits)
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-    return evaluate(
-        Logits(prepare.as_rows(logits)),
-        shape,
-        target,
-        reduction,
-        weight=weight,
-        offset=offset,
-        focal_gamma=focal_gamma,
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
-    )
+    return evaluate(Logits(prepare.as_rows(logits)), shape, target, reduction, **settings)
 
 
 def linear_cross_entropy(
@@ -141,7 +138,8 @@ def _linear(
     if isinstance(source, Logits):
         logits = source.values if input.ndim == 2 else source.values[0]
         return offset_cross_entropy(logits, target, reduction=reduction, **settings)
-    return evaluate(source, shape, target, reduction, **settings)
+    found = None if input.ndim == 1 else simple(source, target, reduction, **settings)
+    return evaluate(source, shape, target, reduction, **settings) if found is None else found
 
 
 def _many_positions(
@@ -206,7 +204,8 @@ def _cosine(
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
     source = features(prepare.as_rows(input), linear_weight, None, Normalize.BOTH, margin, group)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
-    return evaluate(source, shape, target, reduction, **settings)
+    found = None if input.ndim == 1 else simple(source, target, reduction, **settings)
+    return evaluate(source, shape, target, reduction, **settings) if found is None else found
 
 
 def logit_weight_repulsion(
@@ -244,7 +243,7 @@ def logit_weight_repulsion(
 def reduced(value: Tensor, reduction: Reduction, like: Tensor) -> Tensor:
     """R [C] reduced; float32 under autocast, else in the dtype of the class weights."""
     value = value if reduction == "none" else value.sum() if reduction == "sum" else value.mean()
-    return value if torch.is_autocast_enabled(like.device.type) else value.to(like.dtype)
+    return value if autocast(like) else value.to(like.dtype)
 
 
 def lade_regularizer(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import private
+from lt_kernels.core.numbers import autocast
 
 Choice = TypeVar("Choice")
 
@@ -35,6 +36,8 @@ def number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float | None = None
 ) -> float:
     """A finite number in [low, high], and greater than `above` if that is given."""
+    if type(value) is float and low <= value <= high and abs(value) < math.inf and (above is None or value > above):
+        return value  # by far the most calls
     value = _plain(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -95,11 +98,11 @@ def flag_or(name: str, value: Any, word: str) -> Any:
 
 def released(value: Tensor) -> bool:
     """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process."""
-    if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or value.numel() == 0:
+    if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return False
-    if private.transformed() or private.batched(value) or value.is_meta or value.layout is not torch.strided:
+    if private.transformed() or private.batched(value) or value.layout is not torch.strided:
         return False
-    return value.data_ptr() == 0
+    return value.data_ptr() == 0 and value.numel() > 0 and not value.is_meta
 
 
 def stored(name: str, value: Tensor) -> Tensor:
@@ -109,11 +112,14 @@ def stored(name: str, value: Tensor) -> Tensor:
     return value
 
 
+KINDS = (torch.float32, torch.bfloat16, torch.float64, torch.float16)  # that the kernels read
+
+
 def floating(name: str, value: Any) -> Tensor:
     """A floating-point tensor of a dtype that the kernels read."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    if value.dtype not in KINDS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
     return stored(name, value)
 
@@ -145,7 +151,7 @@ def features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -
             f"{list(linear_weight.shape)}, got {list(input.shape)}"
         )
     same_device("linear_weight", linear_weight, input)
-    if not torch.is_autocast_enabled(input.device.type) and input.dtype != linear_weight.dtype:
+    if not autocast(input) and input.dtype != linear_weight.dtype:
         raise TypeError(f"linear_weight must be {input.dtype} as the input is, got {linear_weight.dtype}")
     if linear_bias is not None:
         vector("linear_bias", linear_bias, linear_weight.shape[0], input)

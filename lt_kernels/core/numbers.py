@@ -21,6 +21,11 @@ def product_type(input: Tensor) -> torch.dtype:
     return torch.float32 if input.dtype == torch.float16 else input.dtype
 
 
+def autocast(like: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor; never for "meta", which torch does not ask for."""
+    return not like.is_meta and torch.is_autocast_enabled(like.device.type)
+
+
 def as_they_are(device: torch.device) -> AbstractContextManager[None]:
     """A context in which matrix products keep the dtypes of their arguments, whatever autocast asks for."""
     if not torch.amp.is_autocast_available(device.type):  # "meta", where launches are recorded and not run

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_FUNCTORCH = torch._C._functorch
+
 
 def transformed() -> bool:
     """Whether a `torch.func` transformation (grad, vmap, jvp) is active, whose tensors have no values to read.
 
     Torch has no public function for this; `autograd.Function.apply` uses this one.
     """
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _FUNCTORCH.peek_interpreter_stack() is not None
 
 
 def dispatch_modes() -> bool:
@@ -21,8 +23,7 @@ def dispatch_modes() -> bool:
 
 def batched(value: Tensor) -> bool:
     """Whether a tensor is batched by `vmap` or `is_grads_batched`; no public function tells."""
-    functorch = torch._C._functorch
-    return functorch.is_legacy_batchedtensor(value) or functorch.is_batchedtensor(value)
+    return _FUNCTORCH.is_legacy_batchedtensor(value) or _FUNCTORCH.is_batchedtensor(value)
 
 
 def graph_kept() -> bool:

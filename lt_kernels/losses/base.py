@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from lt_kernels.core.linear import Normalize
 from lt_kernels.core.tables import TableModule, own_copy
 from lt_kernels.core.terms import Reduction, Terms
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import calling, directions, prepare
+from lt_kernels.ops import directions, prepare
 from lt_kernels.ops.loss import evaluate, one_target
 from lt_kernels.ops.sources import Logits
 from lt_kernels.ops.sources import features as make_source
@@ -134,7 +133,7 @@ class Loss(TableModule):
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes) if table is None else table
-        if norms is None and self._simple(input, classes, target, table):
+        if norms is None and prepare.simple(input, classes, target, table):
             terms = self._prepared(input, classes, table)
             found = one_target(Logits(input), target, terms, self.reduction, self.average)
             assert found is not None  # there is one for logits without norms
@@ -142,20 +141,6 @@ class Loss(TableModule):
         checks.floating("input", input)
         shape = tuple(shape)
         return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
-
-    @staticmethod
-    def _simple(input: Tensor, classes: int, target: Any, table: Tensor | None) -> bool:
-        """Whether the call takes the direct way with one class index a row and one offset for all rows."""
-        return (
-            calling.direct(input)
-            and input.ndim == 2
-            and input.is_floating_point()
-            and type(target) is Tensor
-            and target.dtype is torch.int64
-            and target.shape == input.shape[:1]
-            and target.is_cpu
-            and (table is None or table.shape == (classes,))
-        )
 
     def _prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
         """The terms for this kind of input; checked again when a setting, a table or the kind of input changes."""
@@ -230,7 +215,7 @@ class Loss(TableModule):
             features, linear_weight, linear_bias, Normalize.BOTH if cosine else Normalize.NOTHING, self.margin, group
         )
         table = self.table(target, source.classes) if table is None else table
-        if group is None and self._simple(features, source.classes, target, table):
+        if group is None and prepare.simple(features, source.classes, target, table):
             terms = self._prepared(features, source.classes, table)
             terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
             found = one_target(source, target, terms, self.reduction, self.average)

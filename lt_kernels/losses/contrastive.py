@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lt_kernels import priors
 from lt_kernels.contrastive import balanced_contrastive, class_mean_cross_entropy, matrix
 from lt_kernels.core import checks
-from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.tables import TableModule
 from lt_kernels.losses.base import Loss
 from lt_kernels.ops import directions
@@ -176,12 +176,11 @@ class GMLLoss(TwoPartLoss):
         if teacher.shape != input.shape:
             raise ValueError(f"teacher must have shape {list(input.shape)} as the input has, got {list(teacher.shape)}")
         kind, t = accumulate_type(input.dtype), self.distillation_temperature
-        autocast = torch.is_autocast_enabled(input.device.type)
         ours, theirs = (
             torch.log_softmax(value.to(kind) * (self.base.scale / t), 1) for value in (input, teacher.detach())
         )
         divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-        return (self.distillation_weight * t * t * divergence).to(kind if autocast else input.dtype)
+        return (self.distillation_weight * t * t * divergence).to(kind if autocast(input) else input.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any, **options: Any) -> None:
         saved = state_dict.get(prefix + "log_temperature")

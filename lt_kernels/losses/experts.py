@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lt_kernels import functional
 from lt_kernels.contrastive import class_indices
 from lt_kernels.core import checks
-from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import DBM
 from lt_kernels.reference import margins
@@ -121,7 +121,7 @@ class NCLLoss(nn.Module):
         if self.distillation and experts > 1:
             divergence = mutual_divergence(logits) + mutual_divergence(hard, copies)
             loss = loss + self.distillation / (experts - 1) * divergence
-        return loss if torch.is_autocast_enabled(input.device.type) else loss.to(input.dtype)
+        return loss if autocast(input) else loss.to(input.dtype)
 
     def adjusted(self, input: Tensor, target: Tensor) -> Tensor:
         """scale * input + log n [K, N, C], with the target's cosine turned by its margin."""

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lt_kernels.ops import calling
+
 DEFAULT_BUDGET = 256 * 2**20
 # Bytes of one slab of logits. On a CPU it should stay in the cache between two products; on a GPU each product should
 # be large enough for the library's full rate, and more than that would only take memory.
@@ -21,6 +23,9 @@ SLAB = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 TILE = 256  # a GPU's slab is a multiple of so many classes or rows, so that all tiles of its products are whole
 # The least rows and features of a group. With fewer, the additional reads and writes cost as much as the product saves.
 GROUP_ROWS = GROUP_FEATURES = 256
+# The same on a GPU: a group reads and writes the sum of the weight gradient, in float32, as often as there are groups.
+GPU_GROUP_ROWS = 512
+_GROUPED = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float64, torch.bfloat16)}
 LEAST = 8  # bytes of one float32 logit and of its gradient
 
 
@@ -154,16 +159,21 @@ def _slab(budget: int, device: str) -> int:
 def group_rows(input: Tensor, classes: int) -> int:
     """The rows of a group (`ops.groups`) of features [N, d]; 0 where slabs, or logits that are kept, are faster.
 
-    The logits of a group take no more memory than the budget, nor than the gradient of the class weights, nor than the
-    cache, unless that would leave fewer than GROUP_ROWS.
+    The logits of a group take no more memory than the budget. On a CPU they take no more than the gradient of the class
+    weights either, nor than the cache, unless that would leave fewer than GROUP_ROWS, and leave a slab of their
+    gradient; on a GPU that is written over them.
     """
     (rows, features), size = input.shape, max(1, classes) * input.element_size()
-    held, cached = current_budget(), SLAB["cpu"] // size
+    held, device = current_budget(), "cuda" if calling.on_gpu(input) else input.device.type
+    if input.dtype not in _GROUPED.get(device, ()) or choose(input, classes, input.element_size()).keep:
+        return 0
+    if device == "cuda":
+        fit = _whole(min(rows, held // size), device)
+        return math.ceil(rows / math.ceil(rows / fit)) if fit >= min(rows, GPU_GROUP_ROWS) else 0
     fit = min(rows, features, (held - _slab(held, "cpu")) // size)  # what a slab of their gradient leaves
-    if not input.is_cpu or input.dtype not in (torch.float32, torch.float64) or features < GROUP_FEATURES:
+    if features < GROUP_FEATURES or fit < GROUP_ROWS:
         return 0
-    if fit < GROUP_ROWS or choose(input, classes, input.element_size()).keep:
-        return 0
+    cached = SLAB["cpu"] // size
     return math.ceil(rows / math.ceil(rows / (min(fit, cached) if cached >= GROUP_ROWS else fit)))
 
 

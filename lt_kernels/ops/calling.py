@@ -1,11 +1,12 @@
 """Which of the two ways a call takes, and what their autograd functions share.
 
-*Direct*: an eager call on a CPU that no transformation, tracer or mode observes. The forward pass makes the gradient
-with the loss. *Operators*: everything else, which is torch.compile, torch.func, autocast, dispatch modes and GPUs.
+*Direct*: an eager call that no transformation, tracer or mode observes. The forward pass makes the gradient with the
+loss. *Operators*: everything else, which is torch.compile, torch.func, dispatch modes, and on a CPU autocast.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lt_kernels.core import checks, private
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 _forced = [""]
 
 
@@ -43,13 +45,22 @@ def transient() -> bool:
 
 
 def direct(first: Tensor) -> bool:
-    """Whether a call takes the direct way: `first` is a plain CPU tensor, and only autograd observes the call."""
-    return plain(first) and not watched() and not _forced[0] and not torch.is_autocast_enabled("cpu")
+    """Whether a call takes the direct way: `first` is a plain tensor, and only autograd observes the call."""
+    if not plain(first) or watched():
+        return False
+    if on_gpu(first):
+        return _forced[0] in ("", "triton")
+    return first.is_cpu and not _forced[0] and not torch.is_autocast_enabled("cpu")
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor is on a CPU and no subclass; a subclass, such as `DTensor`, may keep its values elsewhere."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu
+    """Whether a tensor is no subclass; a subclass, such as `DTensor`, may keep its values elsewhere."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether the GPU's kernels serve a tensor: there, or wherever it is if `use_kernels` asks for them."""
+    return (tensor.is_cuda and HAS_TRITON) or _forced[0] == "triton"
 
 
 def takes(inputs: int) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:

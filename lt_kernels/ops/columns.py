@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.ops.backends.library import built, define, say_once
-from lt_kernels.ops.calling import apply, direct, first_order, handed_out, takes
+from lt_kernels.ops.calling import apply, direct, first_order, handed_out, on_gpu, takes
 from lt_kernels.reference import columns as reference
 
 
@@ -166,7 +166,8 @@ def lade_of_counts(
     if count.numel() != logits.shape[1]:
         raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
     ignored = None if ignore_index is None else ignored_rows(target, ignore_index)
-    if ignored is None and built() and direct(logits) and logits.dtype in (torch.float32, torch.float64):
+    served = logits.dtype in (torch.float32, torch.float64) and not on_gpu(logits)
+    if ignored is None and built() and served and direct(logits):
         chosen = (float(lam), importance == "class", classes == "all", float(factor))
         try:
             return LadeLoss.apply(logits, target, count.to(torch.float64), *chosen)
@@ -178,7 +179,7 @@ def lade_of_counts(
     if checks.readable(target):
         reference.check_target(target, logits.shape[1])
     value = lade(logits, target, prior, float(lam), importance, classes, None if ignored is None else ~ignored)
-    value = value if torch.is_autocast_enabled(logits.device.type) else value.to(logits.dtype)
+    value = value if autocast(logits) else value.to(logits.dtype)
     return value if factor == 1 else factor * value
 
 

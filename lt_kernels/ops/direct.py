@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lt_kernels.core import checks, private
 from lt_kernels.core.linear import Normalize
-from lt_kernels.core.numbers import accumulate_type, as_they_are
+from lt_kernels.core.numbers import accumulate_type, as_they_are, autocast
 from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import Phi, Reduce, Terms
-from lt_kernels.ops import directions, products, rows
+from lt_kernels.ops import calling, directions, products, rows
+from lt_kernels.ops.backends import gpu
 from lt_kernels.ops.calling import first_order, handed_out
 from lt_kernels.reference.linear import along
 
@@ -28,7 +29,8 @@ def rows_loss(logits: Tensor, target: Tensor, terms: Terms, code: int) -> Tensor
     """The loss of logits [N, C] and class indices [N] in the dtype of the arithmetic, by the code of the reduction."""
     if not torch.is_grad_enabled():
         return rows.loss_op(logits, target, *terms, code)[0]
-    return RowsLoss.apply(logits, terms.offset, target, terms, code)
+    offset = terms.offset if terms.offset is not None and terms.offset.requires_grad else None
+    return RowsLoss.apply(logits, offset, target, terms, code)
 
 
 def features_loss(
@@ -36,9 +38,13 @@ def features_loss(
 ) -> Tensor:
     """The loss of features [N, d] and class weights [C, d], where the memory budget holds the logits twice."""
     scales: list[Tensor | None] = [None, None]
-    if normalize == Normalize.BOTH:
+    if normalize == Normalize.BOTH and calling.on_gpu(input):
+        scales = [*gpu.inverse_norms(input.detach(), weight.detach())]
+    elif normalize == Normalize.BOTH:
         (input, by_row), (weight, by_class) = _with_inverse_norms(input), _with_inverse_norms(weight)
         scales = [by_row, by_class]
+    if calling.on_gpu(input) and _one_pass(input, terms):
+        return FeaturesLoss.apply(input, weight, bias, terms.offset, target, terms, scales, code)
     if not torch.is_grad_enabled():
         logits = products.linear(input, weight, bias)
         for scale in (None if scales[0] is None else scales[0][:, None], scales[1]):
@@ -47,6 +53,14 @@ def features_loss(
     if not _one_pass(input, terms):
         return rows_loss(products.logits(input, weight, bias), target, terms, code)
     return FeaturesLoss.apply(input, weight, bias, terms.offset, target, terms, scales, code)
+
+
+def bytes_of(features: Tensor) -> int:
+    """The bytes for each logit and its gradient; a GPU's are one array, but for half precision, summed in float32."""
+    size = features.element_size()
+    if calling.on_gpu(features):
+        return size if size >= 4 else 4 + size
+    return 2 * size
 
 
 def _one_pass(values: Tensor, terms: Terms) -> bool:
@@ -76,7 +90,11 @@ class RowsLoss(torch.autograd.Function):
         wanted, learned, *_ = ctx.needs_input_grad
         saved = ctx.gradient = None
         # A gradient in float16 could underflow before the incoming one scales it up.
-        if wanted and logits.dtype is not torch.float16 and _one_pass(logits, terms):
+        once = wanted and logits.dtype is not torch.float16 and _one_pass(logits, terms)
+        ctx.on_gpu = calling.on_gpu(logits)
+        if ctx.on_gpu:
+            loss, saved, ctx.gradient = gpu.rows_made(logits, target, terms, code, once)
+        elif once:
             loss, ctx.gradient = rows.gradient_op(logits, target, None, None, *terms, code)
         else:
             loss, saved = rows.loss_op(logits, target, *terms, code)
@@ -89,10 +107,11 @@ class RowsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         wanted, learned, *_ = ctx.needs_input_grad
-        made = handed_out(ctx, grad)
-        if made is not None or grad is None:
-            d_offset = None if made is None or not learned else _of_offset(made, ctx.terms)
-            return made, d_offset, None, None, None
+        if grad is None:
+            return None, None, None, None, None
+        made = gpu.rows_handed_out(ctx, grad) if ctx.on_gpu else handed_out(ctx, grad)
+        if made is not None:
+            return made, _of_offset(made, ctx.terms) if learned else None, None, None, None
         logits, target, _, _, saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not learned and is_plain(ctx.terms, ctx.code):
             return *differentiable((logits,), logits, target, ctx.terms, ctx.code, grad), None, None, None, None
@@ -142,8 +161,14 @@ class FeaturesLoss(torch.autograd.Function):
         scales: list[Tensor | None],
         code: int,
     ) -> Tensor:
-        logits = products.linear(input, weight, bias)
-        loss, ctx.gradient = rows.gradient_op(logits, target, *scales, *terms, code)
+        ctx.on_gpu = calling.on_gpu(input)
+        ctx.cast = None if weight.dtype == input.dtype else weight.to(input.dtype)  # as autocast asks
+        if ctx.on_gpu:
+            factor = weight if ctx.cast is None else ctx.cast
+            loss, ctx.gradient = gpu.features_made(input, factor, bias, target, terms, scales, code)
+        else:
+            logits = products.linear(input, weight, bias)
+            loss, ctx.gradient = rows.gradient_op(logits, target, *scales, *terms, code)
         ctx.save_for_backward(input, weight, bias, target, terms.offset, terms.weight, *scales)
         ctx.terms, ctx.code = terms, code
         return loss
@@ -154,46 +179,57 @@ class FeaturesLoss(torch.autograd.Function):
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled() and scales[0] is None and not needs[3] and is_plain(ctx.terms, ctx.code):
             leaves = tuple(leaf for leaf, need in zip((input, weight, bias), needs[:3], strict=True) if need)
-            logits = F.linear(checks.stored("input", input), checks.stored("linear_weight", weight), bias)
+            factor = checks.stored("linear_weight", weight).to(input.dtype)
+            logits = F.linear(checks.stored("input", input), factor, None if bias is None else bias.to(input.dtype))
             found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
         else:
-            made, slope = ctx.gradient, handed_out(ctx, grad, read_only=True)
+            made, hand_out = ctx.gradient, gpu.features_handed_out if ctx.on_gpu else handed_out
+            slope = hand_out(ctx, grad, read_only=True)
             if slope is None:
                 incoming = counted(grad, checks.stored("target", target), ctx.terms.ignore_index)
                 slope = made * incoming[:, None].to(made.dtype)
-            with as_they_are(input.device) if torch.is_autocast_enabled("cpu") else nullcontext():
-                found = iter(first_order(features_slopes, input, weight, ctx.terms, *scales, slope, *needs))
+            with as_they_are(input.device) if autocast(input) else nullcontext():
+                factor = weight if ctx.cast is None else ctx.cast
+                found = iter(first_order(features_slopes, input, weight, factor, ctx.terms, *scales, slope, *needs))
         return *(next(found) if need else None for need in needs), None, None, None, None
 
 
 def features_slopes(
     input: Tensor,
     weight: Tensor,
+    factor: Tensor,
     terms: Terms,
     by_row: Tensor | None,
     by_class: Tensor | None,
     slope: Tensor,
     *needs: bool,
 ) -> tuple[Tensor, ...]:
-    """The gradients that are wanted, from the gradient of the product of features and class weights."""
-    found, many = [], private.batched(slope)
-    multiply = torch.mm if many else products.product
+    """The gradients that are wanted, from that of the product of features and `factor`, the class weights as cast."""
+    found: list[Tensor] = []
     for need, left, right, own, scale in (
-        (needs[0], slope, weight, input, by_row),
+        (needs[0], slope, factor, input, by_row),
         (needs[1], slope.t(), input, weight, by_class),
     ):
         if need:
-            gradient = multiply(left, right)
-            if scale is not None and many:
-                gradient = gradient - along(gradient, own, scale) * own
-            elif scale is not None:
-                directions.project(gradient, own, scale)
-            found.append(gradient)
+            found.append(_slope_product(left, right, own, scale))
     if needs[2]:
         found.append(slope.sum(0))
     if needs[3]:
         found.append(_of_offset(slope, terms))
     return tuple(found)
+
+
+def _slope_product(left: Tensor, right: Tensor, own: Tensor, scale: Tensor | None) -> Tensor:
+    """left @ right, the gradient of the rows `own`; of normalised rows without its part along them."""
+    if private.batched(left):
+        found = torch.mm(left, right).to(own.dtype)
+        return found if scale is None else found - along(found, own, scale) * own
+    if calling.on_gpu(own):
+        return gpu.slope_product(left, right, own, scale)
+    found = products.product(left, right)
+    if scale is not None:
+        directions.project(found, own, scale)
+    return found
 
 
 def _with_inverse_norms(of: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ from torch import Tensor
 from lt_kernels.core import private
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.core.targets import counted
-from lt_kernels.core.terms import Terms
+from lt_kernels.core.terms import Reduce, Terms
 from lt_kernels.ops import budget, calling, margins, slabs
+from lt_kernels.ops.backends import gpu
 from lt_kernels.ops.calling import first_order
 from lt_kernels.ops.linear import problem
 from lt_kernels.ops.rows import own_offsets
@@ -27,12 +28,12 @@ def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
     """Whether groups are used for the loss of features [N, d] and class weights [C, d], in an eager call."""
     return (
         reduction != "none"
-        and input.dtype == weight.dtype
+        and (input.dtype == weight.dtype or (calling.on_gpu(input) and weight.dtype == torch.float32))
         and torch.is_grad_enabled()
         and (input.requires_grad or weight.requires_grad)
         and not (terms.offset is not None and terms.offset.requires_grad)
         and not calling.transient()
-        and not calling.forced()
+        and calling.forced() in ("", "triton")
         and budget.group_rows(input, weight.shape[0]) > 0
     )
 
@@ -102,6 +103,62 @@ class _Walk(slabs.Backward):
         return torch.cat(found)
 
 
+class _WalkOnGpu(reference.Backward):
+    """Both passes of one problem, group by group, by the GPU's kernels; their sums are divided at the end.
+
+    A group's gradient is written over its logits, so these are held once, in the dtype of the features.
+    """
+
+    def __init__(self, problem: Problem, terms: Terms, wants: tuple[bool, ...], divisor: Tensor | None) -> None:
+        p, nothing = problem, problem.input.new_empty(0)
+        scales = gpu.inverse_norms(p.input, p.weight) if p.normalize == Normalize.BOTH else (nothing, nothing)
+        super().__init__(problem, (nothing, *scales, nothing, nothing), (nothing,) * 4, (*wants, False))
+        self.terms, ignored = terms, p.target == p.ignore_index
+        self.unit = None if divisor is None else torch.where(ignored.all(), 1.0, divisor.to(self.sums))
+        self.d_input = self.d_input.new_empty(self.d_input.shape, dtype=self.sums)
+
+    def walk(self) -> Tensor:
+        """The losses of the groups; the gradients are complete afterwards."""
+        p = self.problem
+        with reference.as_they_are(p.input.device):
+            self.weight = self.operand(p.weight)
+            total = self.d_weight if p.weight.dtype == self.sums else torch.empty_like(self.d_weight, dtype=self.sums)
+            found = [self.group(rows, total) for rows in p.row_slabs()]
+            self.finish_weight(total, slice(None), self.d_weight)
+        return torch.stack(found)
+
+    def group(self, rows: slice, d_weight: Tensor) -> Tensor:
+        """The loss of a group; adds its gradients."""
+        p, t = self.problem, self.terms
+        offset, offset_row, mean_weight = p.tables(rows, slice(None))
+        total = None if t.total is None else p.cut(t.total[:, None], rows, slice(None))[:, 0]  # type: ignore[index]
+        part = t._replace(offset=offset, offset_row=offset_row, mean_weight=mean_weight, total=total)
+        by_row = None if self.row_scale is None else self.row_scale[rows]
+        logits = gpu.product(p.input[rows], self.weight.t(), p.input.dtype, padded=True)
+        logits = logits if p.bias is None else logits.add_(p.bias)
+        loss, slope = gpu.gradient_over(logits, p.target[rows, 0], (by_row, self.column_scale), part, Reduce.SUM)
+        if self.want_input:
+            self.add_product(self.d_input[rows], slope, self.weight, True)
+        if self.want_weight:
+            self.add_product(d_weight, slope.t(), p.input[rows], rows.start == 0)
+        if self.want_bias:
+            self.d_bias.add_(self.column_sum(slope))
+        return loss
+
+    def operand(self, rows: Tensor) -> Tensor:
+        """In the dtype of the features."""
+        return rows.to(self.problem.input.dtype)
+
+    def finish(self, total: Tensor, rows: Tensor, scale: Tensor | None, final: Tensor) -> None:
+        """Write a summed gradient, over the divisor, to `final`; orthogonal to `rows` if these were normalised."""
+        gpu.project(total, rows, scale, self.unit, final)
+
+    def found(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients once every group has been added."""
+        self.d_bias = self.d_bias if self.unit is None else self.d_bias / self.unit
+        return super().found()
+
+
 class GroupedLoss(torch.autograd.Function):
     """The loss, a sum or a mean, of features and class weights; the forward pass computes the gradients too.
 
@@ -122,9 +179,10 @@ class GroupedLoss(torch.autograd.Function):
         classes, group = weight.shape[0], budget.group_rows(input, weight.shape[0])
         wide = budget.choose(input[:group], classes, input.element_size()).class_slab
         whole = problem((input, weight, bias, target[:, None]), terms, normalize, 0, classes, slabs=(group, wide))
-        walk = _Walk(whole, terms, ctx.needs_input_grad[:3], divisor)
+        ctx.on_gpu = calling.on_gpu(input)
+        walk = (_WalkOnGpu if ctx.on_gpu else _Walk)(whole, terms, ctx.needs_input_grad[:3], divisor)
         total = walk.walk().sum()
-        ctx.gradients, ctx.ignored = walk.found()[:3], (target == terms.ignore_index)[:, None]
+        ctx.gradients, ctx.target, ctx.ignore_index = walk.found()[:3], target, terms.ignore_index
         ctx.save_for_backward(input, weight, bias)  # so that a second derivative is an error and not 0
         return total if divisor is None else total / divisor
 
@@ -137,11 +195,14 @@ class GroupedLoss(torch.autograd.Function):
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
     """The gradients times the incoming one; multiplied in place unless they are needed again."""
-    made = ctx.gradients
-    if private.batched(grad) or private.graph_kept():
+    made, kept = ctx.gradients, private.graph_kept()
+    if private.batched(grad) or (kept and not ctx.on_gpu):
         return tuple(value * factor for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True))
-    ctx.gradients = None
-    if grad.item() != 1:
+    ctx.gradients = made if kept else None
+    if ctx.on_gpu:
+        made = tuple(value.clone() for value in made) if kept else made
+        gpu.times(made, grad, ctx.target, ctx.ignore_index)
+    elif grad.item() != 1:
         for value, factor in zip(made, _factors(ctx, grad, made[0]), strict=True):
             value.mul_(factor)
     return made
@@ -149,5 +210,6 @@ def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]
 
 def _factors(ctx: Any, grad: Tensor, d_input: Tensor) -> tuple[Tensor, ...]:
     """The factors of the gradients of features, class weights and bias; exactly 0 for ignored rows."""
-    some = torch.where(ctx.ignored.all(), 0.0, grad)
-    return torch.where(ctx.ignored, 0.0, grad) if d_input.numel() else some, some, some
+    ignored = (ctx.target == ctx.ignore_index)[:, None]
+    some = torch.where(ignored.all(), 0.0, grad)
+    return torch.where(ignored, 0.0, grad) if d_input.numel() else some, some, some

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.targets import divisor_of
-from lt_kernels.core.terms import Terms
+from lt_kernels.core.terms import CODES, Terms
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import margins, prepare
 from lt_kernels.ops.backends import library
@@ -81,6 +83,36 @@ def _mixed(
     return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
 
 
+def simple(
+    source: Source,
+    target: Any,
+    reduction: str,
+    *,
+    weight: Tensor | None,
+    offset: Tensor | None,
+    focal_gamma: float,
+    label_smoothing: float | Tensor,
+    ignore_index: int,
+    scale: float = 1.0,
+    margin: Margin | None = None,
+) -> Tensor | None:
+    """The loss of the public functions' most frequent calls, with the fewest steps; None for every other call."""
+    kinds = (type(focal_gamma), type(label_smoothing), type(ignore_index), type(reduction))
+    if kinds != (float, float, int, str) or label_smoothing or not 0 <= focal_gamma < math.inf:
+        return None
+    if (margin is not None and margin.per_class is not None) or reduction not in CODES:
+        return None
+    like = source.tensor
+    if abs(ignore_index) >= 2**63 or not prepare.simple(like, source.classes, target, weight, offset):
+        return None
+    terms = prepare.simple_terms(accumulate_type(like.dtype), weight, offset, scale, focal_gamma, ignore_index)
+    if margin is not None:
+        terms = terms._replace(
+            kind=int(margin.kind), margin=margin.value, instance=margin.strength, guard=margin.fallback
+        )
+    return one_target(source, target, terms, reduction, "weighted")
+
+
 def one_target(source: Source, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
     """The reduced loss of class indices [N] on the direct way, with terms checked before; None where there is none."""
     library.say_once()
@@ -88,8 +120,10 @@ def one_target(source: Source, target: Tensor, terms: Terms, reduction: str, ave
         loss = source.reduced(target, terms, reduction, average)
     except RuntimeError as error:
         raise checks.named(error) from None
-    kind = source.tensor.dtype
-    return loss if loss is None or loss.dtype is kind else loss.to(kind)
+    like = source.tensor
+    if loss is None or loss.dtype is like.dtype or autocast(like):
+        return loss
+    return loss.to(like.dtype)
 
 
 def _saying(source: Source, target: Any, reduction: str, average: str) -> Source:
@@ -173,7 +207,7 @@ def finish(
 def _as_expected(result: Tensor, places: tuple[int, ...], reduction: str, like: Tensor) -> Tensor:
     """The shape of the class indices, and float32 under autocast, else the dtype of the input."""
     result = result.reshape(places) if reduction == "none" and len(places) != 1 else result
-    if torch.is_autocast_enabled(like.device.type) or result.dtype == like.dtype:
+    if result.dtype == like.dtype or autocast(like):
         return result
     return result.to(like.dtype)
 

@@ -11,6 +11,7 @@ from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Phi, Terms
 from lt_kernels.margins import Margin
+from lt_kernels.ops import calling
 
 
 def as_rows(logits: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def _offset_table(offset: Tensor, shape: tuple[int, ...], classes: int) -> tuple
     checks.floating("offset", offset)
     given, rows = tuple(offset.shape), shape[0] if len(shape) > 1 else 1
     if given == (classes,):
-        return offset[None], False
+        return offset.unsqueeze(0), False
     if classes == 1 and given in ((1, 1), (1, 1, 1)):  # one number, whatever its row stands for
         return offset.reshape(1, 1), False
     if given == (1, classes, classes):
@@ -99,7 +100,8 @@ def terms(
     table = row = share = total = None
     if offset is not None:
         table, per_target = _offset_table(offset, shape, classes)
-        table = checks.same_device("offset", table, like).to(kind)
+        checks.same_device("offset", table, like)
+        table = table if table.dtype == kind else table.to(kind)
         if per_target and target is not None and target.shape[0] == 0:
             table, per_target = table[:1], False  # no row chooses
         row = _offset_row(target) if per_target else None
@@ -118,6 +120,42 @@ def terms(
         class_smoothing=None if class_smoothing is None else class_smoothing.to(kind),
     )
     return found if margin is None else _with_margin(found, margin, class_margin, classes, like, kind)
+
+
+def simple(like: Tensor, classes: int, target: Any, *tables: Tensor | None) -> bool:
+    """Whether a call takes the direct way with one class index for each row of `like` and tables [C] alone.
+
+    What holds then needs no further check; a call for which it does not hold is checked argument by argument.
+    """
+    if not calling.direct(like) or like.ndim != 2 or classes == 0 or like.dtype not in checks.KINDS:
+        return False
+    device = like.device
+    if type(target) is not Tensor or target.dtype is not torch.int64 or target.shape != like.shape[:1]:
+        return False
+    for table in tables:
+        if table is not None and not (
+            calling.plain(table)
+            and table.dtype in checks.KINDS
+            and table.shape == (classes,)
+            and table.device == device
+            and _there(table)
+        ):
+            return False
+    return target.device == device and _there(like) and _there(target)
+
+
+def _there(tensor: Tensor) -> bool:
+    """Whether a plain tensor has its numbers, as `checks.released` finds out for any."""
+    return tensor.layout is torch.strided and (tensor.data_ptr() != 0 or tensor.numel() == 0)
+
+
+def simple_terms(
+    kind: torch.dtype, weight: Tensor | None, offset: Tensor | None, scale: float, gamma: float, ignore_index: int
+) -> Terms:
+    """The terms of a `simple` call whose arithmetic is of this dtype, without a margin and without smoothing."""
+    offset = None if offset is None else offset.to(kind).unsqueeze(0)
+    weight = None if weight is None else weight.to(kind)
+    return Terms(offset, None, None, None, weight, scale=scale, gamma=gamma, ignore_index=ignore_index)
 
 
 class Recipe:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core.linear import Normalize
+from lt_kernels.core.numbers import autocast
 from lt_kernels.core.targets import divisor_of
 from lt_kernels.core.terms import CODES, Phi, Reduce, Terms
 from lt_kernels.margins import Margin
@@ -80,7 +81,7 @@ class Features(NamedTuple):
         """The reduced loss with its gradients: of all logits at once where they fit, else by groups of rows."""
         if self.shard is not None or self.norm is not None:
             return None
-        if self._whole(terms):
+        if self._whole(terms, reduction):
             problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
             return direct.features_loss(*problem, code_of(reduction, average))
         if not groups.serve(self.input, self.weight, terms, reduction):
@@ -95,20 +96,22 @@ class Features(NamedTuple):
             return self.input, self.weight
         return directions.in_range(self.input), directions.in_range(self.weight)
 
-    def _whole(self, terms: Terms) -> bool:
-        """Whether the loss takes the direct way: the memory budget holds all logits twice.
+    def _whole(self, terms: Terms, reduction: str) -> bool:
+        """Whether the loss takes the direct way: the memory budget holds all logits and their gradient.
 
-        float16, multiplied in float32, and the cosines of bfloat16, rounded once, take the operators.
+        float16, whose gradients may underflow, and on a CPU the cosines of bfloat16 take the operators; so do, on a
+        GPU, losses that are not reduced or have no gradient, which need no array of logits there.
         """
         input, weight, bias, normalize = self.input, self.weight, self.bias, self.normalize
-        learned = terms.offset is not None and terms.offset.requires_grad
+        learned, on_gpu = terms.offset is not None and terms.offset.requires_grad, calling.on_gpu(input)
         exact = input.dtype is torch.float32 or input.dtype is torch.float64
-        served = exact or (input.dtype is torch.bfloat16 and normalize == Normalize.NOTHING)
+        served = exact or (input.dtype is torch.bfloat16 and (on_gpu or normalize == Normalize.NOTHING))
         return (
-            0 < 2 * input.shape[0] * weight.shape[0] * input.element_size() <= budget.current_budget()
+            0 < input.shape[0] * weight.shape[0] * direct.bytes_of(input) <= budget.current_budget()
             and served
-            and input.dtype is weight.dtype
+            and (input.dtype is weight.dtype or (on_gpu and weight.dtype is torch.float32))
             and not (learned and normalize != Normalize.NOTHING)
+            and not (on_gpu and (reduction == "none" or not torch.is_grad_enabled()))
             and calling.direct(input)
             and calling.plain(weight)
             and (bias is None or calling.plain(bias))
@@ -125,7 +128,7 @@ def features(
     sphere = margin is not None and margin.kind == Phi.SPHERE
     direction = normalize == Normalize.BOTH and not sphere
     raw = direction and group is None and calling.direct(input)  # the direct way looks at each norm once
-    if torch.is_autocast_enabled(input.device.type) and input.dtype == torch.float32:
+    if autocast(input) and input.dtype == torch.float32:
         kind = torch.get_autocast_dtype(input.device.type)
         input = directions.narrowed(input, kind) if direction else input.to(kind)
     elif direction and not raw:

@@ -147,7 +147,7 @@ def project(
     out = torch.empty_like(rows, memory_format=torch.contiguous_format) if out is None else out
     if total.dtype == torch.float64:
         reference.project_rows(out if out is total else out.copy_(total), rows, scale)
-        return out
+        return out if unit is None else out.div_(unit)
     rows = _whole(rows)
     sizes = _sizes(rows.shape[1])
     tensors = {"total": total, "rows": rows, "scale": scale, "unit": unit, "out": out}

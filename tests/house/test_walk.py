@@ -18,7 +18,8 @@ from lt_kernels.ops.backends import library
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lt_kernels"
-CHOOSE = {"ops/calling.py", "ops/backends/library.py"}  # which way, which kernel: named below the picture
+# Which way, which kernel: named in the picture or below it.
+CHOOSE = {"ops/calling.py", "ops/backends/library.py", "ops/backends/gpu.py"}
 Stack = list[tuple[str, str]]  # file and function, the outermost first
 compiled = pytest.mark.skipif(not library.built(), reason="needs the C++ extension")
 
@@ -114,7 +115,7 @@ def test_by_operators() -> None:
 def test_on_a_gpu() -> None:
     with use_kernels("triton"):
         found = traced(triton)
-    holds("operators", [place for place in found["rows.py rows_loss"] if not place[0].startswith("triton/")])
+    holds("direct", [place for place in found["rows.py loss_and_gradient"] if not place[0].startswith("triton/")])
 
 
 @compiled

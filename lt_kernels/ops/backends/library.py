@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import private
+from lt_kernels.ops import calling
 from lt_kernels.ops.backends import extension
 from lt_kernels.ops.backends.door import Door, one_device
 from lt_kernels.ops.backends.extension import built, extension_status, instruction_set, intel, say_once
@@ -28,16 +28,6 @@ _GPU = (
 )
 
 
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-_has_triton = _importable("triton")
-
-
 def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define `schema`, register its reference kernel, its fake and its vmap rule; return the operator."""
     name = schema[: schema.index("(")]
@@ -49,7 +39,7 @@ def define(room: str, schema: str, reference: Callable[..., Any], fake: Callable
     torch.library.register_fake(f"{NAMESPACE}::{name}", _on_one_device(fake), lib=_library)
     torch.library.register_vmap(f"{NAMESPACE}::{name}", _loop(operator), lib=_library)
     _references[name] = (room, reference)
-    if _has_triton and name in _GPU:
+    if calling.HAS_TRITON and name in _GPU:
         _library.impl(name, _triton_kernel(room, name), "CUDA")
     return operator
 
@@ -145,7 +135,7 @@ def _cuda_status(names: list[str]) -> tuple[str, str]:
 
 def interpreted() -> bool:
     """Whether Triton is installed and runs kernels in its interpreter."""
-    return _has_triton and importlib.import_module("lt_kernels.triton.launch").INTERPRETED
+    return calling.HAS_TRITON and importlib.import_module("lt_kernels.triton.launch").INTERPRETED
 
 
 def kernels_of(which: str) -> Iterator[tuple[str, str, Callable[..., Any]]]:
