@@ -18,8 +18,17 @@ from torch import Tensor
 
 from lt_kernels.core import checks, private
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 _forced = [""]
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+HAS_TRITON = _importable("triton")
 
 
 def forced() -> str:

@@ -109,10 +109,10 @@ class RowsLoss(torch.autograd.Function):
         wanted, learned, *_ = ctx.needs_input_grad
         if grad is None:
             return None, None, None, None, None
-        made = gpu.rows_handed_out(ctx, grad) if ctx.on_gpu else handed_out(ctx, grad)
+        logits, target, _, _, saved = ctx.saved_tensors
+        made = gpu.handed_out(ctx, grad, target) if ctx.on_gpu else handed_out(ctx, grad)
         if made is not None:
             return made, _of_offset(made, ctx.terms) if learned else None, None, None, None
-        logits, target, _, _, saved = ctx.saved_tensors
         if torch.is_grad_enabled() and not learned and is_plain(ctx.terms, ctx.code):
             return *differentiable((logits,), logits, target, ctx.terms, ctx.code, grad), None, None, None, None
         if saved is None:
@@ -183,8 +183,8 @@ class FeaturesLoss(torch.autograd.Function):
             logits = F.linear(checks.stored("input", input), factor, None if bias is None else bias.to(input.dtype))
             found = iter(differentiable(leaves, logits, target, ctx.terms, ctx.code, grad))
         else:
-            made, hand_out = ctx.gradient, gpu.features_handed_out if ctx.on_gpu else handed_out
-            slope = hand_out(ctx, grad, read_only=True)
+            made = ctx.gradient
+            slope = gpu.handed_out(ctx, grad, target) if ctx.on_gpu else handed_out(ctx, grad, read_only=True)
             if slope is None:
                 incoming = counted(grad, checks.stored("target", target), ctx.terms.ignore_index)
                 slope = made * incoming[:, None].to(made.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
-from lt_kernels.triton.numbers import finite, log_sum
+from lt_kernels.triton.numbers import as_stored, finite, log_sum
 
 LARGE = 2**25  # bytes of logits from which wide loads save more than a second launch costs, which merges the parts
 LEAST = 256  # rows of a part: with fewer, writing and reading its sums would cost too much
@@ -153,7 +153,7 @@ def _descend(tensors, walk, place, inside, shift, T: tl.constexpr, V: tl.constex
         address, mask = start + place[None, :], here[:, None] & inside[None, :]
         x = _read(logits + address, row_offset, line, here, mask, 0.0, level.dtype)
         d = _gradient(x, place - shift, level, slope, target + line, d_own + line, here)
-        tl.store(d_logits + address, d.to(d_logits.dtype.element_ty), mask=mask)
+        tl.store(d_logits + address, as_stored(d, d_logits.dtype.element_ty), mask=mask)
 
 
 @triton.jit

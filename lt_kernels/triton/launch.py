@@ -1,7 +1,8 @@
 """Launching kernels, or recording the launches, so that the variants that a GPU runs can be compiled without one.
 
 Triton finds the compiled form of a kernel anew at each launch, from the kind of every argument, which takes 10 to 20 us
-of the host's time. Here it is kept under the arguments themselves, and a launch that repeats is one look into a table.
+of the host's time. Here it is kept under the arguments themselves, and a launch that repeats is one look into a table;
+where all but the tensors is known before (`Prepared`), only these are looked at.
 """
 
 from __future__ import annotations
@@ -77,6 +78,38 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps
         _made[key] = kernel[grid](**arguments, num_warps=warps, num_stages=stages)
     else:
         compiled[(*grid, 1, 1)[:3]](*values)
+
+
+class Prepared:
+    """A launch of which only the tensors differ from call to call.
+
+    Args:
+        fixed: the other arguments by name, constants too.
+    """
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, ...], fixed: dict[str, Any], *, warps: int = 4, stages: int = 2
+    ) -> None:
+        self.kernel, self.grid, self.fixed, self.options = kernel, grid, fixed, {"warps": warps, "stages": stages}
+        self.values = [fixed.get(name) for name in kernel.arg_names]
+        self.place = {name: index for index, name in enumerate(kernel.arg_names)}
+        self.made: dict[tuple[Any, ...], Any] = {}
+
+    def __call__(self, **tensors: Tensor | None) -> None:
+        """Run it with these tensors, on their device, the current one."""
+        if _record or INTERPRETED:
+            launch(self.kernel, self.grid, {**self.fixed, **tensors}, **self.options)
+            return
+        values, kinds = self.values.copy(), [torch.cuda.current_device()]
+        for name, tensor in tensors.items():
+            values[self.place[name]] = tensor
+            kinds += (None,) if tensor is None else (tensor.dtype, tensor.data_ptr() % 16)
+        compiled = self.made.get(key := tuple(kinds))
+        if compiled is None:
+            options = {f"num_{name}": value for name, value in self.options.items()}
+            self.made[key] = self.kernel[self.grid](**self.fixed, **tensors, **options)
+        else:
+            compiled[(*self.grid, 1, 1)[:3]](*values)
 
 
 def blocks(size: int, width: int) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lt_kernels.triton.launch import INTERPRETED
+
+BY_INTERPRETER: tl.constexpr = tl.constexpr(INTERPRETED)
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
@@ -20,6 +23,15 @@ def part(table, place, inside):
     """Values of a table at `place`, 0 where not `inside`; None if there is no table."""
     if table is not None:
         return tl.load(table + place, mask=inside, other=0.0)
+
+
+@triton.jit
+def as_stored(x, dtype: tl.constexpr):
+    """Numbers in the dtype that they are stored in, rounded to nearest; the interpreter would cut bfloat16 off."""
+    if BY_INTERPRETER and dtype == tl.bfloat16:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(dtype)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ is no class counts as one of another shard, and its row has infinite loss.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.rows import Inputs, Slopes
 from lt_kernels.core.terms import Phi, Reduce, Terms
-from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
+from lt_kernels.triton.launch import Prepared, blocks, launch, power_of_two, processors
 from lt_kernels.triton.margins import loss_settings
 from lt_kernels.triton.rows_gradient import long_gradient_kernel, short_gradient_kernel, table_gradient_kernel
 from lt_kernels.triton.rows_loss import divide_kernel, loss_kernel
@@ -31,18 +32,28 @@ COUNTED = 16_384  # the most rows that every program of the one launch for loss 
 FEW, FEW_BYTES = 64, 131_072  # with fewer rows, each may have so many bytes for one program to walk along it
 
 
-def _given(i: Inputs, out: Tensor | None = None, once: bool = False) -> tuple[Plan, dict[str, Any]]:
+def _adjacent(logits: Tensor) -> Tensor:
+    """The logits with adjacent columns."""
+    return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
+
+
+def _shape(
+    logits: Tensor, out: Tensor | None, offset: Tensor | None, share: Tensor | None, picked: bool, scaled: bool
+) -> Shape:
+    """What a plan depends on; `out` is what a gradient goes into."""
+    rows, width = logits.shape
+    strides = (logits.stride(0) if rows > 1 else width, width if out is None or rows < 2 else out.stride(0))
+    lines = [0 if table is None else table.shape[0] for table in (offset, share)]
+    return Shape(rows, width, *strides, logits.element_size(), *lines, picked, scaled, logits.device)
+
+
+def _given(i: Inputs, out: Tensor | None = None) -> tuple[Plan, dict[str, Any]]:
     """The plan, and the arguments that every kernel on logits takes; `out` is what a gradient goes into."""
     if i.target.shape[1] > 2:
         raise ValueError(f"target must have at most two classes a row, got {i.target.shape[1]}")
-    logits = i.logits if i.logits.stride(1) == 1 or i.logits.shape[1] == 1 else i.logits.contiguous()
-    rows, width = logits.shape
-    strides = (logits.stride(0) if rows > 1 else width, width if out is None or rows < 2 else out.stride(0))
-    lines = [0 if table is None else table.shape[0] for table in (i.offset, i.mean_weight)]
-    picked, scaled = i.offset_row is not None, i.column_scale is not None
-    plan = (one_launch if once else two_passes)(
-        Shape(rows, width, *strides, logits.element_size(), *lines, picked, scaled, logits.device)
-    )
+    logits = _adjacent(i.logits)
+    shape = _shape(logits, out, i.offset, i.mean_weight, i.offset_row is not None, i.column_scale is not None)
+    plan = two_passes(shape)
     return plan, {
         **plan.fixed,
         **plan.tile,
@@ -62,7 +73,7 @@ def _given(i: Inputs, out: Tensor | None = None, once: bool = False) -> tuple[Pl
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 
 class Statistics(NamedTuple):
@@ -157,15 +168,15 @@ def serves_once(rows: int, width: int, dtype: torch.dtype, reduction: int) -> bo
     return reduction != Reduce.NONE and 0 < rows <= COUNTED and busy
 
 
-def loss_and_gradient(
+def rows_loss_gradient(
     logits: Tensor,
     target: Tensor,
     row_scale: Tensor | None,
     column_scale: Tensor | None,
     *settings: Any,
     into: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, [N] or reduced, what `rows_loss` saves [6, N], and the gradient of the loss or its sum [N, C].
+) -> tuple[Tensor, Tensor]:
+    """The loss, [N] or reduced, and the gradient of the loss or its sum [N, C].
 
     row_scale [N] and column_scale [C] multiply the logits; the gradient is for the logits before that. It is written
     into `into` [N, C], which may be the logits, or a new tensor. settings: the fields of `Terms`, and the reduction.
@@ -176,48 +187,66 @@ def loss_and_gradient(
             f"{tuple(into.shape)} with strides {into.stride()}"
         )
     gradient = logits.new_empty(logits.shape) if into is None else into
-    saved = logits.new_empty((6, logits.shape[0]), dtype=accumulate_type(logits.dtype))
     scales = (row_scale, column_scale)
     if serves_once(*logits.shape, logits.dtype, settings[-1]):
-        return _in_one_launch(logits, target, scales, settings, gradient, saved), saved, gradient
+        return _in_one_launch(logits, target, scales, settings, gradient), gradient
     t, (loss, saved) = Terms(*settings[:-1]), _scaled_loss(logits, target, scales, settings)
     rest, top, d_rest, d_own, d_offset, d_mean = saved.unbind()
     slopes = Slopes(rest, top, d_rest, d_own[:, None], d_offset[:, None], d_mean, None, False)
-    return loss, saved, _gradient(_inputs(logits, target, scales, t), slopes, gradient)[0]
-
-
-def rows_loss_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """The loss and the gradient of `loss_and_gradient`."""
-    return loss_and_gradient(*inputs)[::2]  # type: ignore[return-value]
+    return loss, _gradient(_inputs(logits, target, scales, t), slopes, gradient)[0]
 
 
 def _in_one_launch(
-    logits: Tensor,
-    target: Tensor,
-    scales: tuple[Tensor | None, ...],
-    settings: tuple[Any, ...],
-    gradient: Tensor,
-    saved: Tensor,
+    logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], settings: tuple[Any, ...], gradient: Tensor
 ) -> Tensor:
-    """The reduced loss; the gradient and the slopes are written."""
-    t, reduction = Terms(*settings[:-1]), settings[-1]
-    inputs = _inputs(logits, target, scales, t)
-    plan, given = _given(inputs, gradient, once=True)
-    losses, loss = saved.new_empty(plan.rows + 1), saved.new_empty(())
-    given |= {"losses": losses, "saved": saved, "gradient": gradient, "out_stride": plan.out_stride}
-    given |= {**loss_settings(t), "share_total": None if inputs.mean_weight is None else _dense(t.total)}
-    given["reduction"] = reduction
-    del given["start"], given["slots"]
-    programs = min(plan.parts, blocks(plan.rows, plan.tile["R"]))
-    if plan.short:
-        given |= {"loss_out": loss, "alone": programs == 1}
-        launch(short_once_kernel, (programs,), given, warps=plan.warps)
-    else:
-        given |= {"ranked": _ranked(t), "alike": plan.out_stride == plan.fixed["stride"]}
-        launch(long_once_kernel, (programs,), given, warps=plan.warps)
-    if programs > 1 or not plan.short:
-        launch(sum_losses_kernel, (1,), {"loss_out": loss, "losses": losses, "rows": plan.rows, "block": 1024})
+    """The reduced loss; the gradient is written."""
+    offset, offset_row, share, total, weight, margins, smoothing = settings[:7]
+    share, by_row, by_class = None if total is None else share, *scales
+    logits = _adjacent(logits)
+    shape = _shape(logits, gradient, offset, share, offset_row is not None, by_class is not None)
+    once, reduce = _once(shape, settings[7:])
+    kind = accumulate_type(logits.dtype)
+    losses, loss = logits.new_empty(shape.rows + 1, dtype=kind), logits.new_empty((), dtype=kind)
+    once(
+        losses=losses,
+        gradient=gradient,
+        logits=logits,
+        target=_dense(target),
+        row_scale=_dense(by_row),
+        column_scale=_dense(by_class),
+        offset=_dense(offset),
+        offset_row=_dense(offset_row),
+        share=_dense(share),
+        share_total=None if share is None else _dense(total),
+        weight=_dense(weight),
+        class_margin=_dense(margins),
+        class_smoothing=_dense(smoothing),
+        **({} if reduce else {"loss_out": loss}),
+    )
+    if reduce:
+        reduce(loss_out=loss, losses=losses)
     return loss
+
+
+@lru_cache(maxsize=1024)
+def _once(shape: Shape, settings: tuple[Any, ...]) -> tuple[Prepared, Prepared | None]:
+    """The launch that makes loss and gradient, and, where several programs take part, the one that sums the losses.
+
+    settings: the numbers among the fields of `Terms`, and the reduction.
+    """
+    t, plan = Terms(*[None] * 7, *settings[:-1]), one_launch(shape)
+    programs = min(plan.parts, blocks(plan.rows, plan.tile["R"]))
+    fixed = {**plan.fixed, **plan.tile, **loss_settings(t), "reduction": settings[-1]}
+    fixed |= {"out_stride": plan.out_stride, "scaled": t.scale != 1.0}
+    if plan.short:
+        kernel, alone = short_once_kernel, programs == 1
+        fixed |= {"alone": alone, "loss_out": None}
+    else:
+        kernel, alone = long_once_kernel, False
+        fixed |= {"ranked": _ranked(t), "alike": plan.out_stride == plan.fixed["stride"]}
+    known = {name: value for name, value in fixed.items() if name not in ("weight", "class_margin", "class_smoothing")}
+    once = Prepared(kernel, (programs,), known, warps=plan.warps)
+    return once, None if alone else Prepared(sum_losses_kernel, (1,), {"rows": plan.rows, "block": 1024})
 
 
 # The arguments that the kernel for the loss takes besides the statistics.
@@ -249,11 +278,8 @@ def _loss(plan: Plan, given: dict[str, Any], saved: Tensor, reduction: int) -> T
     return loss
 
 
-def _gradient(i: Inputs, s: Slopes, into: Tensor | None = None, again: bool = False) -> tuple[Tensor, Tensor]:
-    """The gradient for the logits [N, C] and, if wanted, for the offset in its own shape.
-
-    With `again`, `into` holds it for a grad of 1, and is written only if grad is another number.
-    """
+def _gradient(i: Inputs, s: Slopes, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The gradient for the logits [N, C] and, if wanted, for the offset in its own shape."""
     i = i if s.d_mean is not None else i._replace(mean_weight=None)
     d_logits = i.logits.new_empty(i.logits.shape) if into is None else into
     plan, given = _given(i, d_logits)
@@ -262,7 +288,7 @@ def _gradient(i: Inputs, s: Slopes, into: Tensor | None = None, again: bool = Fa
     slopes |= {"d_rest": s.d_rest, "d_own": s.d_own, "d_own_offset": s.d_own_offset, "d_mean": mean}
     given |= {name: _dense(slope) for name, slope in slopes.items()}
     given |= {"grad": _dense(s.grad), "one_grad": s.grad is not None and s.grad.dim() == 0}
-    given |= {"out_stride": plan.out_stride, "again": again}
+    given["out_stride"] = plan.out_stride
     d_offset = s.rest.new_empty(0)
     each = plan.fixed["offset_kind"] == EACH.value
     if s.want_offset and i.offset is not None:
@@ -289,7 +315,7 @@ def _table_gradient(plan: Plan, given: dict[str, Any], lines: int) -> Tensor:
         line, order = given["offset_row"].clamp(0, lines - 1).sort(stable=True)
         bounds = torch.searchsorted(line, torch.arange(lines + 1, device=line.device, dtype=line.dtype))
     d_table = like.new_empty((groups, plan.width))
-    taken = {name: value for name, value in given.items() if name not in ("d_own", "out_stride", "again", *plan.tile)}
+    taken = {name: value for name, value in given.items() if name not in ("d_own", "out_stride", *plan.tile)}
     more = {"d_table": d_table, "order": order, "bounds": bounds, "chunk": chunk, "R": tall, "W": wide}
     launch(table_gradient_kernel, (groups, across), {**taken, **more})
     return d_table.sum(0, keepdim=True) if groups != lines else d_table
@@ -323,36 +349,23 @@ def rows_loss_backward(
     )
 
 
-def gradient_again(
-    gradient: Tensor,
-    logits: Tensor,
-    target: Tensor,
-    saved: Tensor,
-    grad: Tensor,
-    offset: Tensor | None,
-    offset_row: Tensor | None,
-    mean_weight: Tensor | None,
-    scale: float,
-    ignore_index: int,
-) -> None:
-    """Write the gradient [N, C] of `loss_and_gradient` again, for an incoming gradient [] that is not exactly 1."""
-    if grad.dim() != 0:
-        raise ValueError(f"grad must be one number for all rows, got the shape {tuple(grad.shape)}")
-    rest, top, d_rest, d_own, d_offset, d_mean = saved.unbind()
-    mean, tables = None if mean_weight is None else d_mean, (offset, offset_row, mean_weight)
-    inputs = Inputs(logits, target[:, None], scale, None, None, *tables, 0, logits.shape[1], ignore_index)
-    slopes = Slopes(rest, top, d_rest, d_own[:, None], d_offset[:, None], mean, grad, False)
-    _gradient(inputs, slopes, gradient, again=True)
-
-
 def times_grad(gradient: Tensor, target: Tensor, grad: Tensor, ignore_index: int) -> None:
-    """Multiply a gradient [N, C] in place by grad, [] or [N]; that of ignored rows stays 0 whatever grad is."""
+    """Multiply a gradient [N, C] in place by grad, [] or [N], unless that is exactly 1.
+
+    The gradient of ignored rows stays 0 whatever grad is.
+    """
     if gradient.stride(1) != 1 and gradient.shape[1] > 1:
         raise ValueError(f"gradient must have adjacent columns, got the strides {gradient.stride()}")
     rows, width = gradient.shape
-    stride, itemsize = gradient.stride(0) if rows > 1 else width, gradient.element_size()
+    stride = gradient.stride(0) if rows > 1 else width
+    times = _times(rows, width, stride, gradient.element_size(), grad.dim() == 0, ignore_index)
+    times(gradient=gradient, target=_dense(target), grad=_dense(grad))
+
+
+@lru_cache(maxsize=1024)
+def _times(rows: int, width: int, stride: int, itemsize: int, one_grad: bool, ignore: int) -> Prepared:
+    """The launch that multiplies a gradient."""
     unit, group = math.gcd(16 // itemsize, width, stride), 16 // itemsize
     wide = power_of_two(blocks(width, group), least=32, most=128)
-    given = {"gradient": gradient, "target": target.contiguous(), "grad": grad.contiguous(), "ignore": ignore_index}
-    given |= {"width": width // unit, "stride": stride // unit, "unit": unit, "group": group, "T": 2, "W": wide}
-    launch(times_grad_kernel, (rows,), {**given, "one_grad": grad.dim() == 0}, warps=wide // 32)
+    fixed = {"width": width // unit, "stride": stride // unit, "unit": unit, "group": group, "T": 2, "W": wide}
+    return Prepared(times_grad_kernel, (rows,), {**fixed, "ignore": ignore, "one_grad": one_grad}, warps=wide // 32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, finite, number, part
+from lt_kernels.triton.numbers import as_stored, exp, finite, number, part
 from lt_kernels.triton.rows_tiles import (
     across,
     begins,
@@ -134,16 +134,12 @@ def long_gradient_kernel(
     share_kind: tl.constexpr,
     dense: tl.constexpr,
     alike: tl.constexpr,  # the gradient has the logits' stride
-    again: tl.constexpr,  # d_logits is there for an incoming 1
     unit: tl.constexpr,
     group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
     R: tl.constexpr,  # rows; more than one only where all begin with a whole group
     T: tl.constexpr,
     W: tl.constexpr,
 ):
-    if again:  # noqa: SIM102 (a constant, which decides what is compiled)
-        if tl.load(grad) == 1:
-            return
     A: tl.constexpr = rest.dtype.element_ty
     exact: tl.constexpr = logits.dtype.element_ty == A
     size: tl.constexpr = T * W * group
@@ -182,7 +178,7 @@ def long_gradient_kernel(
             x, by_row, c, b, a, high, d_high, d_middle, first, second, one, two, one_b, two_b, skipped, ends,
             head + t, coarse, fine, s, scaled, exact, group, size,
         )  # fmt: skip
-        tl.store(d_logits + (out_at + t) + to_row, d_x.to(d_logits.dtype.element_ty), mask=there & inside)
+        tl.store(d_logits + (out_at + t) + to_row, as_stored(d_x, d_logits.dtype.element_ty), mask=there & inside)
         if d_table is not None:
             tl.store(d_table + (table_at + t) + to_line, d_u, mask=there & inside)
         x = after
@@ -199,7 +195,7 @@ def long_gradient_kernel(
         first, second, skipped = first[:, None], second[:, None], skipped[:, None]
         d_x = d_logits_of(d_u, row_scales, c, s, scaled)
         d_x = place_targets(d_x, column, first, second, one[:, None], two[:, None], skipped)
-        tl.store(d_logits + leader * by + column, d_x.to(d_logits.dtype.element_ty), mask=outside)
+        tl.store(d_logits + leader * by + column, as_stored(d_x, d_logits.dtype.element_ty), mask=outside)
         if d_table is not None:
             d_u = place_targets(d_u, column, first, second, one_b[:, None], two_b[:, None], skipped)
             tl.store(d_table + leader * width + column, d_u, mask=outside)
@@ -237,14 +233,10 @@ def short_gradient_kernel(
     slots: tl.constexpr,
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
-    again: tl.constexpr,  # d_logits is there for an incoming 1
     unit: tl.constexpr,
     R: tl.constexpr,
     W: tl.constexpr,
 ):
-    if again:  # noqa: SIM102 (a constant, which decides what is compiled)
-        if tl.load(grad) == 1:
-            return
     A: tl.constexpr = rest.dtype.element_ty
     exact: tl.constexpr = logits.dtype.element_ty == A
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -275,7 +267,7 @@ def short_gradient_kernel(
     first, second, skipped = first[:, None], second[:, None], skipped[:, None]
     d_x = place_targets(d_x, column, first, second, one[:, None], two[:, None], skipped)
     place = (row * out_stride * unit)[:, None] + column
-    tl.store(d_logits + place, d_x.to(d_logits.dtype.element_ty), mask=inside)
+    tl.store(d_logits + place, as_stored(d_x, d_logits.dtype.element_ty), mask=inside)
     if d_table is not None:
         d_u = place_targets(d_u, column, first, second, one_b[:, None], two_b[:, None], skipped)
         tl.store(d_table + (row * width)[:, None] + column, d_u, mask=inside)

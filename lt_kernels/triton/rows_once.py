@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 
 from lt_kernels.triton.margins import at_class
-from lt_kernels.triton.numbers import exp, finite, log_total, number, part
+from lt_kernels.triton.numbers import as_stored, exp, finite, log_total, number, part
 from lt_kernels.triton.rows_gradient import d_block, d_logits_of, d_values, in_logits, place_targets
-from lt_kernels.triton.rows_loss import SUM, WEIGHTED_MEAN, row_slopes, store_slopes
+from lt_kernels.triton.rows_loss import SUM, WEIGHTED_MEAN, row_slopes
 from lt_kernels.triton.rows_statistics import add_logits, gathered, joined, no_statistics
 from lt_kernels.triton.rows_tiles import (
     NOTHING,
@@ -57,7 +57,7 @@ def divided(found, divisor, counts):
 
 @triton.jit
 def finished(
-    losses, saved, rest, high, own, rival, mean, divisor, row, rows, target, inside, ignore, offset,
+    losses, rest, high, own, rival, mean, divisor, row, rows, target, inside, ignore, offset,
     offset_kind: tl.constexpr, offset_row, offset_lines, share, share_kind: tl.constexpr, share_lines, share_total,
     weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind: tl.constexpr,
     guard: tl.constexpr, focal: tl.constexpr,
@@ -71,8 +71,6 @@ def finished(
     )  # fmt: skip
     slopes = divided(found, divisor, label != ignore)
     tl.store(losses + row, found[0], mask=inside)
-    if saved is not None:
-        store_slopes(saved, rest, high, slopes, row, rows, inside)
     return found[0], slopes[0], slopes[1], slopes[2], slopes[3]
 
 
@@ -142,7 +140,6 @@ def slope_block(
 @triton.jit(do_not_specialize=["rows", "ignore", "order"])
 def long_once_kernel(
     losses,  # [N + 1]: the rows', and what a mean divides their sum by
-    saved,  # [6, N]: rest, top, d_rest, d_own, d_offset, d_mean; may be absent
     gradient,  # [N, C], `out_stride` from row to row; may be the logits
     logits,  # [N, C], `stride` from row to row
     target,  # [N]
@@ -239,7 +236,7 @@ def long_once_kernel(
         z = own_value(own, first, present, by_row, column_scale, A)
         high, rest = tl.where(skipped, NOTHING, found[0]), tl.where(skipped, NOTHING, log_total(found[1]))
         _, d_rest, d_own, _, d_mean = finished(
-            losses, saved, rest, high, z, found[2], None if share is None else found[3], divisor, row, rows, target,
+            losses, rest, high, z, found[2], None if share is None else found[3], divisor, row, rows, target,
             present, ignore, offset, offset_kind, offset_row, offset_lines, share, share_kind, share_lines, share_total,
             weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard,
             focal,
@@ -258,20 +255,21 @@ def long_once_kernel(
                 d_middle, one, skipped, coarse, fine, s, scaled, exact, group, size,
             )  # fmt: skip
             mine = there & (t + coarse < whole)
-            tl.store(gradient + (out_at + t) + to_row, d_x.to(gradient.dtype.element_ty), mine, cache_modifier=".cs")
+            tl.store(
+                gradient + (out_at + t) + to_row, as_stored(d_x, gradient.dtype.element_ty), mine, cache_modifier=".cs"
+            )
             x, b = before, before_b
         if group > unit:
             d_edge = edge_slopes(
                 edge_u, edge_a, high, d_high, d_middle, by_row, edge_c, s, scaled, exact, column, first, one, skipped
             )
-            tl.store(gradient + leader * by + column, d_edge.to(gradient.dtype.element_ty), mask=outside)
+            tl.store(gradient + leader * by + column, as_stored(d_edge, gradient.dtype.element_ty), mask=outside)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore", "order"])
 def short_once_kernel(
     loss_out,  # []: the reduced loss, if there is one program
     losses,  # [N + 1]: the rows', and what a mean divides their sum by
-    saved,  # [6, N]: rest, top, d_rest, d_own, d_offset, d_mean; may be absent
     gradient,  # [N, C], `out_stride` from row to row; may be the logits
     logits,  # [N, C], `stride` from row to row
     target,  # [N]
@@ -335,7 +333,7 @@ def short_once_kernel(
         high, rest, rival, mean, _ = summary(peers(v, u, b), u, a, hidden, 1, exact)
         rest, z = log_total(rest), own_value(own, first, present, by_row, column_scale, A)
         loss, d_rest, d_own, _, d_mean = finished(
-            losses, saved, rest, high, z, rival, None if share is None else mean, divisor, row, rows, target, present,
+            losses, rest, high, z, rival, None if share is None else mean, divisor, row, rows, target, present,
             ignore, offset, offset_kind, offset_row, offset_lines, share, share_kind, share_lines, share_total, weight,
             class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal,
         )  # fmt: skip
@@ -347,7 +345,7 @@ def short_once_kernel(
         d_x = place_targets(d_x, column, first[:, None], first[:, None], one, one, skipped[:, None])
         tl.debug_barrier()  # what other threads read too may be overwritten from here on
         place = (row * out_stride * unit)[:, None] + column
-        tl.store(gradient + place, d_x.to(gradient.dtype.element_ty), mask=inside)
+        tl.store(gradient + place, as_stored(d_x, gradient.dtype.element_ty), mask=inside)
     if alone:
         tl.store(loss_out, tl.sum(total, 0) / divisor)
 
@@ -389,9 +387,9 @@ def times_grad_kernel(
     for t in range(0, whole, T * W * group):
         place, inside = gradient + (origin + t) + (coarse + fine), t + coarse < whole
         slope = tl.load(place, mask=inside, other=0.0).to(factor.dtype) * factor
-        tl.store(place, slope.to(gradient.dtype.element_ty), mask=inside)
+        tl.store(place, as_stored(slope, gradient.dtype.element_ty), mask=inside)
     if group > unit:
         column, outside = edges(width * unit, (origin - at).to(tl.int32), whole, group)
         slope = tl.load(gradient + at + column, mask=outside, other=0.0).to(factor.dtype) * factor
         tl.debug_barrier()  # several threads read them
-        tl.store(gradient + at + column, slope.to(gradient.dtype.element_ty), mask=outside)
+        tl.store(gradient + at + column, as_stored(slope, gradient.dtype.element_ty), mask=outside)

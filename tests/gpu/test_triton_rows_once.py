@@ -35,14 +35,12 @@ def scales(n: int, c: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def check(
     logits: Tensor, target: Tensor, t: Terms, reduction: int, by: tuple[Tensor | None, ...] = (None, None)
 ) -> None:
-    """Loss, what is saved and gradient; each line of what is saved by itself, without those of ignored rows."""
-    loss, saved, gradient = rows.loss_and_gradient(logits, target, *by, *t, reduction)
-    found = [(loss, *saved[2:], gradient)]
+    """Loss and gradient."""
+    found = [rows.rows_loss_gradient(logits, target, *by, *t, reduction)]
     for values, scale, terms in ((logits, by, t), (logits.double(), wide(by), Terms(*wide(tuple(t))))):
-        loss, slopes = reference._loss(values, target, scale, (*terms, reduction))
-        found.append((loss, *slopes[2:], reference.rows_loss_gradient(values, target, *scale, *terms, reduction)[1]))
+        found.append(reference.rows_loss_gradient(values, target, *scale, *terms, reduction))
     judge(found[0], found[1], found[2], logits.dtype)
-    assert (gradient[target == -100] == 0).all()
+    assert (found[0][1][target == -100] == 0).all()
 
 
 @pytest.mark.parametrize("settings", LOSSES, ids=str)
@@ -66,14 +64,20 @@ def test_scales_of_rows_and_columns(dtype: torch.dtype, n: int, c: int) -> None:
     check(*problem(n, c, dtype, **FULL), Reduce.WEIGHTED_MEAN, scales(n, c, dtype))
 
 
+def forget() -> None:
+    """Make plans and launches anew."""
+    rows_tiles.one_launch.cache_clear()
+    rows._once.cache_clear()
+
+
 @pytest.fixture
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Programs take several rows one after the other, as if there were thousands; short ones are not one program's."""
     monkeypatch.setattr(rows_tiles, "processors", lambda _: 1)
     monkeypatch.setattr(rows_tiles, "ONE_PROGRAM", 0)
-    rows_tiles.one_launch.cache_clear()
+    forget()
     yield
-    rows_tiles.one_launch.cache_clear()
+    forget()
 
 
 @pytest.mark.usefixtures("few_programs")
@@ -88,13 +92,13 @@ def test_rows_one_after_the_other(n: int, c: int) -> None:
 def test_rows_that_share_an_offset(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows at a time; of the last two one is not there, and in one pair both are ignored."""
     monkeypatch.setattr(rows_tiles, "CACHED", 1024)
-    rows_tiles.one_launch.cache_clear()
+    forget()
     logits, target, t = problem(7, 2400, dtype, **PLAIN | {"offset": "one", "smooth": "one"})
     target[2:4] = -100
     logits[2:4] = torch.nan
     check(logits, target, t, Reduce.WEIGHTED_MEAN)
     with recorded() as launches:
-        rows.loss_and_gradient(logits, target, None, None, *t, Reduce.MEAN)
+        rows.rows_loss_gradient(logits, target, None, None, *t, Reduce.MEAN)
     assert launches[0].arguments["R"] == rows_tiles.SHARING == 2
 
 
@@ -106,16 +110,13 @@ def test_rows_that_do_not_count(reduction: int, classes: int) -> None:
     target[:] = classes_of(4, classes, seed=21).to(DEVICE)
     target[::2] = -100
     logits[0], logits[2] = torch.inf, torch.nan
-    loss, saved, gradient = rows.loss_and_gradient(logits, target, None, None, *t, reduction)
-    clean = rows.loss_and_gradient(logits.nan_to_num(0.0, 0.0), target, None, None, *t, reduction)
+    loss, gradient = rows.rows_loss_gradient(logits, target, None, None, *t, reduction)
+    clean = rows.rows_loss_gradient(logits.nan_to_num(0.0, 0.0), target, None, None, *t, reduction)
     assert torch.equal(loss, clean[0])
-    assert torch.equal(gradient, clean[2])
+    assert torch.equal(gradient, clean[1])
     assert (gradient[::2] == 0).all()
-    assert (saved[:2, ::2] == -torch.inf).all()
-    assert (saved[2:, ::2] == 0).all()
-    loss, saved, gradient = rows.loss_and_gradient(logits, torch.full_like(target, -100), None, None, *t, reduction)
+    loss, gradient = rows.rows_loss_gradient(logits, torch.full_like(target, -100), None, None, *t, reduction)
     assert loss == 0 if reduction == Reduce.SUM else loss.isnan()
-    assert (saved[2:] == 0).all()
     assert (gradient == 0).all()
 
 
@@ -123,14 +124,14 @@ def test_rows_that_do_not_count(reduction: int, classes: int) -> None:
 def test_the_gradient_in_place_of_the_logits(classes: int) -> None:
     """Rows of a wider matrix: the gradient overwrites them, and nothing beside them is read or written."""
     logits, target, t = problem(4, classes, torch.bfloat16, **PLAIN | {"offset": "one"})
-    expected = rows.loss_and_gradient(logits, target, None, None, *t, Reduce.MEAN)
+    expected = rows.rows_loss_gradient(logits, target, None, None, *t, Reduce.MEAN)
     for first, rest in ((8, 16), (3, 0)):
         whole = torch.full((6, first + classes + rest), torch.nan, dtype=logits.dtype, device=DEVICE)
         slab = whole[1:5, first : first + classes]
         slab.copy_(logits)
-        loss, saved, gradient = rows.loss_and_gradient(slab, target, None, None, *t, Reduce.MEAN, into=slab)
-        assert gradient is slab
-        for mine, other in zip((loss, saved, gradient), expected, strict=True):
+        found = rows.rows_loss_gradient(slab, target, None, None, *t, Reduce.MEAN, into=slab)
+        assert found[1] is slab
+        for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other)
         assert whole.isnan().sum() == whole.numel() - slab.numel()
 
@@ -139,7 +140,7 @@ def test_into_is_checked() -> None:
     logits, target, t = problem(3, 5, torch.float32, **PLAIN)
     for into in (logits[:, :4], logits.T.contiguous().T):
         with pytest.raises(ValueError, match="into must have"):
-            rows.loss_and_gradient(logits, target, None, None, *t, Reduce.MEAN, into=into)
+            rows.rows_loss_gradient(logits, target, None, None, *t, Reduce.MEAN, into=into)
 
 
 def test_losses_that_are_not_reduced_take_two_passes() -> None:
@@ -156,35 +157,11 @@ def test_losses_that_are_not_reduced_take_two_passes() -> None:
     assert {key: rows.serves_once(*key[:2], torch.bfloat16, key[2]) for key in found} == found
 
 
-def made(n: int, c: int) -> tuple[Any, ...]:
-    """(gradient, logits, target, saved, terms), with shares and an offset."""
-    logits, target, t = problem(n, c, torch.float32, **PLAIN | {"offset": "one", "smooth": "one"})
-    _, saved, gradient = rows.loss_and_gradient(logits, target, None, None, *t, Reduce.MEAN)
-    return gradient, logits, target, saved, t
-
-
-@pytest.mark.parametrize("n, c", [(5, 60), (3, 1100)])
-def test_the_gradient_again(n: int, c: int) -> None:
-    """For a grad of 1 it is left as it is; for another it is that of two passes."""
-    gradient, logits, target, saved, t = made(n, c)
-    rest = (t.offset, t.offset_row, t.mean_weight, t.scale, -100)
-    for grad in (1.0, 0.5, -3.0):
-        factor, poison = torch.tensor(grad, device=DEVICE), torch.full_like(gradient, 7.0)
-        rows.gradient_again(poison, logits, target, saved, factor, *rest)
-        if grad == 1.0:
-            assert (poison == 7.0).all()
-        else:
-            torch.testing.assert_close(poison, gradient * grad)
-            expected = rows.rows_loss_backward(logits, target, saved, factor, *rest, False)[0]
-            assert torch.equal(poison, expected)
-    with pytest.raises(ValueError, match="grad must be one number"):
-        rows.gradient_again(gradient, logits, target, saved, torch.ones(n, device=DEVICE), *rest)
-
-
 @pytest.mark.parametrize("n, c", [(5, 60), (3, 1101)])
 def test_times_grad(n: int, c: int) -> None:
     """One number or one for each row; ignored rows stay 0 for any; a factor of 1 leaves a row as it is."""
-    gradient, _, target, _, _ = made(n, c)
+    logits, target, t = problem(n, c, torch.float32, **PLAIN | {"offset": "one", "smooth": "one"})
+    gradient = rows.rows_loss_gradient(logits, target, None, None, *t, Reduce.MEAN)[1]
     for grad in (torch.tensor(1.0), torch.tensor(-0.5), torch.tensor(torch.inf), torch.arange(n) + 1.0):
         wider = torch.full((n, c + 8), 3.0, device=DEVICE)
         slab = wider[:, :c]
@@ -203,17 +180,8 @@ def test_times_grad(n: int, c: int) -> None:
 @pytest.mark.usefixtures("few_programs")
 def test_the_same_bits_every_time() -> None:
     given = problem(40, 60, torch.float32, **FULL)
-    first, second = (rows.loss_and_gradient(*given[:2], None, None, *given[2], Reduce.WEIGHTED_MEAN) for _ in range(2))
+    first, second = (rows.rows_loss_gradient(*given[:2], None, None, *given[2], Reduce.WEIGHTED_MEAN) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-
-
-def test_the_operator_is_loss_and_gradient() -> None:
-    logits, target, t = problem(3, 40, torch.float32, **FULL)
-    by = scales(3, 40, torch.float32)
-    loss, _, gradient = rows.loss_and_gradient(logits, target, *by, *t, Reduce.MEAN)
-    found = rows.rows_loss_gradient(logits, target, *by, *t, Reduce.MEAN)
-    assert torch.equal(found[0], loss)
-    assert torch.equal(found[1], gradient)
 
 
 SIZES = [(256, 8142, 2), (128, 100, 1), (4096, 128_256, 2), (256, 1000, 2), (16, 128_256, 3)]
@@ -227,6 +195,6 @@ def test_launches(size: tuple[int, int, int], dtype: torch.dtype) -> None:
     logits, offset = torch.empty(n, c, dtype=dtype, device="meta"), torch.empty(1, c, device="meta")
     target = torch.empty(n, dtype=torch.int64, device="meta")
     with recorded() as found:
-        loss, saved, gradient = rows.loss_and_gradient(logits, target, None, None, *Terms(offset), Reduce.MEAN)
+        loss, gradient = rows.rows_loss_gradient(logits, target, None, None, *Terms(offset), Reduce.MEAN)
     assert len(found) == launches
-    assert (loss.shape, saved.shape, gradient.shape) == ((), (6, n), (n, c))
+    assert (loss.shape, gradient.shape) == ((), (n, c))

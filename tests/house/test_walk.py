@@ -115,7 +115,7 @@ def test_by_operators() -> None:
 def test_on_a_gpu() -> None:
     with use_kernels("triton"):
         found = traced(triton)
-    holds("direct", [place for place in found["rows.py loss_and_gradient"] if not place[0].startswith("triton/")])
+    holds("direct", [place for place in found["rows.py rows_loss_gradient"] if not place[0].startswith("triton/")])
 
 
 @compiled

@@ -36,36 +36,30 @@ def _function(room: str, name: str) -> Callable[..., Any]:
 
 def rows_made(
     logits: Tensor, target: Tensor, terms: Terms, code: int, once: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(loss, what `rows_loss` saves, the gradient for an incoming one of 1) of logits [N, C] and class indices [N].
 
-    The gradient is None unless it is made `once`, with the loss, and that is the faster way.
+    The gradient is made `once`, with the loss, where that is the faster way; else there is what it can be made of.
     """
-    settings = (*terms, code)
     if once and _function("rows", "serves_once")(*logits.shape, logits.dtype, code):
-        return run("rows", "loss_and_gradient", logits, target, None, None, *settings)
-    return *run("rows", "rows_loss", logits, target, *settings), None
+        loss, gradient = run("rows", "rows_loss_gradient", logits, target, None, None, *terms, code)
+        return loss, None, gradient
+    return *run("rows", "rows_loss", logits, target, *terms, code), None
 
 
-def rows_handed_out(ctx: Any, grad: Tensor) -> Tensor | None:
-    """The gradient that the forward made, on the device made again from the logits where `grad` is not 1.
+def handed_out(ctx: Any, grad: Tensor, target: Tensor) -> Tensor | None:
+    """The gradient that the forward made times the incoming one, multiplied on the device where that is not 1.
 
-    None where the operators make it: there is none yet, a graph of the backward pass is built, or gradients come
-    batched.
+    None where torch or the operators make it: there is none yet, a graph of the backward pass is built, or gradients
+    come batched. A graph that is kept needs its own again, so a copy is multiplied.
     """
     if ctx.gradient is None or torch.is_grad_enabled() or private.batched(grad):
         return None
-    made, t = _ours(ctx), ctx.terms
-    logits, target, _, _, saved = ctx.saved_tensors
-    run("rows", "gradient_again", made, logits, target, saved, grad, *t[:3], t.scale, t.ignore_index)
-    return made
-
-
-def _ours(ctx: Any) -> Tensor:
-    """The gradient to hand out: a copy if the graph is kept and it is needed again."""
     made, kept = ctx.gradient, private.graph_kept()
     ctx.gradient = made if kept else None
-    return made.clone() if kept else made
+    made = made.clone() if kept else made
+    run("rows", "times_grad", made, target, grad, ctx.terms.ignore_index)
+    return made
 
 
 def inverse_norms(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,16 +84,14 @@ def features_made(
     logits = logits if bias is None else logits.add_(bias)
     rows, classes = logits.shape
     into = logits if logits.dtype == input.dtype else _padded(rows, classes, input, input.dtype)
-    loss, _, gradient = run("rows", "loss_and_gradient", logits, target, *scales, *terms, code, into=into)
-    return loss, gradient
+    return run("rows", "rows_loss_gradient", logits, target, *scales, *terms, code, into=into)
 
 
 def gradient_over(
     logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], terms: Terms, code: int
 ) -> tuple[Tensor, Tensor]:
     """(loss, the gradient for an incoming one of 1) of our own logits, over which the gradient is written."""
-    loss, _, gradient = run("rows", "loss_and_gradient", logits, target, *scales, *terms, code, into=logits)
-    return loss, gradient
+    return run("rows", "rows_loss_gradient", logits, target, *scales, *terms, code, into=logits)
 
 
 def times(made: tuple[Tensor, ...], grad: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -119,19 +111,6 @@ def times(made: tuple[Tensor, ...], grad: Tensor, target: Tensor, ignore_index: 
 def project(total: Tensor, rows: Tensor, scale: Tensor | None, unit: Tensor | None, out: Tensor) -> None:
     """Write a summed gradient over `unit` to `out`; of normalised rows without its part along them."""
     run("norms", "project", total, rows, scale, unit, out)
-
-
-def features_handed_out(ctx: Any, grad: Tensor, read_only: bool) -> Tensor | None:
-    """The gradient of the product times the incoming one, multiplied on the device where that is not 1.
-
-    None where torch must multiply: a graph of the backward pass is built, or gradients come batched. It is for reading,
-    yet a kept one is copied, because the factor is written into it.
-    """
-    if torch.is_grad_enabled() or private.batched(grad):
-        return None
-    made = _ours(ctx)
-    run("rows", "times_grad", made, ctx.saved_tensors[3], grad, ctx.terms.ignore_index)
-    return made
 
 
 def slope_product(left: Tensor, right: Tensor, own: Tensor, scale: Tensor | None) -> Tensor:
