@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.gpu.calls.call import FP32, FP64, SIZES, Call, meta, plans, sums, tables
 
@@ -66,15 +65,15 @@ def _losses() -> Iterator[Call]:
             given |= {"total": meta(given["mean_weight"].shape[0], dtype=sums(dtype)), "smoothing": 0.1}
         forward = Call("rows", "rows_loss", name, dtype, option)
         loss, saved = forward.run(**given)
-        yield from _at_once(forward, given, saved)
+        yield from _at_once(forward, given)
         given = {key: given.get(key) for key in ("logits", "target", "offset", "offset_row", "mean_weight")}
         backward = Call("rows", "rows_loss_backward", name, dtype, option)
         backward.run(**given, saved=saved, grad=loss, want_offset=given["offset"] is not None)
         yield from (forward, backward)
 
 
-def _at_once(forward: Call, given: dict[str, Any], saved: Tensor) -> Iterator[Call]:
-    """Loss and gradient together, also of logits with scales as of a cosine; and the gradient where another comes."""
+def _at_once(forward: Call, given: dict[str, Any]) -> Iterator[Call]:
+    """Loss and gradient together, also of logits with scales as of a cosine; and the gradient times another one."""
     rows, classes = given["logits"].shape
     kind = sums(forward.dtype)
     scales = {"row_scale": meta(rows, dtype=kind), "column_scale": meta(classes, dtype=kind)}
@@ -83,11 +82,9 @@ def _at_once(forward: Call, given: dict[str, Any], saved: Tensor) -> Iterator[Ca
         once = Call("rows", "rows_loss_gradient", forward.name, forward.dtype, words)
         _, gradient = once.run(**given, **more)
         yield once
-    one = {"gradient": gradient, "saved": saved, "grad": meta(dtype=kind)}
-    for operator in ("gradient_again", "times_grad"):
-        again = Call("rows", operator, forward.name, forward.dtype, forward.options)
-        again.run(**given, **one)
-        yield again
+    times = Call("rows", "times_grad", forward.name, forward.dtype, forward.options)
+    times.run(**given, gradient=gradient, grad=meta(dtype=kind))
+    yield times
 
 
 def settings(option: str, classes: int, kind: torch.dtype) -> dict[str, Any]:
