@@ -96,19 +96,28 @@ def flag_or(name: str, value: Any, word: str) -> Any:
     return value
 
 
-def released(value: Tensor) -> bool:
-    """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process."""
-    if type(value) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
-        return False
-    if private.transformed() or private.batched(value) or value.layout is not torch.strided:
+def released(value: Any) -> bool:
+    """Whether a tensor's numbers are gone, as after `untyped_storage().resize_(0)`: reading them ends the process.
+
+    To be asked only where tensors have memory of their own: not by a compiler, nor under torch.func.
+    """
+    if type(value) not in (Tensor, torch.nn.Parameter) or private.batched(value) or value.layout is not torch.strided:
         return False
     return value.data_ptr() == 0 and value.numel() > 0 and not value.is_meta
 
 
+def all_stored(name: str, values: Sequence[Any]) -> None:
+    """Raise if the storage of one of the tensors was released."""
+    if torch.compiler.is_compiling() or private.transformed():
+        return
+    for value in values:
+        if released(value):
+            raise ValueError(f"{name} must have its numbers, got a tensor whose storage was released")
+
+
 def stored(name: str, value: Tensor) -> Tensor:
     """A tensor whose storage was not released."""
-    if released(value):
-        raise ValueError(f"{name} must have its numbers, got a tensor whose storage was released")
+    all_stored(name, (value,))
     return value
 
 

@@ -150,9 +150,7 @@ class FirstOrder(torch.autograd.Function):
 
 def first_order(operator: Any, *inputs: Any) -> Any:
     """`operator(*inputs)`, guarded when a graph of the backward pass is being built."""
-    for value in inputs:
-        if isinstance(value, torch.Tensor):
-            checks.stored("what the forward pass saved", value)
+    checks.all_stored("what the forward pass saved", inputs)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return operator(*inputs)
     return FirstOrder.apply(operator, *inputs)

@@ -104,12 +104,13 @@ class Prepared:
         for name, tensor in tensors.items():
             values[self.place[name]] = tensor
             kinds += (None,) if tensor is None else (tensor.dtype, tensor.data_ptr() % 16)
-        compiled = self.made.get(key := tuple(kinds))
-        if compiled is None:
+        run = self.made.get(key := tuple(kinds))
+        if run is None:
             options = {f"num_{name}": value for name, value in self.options.items()}
-            self.made[key] = self.kernel[self.grid](**self.fixed, **tensors, **options)
+            compiled = self.kernel[self.grid](**self.fixed, **tensors, **options)
+            self.made[key] = compiled[(*self.grid, 1, 1)[:3]]
         else:
-            compiled[(*self.grid, 1, 1)[:3]](*values)
+            run(*values)
 
 
 def blocks(size: int, width: int) -> int:
