@@ -88,7 +88,8 @@ class Backward:
         p, (self.want_input, self.want_weight, self.want_bias, self.want_offset) = problem, wants
         self.problem, self.slopes = problem, slopes
         self.kept, row_scale, column_scale, self.rest, self.top = saved
-        self.weight = p.weight  # of the current slab of classes, in the dtype of its products
+        self.input = self.operand(p.input)
+        self.weight = p.weight  # of the current slab of classes, as its products take them
         self.row_scale = row_scale if p.normalize == Normalize.BOTH else None
         self.column_scale = column_scale if p.normalize >= Normalize.CLASSES else None
         self.sums = accumulate_type(p.input.dtype)
@@ -153,7 +154,7 @@ class Backward:
         if self.want_input:
             self.add_product(self.d_input[rows], d_logits, self.weight, classes.start == 0)
         if self.want_weight:
-            self.add_product(own, d_logits.T, self.operand(self.problem.input[rows]), rows.start == 0)
+            self.add_product(own, d_logits.T, self.input[rows], rows.start == 0)
         if self.want_bias:
             self.d_bias[classes].add_(self.column_sum(d_logits))
 
@@ -164,7 +165,7 @@ class Backward:
             self.finish(own, self.problem.weight[classes], scale, final)
 
     def operand(self, rows: Tensor) -> Tensor:
-        """Features or class weights in the dtype that they are multiplied in."""
+        """Features or class weights as they are multiplied: in the dtype of the products."""
         return rows.to(product_type(self.problem.input))
 
     def column_sum(self, d_logits: Tensor) -> Tensor:

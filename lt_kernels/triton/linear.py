@@ -12,18 +12,53 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from lt_kernels.core import numbers
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
-from lt_kernels.triton.norms import inverse_norm, inverse_norms, padded, project
+from lt_kernels.triton.operands import inverse_norm, inverse_norms, operand, padded, project, ready
 from lt_kernels.triton.products import slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
 
 GENERATION = 9  # of the GPU (9: Hopper) that is assumed if launches are only recorded
 NEAR = 8 * 2**20  # bytes of features whose programs run at the same time: they and class weights fit in the L2 cache
-CAST = 128 * 2**20  # bytes of class weights that are cast at a time, if their dtype is not that of the features
+CAST = 128 * 2**20  # bytes of class weights that are copied at a time, if the matrix units cannot take them
+
+
+@triton.jit(do_not_specialize=["N"])
+def gradient_unit_kernel(
+    d_rest,  # [N]
+    d_own,  # [N, K]
+    d_mean,  # [N] or None
+    share,  # [] or None: the largest weight of a class in the mean
+    row_scale,  # [N] or None
+    column_scale,  # [] or None: the largest of a class
+    unit,  # []
+    N,
+    scale,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+):
+    most = tl.zeros([BN], tl.float32)
+    for first in range(0, N, BN):
+        row = first + tl.arange(0, BN)
+        bound = tl.abs(tl.load(d_rest + row, mask=row < N, other=0.0)) * scale
+        if d_mean is not None:
+            bound += tl.abs(tl.load(d_mean + row, mask=row < N, other=0.0)) * tl.load(share) * scale
+        for slot in tl.static_range(K):
+            bound += tl.abs(tl.load(d_own + row.to(tl.int64) * K + slot, mask=row < N, other=0.0))
+        if row_scale is not None:
+            bound *= tl.load(row_scale + row, mask=row < N, other=0.0)
+        most = tl.maximum(most, bound)
+    largest = tl.max(most, 0)
+    if column_scale is not None:
+        largest *= tl.load(column_scale)
+    exponent = largest.to(tl.int32, bitcast=True) >> 23  # with its bias of 127; the largest becomes less than 2^14
+    power = (tl.minimum(2 * 127 + 13 - exponent, 254) << 23).to(tl.float32, bitcast=True)
+    tl.store(unit, tl.where((largest > 0) & (largest < float("inf")), power, 1.0))
 
 
 class Tile(NamedTuple):
@@ -40,14 +75,19 @@ class Tile(NamedTuple):
         return processors(like) * (2 if self.warps == 4 else 1)
 
 
+@functools.lru_cache
+def _generation(device: torch.device) -> int:
+    """9 for compute capability 9.0."""
+    return torch.cuda.get_device_capability(device)[0]
+
+
 def tile_for(p: Problem, gradient: bool) -> Tile:
     """The largest tile with which a program spills no registers, on this generation of GPUs.
 
     On a Hopper GPU two programs of 128 by 128 share a multiprocessor: one computes exponentials while the other
     multiplies. With many features there are few exponentials, and 128 by 256 reads less for each product.
     """
-    cuda = p.input.device.type == "cuda"
-    generation = torch.cuda.get_device_capability(p.input.device)[0] if cuda else GENERATION
+    generation = _generation(p.input.device) if p.input.is_cuda else GENERATION
     rows, size = p.input.shape
     features = min(128 // p.input.element_size(), power_of_two(size, 16))  # 128 bytes: a line of the shared memory
     by_row = any(table is not None and table.shape[0] > 1 for table in (p.offset, p.mean_weight))
@@ -86,22 +126,31 @@ def on_matrix_units(p: Problem) -> bool:
 
 def dense(p: Problem) -> Problem:
     """The same problem with contiguous rows, as the kernels need."""
-    given = {name: value for name, value in p._asdict().items() if isinstance(value, Tensor)}
-    tables = {name: given.pop(name) for name in ("offset", "mean_weight") if name in given}
-    whole = {name: value if value.stride(1) == 1 else value.contiguous() for name, value in tables.items()}
-    return p._replace(**{name: value.contiguous() for name, value in given.items()}, **whole)
+    tensors = ((name, value) for name, value in zip(p._fields, p) if isinstance(value, Tensor))
+    tables = ("offset", "mean_weight")  # their rows may be any stride apart
+    apart = {
+        name: value.contiguous()
+        for name, value in tensors
+        if (value.stride(1) != 1 if name in tables else not value.is_contiguous())
+    }
+    return p._replace(**apart) if apart else p
+
+
+def _part(tensor: Any, piece: slice) -> Any:
+    """The rows of a tensor, or of None, that a slice names; without a call of the library where these are all."""
+    return tensor if tensor is None or piece.stop - piece.start == tensor.shape[0] else tensor[piece]
 
 
 def _shared(p: Problem, tile: Tile, weight: Tensor, rows: slice, classes: slice) -> dict[str, Any]:
     """The arguments that both kernels of tiles take, for a block of rows and of classes (whose weights are given)."""
     offset, row, mean_weight = p.tables(rows, classes)
     tables = [table for table in (offset, mean_weight) if table is not None]
-    x = p.input[rows]
+    x = _part(p.input, rows)
     return {
         "x": x,
         "w": weight,
-        "bias": None if p.bias is None else p.bias[classes],
-        "target": p.target[rows],
+        "bias": _part(p.bias, classes),
+        "target": _part(p.target, rows),
         "offset": offset,
         "offset_row": row,
         "mean_weight": mean_weight,
@@ -144,10 +193,11 @@ def norms(p: Problem) -> tuple[Tensor | None, Tensor | None]:
 
 def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | None) -> tuple[Tensor, ...]:
     """(rest, own, rival, mean, top, shares) from tiles: first of each program's part of the classes, then merged."""
+    whole = ready(p.weight, p.input.dtype)
+    p = p if ready(p.input, p.input.dtype) else p._replace(input=operand(p.input, p.input.dtype))
     (rows, size), slots, tile = p.input.shape, p.target.shape[1], tile_for(p, gradient=False)
     high = blocks(rows, tile.rows)
-    cast = p.weight.dtype != p.input.dtype
-    width = max(tile.classes, CAST // (size * p.input.element_size())) if cast else p.weight.shape[0]
+    width = p.weight.shape[0] if whole else max(tile.classes, CAST // (size * p.input.element_size()))
     pieces = list(p._replace(class_slab=width).class_slabs())
     tiles = [blocks(piece.stop - piece.start, tile.classes) for piece in pieces]
     walks = [parts_for(high, wide, tile.programs(p.input)) for wide in tiles]
@@ -155,11 +205,11 @@ def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | Non
     with_mean = p.mean_weight is not None
     parts = p.input.new_empty((3 + slots + 2 * with_mean, sum(splits), rows), dtype=torch.float32)
     for index, piece in enumerate(pieces):
-        weight = p.weight[piece].to(p.input.dtype)
+        weight = operand(_part(p.weight, piece), p.input.dtype)
         arguments = {
             **_shared(p, tile, weight, slice(0, rows), piece),
             "row_scale": row_scale,
-            "column_scale": None if column_scale is None else column_scale[piece],
+            "column_scale": _part(column_scale, piece),
             "parts": parts,
             "before": sum(splits[:index]),
             "splits": sum(splits),
@@ -203,8 +253,9 @@ class Backward(reference.Backward):
     """The gradients of one problem; slabs are computed by tiles if these are supported."""
 
     def __init__(self, problem: Problem, saved: tuple[Tensor, ...], slopes: Any, wants: Any) -> None:
+        self.by_tiles = on_matrix_units(problem) and saved[0].numel() == 0 and not wants[3]
         super().__init__(problem, saved, slopes, wants)
-        self.by_tiles = on_matrix_units(problem) and self.kept.numel() == 0 and not self.want_offset
+        self.tiled = problem._replace(input=self.input)
         self.unit = self.unit_of_float16() if problem.input.dtype == torch.float16 else None
 
     def unit_of_float16(self) -> Tensor:
@@ -213,36 +264,44 @@ class Backward(reference.Backward):
         float16 ends at 65,504 and is 0 below 6e-8, as the gradient of a mean over many rows and classes often is.
         """
         p, (d_rest, d_own, _, d_mean) = self.problem, self.slopes
-        bound = d_rest.abs() * p.scale
-        if d_mean is not None and p.mean_weight is not None:
-            bound = bound + d_mean.abs() * (p.scale * p.mean_weight.abs().amax())
-        bound = torch.cat((bound[:, None], d_own.abs()), 1).sum(1)
-        bound = bound if self.row_scale is None else bound * self.row_scale
-        bound = torch.cat((bound, bound.new_zeros(1))).amax()
-        bound = bound if self.column_scale is None else bound * self.column_scale.amax()
-        unit = torch.exp2(torch.floor(14 - torch.log2(bound)))
-        return torch.where((bound > 0) & unit.isfinite() & (unit > 0), unit, 1.0)
+        smooth = d_mean is not None and p.mean_weight is not None
+        arguments = {
+            "d_rest": d_rest,
+            "d_own": d_own,
+            "d_mean": d_mean if smooth else None,
+            "share": p.mean_weight.abs().amax() if smooth else None,  # type: ignore[union-attr]
+            "row_scale": self.row_scale,
+            "column_scale": None if self.column_scale is None else self.column_scale.amax(),
+            "unit": d_rest.new_empty(()),
+            "N": d_rest.shape[0],
+            "scale": p.scale,
+            "K": d_own.shape[1],
+            "BN": 1024,
+        }
+        launch(gradient_unit_kernel, (1,), arguments)
+        return arguments["unit"]
 
     def operand(self, rows: Tensor) -> Tensor:
         """In the dtype of the features: a GPU multiplies float16 without a cast."""
-        return rows.to(self.problem.input.dtype)
+        kind = self.problem.input.dtype
+        return operand(rows, kind) if self.by_tiles else rows.to(kind)
 
     def slab(self, rows: slice, classes: slice) -> Tensor:
         """The gradient of the block's raw product, times `unit`; in the dtype of the features."""
         if not self.by_tiles:
             d_logits = super().slab(rows, classes)
             return d_logits if self.unit is None else (d_logits * self.unit).to(torch.float16)
-        p = self.problem
+        p = self.tiled
         tile = tile_for(p, gradient=True)
         arguments = _shared(p, tile, self.weight, rows, classes)
         high, width = blocks(arguments["N"], tile.rows), blocks(arguments["C"], tile.classes)
         out = padded(arguments["N"], width * tile.classes, p.input)
-        d_rest, d_own, _, d_mean = (None if slope is None else slope[rows] for slope in self.slopes)
+        d_rest, d_own, _, d_mean = (_part(slope, rows) for slope in self.slopes)
         arguments |= {
-            "row_scale": None if self.row_scale is None else self.row_scale[rows],
-            "column_scale": None if self.column_scale is None else self.column_scale[classes],
-            "rest": self.rest[rows],
-            "top": self.top[rows],
+            "row_scale": _part(self.row_scale, rows),
+            "column_scale": _part(self.column_scale, classes),
+            "rest": _part(self.rest, rows),
+            "top": _part(self.top, rows),
             "d_rest": d_rest,
             "d_own": d_own,
             "d_mean": None if p.mean_weight is None else d_mean,
@@ -261,6 +320,8 @@ class Backward(reference.Backward):
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         """As in the reference; in the interpreter with a cast, as a CPU has no float16 products with float32 sums."""
+        if right.shape[1] > total.shape[1]:  # an operand with zeros at the end
+            right = right[:, : total.shape[1]]
         if left.is_cpu and total.dtype != left.dtype:
             left, right = left.to(total.dtype), right.to(total.dtype)
         super().add_product(total, left, right, first)

@@ -44,7 +44,7 @@ def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
     """float32 numbers in the dtype that they are stored in; the interpreter truncates to bfloat16, so round here."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return x.to(dtype)
 
 
@@ -99,10 +99,15 @@ def _line(offset_row, row, R):
 
 
 @triton.jit
-def _entries(table, line, stride, column, BY_ROW: tl.constexpr):
-    """A table's values at the columns [BC]: [BN, BC], or [1, BC] if it has one row for all."""
+def _entries(table, line, stride, column, BY_ROW: tl.constexpr, AGAIN: tl.constexpr = False):
+    """A table's values at the columns [BC]: [BN, BC], or [1, BC] if it has one row for all.
+
+    What is read `AGAIN` has a hint for the cache that differs, so that the compiler does not keep it in registers.
+    """
     if BY_ROW:
         entries = tl.load(table + line[:, None] * stride + column[None, :])
+    elif AGAIN:
+        entries = tl.load(table + column, eviction_policy="evict_last")[None, :]
     else:
         entries = tl.load(table + column)[None, :]
     return entries
@@ -190,6 +195,10 @@ def statistics_kernel(
         first = _edge(tile, C, BC)
         z = _product(x, w + first.to(tl.int64) * D, row, column, D, BD, INTERPRETED)
         z = _scaled(z, bias, column_scale, first + column)
+        if bias is None and column_scale is None:
+            # Triton waits for the matrix units before their sums are first used. If that were in the branch below, they
+            # would leave its other way without a wait, and the assembler would then let each product wait.
+            z += 0.0
         here = ((y >= first) & (y < first + BC)) | ((second >= first) & (second < first + BC))
         if (tl.max(here.to(tl.int32), 0) > 0) | (tile * BC + BC > C):  # else no entry of the tile is hidden
             place = tl.arange(0, BC)[None, :]
@@ -202,17 +211,18 @@ def statistics_kernel(
         if offset is None:
             rival = tl.maximum(rival, tl.max(z, 1))
             new = times(rival, slope)
-            z = (z - finite(rival)[:, None]) * slope[:, None]
+            z = (z - finite(rival)[:, None]) * (slope * LOG2_E)[:, None]
         else:
             shift = _entries(offset, line, offset_stride, first + column, OFFSET_BY_ROW)
             z += tl.where(shift == float("-inf"), shift, 0.0)  # an absent class is no rival
             rival = tl.maximum(rival, tl.max(z, 1))
+            shift = _entries(offset, line, offset_stride, first + column, OFFSET_BY_ROW, AGAIN=True)
             z = times(z, slope[:, None]) + shift
             new = tl.maximum(top, tl.max(z, 1))
-            z -= finite(new)[:, None]
-        total = total * tl.exp2((top - finite(new)) * LOG2_E) + tl.sum(tl.exp2(z * LOG2_E), 1)
+            z = (z - finite(new)[:, None]) * LOG2_E
+        total = total * tl.exp2((top - finite(new)) * LOG2_E) + tl.sum(tl.exp2(z), 1)
         if mean_weight is not None:
-            mean += shares * (finite(top) - finite(new)) + tl.sum(share * tl.where(share != 0, z, 0.0), 1)
+            mean += shares * (finite(top) - finite(new)) + tl.sum(share * tl.where(share != 0, z, 0.0), 1) / LOG2_E
             shares += tl.sum(share, 1)
         top = new
     inside = (row == tl.arange(0, BN)) & (row >= block * BN - edge)  # each row once
@@ -358,6 +368,6 @@ def slab_gradient_kernel(
     if tl.max(skipped.to(tl.int32), 0) > 0:  # their gradient is 0 whatever they hold
         d = tl.where(skipped[:, None], 0.0, d)
     if column_scale is not None:
-        d *= tl.load(column_scale + column)[None, :]
+        d *= _entries(column_scale, line, 0, column, False, AGAIN=True)
     at = (edge + tl.arange(0, BN)).to(tl.int64)[:, None] * out_stride + (first + tl.arange(0, BC))[None, :]
     tl.store(out + at, rounded(d, out.dtype.element_ty, INTERPRETED), mask=(edge + tl.arange(0, BN) < N)[:, None])

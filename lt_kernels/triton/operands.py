@@ -1,4 +1,4 @@
-"""The norms of features and class weights, the derivative of dividing by them, and memory with aligned rows.
+"""Features and class weights as the matrix units take them; their norms, and the derivative of dividing by these.
 
 Letters: N and M rows, D features; a program has BN rows and takes BD features per step.
 """
@@ -15,7 +15,38 @@ from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two
 from lt_kernels.triton.products import rounded
 
-ALIGNED = 64  # elements: 128 bytes of 16 bits. The library's fast products need rows that start at 16 bytes.
+LINE = 128  # bytes of a row that a tile takes per step: a line of the shared memory
+ROUNDS = not INTERPRETED  # whether float32 is to be rounded: the interpreter multiplies all of its bits
+ALIGNED = 64  # elements: such a line of 16-bit numbers
+
+
+@triton.jit
+def _tensor_float(x):
+    """float32 numbers rounded to TensorFloat-32's: to the nearest, of two the larger. NaN stays NaN."""
+    bits = (x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), float("nan"))
+
+
+@triton.jit(do_not_specialize=["N"])
+def operand_kernel(
+    rows,  # [N, D], stride apart
+    out,  # [N, WIDTH]: the rows, then zeros
+    N,
+    stride,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BN: tl.constexpr,
+    BD: tl.constexpr,
+    SHORT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
+    line = row.to(tl.int64)[:, None]
+    left, right = line * stride + inner[None, :], line * WIDTH + inner[None, :]
+    for first in range(0, WIDTH, BD):
+        x = tl.load(rows + first + left, mask=(row < N)[:, None] & (inner < D - first)[None, :], other=0.0)
+        x = _tensor_float(x) if SHORT else rounded(x.to(tl.float32), out.dtype.element_ty, INTERPRETED)
+        tl.store(out + first + right, x, mask=(row < N)[:, None] & (inner < WIDTH - first)[None, :])
 
 
 @triton.jit
@@ -153,6 +184,31 @@ def project(
     tensors = {"total": total, "rows": rows, "scale": scale, "unit": unit, "out": out}
     arguments = {**tensors, "N": rows.shape[0], "stride": rows.stride(0), **sizes, "INTERPRETED": INTERPRETED}
     launch(tangent_kernel, (blocks(rows.shape[0], sizes["BN"]),), arguments)
+    return out
+
+
+def ready(rows: Tensor, kind: torch.dtype) -> bool:
+    """Whether the matrix units can take rows [N, D] as they are: that dtype, and each row at a multiple of 16 bytes."""
+    short = ROUNDS and kind == torch.float32
+    return rows.dtype == kind and not short and rows.shape[1] * kind.itemsize % 16 == 0 and rows.is_contiguous()
+
+
+def operand(rows: Tensor, kind: torch.dtype) -> Tensor:
+    """Rows [N, D] as the matrix units take them: `rows` themselves if these are `ready`, else a copy in that dtype.
+
+    float32 is rounded to TensorFloat-32: the matrix units would cut off its last 13 bits, and so make every product too
+    small. Where rows would not start at a multiple of 16 bytes they are [N, more than D], with zeros at the end.
+    """
+    if ready(rows, kind):
+        return rows
+    rows, step = _whole(rows), LINE // kind.itemsize
+    size = rows.shape[1]
+    width = size if size * kind.itemsize % 16 == 0 else blocks(size, step) * step
+    out = rows.new_empty(rows.shape[0], width, dtype=kind)
+    sizes = {**_sizes(width), "D": size, "WIDTH": width, "SHORT": ROUNDS and kind == torch.float32}
+    tensors = {"rows": rows, "out": out, "N": rows.shape[0], "stride": rows.stride(0)}
+    arguments = {**tensors, **sizes, "INTERPRETED": INTERPRETED}
+    launch(operand_kernel, (blocks(rows.shape[0], sizes["BN"]),), arguments)
     return out
 
 
