@@ -55,7 +55,7 @@ def test_programs_are_full_waves(sizes: tuple[int, int, int]) -> None:
     x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
     target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
     p = Problem(x, w, None, target, None, None, None, 1.0, Normalize.NOTHING, 0, classes, -100, rows, classes)
-    tile = linear.tile_for(p, gradient=False)
+    tile = linear.tile_for(p)
     high, wide = -(-rows // tile.rows), -(-classes // tile.classes)
     tiles, programs = linear.parts_for(high, wide, tile.programs(x)), tile.programs(x)
     waves = -(-(high * -(-wide // tiles)) // programs)
