@@ -9,7 +9,7 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,empirical-offset,bs-l
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile readme clean
+.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile gpu-versions readme clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
@@ -22,7 +22,8 @@ help:
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   measure every operator on this machine's CPU, into benchmarks/results"
 	@echo "make gpu-check  check and measure everything on this machine's GPU, with the torch that is there; installs nothing"
-	@echo "make gpu-compile  compile every GPU kernel for four generations of GPUs, without one; ARGS=--write puts the tables into docs"
+	@echo "make gpu-compile  compile every GPU kernel for four generations of GPUs, without one, and predict times; ARGS=--write puts the tables into docs"
+	@echo "make gpu-versions  compile some variants of each by three versions of Triton; ARGS=--write as above"
 	@echo "make readme  write the tables of README and docs from the measured files"
 	@echo "make clean   remove what was built; .venv stays"
 
@@ -99,6 +100,10 @@ gpu-check:
 gpu-compile: setup
 	$(BIN)/python -m benchmarks.gpu.compile $(ARGS)
 	$(BIN)/python -m benchmarks.gpu.sheets $(filter --write,$(ARGS))
+
+# Each version goes into build/triton-VERSION. 3.6 is that of torch 2.11, 3.7 of torch 2.12 and 2.13.
+gpu-versions: setup
+	$(BIN)/python -m benchmarks.gpu.compile --few $(addprefix --triton=,3.6.0 3.7.1 3.8.0) $(ARGS)
 
 readme: setup
 	$(BIN)/python -m benchmarks.tables.readme

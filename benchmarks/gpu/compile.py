@@ -1,6 +1,7 @@
 """Compiles every GPU kernel ahead of time, without a GPU, and says what came of it: python -m benchmarks.gpu.compile.
 
-What is compiled is what the operators launch at the shapes that count (`benchmarks.gpu.calls`).
+What is compiled is what the operators launch at the shapes that count (`benchmarks.gpu.calls`). With --triton 3.6.0 it
+is compiled by that version, which pip puts into a folder of its own; --few takes some variants of each kernel.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +33,8 @@ GOALS = (
     "bfloat16 cosine and offset held",
 )
 MULTIPLY = ("statistics_kernel", "slab_gradient_kernel")
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "kernels" / "gpu.md"
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "kernels" / "gpu.md"
 
 
 def results(rooms: Iterable[str], targets: Sequence[int], few: bool, workers: int) -> list[Compiled]:
@@ -108,6 +111,33 @@ def line(found: Sequence[Compiled]) -> list[str]:
     ]
 
 
+VERSIONS = ("Triton", "variants", "do not compile", "spill", "bytes spilled", "warnings", "kernels concerned")
+
+
+def by_version(version: str, options: Sequence[str]) -> list[Compiled]:
+    """What another version of Triton makes of the same, in a process that finds that one first."""
+    folder = ROOT / "build" / f"triton-{version}"
+    if not folder.exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+        subprocess.run([*pip, f"triton=={version}"], check=True)
+    with tempfile.TemporaryDirectory() as cache:
+        found, paths = Path(cache) / "found", os.pathsep.join([str(folder), str(ROOT)])
+        command = [sys.executable, "-m", "benchmarks.gpu.compile", *options, "--json", str(found)]
+        subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": paths, "TRITON_CACHE_DIR": cache}, cwd=ROOT, check=False
+        )
+        return [Compiled(**one) for one in json.loads(found.read_text(encoding="utf-8"))]
+
+
+def version_line(version: str, found: Sequence[Compiled]) -> list[str]:
+    """The row of a version: how many variants are wrong, and in which way."""
+    broken, spilled = ([one for one in found if getattr(one, name)] for name in ("problem", "spilled"))
+    serial = [one for one in found if one.warnings]
+    kernels = sorted({f"`{one.kernel}`" for one in (*broken, *spilled, *serial)})
+    most = max((one.spilled for one in found), default=0)
+    return [version, *map(str, (len(found), len(broken), len(spilled), most, len(serial))), ", ".join(kernels) or "-"]
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m benchmarks.gpu.compile", description="Compile the GPU kernels.")
@@ -116,6 +146,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--few", action="store_true", help="some variants of each kernel only")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     parser.add_argument("--json", type=Path, help="write what was found of each variant there")
+    parser.add_argument("--triton", action="append", help="compile by this version instead (may be repeated)")
     parser.add_argument("--read", type=Path, action="append", help="what --json wrote before (may be repeated)")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/kernels/gpu.md")
     return parser.parse_args(argv)
@@ -124,20 +155,32 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print the tables; 1 if a kernel does not compile, spills, or has its matrix instructions serialised."""
     chosen = arguments(argv)
-    found = [Compiled(**one) for path in chosen.read or () for one in json.loads(path.read_text(encoding="utf-8"))]
-    found += results(chosen.room or calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
-    tables = {"gpu-compile": table(found), "gpu-traffic": traffic.table(calls.calls(calls.ROOMS))}
+    if chosen.triton:
+        passed = ["--workers", str(chosen.workers), *(["--few"] if chosen.few else [])]
+        passed += [f"--room={room}" for room in chosen.room or ()] + [f"--target={one}" for one in chosen.target or ()]
+        every = {version: by_version(version, passed) for version in chosen.triton}
+        found = [one for some in every.values() for one in some]
+        tables = {"gpu-versions": markdown(VERSIONS, [version_line(*place) for place in every.items()])}
+    else:
+        found = [Compiled(**one) for path in chosen.read or () for one in json.loads(path.read_text(encoding="utf-8"))]
+        found += results(chosen.room or calls.ROOMS, chosen.target or TARGETS, chosen.few, chosen.workers)
+        tables = {"gpu-compile": table(found), "gpu-traffic": traffic.table(calls.calls(calls.ROOMS))}
     print("\n\n".join(tables.values()))
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(one) for one in found], indent=1), encoding="utf-8")
     if chosen.write:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        for name, made in tables.items():
-            text = section(text, name, made)
-        DOCUMENT.write_text(text, encoding="utf-8")
+        write(tables)
     wrong = complaints(found)
     print("\n".join(wrong))
     return 1 if wrong else 0
+
+
+def write(tables: dict[str, str]) -> None:
+    """Put tables into the document."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, made in tables.items():
+        text = section(text, name, made)
+    DOCUMENT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from benchmarks.gpu.sheets import trace
 from benchmarks.gpu.sheets.goals import GOALS, Goal
 from benchmarks.gpu.sheets.trace import Kernel, Made
-from benchmarks.tables.markdown import markdown, section
+from benchmarks.tables.markdown import markdown
 
 UNITS = ("memory", "cache", "matrix", "issue", "special")
 
@@ -84,7 +84,7 @@ def tables(found: Sequence[Sheet]) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables, or write them into docs/kernels/gpu.md."""
-    from benchmarks.gpu.compile import DOCUMENT
+    from benchmarks.gpu.compile import write
 
     parser = argparse.ArgumentParser("python -m benchmarks.gpu.sheets", description="Predict the goals' times.")
     parser.add_argument("--goal", action="append", help="only goals whose title begins like this (may be repeated)")
@@ -95,10 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = tables(sheets(wanted, chosen.workers))
     print("\n\n".join(made.values()))
     if chosen.write:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        for name, table in made.items():
-            text = section(text, name, table)
-        DOCUMENT.write_text(text, encoding="utf-8")
+        write(made)
     return 0
 
 

@@ -155,6 +155,15 @@ def test_worst_variant_of_each_target() -> None:
     assert gpu_compile.complaints(variants) == said
 
 
+def test_versions_are_compared_by_what_is_wrong() -> None:
+    make = code.Compiled
+    found = [make("a_kernel", 90, "", 40), make("b_kernel", 90, "", 40, 60), make("c_kernel", 80, "", problem="x")]
+    found += [make("a_kernel", 90, "", 40, 8, warnings=("C7510 serialized",))]
+    cells = ["3.8.0", "4", "1", "2", "60", "1", "`a_kernel`, `b_kernel`, `c_kernel`"]
+    assert gpu_compile.version_line("3.8.0", found) == cells
+    assert gpu_compile.version_line("3.7.1", found[:1])[-1] == "-"
+
+
 def test_bytes_of_what_a_launch_is_given() -> None:
     import torch
 
