@@ -52,7 +52,9 @@ def disassembled(binary: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        return subprocess.run([tool("nvdisasm"), file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [tool("nvdisasm"), "-c", "-ndf", file.name], capture_output=True, text=True, check=True
+        ).stdout
 
 
 @functools.lru_cache(64)
