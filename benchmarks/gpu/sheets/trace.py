@@ -69,14 +69,8 @@ def traced(goal: Goal) -> tuple[list[Any], Library]:
 def jobs(traces: Iterable[tuple[list[Any], Library]]) -> dict[str, code.Job]:
     """The distinct kernels of the launches."""
     every = (launch for launches, _ in traces for launch in launches if 0 not in launch.grid)
-    found = {key(launch): launch for launch in every}
-    return {name: code.specialised(launch, TARGET, "") for name, launch in found.items()}
-
-
-def key(launch: Any) -> str:
-    """What a launch's machine code may depend on."""
-    given = {name: value.dtype if isinstance(value, Tensor) else value for name, value in launch.arguments.items()}
-    return f"{launch.kernel.fn.__name__} {given} {launch.warps} {launch.stages}"
+    found = (code.specialised(launch, TARGET, "") for launch in every)
+    return {repr(job): job for job in found}
 
 
 class Made(NamedTuple):
@@ -97,7 +91,11 @@ def made(job: code.Job) -> Made:
 def kernels(launches: list[Any], library: Library, machine: dict[str, Made], pairs: Pairs) -> list[Kernel]:
     """All kernels of a call: the library's, then ours."""
     found = [Kernel(one.name, one.bytes, one.flops, model.library(one)) for one in library.operations]
-    return found + [ours(launch, machine[key(launch)], pairs) for launch in launches if 0 not in launch.grid]
+    return found + [
+        ours(launch, machine[repr(code.specialised(launch, TARGET, ""))], pairs)
+        for launch in launches
+        if 0 not in launch.grid
+    ]
 
 
 def ours(launch: Any, made: Made, pairs: Pairs) -> Kernel:
