@@ -91,10 +91,8 @@ def made(job: code.Job) -> Made:
 def kernels(launches: list[Any], library: Library, machine: dict[str, Made], pairs: Pairs) -> list[Kernel]:
     """All kernels of a call: the library's, then ours."""
     found = [Kernel(one.name, one.bytes, one.flops, model.library(one)) for one in library.operations]
-    for launch in launches:
-        if 0 not in launch.grid:
-            found.append(ours(launch, machine[repr(code.specialised(launch, TARGET, ""))], pairs))
-    return found
+    some = [(launch, repr(code.specialised(launch, TARGET, ""))) for launch in launches if 0 not in launch.grid]
+    return found + [ours(launch, machine[place], pairs) for launch, place in some]
 
 
 def ours(launch: Any, made: Made, pairs: Pairs) -> Kernel:
