@@ -71,8 +71,10 @@ class Library(TorchDispatchMode):
         view = any(one.alias_info is not None and not one.alias_info.is_write for one in returned)
         if view or "empty" in func.__name__:
             return found
-        tensors = [*_tensors((args, kwargs or {})), *_tensors(found)]
-        name, moved, product, dtype = func.__name__.split(".")[0], sum(map(size, tensors)), None, None
+        name, product, dtype = func.__name__.split(".")[0], None, None
+        read = args[1:] if name in ("copy_", "fill_") else () if name == "zero_" else args
+        given = [*_tensors(read), *_tensors({key: value for key, value in (kwargs or {}).items() if key != "out"})]
+        moved = sum(map(size, [*{id(one): one for one in given}.values(), *_tensors(found)]))
         if name in ("mm", "matmul", "addmm", "addmm_"):
             left, right = list(_tensors(args))[-2:]
             product, dtype = (left.shape[0], left.shape[1], right.shape[1]), left.dtype

@@ -25,11 +25,14 @@ class Pairs(NamedTuple):
         return classes * (self.each or self.share * (classes - 1)) / 2
 
 
+Call = Callable[[], tuple[Tensor, tuple[Tensor, ...]]]
+
+
 class Goal(NamedTuple):
-    """A call, the milliseconds that its forward and backward may take, and where that number comes from."""
+    """A call (its loss and leaves), the milliseconds that forward and backward may take, and where they come from."""
 
     title: str
-    call: Callable[[], Tensor]
+    call: Call
     milliseconds: float
     source: str
     pairs: Pairs = Pairs()
@@ -44,52 +47,56 @@ def _target(rows: int) -> Tensor:
     return torch.empty(rows, dtype=torch.int64, device="meta")
 
 
-def logits(name: str, offset: bool) -> Callable[[], Tensor]:
+def logits(name: str, offset: bool) -> Call:
     """Offset cross-entropy of bfloat16 logits."""
     rows, classes, _ = CUDA_SHAPES[name]
 
-    def call() -> Tensor:
+    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
         from lt_kernels.functional import offset_cross_entropy
 
         shift = torch.empty(classes, device="meta") if offset else None
-        return offset_cross_entropy(leaf(rows, classes), _target(rows), offset=shift)
+        given = leaf(rows, classes)
+        return offset_cross_entropy(given, _target(rows), offset=shift), (given,)
 
     return call
 
 
-def linear(name: str) -> Callable[[], Tensor]:
+def linear(name: str) -> Call:
     """Cross-entropy of bfloat16 features and class weights."""
     rows, classes, size = CUDA_SHAPES[name]
 
-    def call() -> Tensor:
+    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
         from lt_kernels.functional import linear_cross_entropy
 
-        return linear_cross_entropy(leaf(rows, size), leaf(classes, size), _target(rows))
+        features, weight = leaf(rows, size), leaf(classes, size)
+        return linear_cross_entropy(features, weight, _target(rows)), (features, weight)
 
     return call
 
 
-def cosine(name: str) -> Callable[[], Tensor]:
+def cosine(name: str) -> Call:
     """ArcFace of bfloat16 features and class weights."""
     rows, classes, size = CUDA_SHAPES[name]
 
-    def call() -> Tensor:
+    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
         from lt_kernels.functional import ArcFace, cosine_margin_cross_entropy
 
         features, weight = leaf(rows, size), leaf(classes, size)
-        return cosine_margin_cross_entropy(features, weight, _target(rows), margin=ArcFace(0.5), scale=30.0)
+        loss = cosine_margin_cross_entropy(features, weight, _target(rows), margin=ArcFace(0.5), scale=30.0)
+        return loss, (features, weight)
 
     return call
 
 
-def repulsion(name: str) -> Callable[[], Tensor]:
+def repulsion(name: str) -> Call:
     """Logit-weight repulsion of float32 class weights."""
     _, classes, size = CUDA_SHAPES[name]
 
-    def call() -> Tensor:
+    def call() -> tuple[Tensor, tuple[Tensor, ...]]:
         from lt_kernels.functional import logit_weight_repulsion
 
-        return logit_weight_repulsion(leaf(classes, size, dtype=FP32))
+        weight = leaf(classes, size, dtype=FP32)
+        return logit_weight_repulsion(weight), (weight,)
 
     return call
 
