@@ -64,7 +64,7 @@ def handed_out(ctx: Any, grad: Tensor, target: Tensor) -> Tensor | None:
 
 def inverse_norms(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """1 / |row| of features and of class weights; 0 for a row shorter than 1e-12, which has no direction."""
-    return run("norms", "inverse_norms", input, weight)
+    return run("operands", "inverse_norms", input, weight)
 
 
 def features_made(
@@ -110,7 +110,7 @@ def times(made: tuple[Tensor, ...], grad: Tensor, target: Tensor, ignore_index: 
 
 def project(total: Tensor, rows: Tensor, scale: Tensor | None, unit: Tensor | None, out: Tensor) -> None:
     """Write a summed gradient over `unit` to `out`; of normalised rows without its part along them."""
-    run("norms", "project", total, rows, scale, unit, out)
+    run("operands", "project", total, rows, scale, unit, out)
 
 
 def slope_product(left: Tensor, right: Tensor, own: Tensor, scale: Tensor | None) -> Tensor:
