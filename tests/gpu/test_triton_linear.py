@@ -93,6 +93,14 @@ def test_any_partition_of_the_classes_merges_to_the_whole(tiles: int, monkeypatc
     judge(sums(found), sums(reference.linear_forward(*p, False)), sums(whole))
 
 
+def test_tiles_of_256_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large problems have them on a Hopper GPU, here over two blocks of rows and three of classes."""
+    monkeypatch.setattr(linear, "tile_for", lambda *_, **__: linear.Tile(256, 128, 64, 8, 4))
+    p = problem((300, 300, 72), dtype=torch.bfloat16, normalize=Normalize.NOTHING)
+    found, exact = linear.linear_forward(*p, False), reference.linear_forward(*wide(p), False)
+    judge(sums(found), sums(reference.linear_forward(*p, False)), sums(exact))
+
+
 def test_more_parts_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """70 parts of 64 classes, put together 64 at a time."""
     monkeypatch.setattr(linear, "parts_for", lambda *_: 1)
