@@ -81,12 +81,12 @@ def _generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0]
 
 
-def tile_for(p: Problem, walk: bool) -> Tile:
+def tile_for(p: Problem, gradient: bool) -> Tile:
     """The largest tile with which a program spills no registers, on this generation of GPUs.
 
     On a Hopper GPU two programs of 128 by 128 share a multiprocessor: one computes exponentials while the other
     multiplies. Tiles of 256 by 128 read a quarter less from the L2 cache for each product. They have a multiprocessor
-    to themselves, so it has to be a program that walks along the classes, whose next tile is on its way meanwhile.
+    to themselves, so only statistics have them: their programs walk along the classes, with the next tile on its way.
     """
     generation = _generation(p.input.device) if p.input.is_cuda else GENERATION
     rows, size = p.input.shape
@@ -100,7 +100,7 @@ def tile_for(p: Problem, walk: bool) -> Tile:
     if many or (generation == 10 and p.offset is not None):
         return Tile(128, 64, min(features, 32) if generation == 8 else features, 8)
     enough = blocks(rows, 256) * blocks(p.weight.shape[0], 128) >= 4 * processors(p.input)
-    if generation == 9 and walk and vectors == 0 and size >= 512 and features == 64 and enough:
+    if generation == 9 and not gradient and vectors == 0 and size >= 512 and features == 64 and enough:
         return Tile(256, 128, features, 8, stages=4)
     return Tile(128, 128, features, 4 if generation == 9 else 8)
 
@@ -196,7 +196,7 @@ def _statistics(p: Problem, row_scale: Tensor | None, column_scale: Tensor | Non
     """(rest, own, rival, mean, top, shares) from tiles: first of each program's part of the classes, then merged."""
     whole = ready(p.weight, p.input.dtype)
     p = p if ready(p.input, p.input.dtype) else p._replace(input=operand(p.input, p.input.dtype))
-    (rows, size), slots, tile = p.input.shape, p.target.shape[1], tile_for(p, walk=True)
+    (rows, size), slots, tile = p.input.shape, p.target.shape[1], tile_for(p, gradient=False)
     high = blocks(rows, tile.rows)
     width = p.weight.shape[0] if whole else max(tile.classes, CAST // (size * p.input.element_size()))
     pieces = list(p._replace(class_slab=width).class_slabs())
@@ -293,7 +293,7 @@ class Backward(reference.Backward):
             d_logits = super().slab(rows, classes)
             return d_logits if self.unit is None else (d_logits * self.unit).to(torch.float16)
         p = self.tiled
-        tile = tile_for(p, walk=False)
+        tile = tile_for(p, gradient=True)
         arguments = _shared(p, tile, self.weight, rows, classes)
         high, width = blocks(arguments["N"], tile.rows), blocks(arguments["C"], tile.classes)
         out = padded(arguments["N"], width * tile.classes, p.input)

@@ -55,7 +55,7 @@ def test_programs_are_full_waves(sizes: tuple[int, int, int]) -> None:
     x, w = (torch.empty(n, size, dtype=torch.bfloat16, device="meta") for n in (rows, classes))
     target = torch.empty(rows, 1, dtype=torch.int64, device="meta")
     p = Problem(x, w, None, target, None, None, None, 1.0, Normalize.NOTHING, 0, classes, -100, rows, classes)
-    tile = linear.tile_for(p, walk=True)
+    tile = linear.tile_for(p, gradient=False)
     high, wide = -(-rows // tile.rows), -(-classes // tile.classes)
     tiles, programs = linear.parts_for(high, wide, tile.programs(x)), tile.programs(x)
     waves = -(-(high * -(-wide // tiles)) // programs)
@@ -67,7 +67,7 @@ def test_large_tiles_without_vectors_of_the_classes() -> None:
     x, w = (torch.empty(n, 512, dtype=torch.bfloat16, device="meta") for n in (4096, 1_000_000))
     target = torch.empty(4096, 1, dtype=torch.int64, device="meta")
     p = Problem(x, w, None, target, None, None, None, 1.0, Normalize.NOTHING, 0, len(w), -100, 4096, len(w))
-    assert linear.tile_for(p, walk=True) == (256, 128, 64, 8, 4)
-    assert linear.tile_for(p, walk=False).rows == 128
-    assert linear.tile_for(p._replace(normalize=Normalize.BOTH), walk=True).rows == 128
-    assert linear.tile_for(p._replace(input=x[:256], weight=w[:8142]), walk=True).rows == 128
+    assert linear.tile_for(p, gradient=False) == (256, 128, 64, 8, 4)
+    assert linear.tile_for(p, gradient=True).rows == 128
+    assert linear.tile_for(p._replace(normalize=Normalize.BOTH), gradient=False).rows == 128
+    assert linear.tile_for(p._replace(input=x[:256], weight=w[:8142]), gradient=False).rows == 128
