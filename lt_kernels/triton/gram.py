@@ -19,15 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from lt_kernels.reference import gram as reference
+from lt_kernels.triton.cosines import entries, rounded_down, split, tile, upper_tile
 from lt_kernels.triton.launch import blocks, launch, power_of_two, processors
-from lt_kernels.triton.pairs import append, fill_kernel, gather_kernel
-from lt_kernels.triton.remade import UNIT, beyond, entries, exact, push_kernel, raise_peaks, sum_kernel, upper_tile
+from lt_kernels.triton.pairs import fill_kernel, gather_kernel
+from lt_kernels.triton.remade import UNIT, add_whole, append, beyond, push, raise_peaks, sum_kernel
 
 MOST_CLASSES = 2**25  # for which an item of the list has enough bits
 MOST_FEATURES = 2**17  # sums of more int8 products could exceed int32
 ROWS, COLUMNS, DEPTH = 128, 256, 128  # of a screened tile: 48 KiB of int8 per step, 128 sums per thread of 8 warps
 ITEMS, WIDTH = 8, 512  # items and features that a program verifies at a time: 32 products per thread of 4 warps
-SCRATCH = 2**24  # float32 numbers of scratch memory for sums, if the gradient has another dtype
 WORD = 16  # columns whose candidates are the bits of one number
 
 
@@ -179,7 +179,7 @@ def verify_kernel(
     d,
     S,
     room,
-    threshold: tl.float64,
+    threshold,
     STAGE: tl.constexpr,  # 0: cosines; 1: peaks and the list, of products; 2: sums of these, once the peaks are known
     UNIT: tl.constexpr,
     ITEMS: tl.constexpr,  # at a time
@@ -202,24 +202,18 @@ def verify_kernel(
                 cosine = dot * tl.load(scale + i) * tl.load(scale + j)
                 active = there & (cosine > threshold)
                 if STAGE == 0:
-                    part = ((tl.exp(cosine) - 1) * UNIT).to(tl.int64)
-                    tl.atomic_add(sums + i, part, mask=active, sem="relaxed")
-                    tl.atomic_add(sums + j, part, mask=active, sem="relaxed")
+                    add_whole(sums, i, tl.exp(cosine) - 1, active, UNIT)
+                    add_whole(sums, j, tl.exp(cosine) - 1, active, UNIT)
                 if STAGE == 1:
                     raise_peaks(peak, i, dot, active)
                     raise_peaks(peak, j, dot, active)
                 if STAGE == 2:
                     dot = tl.where(active, dot, 0.0)
-                    part = beyond(dot, tl.load(peak + i, mask=active, other=0), UNIT)
-                    tl.atomic_add(sums + i, part, mask=active, sem="relaxed")
-                    part = beyond(dot, tl.load(peak + j, mask=active, other=0), UNIT)
-                    tl.atomic_add(sums + j, part, mask=active, sem="relaxed")
+                    add_whole(sums, i, beyond(dot, tl.load(peak + i, mask=active, other=0)), active, UNIT)
+                    add_whole(sums, j, beyond(dot, tl.load(peak + j, mask=active, other=0)), active, UNIT)
                 else:
-                    one = tl.full([ITEMS], 1, tl.int32)
-                    tl.atomic_add(degree + i, one, mask=active, sem="relaxed")
-                    tl.atomic_add(degree + j, one, mask=active, sem="relaxed")
                     listed = dot if STAGE == 1 else cosine
-                    append(i, j, listed, active, first, second, value, count, room)
+                    append(i, j, listed, active, first, second, value, count, degree, room)
                 bits ^= low
 
 
@@ -228,7 +222,6 @@ def finish_kernel(
     sums,  # int64 [C]
     scale,  # [C]
     total,  # [C]: Z
-    found,  # int64 [1]
     count,  # int64 [1]
     dense,  # uint8 [side, side]: set to 0 if the list holds all active pairs; otherwise the first entry is set to 1
     C,
@@ -242,7 +235,7 @@ def finish_kernel(
     part = tl.load(sums + row, mask=row < C, other=0).to(tl.float64) * (1.0 / UNIT)
     z = (part + base).to(tl.float32) + 0 * tl.load(scale + row, mask=row < C, other=0.0)
     tl.store(total + row, z, mask=row < C)
-    over = (tl.load(found) > room) | (tl.load(count) > room)
+    over = tl.load(count) > room
     for start in range(tl.program_id(0) * WIDTH, side * side, tl.num_programs(0) * WIDTH):
         tile = start + tl.arange(0, WIDTH)
         marked = tl.load(dense + tile, mask=tile < side * side, other=0) != 0
@@ -312,9 +305,10 @@ def gram_forward(weight: Tensor, threshold: float, raw: bool = False) -> tuple[T
     peak = square.clone().view(torch.int32) if raw else sums
     lists = {"item": item, "first": first, "second": second, "value": value, "count": count, "degree": first[room:]}
     shared = {"scale": scale, "found": found, "sums": sums, "peak": peak, "dense": dense.view(torch.uint8)}
+    parts = split(weight, found, room, {"scale": scale, "total": None, "grad": None, "RAW": raw})
     for stage in (1, 2) if raw else (0,):
-        _decide(weight, threshold, shared, lists, stage)
-    ends = {**{name: shared[name] for name in ("sums", "scale", "found", "dense")}, "total": total, "count": count}
+        _decide(weight, threshold, shared, lists, parts, stage)
+    ends = {**{name: shared[name] for name in ("sums", "scale", "dense")}, "total": total, "count": count}
     ends |= {"side": dense.shape[0], "C": classes, "room": room, "base": reference.base(classes, threshold)}
     launch(finish_kernel, (blocks(classes, 512),), {**ends, "UNIT": UNIT, "WIDTH": 512}, warps=4)
     if raw:
@@ -322,17 +316,20 @@ def gram_forward(weight: Tensor, threshold: float, raw: bool = False) -> tuple[T
     return total, scale, first, second, value, count, dense
 
 
-def _decide(weight: Tensor, threshold: float, shared: dict[str, Any], lists: dict[str, Any], stage: int) -> None:
+def _decide(
+    weight: Tensor, threshold: float, shared: dict[str, Any], lists: dict[str, Any], parts: dict[str, Any], stage: int
+) -> None:
     """Decide the candidates, and add to the sums, or raise the peaks: from the list, or if it is full from tiles."""
     classes, features = weight.shape
-    tiles = {name: shared[name] for name in shared if name != "dense"}
-    tiles |= {"C": classes, "d": features, "room": _room(classes), "threshold": threshold, "STAGE": stage, "UNIT": UNIT}
-    sizes = {"weight": weight, "S": weight.stride(0), "ITEMS": ITEMS, "WIDTH": WIDTH}
-    launch(verify_kernel, (8 * processors(weight),), {**tiles, **lists, **sizes}, warps=4)
-    wide = exact(weight)
-    sizes = {"weight": wide, "S": wide.stride(0), "dense": shared["dense"], "side": shared["dense"].shape[0]}
-    sizes |= {"SIZE": 64, "DEPTH": 16, "TILE": reference.TILE}
-    launch(sum_kernel, (2 * processors(weight),), {**tiles, **sizes}, warps=8)
+    both = {name: shared[name] for name in shared if name != "dense"}
+    both |= {**lists, "room": _room(classes), "threshold": rounded_down(threshold), "STAGE": stage, "UNIT": UNIT}
+    sizes = {"weight": weight, "C": classes, "d": features, "S": weight.stride(0), "ITEMS": ITEMS, "WIDTH": WIDTH}
+    launch(verify_kernel, (8 * processors(weight),), {**both, **sizes}, warps=4)
+    del both["item"], both["scale"]
+    programs, size = processors(weight), tile(weight)
+    sizes = {"dense": shared["dense"], "side": shared["dense"].shape[0], "SIZE": size}
+    sizes["board"] = weight.new_empty(programs, size, size, dtype=torch.float32)
+    launch(sum_kernel, (programs,), {**both, **parts, **sizes}, warps=size // 16, stages=3)
 
 
 def gram_backward(
@@ -362,7 +359,7 @@ def gram_backward(
     shared = {"weight": weight, "scale": scale, "total": total, "grad": grad, "dense": dense, "d_weight": d_weight}
     shared |= {"C": classes, "d": features, "S": weight.stride(0), "PROJECT": project, "RAW": raw, "own": own}
     _gather(shared, first, second, value, count)
-    _push(shared, threshold)
+    push(shared, threshold)
     return d_weight
 
 
@@ -380,20 +377,3 @@ def _gather(shared: dict[str, Any], first: Tensor, second: Tensor, value: Tensor
     width = power_of_two(features, least=64, most=512)
     sizes = {"degree": degree, "SOME": 64, "FEW": 4, "WIDTH": width}
     launch(gather_kernel, (classes, blocks(features, width)), {**shared, **lists, **sizes}, warps=4)
-
-
-def _push(shared: dict[str, Any], threshold: float) -> None:
-    """Write the gradient if the list does not hold all pairs."""
-    weight, gathered, size = exact(shared["weight"]), shared["d_weight"], 64
-    classes, features = weight.shape
-    programs = min(processors(weight), blocks(classes, size))
-    in_place = gathered.dtype == torch.float32
-    if not in_place:
-        programs = max(1, min(programs, SCRATCH // (size * features)))
-        gathered = weight.new_empty(programs * size, features, dtype=torch.float32)
-    board = weight.new_empty(programs, size, size, dtype=torch.float32)
-    sizes = {"weight": weight, "S": weight.stride(0), "board": board, "gathered": gathered, "IN_PLACE": in_place}
-    sizes |= {"side": shared["dense"].shape[0], "threshold": threshold}
-    apart = features % 16 > 0 or weight.stride(0) % 16 > 0  # then each number needs an address of its own, in registers
-    sizes |= {"SIZE": size, "DEPTH": 16, "WIDTH": 16 if apart and in_place else 32, "TILE": reference.TILE}
-    launch(push_kernel, (programs,), {**shared, **sizes}, warps=8)

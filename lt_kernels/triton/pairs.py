@@ -10,20 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.remade import E, entries
-
-
-@triton.jit
-def append(i, j, cosine, active, first, second, value, count, room):
-    """List active pairs, if there is room."""
-    one = active.to(tl.int32)
-    number = tl.sum(one, 0)
-    if number > 0:
-        place = tl.atomic_add(count, number.to(tl.int64), sem="relaxed") + (tl.cumsum(one, 0) - one)
-        fits = active & (place < room)
-        tl.store(first + place, i, mask=fits)
-        tl.store(second + place, j, mask=fits)
-        tl.store(value + place, cosine, mask=fits)
+from lt_kernels.triton.cosines import entries
+from lt_kernels.triton.remade import E
 
 
 @triton.jit

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from class_weights import adversarial, apart, apart_or_not, cosines, scaled, short, similar
@@ -13,6 +11,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from lt_kernels.reference import gram as reference
+from lt_kernels.triton import cosines as tiles
 from lt_kernels.triton import gram, remade
 from lt_kernels.triton.launch import recorded
 
@@ -22,7 +21,8 @@ TRITON = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each program takes several turns, as with many classes; and the interpreter is spared those that have none."""
-    monkeypatch.setattr(gram, "processors", lambda like: 1)
+    for module in (gram, remade, tiles):
+        monkeypatch.setattr(module, "processors", lambda like: 1)
 
 
 def both(weight: Tensor, threshold: float, form: bool | str = True) -> list[Tensor]:
@@ -247,7 +247,8 @@ def test_same_bits(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, grad = clustered(30, 20, 6).to(DEVICE), normal(30, seed=9, dtype=torch.float32).to(DEVICE)
     results, lists = [], []
     for programs in (1, 3):
-        monkeypatch.setattr(gram, "processors", lambda like, programs=programs: programs)
+        for module in (gram, remade, tiles):
+            monkeypatch.setattr(module, "processors", lambda like, programs=programs: programs)
         total, scale, *saved = gram.gram_forward(weight, 0.8)
         results.append((total, scale, gram.gram_backward(weight, 0.8, True, scale, total, *saved, grad)))
         lists.append(saved[0][: int(saved[3])])
@@ -276,6 +277,7 @@ def test_layouts(part: str) -> None:
 
 def test_launches() -> None:
     """Nothing is read back: what is launched does not depend on what the tensors hold."""
+    forward, backward = ["unit", "screen", "split", "verify", "sum", "finish"], ["fill", "gather", "split", "push"]
     names = []
     for threshold in (0.4, 1.0):
         with recorded() as calls:
@@ -283,12 +285,4 @@ def test_launches() -> None:
             total, scale, *saved = gram.gram_forward(weight, threshold)
             gram.gram_backward(weight, threshold, True, scale, total, *saved, total)
         names.append([call.kernel.fn.__name__.removesuffix("_kernel") for call in calls])
-    assert names == [["unit", "screen", "verify", "sum", "finish", "fill", "gather", "push"], []]
-
-
-def test_products_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Triton would take another precision than it is asked for, the weight is given in float32."""
-    for major, dtype, same in ((10, torch.bfloat16, False), (9, torch.bfloat16, True), (10, torch.float32, True)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, major=major: (major, 0))
-        weight = SimpleNamespace(dtype=dtype, device=torch.device("cuda"), float=lambda: "wide")
-        assert (remade.exact(weight) is weight) == same
+    assert names == [[*forward, *backward], []]
