@@ -125,10 +125,9 @@ def products(
     """The products of a tile of rows and columns of the parts."""
     within = tl.arange(0, DEPTH)[None, :]
     a, b = tl.arange(0, ROWS)[:, None] * D + within, tl.arange(0, COLUMNS)[:, None] * D + within
-    rows, columns = parts + D.to(tl.int64) * top, parts + D.to(tl.int64) * left
-    low = D.to(tl.int64) * P
-    large = tl.zeros([ROWS, COLUMNS], tl.float32)
-    small = large
+    wide = D.to(tl.int64)
+    rows, columns, low = parts + wide * top, parts + wide * left, wide * P
+    large, small = tl.zeros([ROWS, COLUMNS], tl.float32), tl.zeros([ROWS, COLUMNS], tl.float32)
     for k in range(0, D, DEPTH):
         x, y = read(rows + k + a, INTERPRETED), read(columns + k + b, INTERPRETED)
         large = tl.dot(x, tl.trans(y), large)

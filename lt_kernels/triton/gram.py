@@ -26,7 +26,7 @@ from lt_kernels.triton.remade import UNIT, add_whole, append, beyond, push, rais
 
 MOST_CLASSES = 2**25  # for which an item of the list has enough bits
 MOST_FEATURES = 2**17  # sums of more int8 products could exceed int32
-ROWS, COLUMNS, DEPTH = 128, 256, 128  # of a screened tile: 48 KiB of int8 per step, 128 sums per thread of 8 warps
+ROWS, COLUMNS, DEPTH = 128, 128, 64  # of a screened tile, so that two programs share a multiprocessor
 ITEMS, WIDTH = 8, 512  # items and features that a program verifies at a time: 32 products per thread of 4 warps
 WORD = 16  # columns whose candidates are the bits of one number
 
@@ -104,7 +104,7 @@ def screen_kernel(
     D,
     room,
     side,
-    limit: tl.float64,  # the threshold less a bound on the rounding errors of float32
+    limit,  # the threshold less a bound on the rounding errors of float32, those of the limits included
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -279,10 +279,10 @@ def _screen(unit: Tensor, step: Tensor, error: Tensor, item: Tensor, found: Tens
     dense = torch.zeros(side, side, dtype=torch.bool, device=unit.device)
     arguments = {"unit": unit, "step": step, "error": error, "item": item, "found": found}
     arguments |= {"dense": dense.view(torch.uint8), "C": classes, "D": depth, "room": item.shape[0], "side": side}
-    arguments |= {"limit": threshold - (depth + 16) * 2.0**-22}
+    arguments |= {"limit": rounded_down(threshold - (depth + 16) * 2.0**-22)}
     arguments |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "DEPTH": DEPTH, "TILE": reference.TILE, "WORD": WORD}
     tiles = blocks(side, 2) * (side + 1) * (reference.TILE // ROWS) * (reference.TILE // COLUMNS)
-    launch(screen_kernel, (tiles,), arguments, warps=8, stages=3)
+    launch(screen_kernel, (tiles,), arguments, warps=4, stages=4)
     return dense
 
 

@@ -278,7 +278,7 @@ def push_kernel(
                         push = _of_parts(push, lines, column, P, RAW, PARTS)
                         largest = tl.maximum(largest, tl.max(tl.where(push == push, tl.abs(push), float("inf")), 1))
                         tl.store(board + line[:, None] * STRIP + (left + within)[None, :], push)
-                    unit = tl.where(largest > 0, largest, 1.0) / MOST
+                    unit = tl.maximum(largest, 1e-30) / MOST  # whose inverse is finite
                     inverse = 1 / unit
                     unit = tl.where(largest < float("inf"), unit, float("nan"))
                     tl.debug_barrier()  # other threads read the board
@@ -335,6 +335,6 @@ def push(shared: dict[str, Any], threshold: float) -> None:
         push_kernel,
         (programs,),
         {**given, "SIZE": size, "WIDTH": wide, "STRIP": strip},
-        warps=max(4, size * wide // 2048),
+        warps=4 if size < wide else 8,
         stages=3,
     )
