@@ -38,13 +38,19 @@ def _adjacent(logits: Tensor) -> Tensor:
 
 
 def _shape(
-    logits: Tensor, out: Tensor | None, offset: Tensor | None, share: Tensor | None, picked: bool, scaled: bool
+    logits: Tensor,
+    out: Tensor | None,
+    offset: Tensor | None,
+    share: Tensor | None,
+    picked: bool,
+    scaled: bool,
+    stretched: bool,
 ) -> Shape:
     """What a plan depends on; `out` is what a gradient goes into."""
     rows, width = logits.shape
     strides = (logits.stride(0) if rows > 1 else width, width if out is None or rows < 2 else out.stride(0))
     lines = [0 if table is None else table.shape[0] for table in (offset, share)]
-    return Shape(rows, width, *strides, logits.element_size(), *lines, picked, scaled, logits.device)
+    return Shape(rows, width, *strides, logits.element_size(), *lines, picked, scaled, stretched, logits.device)
 
 
 def _given(i: Inputs, out: Tensor | None = None) -> tuple[Plan, dict[str, Any]]:
@@ -52,7 +58,8 @@ def _given(i: Inputs, out: Tensor | None = None) -> tuple[Plan, dict[str, Any]]:
     if i.target.shape[1] > 2:
         raise ValueError(f"target must have at most two classes a row, got {i.target.shape[1]}")
     logits = _adjacent(i.logits)
-    shape = _shape(logits, out, i.offset, i.mean_weight, i.offset_row is not None, i.column_scale is not None)
+    scales = i.column_scale is not None, i.scale != 1.0
+    shape = _shape(logits, out, i.offset, i.mean_weight, i.offset_row is not None, *scales)
     plan = two_passes(shape)
     return plan, {
         **plan.fixed,
@@ -203,7 +210,7 @@ def _in_one_launch(
     offset, offset_row, share, total, weight, margins, smoothing = settings[:7]
     share, by_row, by_class = None if total is None else share, *scales
     logits = _adjacent(logits)
-    shape = _shape(logits, gradient, offset, share, offset_row is not None, by_class is not None)
+    shape = _shape(logits, gradient, offset, share, offset_row is not None, by_class is not None, settings[7] != 1.0)
     once, reduce = _once(shape, settings[7:])
     kind = accumulate_type(logits.dtype)
     losses, loss = logits.new_empty(shape.rows + 1, dtype=kind), logits.new_empty((), dtype=kind)

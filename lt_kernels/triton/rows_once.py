@@ -87,12 +87,16 @@ def edge_slopes(
 
 @triton.jit
 def first_block(
-    logits, leader, rows, width, stride, from_row, coarse, group: tl.constexpr, R: tl.constexpr
+    logits, leader, rows, width, stride, from_row, coarse, group: tl.constexpr, read: tl.constexpr, R: tl.constexpr
 ):  # fmt: skip
-    """The first block of R rows from `leader` on, where there are any; it is read while those before are finished."""
-    _, origin, _, whole = begins(leader, width, stride, group)
-    inside = across(leader + tl.arange(0, R) < rows) & (coarse < whole)
-    return tl.load(logits + origin + from_row, mask=inside, other=0.0, eviction_policy="evict_last")
+    """The first block of R rows from `leader` on, where there are any; a 0 if it is not to be read yet."""
+    if read:
+        _, origin, _, whole = begins(leader, width, stride, group)
+        inside = across(leader + tl.arange(0, R) < rows) & (coarse < whole)
+        found = tl.load(logits + origin + from_row, mask=inside, other=0.0, eviction_policy="evict_last")
+    else:
+        found = tl.zeros((), logits.dtype.element_ty)
+    return found
 
 
 @triton.jit
@@ -125,8 +129,9 @@ def gather_block(
 def slope_block(
     x, offset, b, t, by_row, share, share_at, column_scale, first, ends, head, whole, high, d_high, d_middle,
     one, skipped, coarse, fine, s, scaled: tl.constexpr, exact: tl.constexpr, group: tl.constexpr, size: tl.constexpr,
+    dtype: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the block at `t`, whose logits and offset are read already."""
+    """The gradient, as it is stored, of the block at `t`, whose logits and offset are read already."""
     inside, lanes, b = t + coarse < whole, coarse + fine, None if offset is None else b
     c = part(column_scale, head + t + lanes, inside)
     a = part(share, across(share_at) + t + lanes, inside)
@@ -134,7 +139,7 @@ def slope_block(
         x, by_row, c, b, a, high, d_high, d_middle, first, first, one, one, one, one, skipped, ends, head + t, coarse,
         fine, s, scaled, exact, group, size,
     )  # fmt: skip
-    return d_x
+    return as_stored(d_x, dtype)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore", "order"])
@@ -174,6 +179,7 @@ def long_once_kernel(
     share_kind: tl.constexpr,
     reduction: tl.constexpr,
     dense: tl.constexpr,
+    early: tl.constexpr,  # the next row's first block is read while this row is finished
     alike: tl.constexpr,  # the gradient has the logits' stride
     unit: tl.constexpr,
     group: tl.constexpr,  # columns that a thread reads at once; a row has them from `origin` on
@@ -191,14 +197,14 @@ def long_once_kernel(
     lanes, earliest = coarse + fine, tl.program_id(0) * R
     from_row = lanes if R == 1 else across(each * stride.to(tl.int32)) + lanes  # 32 bits: fewer registers
     to_row = lanes if R == 1 else across(each * by.to(tl.int32)) + lanes
-    ahead = first_block(logits, earliest.to(tl.int64), rows, width, stride, from_row, coarse, group, R)
+    ahead = first_block(logits, earliest.to(tl.int64), rows, width, stride, from_row, coarse, group, early, R)
     divisor = divisor_of(target, weight, rows, width, ignore, reduction, block, A)
     tl.store(losses + rows, divisor, mask=tl.program_id(0) == 0)
     for begin in range(earliest, rows, programs):
-        x, leader = ahead, tl.zeros((), tl.int64) + begin
-        row, present = leader + each, leader + each < rows
+        leader = tl.zeros((), tl.int64) + begin
+        x = ahead if early else first_block(logits, leader, rows, width, stride, from_row, coarse, group, True, R)
+        row, present, there = leader + each, leader + each < rows, across(leader + each < rows)
         at, origin, head, whole = begins(leader, width, stride, group)
-        there = across(present)
         first, _, skipped = targets(target, row, present, 0, width, ignore, 1)
         ends = ends_of(first, first, skipped)
         own, by_row = own_logit(logits, row * stride, first, present), part(row_scale, row, present)
@@ -228,7 +234,7 @@ def long_once_kernel(
             top, total, rival, mean, shares, x, offset, b, last, by_row, share, share_at, column_scale, first,
             ends, head, whole, coarse, fine, s, scaled, ranked, exact, group, size,
         )  # fmt: skip
-        ahead = first_block(logits, leader + programs, rows, width, stride, from_row, coarse, group, R)
+        ahead = first_block(logits, leader + programs, rows, width, stride, from_row, coarse, group, early, R)
         found = gathered(top, total, rival, mean, shares)
         if group > unit:
             hidden = ~outside | (column == first[:, None])
@@ -252,12 +258,9 @@ def long_once_kernel(
             before_b = numbers(offset, across(offset_at) + t - size + lanes, more, A)
             d_x = slope_block(
                 x, offset, b, t, by_row, share, share_at, column_scale, first, ends, head, whole, high, d_high,
-                d_middle, one, skipped, coarse, fine, s, scaled, exact, group, size,
+                d_middle, one, skipped, coarse, fine, s, scaled, exact, group, size, gradient.dtype.element_ty,
             )  # fmt: skip
-            mine = there & (t + coarse < whole)
-            tl.store(
-                gradient + (out_at + t) + to_row, as_stored(d_x, gradient.dtype.element_ty), mine, cache_modifier=".cs"
-            )
+            tl.store(gradient + (out_at + t) + to_row, d_x, there & (t + coarse < whole), cache_modifier=".cs")
             x, b = before, before_b
         if group > unit:
             d_edge = edge_slopes(

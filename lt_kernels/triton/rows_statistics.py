@@ -74,7 +74,7 @@ def add_logits(
 ):  # fmt: skip
     """Add a block of logits, of which the columns from `here` to `here + left` exist, to the statistics of lanes."""
     z, u = values(x.to(top.dtype), across(by_row), c, b, s, scaled)
-    z = peers(z, u, b)
+    z, a = peers(z, u, b), None if a is None else tl.broadcast_to(a, u.shape)
     if (size > left) | covers(ends[0], here, size) | covers(ends[1], here, size):
         hidden = is_column(across(first) - here, coarse, fine, group) | (coarse >= left)
         hidden = hidden | is_column(across(second) - here, coarse, fine, group)

@@ -22,7 +22,7 @@ SHORT = 1024  # the most classes of a row that is read at once
 FILL = 32  # programs per multiprocessor, so that the time in which only the last ones run is short
 ONE_PROGRAM = 16_384  # the most logits for which one program makes loss and gradient, which saves the launch that sums
 CACHED = 131_072  # bytes of a per-class table that an L1 cache keeps beside the logits
-SHARING = 2  # rows that a program takes at once so that they share each number of a longer offset
+SHARING = 2  # rows (1 or 2) that a program takes at once, which share each number of a longer offset
 
 
 def _kind(lines: int, picked: bool) -> int:
@@ -61,6 +61,7 @@ class Shape(NamedTuple):
     share_lines: int
     picked: bool  # whether there is an offset_row
     scaled: bool  # whether there is a column_scale
+    stretched: bool  # whether z and u differ by a scale
     device: torch.device
 
 
@@ -121,19 +122,29 @@ def one_launch(s: Shape) -> Plan:
         most = 1 if whole <= ONE_PROGRAM else 4 * fill
         return Plan(s.rows, s.width, s.out_stride // unit, True, most, s.width, tile, warps, fixed)
     long = s.width * s.itemsize
-    warps = 4 if long <= 8192 else 8 if long <= 131_072 else 16
+    # The rows that are under way at a time, of all programs together, have room in an L2 cache of 50 MB.
+    warps = 4 if long <= 8192 else 8 if long <= 114_688 else 16
+    together = 1 if warps > 8 else (16 if tables else 24) // warps  # programs of a multiprocessor
     group, lines = _group(s, unit), 1
-    if s.offset_lines == 1 and 4 * s.width > CACHED and unit == group:
+    if s.offset_lines == 1 and 4 * s.width > CACHED and unit == group and s.rows > SHARING * fill:
         group, lines = min(group, 4), SHARING
-    held = (64 if warps > 8 and tables == 0 else 32 if tables < 2 else 16) // s.itemsize  # logits of a thread
+    held = _held(s.itemsize, warps, tables + s.stretched) // s.itemsize
     tile = {"group": group, "dense": s.stride == s.width, "R": lines, "T": max(1, held // (group * lines))}
-    tile |= {"W": 32 * warps, "block": _targets(s.rows, warps)}
-    return Plan(s.rows, s.width, s.out_stride // unit, False, fill * (16 // warps), s.width, tile, warps, fixed)
+    # Read early if nothing else fills the pause between two rows, and two rows leave no registers for it.
+    tile |= {"W": 32 * warps, "block": _targets(s.rows, warps), "early": warps > 8 and lines == 1}
+    return Plan(s.rows, s.width, s.out_stride // unit, False, fill * together, s.width, tile, warps, fixed)
 
 
 def _targets(rows: int, warps: int) -> int:
     """How many targets a program reads at once."""
     return power_of_two(rows, least=32, most=256 * warps)
+
+
+def _held(itemsize: int, warps: int, tables: int) -> int:
+    """Bytes of logits that a thread reads at once: as many as 128 registers have room for, of 512 threads all."""
+    if tables == 0:
+        return 64 if warps > 8 else 32
+    return 16 if tables > 1 else 32 if warps > 8 else min(32, 8 * itemsize)
 
 
 @triton.jit
