@@ -51,7 +51,8 @@ class Problem(NamedTuple):
         if table is None:
             return None
         per_row = self.offset_row is None and table.shape[0] > 1
-        if classes.stop - classes.start == table.shape[1] and not per_row:
+        first, last, _ = classes.indices(table.shape[1])
+        if last - first == table.shape[1] and not per_row:
             return table
         return table[rows, classes] if per_row else table[:, classes]
 
