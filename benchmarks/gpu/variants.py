@@ -51,12 +51,12 @@ class Choice(NamedTuple):
 
 
 def _tile(*sizes: int) -> Callable[..., Any]:
-    """In the place of `tile_for`: rows, classes, features, warps and stages of the forward kernel's tile."""
+    """In the place of `tile_for`: rows, classes, features, warps and stages of a tile."""
 
-    def chosen(p: Any, gradient: bool) -> Any:
+    def chosen(*_: Any, **__: Any) -> Any:
         from lt_kernels.triton import linear
 
-        return linear.Tile(*sizes) if not gradient else linear.Tile(128, 128, 64, 4)
+        return linear.Tile(*sizes)
 
     return chosen
 
@@ -65,26 +65,37 @@ def _never(*_: Any, **__: Any) -> bool:
     return False
 
 
+def _anew(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
+    """A launch by Triton's own binding, which looks at every argument again."""
+    kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+
+
+PASSES = {"one pass": {}, "two passes": {f"{KERNELS}.rows.COUNTED": 0}}
 TILES = {
     "as chosen": {},
     "128 x 128, 4 warps": {f"{KERNELS}.linear.tile_for": _tile(128, 128, 64, 4, 3)},
+    "128 x 128, 8 warps": {f"{KERNELS}.linear.tile_for": _tile(128, 128, 64, 8, 3)},
     "128 x 256, 8 warps": {f"{KERNELS}.linear.tile_for": _tile(128, 256, 64, 8, 3)},
-    "256 x 128, 8 warps": {f"{KERNELS}.linear.tile_for": _tile(256, 128, 64, 8, 3)},
 }
 LIBRARY = {"our tiles": {}, "slabs of the library's products": {f"{KERNELS}.linear.on_matrix_units": _never}}
+GROUPS = {"groups of rows": {}, "slabs": {"lt_kernels.ops.budget.GPU_GROUP_ROWS": 2**40}}
 SCREEN = {
     "as chosen": {},
     "128 x 256 x 128": {f"{KERNELS}.gram.COLUMNS": 256, f"{KERNELS}.gram.DEPTH": 128},
     "128 x 128 x 64": {f"{KERNELS}.gram.COLUMNS": 128, f"{KERNELS}.gram.DEPTH": 64},
     "128 x 128 x 128": {f"{KERNELS}.gram.COLUMNS": 128, f"{KERNELS}.gram.DEPTH": 128},
 }
+CACHED = {"launches cached": {}, "launches bound anew": {f"{KERNELS}.launch._launch": _anew}}
 CHOICES = (
-    Choice("tiles of the statistics", LINEAR, "faces", BF16, TILES),
-    Choice("tiles of the statistics", COSINE, "vocab", BF16, TILES),
+    Choice("passes", OFFSET, "vocab-4096", BF16, PASSES),
+    Choice("passes", PLAIN, "vocab-4096", BF16, PASSES),
+    Choice("tiles of the products", LINEAR, "faces", BF16, TILES),
+    Choice("tiles of the products", COSINE, "faces", BF16, TILES),
     Choice("tiles or the library", LINEAR, "faces", BF16, LIBRARY),
-    Choice("tiles or the library", COSINE, "faces", BF16, LIBRARY),
+    Choice("groups or slabs", LINEAR, "vocab", BF16, GROUPS),
     Choice("tiles of the screening", REPULSION, "lwr-inat-sparse", FP32, SCREEN),
     Choice("tiles of the screening", REPULSION, "lwr-100k-sparse", FP32, SCREEN),
+    Choice("launches", LINEAR, "inat", BF16, CACHED, host=True),
 )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import CUDA_SHAPES
+from benchmarks.cases import CUDA_SHAPES, Case
 
 BF16, FP32 = torch.bfloat16, torch.float32
 COPY = 4.3e12  # bytes a second that an H200 copies, as measured on one
@@ -35,6 +35,7 @@ class Goal(NamedTuple):
     call: Call
     milliseconds: float
     source: str
+    case: Case
     pairs: Pairs = Pairs()
 
 
@@ -108,17 +109,31 @@ def _copied(name: str) -> float:
 
 TEN, PERCENT = Pairs(each=10), Pairs(share=0.01)
 OF_LIGER = 26.0  # what Liger's chunked kernel is predicted to take at vocab; Cut Cross-Entropy without its filter 45
+OFFSET, LINEAR, COSINE = "offset_cross_entropy", "linear_cross_entropy", "cosine_margin_cross_entropy"
+
+
+def _case(operator: str, name: str, dtype: torch.dtype = BF16) -> Case:
+    return Case(operator, name, *CUDA_SHAPES[name], dtype)
+
+
+def _repulsion(name: str, milliseconds: float, pairs: Pairs) -> Goal:
+    density, words = ("sparse", "10 active pairs a class") if pairs.each else ("dense", "1 % of pairs active")
+    case = _case("logit_weight_repulsion", name, FP32)
+    return Goal(f"repulsion, {name}, {density}", repulsion(name), milliseconds, words, case, pairs)
+
+
+ROWS = _case(OFFSET, "vocab-4096")
 GOALS = (
-    Goal("offset CE, vocab-4096", logits("vocab-4096", True), _copied("vocab-4096"), "90 % of a copy"),
-    Goal("CE, vocab-4096", logits("vocab-4096", False), _copied("vocab-4096"), "90 % of a copy"),
-    Goal("linear, faces", linear("faces"), 30, "given"),
-    Goal("cosine, faces", cosine("faces"), 30, "given"),
-    Goal("linear, vocab", linear("vocab"), OF_LIGER, "Liger's"),
-    Goal("cosine, vocab", cosine("vocab"), OF_LIGER, "Liger's, without a margin"),
-    Goal("linear, inat", linear("inat"), 0.15, "given"),
-    Goal("cosine, inat", cosine("inat"), 0.15, "given"),
-    Goal("repulsion, lwr-inat, sparse", repulsion("lwr-inat"), 0.5, "10 active pairs a class", TEN),
-    Goal("repulsion, lwr-100k, sparse", repulsion("lwr-100k"), 15, "10 active pairs a class", TEN),
-    Goal("repulsion, lwr-inat, dense", repulsion("lwr-inat"), 1.5, "1 % of pairs active", PERCENT),
-    Goal("repulsion, lwr-100k, dense", repulsion("lwr-100k"), 100, "1 % of pairs active", PERCENT),
+    Goal("offset CE, vocab-4096", logits("vocab-4096", True), _copied("vocab-4096"), "90 % of a copy", ROWS),
+    Goal("CE, vocab-4096", logits("vocab-4096", False), _copied("vocab-4096"), "90 % of a copy", ROWS),
+    Goal("linear, faces", linear("faces"), 30, "given", _case(LINEAR, "faces")),
+    Goal("cosine, faces", cosine("faces"), 30, "given", _case(COSINE, "faces")),
+    Goal("linear, vocab", linear("vocab"), OF_LIGER, "Liger's", _case(LINEAR, "vocab")),
+    Goal("cosine, vocab", cosine("vocab"), OF_LIGER, "Liger's, without a margin", _case(COSINE, "vocab")),
+    Goal("linear, inat", linear("inat"), 0.15, "given", _case(LINEAR, "inat")),
+    Goal("cosine, inat", cosine("inat"), 0.15, "given", _case(COSINE, "inat")),
+    _repulsion("lwr-inat", 0.5, TEN),
+    _repulsion("lwr-100k", 15, TEN),
+    _repulsion("lwr-inat", 1.5, PERCENT),
+    _repulsion("lwr-100k", 100, PERCENT),
 )

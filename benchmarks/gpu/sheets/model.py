@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.gpu.sheets.goals import COPY
+from benchmarks.cases import Case
+from benchmarks.gpu.roofline import work
+from benchmarks.gpu.sheets.goals import COPY, FP32
 from benchmarks.gpu.sheets.sass import Loop
 from benchmarks.gpu.traffic import Operation
 
@@ -140,3 +142,18 @@ def filled(rows: int, depth: int, columns: int) -> float:
             whole = rows * columns / (math.ceil(rows / high) * high * math.ceil(columns / wide) * wide)
             found.append(rate * whole * tiles / (waves * PROCESSORS))
     return max(found)
+
+
+def floor(case: Case, pairs: float) -> float:
+    """Seconds below which no design comes: each input read and each gradient written once, each product made once.
+
+    Of the repulsion: half of the products screened in int8, and exactly to float32 either the active pairs alone, whose
+    rows come from the cache once for the cosines and once for the gradient, or all tiles as three bfloat16 products
+    each, half of them for the cosines and all for the gradient.
+    """
+    least = work(case)
+    if not pairs:
+        return max(least.bytes / COPY, least.flops / MATRIX)
+    listed = 2 * 2 * pairs * case.features * FP32.itemsize / CACHE
+    whole = 3 * (1 + 2) * least.flops / MATRIX
+    return least.bytes / COPY + least.flops / MATRIX / RELATIVE[torch.int8] + min(listed, whole)

@@ -112,6 +112,15 @@ def test_goals() -> None:
     assert len({goal.title for goal in GOALS}) == len(GOALS)
 
 
+def test_floors() -> None:
+    goals = {goal.title: goal for goal in GOALS}
+    floors = {name: 1e3 * model.floor(goal.case, goal.pairs.number(goal.case.classes)) for name, goal in goals.items()}
+    assert floors["offset CE, vocab-4096"] == pytest.approx(0.9 * goals["offset CE, vocab-4096"].milliseconds)
+    assert floors["cosine, faces"] == pytest.approx(15.93, rel=1e-3)
+    assert 1.5 < floors["repulsion, lwr-inat, dense"] < 1.8
+    assert floors["repulsion, lwr-inat, sparse"] < 0.5
+
+
 def test_a_sheet_is_the_sum_of_its_kernels() -> None:
     times = model.Times(memory=1e-3, total=2e-3)
     found = Sheet(GOALS[0], [trace.Kernel("a", 1e6, 0, times), trace.Kernel("a", 1e6, 0, times)])
