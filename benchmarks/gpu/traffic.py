@@ -120,12 +120,13 @@ def least(call: Any) -> tuple[int, int]:
     return bytes, 2 * rows * classes * call.given["input"].shape[1] * (1 if call.operator == "linear_forward" else 2)
 
 
+AGAIN = ("gradient_again", "times_grad")  # which do nothing where the incoming gradient is 1
 HEADER = ("call", "launches", "MB", "least", "ratio", "GFLOP", "least", "ratio", "least time, ms")
 
 
 def table(calls: Iterable[Any]) -> str:
     """A row for each plain call in bfloat16 (and float32 for logit-weight repulsion) at the larger shapes."""
-    plain = (call for call in calls if not call.options and call.room != "margins")
+    plain = (call for call in calls if not call.options and call.room != "margins" and call.operator not in AGAIN)
     shown = [call for call in plain if call.name in SHOWN and (call.room, call.name) != ("gram", "odd")]
     wanted = {"gram": (torch.bfloat16, torch.float32)}
     rows = [line(call) for call in shown if call.dtype in wanted.get(call.room, (torch.bfloat16,))]
