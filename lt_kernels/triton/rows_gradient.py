@@ -185,7 +185,8 @@ def long_gradient_kernel(
 
     if group > unit:
         column, outside = edges(width, head, whole, group)
-        outside, row_scales = outside & (piece == 0), tall(by_row)
+        outside &= piece == 0
+        row_scales = tall(by_row)
         x = tl.load(logits + begin + column, mask=outside, other=0.0).to(A)
         c = part(column_scale, column, outside)
         b = part(offset, (offset_at - head)[:, None] + column, outside)

@@ -207,7 +207,8 @@ def long_once_kernel(
         at, origin, head, whole = begins(leader, width, stride, group)
         first, _, skipped = targets(target, row, present, 0, width, ignore, 1)
         ends = ends_of(first, first, skipped)
-        own, by_row = own_logit(logits, row * stride, first, present), part(row_scale, row, present)
+        own = own_logit(logits, row * stride, first, present)
+        by_row = part(row_scale, row, present)
         offset_at = table_start(offset_kind, row, present, offset_row, offset_lines, width, head, origin, dense, R)
         share_at = table_start(share_kind, row, present, offset_row, share_lines, width, head, origin, dense, R)
         b = numbers(offset, across(offset_at) + lanes, coarse < whole, A)
@@ -319,18 +320,19 @@ def short_once_kernel(
     tl.store(losses + rows, divisor, mask=tl.program_id(0) == 0)
     for begin in range(tl.program_id(0) * R, rows, tl.num_programs(0) * R):
         row = tl.arange(0, R).to(tl.int64) + begin
-        present, from_row = row < rows, row * stride * unit
-        inside = present[:, None] & (column < width)
+        present, from_row, inside = row < rows, row * stride * unit, (row < rows)[:, None] & (column < width)
         x = tl.load(logits + from_row[:, None] + column, mask=inside, other=0.0).to(A)
         first, _, skipped = targets(target, row, present, 0, width, ignore, 1)
-        own, by_row = own_logit(logits, from_row, first, present), part(row_scale, row, present)
+        own = own_logit(logits, from_row, first, present)
+        by_row = part(row_scale, row, present)
         b = block_of(
             offset, offset_kind, line_of(offset_kind, row, offset_row, offset_lines, present), column, inside, width
         )
         a = block_of(
             share, share_kind, line_of(share_kind, row, offset_row, share_lines, present), column, inside, width
         )
-        c, rows_scale = part(column_scale, column, column < width), tall(by_row)
+        c = part(column_scale, column, column < width)
+        rows_scale = tall(by_row)
         v, u = values(x, rows_scale, c, b, s, scaled)
         hidden = ~inside | skipped[:, None] | (column == first[:, None])
         high, rest, rival, mean, _ = summary(peers(v, u, b), u, a, hidden, 1, exact)

@@ -149,7 +149,8 @@ def long_statistics_kernel(
     stop = tl.multiple_of(tl.minimum(whole, (piece + 1) * span), group)
     offset_at = table_start(offset_kind, row, present, offset_row, offset_lines, width, head, origin, dense, R)
     share_at = table_start(share_kind, row, present, offset_row, share_lines, width, head, origin, dense, R)
-    by_row, here = part(row_scale, row, present), present & (piece == 0)
+    by_row = part(row_scale, row, present)
+    here = present & (piece == 0)
     ends = ends_of(first, second, skipped)
 
     coarse, fine = lattice(T, W, group)
