@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from class_weights import apart, scaled, short
+from class_weights import apart, scaled, short, similar
 from device import DEVICE
 from helpers import normal
 from tolerances import assert_close
@@ -128,3 +128,12 @@ def test_gradients_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
         made = reference.gram_backward(weight.double(), 0.4, True, true[1], true[0], *true[2:], grad.double())
         assert_close(found / size, made / size, torch.float32)
     assert saved[-1].all()
+
+
+def test_raw_products_of_long_rows() -> None:
+    """The list holds the products; of rows that are 30 long they are 900, which exp cannot hold."""
+    weight = 30 * torch.nn.functional.normalize(similar(24, 40, 0.4, torch.float32), dim=1)
+    total, _, first, second, value, count, _ = gram.gram_forward(weight.to(DEVICE), 0.4, True)
+    assert (total.cpu() - reference.gram_forward(weight.double(), 0.4, True)[0]).abs().max() <= 900 * 1e-6
+    pairs = (one[: int(count)].cpu().long() for one in (first, second))
+    assert_close(value[: int(count)].cpu(), (weight.double() @ weight.double().T)[tuple(pairs)], torch.float32)

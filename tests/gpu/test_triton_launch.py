@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from lt_kernels.triton import launch as launches
-from lt_kernels.triton.launch import launch, recorded
+from lt_kernels.triton.launch import Prepared, launch, recorded
 
 
 class Kernel:
@@ -110,3 +110,21 @@ def test_an_empty_grid_starts_nothing_and_a_recorded_launch_is_written_down() ->
         launch(kernel, (2,), arguments(x=torch.empty(4, device="meta")))
     assert (kernel.bound, kernel.ran) == ([], [])
     assert [(one.kernel, one.grid, one.warps, one.stages) for one in found] == [(kernel, (2,), 4, 2)]
+
+
+def test_of_a_prepared_launch_only_the_tensors_count() -> None:
+    kernel, first, second = Kernel(), torch.zeros(8), torch.zeros(8)
+    prepared = Prepared(kernel, (3,), {"BLOCK": 32, "size": 8, "scale": 1.5}, warps=8)
+    for one in (first, second):
+        prepared(x=one)
+    assert kernel.bound == [{"grid": (3,), **arguments(x=first), "num_warps": 8, "num_stages": 2}]
+    ((grid, values),) = kernel.ran
+    assert grid == (3, 1, 1)
+    assert values[0] is second
+    assert values[1:] == (8, 1.5, 32)
+    for other in (torch.zeros(8, dtype=torch.float64), torch.zeros(9)[1:], None):
+        prepared(x=other)
+    assert len(kernel.bound) == 4
+    with recorded() as found:
+        prepared(x=torch.empty(4, device="meta"))
+    assert [(one.grid, one.warps, one.arguments["size"]) for one in found] == [((3,), 8, 8)]
