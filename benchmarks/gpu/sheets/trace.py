@@ -99,7 +99,7 @@ def ours(launch: Any, made: Made, pairs: Pairs) -> Kernel:
     """One launch: a kernel of tiles, one whose work depends on the active pairs, or one that reads and writes."""
     name, given = launch.kernel.fn.__name__, launch.arguments
     bytes = sum(size(value) for key, value in given.items() if isinstance(value, Tensor) and key not in LISTS)
-    seldom = name in DENSE and not _over(given, pairs)
+    seldom = (name in DENSE or name == "split_kernel") and not _over(given, pairs)
     if seldom or name == "times_grad_kernel" or given.get("again"):  # it returns at once, the latter if grad is 1
         return Kernel(name, 0, 0, Times(total=model.LAUNCH))
     if name in TILES | DENSE:
@@ -172,9 +172,9 @@ TILES: dict[str, Shape] = {
 }
 # What works only where the list of pairs has no room for all.
 DENSE: dict[str, Shape] = {"sum_kernel": _of_parts, "push_kernel": _of_strips}
-# Kernels whose work depends on the pairs: the numbers that are read for a pair, if there is room for all in the list.
+# Kernels whose work depends on the pairs: the products that are made for them, if there is room for all in the list.
 LISTED = {
-    "verify_kernel": lambda given, active: 2 * active * given["d"],
+    "verify_kernel": lambda given, active: active * given["d"],
     "gather_kernel": lambda given, active: (2 * active + 2 * given["C"]) * given["d"],
     "fill_kernel": lambda given, active: 8 * active,
 }
@@ -189,7 +189,10 @@ def _listed(name: str, launch: Any, made: Made, pairs: Pairs) -> Kernel:
     numbers = LISTED[name](given, active)
     bytes = numbers * (4 if weight is None else weight.element_size())
     threads = given.get("ITEMS", given.get("FEW", 1)) * given["WIDTH"] / (model.LANES * launch.warps)
-    loops = sass.reading(made.binary, max(1, int(threads)))
+    (loop,) = sass.reading(made.binary, max(1, int(threads)))
+    # of each product one row, of a cosine two; all else that a turn reads is the same for all threads
+    rows = (2 if name == "verify_kernel" else 1) * (4 if weight is None else weight.element_size())
+    loops = [loop._replace(bytes=int(loop.elements * rows))]
     once = bytes if weight is None else min(bytes, 2 * size(weight))
     return _streamed(name, launch, once, numbers, loops, made.held)
 
