@@ -171,11 +171,15 @@ def rounded_down(number: float) -> float:
     return float(near if float(near) <= number else near.nextafter(torch.tensor(-math.inf)))
 
 
+def generation(weight: Tensor) -> int:
+    """The generation of the tensor's GPU."""
+    cuda = weight.device.type == "cuda"
+    return torch.cuda.get_device_capability(weight.device)[0] if cuda else GENERATION
+
+
 def tile(weight: Tensor) -> int:
     """Rows and columns of a tile."""
-    cuda = weight.device.type == "cuda"
-    generation = torch.cuda.get_device_capability(weight.device)[0] if cuda else GENERATION
-    return WIDEST if generation == 9 else WIDEST // 2
+    return WIDEST if generation(weight) == 9 else WIDEST // 2
 
 
 def split(weight: Tensor, signal: Tensor, limit: int, lines: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lt_kernels.triton.cosines import (
     WIDEST,
     cosines,
     entries,
+    generation,
     halves,
     read,
     rounded_down,
@@ -331,10 +332,13 @@ def push(shared: dict[str, Any], threshold: float) -> None:
     given = {**shared, **split(weight, shared["dense"], 0, lines), "board": board, "gathered": gathered}
     del given["total"]
     given |= {"side": shared["dense"].shape[0], "threshold": rounded_down(threshold)}
+    blackwell = generation(weight) == 10  # whose compiler spills registers with more steps on the way
+    if blackwell and weight.dtype == torch.float32:
+        given["DEPTH"] *= 2
     launch(
         push_kernel,
         (programs,),
         {**given, "SIZE": size, "WIDTH": wide, "STRIP": strip},
         warps=4 if size < wide else 8,
-        stages=3,
+        stages=2 if blackwell else 3,
     )
