@@ -187,3 +187,20 @@ def test_mixed_target_with_ignored_rows() -> None:
     expected = gradients(lambda z: 0.3 * call(z, first) + 0.7 * call(z, second), {"z": logits})
     for key, value in expected.items():
         assert_close(found[key], value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tensors_without_memory(dtype: torch.dtype) -> None:
+    """On the meta device: shapes and dtypes, as for a model that is not loaded yet."""
+    z, x, w = (torch.empty(size, dtype=dtype, device="meta", requires_grad=True) for size in ((6, 5), (6, D), (5, D)))
+    target = torch.empty(6, dtype=torch.int64, device="meta")
+    for loss, leaves in (
+        (functional.offset_cross_entropy(z, target, label_smoothing=0.1), [z]),
+        (functional.linear_cross_entropy(x, w, target), [x, w]),
+        (functional.cosine_margin_cross_entropy(x, w, target, margin=ArcFace(0.4)), [x, w]),
+        (functional.logit_weight_repulsion(w), [w]),
+        (functional.lade_regularizer(z, target, torch.ones(5)), [z]),
+    ):
+        assert (loss.shape, loss.dtype, loss.device.type) == ((), dtype, "meta")
+        for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves), strict=True):
+            assert (gradient.shape, gradient.dtype, gradient.device.type) == (leaf.shape, dtype, "meta")
