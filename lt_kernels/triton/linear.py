@@ -97,7 +97,7 @@ def tile_for(p: Problem, gradient: bool) -> Tile:
     many = p.mean_weight is not None or p.target.shape[1] > 1 or vectors > 2 or size % features > 0
     if by_row:
         return Tile(128, 32, min(features, 16) if generation == 8 else features, 8)
-    if many or (generation == 10 and p.offset is not None):
+    if many or (generation == 10 and vectors > 0):
         return Tile(128, 64, min(features, 32) if generation == 8 else features, 8)
     enough = blocks(rows, 256) * blocks(p.weight.shape[0], 128) >= 4 * processors(p.input)
     if generation == 9 and not gradient and vectors == 0 and size >= 512 and features == 64 and enough:
