@@ -136,7 +136,9 @@ class _WalkOnGpu(reference.Backward):
         by_row = None if self.row_scale is None else self.row_scale[rows]
         logits = gpu.product(p.input[rows], self.weight.t(), p.input.dtype, padded=True)
         logits = logits if p.bias is None else logits.add_(p.bias)
-        loss, slope = gpu.gradient_over(logits, p.target[rows, 0], (by_row, self.column_scale), part, Reduce.SUM)
+        loss, slope = gpu.gradient_into(
+            logits, logits, p.target[rows, 0], (by_row, self.column_scale), part, Reduce.SUM
+        )
         if self.want_input:
             self.add_product(self.d_input[rows], slope, self.weight, True)
         if self.want_weight:

@@ -105,11 +105,10 @@ def simple(
     like = source.tensor
     if abs(ignore_index) >= 2**63 or not prepare.simple(like, source.classes, target, weight, offset):
         return None
-    terms = prepare.simple_terms(accumulate_type(like.dtype), weight, offset, scale, focal_gamma, ignore_index)
+    kind = accumulate_type(like.dtype)
+    terms = prepare.simple_terms(kind, weight, offset, scale, focal_gamma, ignore_index)
     if margin is not None:
-        terms = terms._replace(
-            kind=int(margin.kind), margin=margin.value, instance=margin.strength, guard=margin.fallback
-        )
+        terms = prepare.with_margin(terms, margin, None, source.classes, like, kind)
     return one_target(source, target, terms, reduction, "weighted")
 
 

@@ -119,7 +119,7 @@ def terms(
         ignore_index=ignore_index,
         class_smoothing=None if class_smoothing is None else class_smoothing.to(kind),
     )
-    return found if margin is None else _with_margin(found, margin, class_margin, classes, like, kind)
+    return found if margin is None else with_margin(found, margin, class_margin, classes, like, kind)
 
 
 def simple(like: Tensor, classes: int, target: Any, *tables: Tensor | None) -> bool:
@@ -188,7 +188,7 @@ class Recipe:
         return Terms(offset, None, share, total, weight, margins, smoothing, *checked[7:])
 
 
-def _with_margin(
+def with_margin(
     found: Terms, margin: Margin, class_margin: Tensor | None, classes: int, like: Tensor, kind: torch.dtype
 ) -> Terms:
     per_class = margin.per_class if class_margin is None else class_margin

@@ -19,9 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lt_kernels.reference import gram as reference
-from lt_kernels.triton.launch import INTERPRETED, blocks, launch, processors
+from lt_kernels.triton.launch import INTERPRETED, blocks, generation, launch, processors
 
-GENERATION = 9  # of the GPU (9: Hopper) that is assumed if launches are only recorded
 WIDEST = 128  # rows and columns of a tile; half as many where a warp has to hold the factors, too, in registers
 DEPTH = 32  # features per step: 3 steps of four operands of 128 rows are 96 KiB
 HEIGHT = 8  # rows that a program splits at a time
@@ -169,12 +168,6 @@ def rounded_down(number: float) -> float:
     """The largest float32 that is at most the number: of float32 numbers the same ones are above it."""
     near = torch.tensor(number, dtype=torch.float32)
     return float(near if float(near) <= number else near.nextafter(torch.tensor(-math.inf)))
-
-
-def generation(weight: Tensor) -> int:
-    """The generation of the tensor's GPU."""
-    cuda = weight.device.type == "cuda"
-    return torch.cuda.get_device_capability(weight.device)[0] if cuda else GENERATION
 
 
 def tile(weight: Tensor) -> int:

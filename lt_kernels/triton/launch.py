@@ -7,6 +7,7 @@ where all but the tensors is known before (`Prepared`), only these are looked at
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Launch(NamedTuple):
     stages: int
 
 
+GENERATION = 9  # of the GPU (9: Hopper) that is assumed where there is none
 _record: list[list[Launch]] = []
 _made: dict[tuple[Any, ...], Any] = {}  # the compiled kernels of earlier launches
 _TENSORS = (Tensor, torch.nn.Parameter)  # `isinstance` would take longer than all else
@@ -121,6 +123,16 @@ def blocks(size: int, width: int) -> int:
 def power_of_two(size: int, least: int = 1, most: int = 2**20) -> int:
     """The least power of two that is at least `size`, within [least, most]."""
     return max(least, min(most, 1 << max(size - 1, 0).bit_length()))
+
+
+@functools.lru_cache
+def _generation(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def generation(like: Tensor) -> int:
+    """The generation of the tensor's GPU: the first part of its compute capability."""
+    return _generation(like.device) if like.is_cuda else GENERATION
 
 
 def processors(like: Tensor) -> int:

@@ -19,11 +19,10 @@ from torch import Tensor
 from lt_kernels.core import numbers
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.reference import linear as reference
-from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two, processors
+from lt_kernels.triton.launch import INTERPRETED, blocks, generation, launch, power_of_two, processors
 from lt_kernels.triton.operands import inverse_norm, inverse_norms, operand, padded, project, ready
 from lt_kernels.triton.products import slab_gradient_kernel, statistics_kernel, statistics_merge_kernel
 
-GENERATION = 9  # of the GPU (9: Hopper) that is assumed if launches are only recorded
 NEAR = 8 * 2**20  # bytes of features whose programs run at the same time: they and class weights fit in the L2 cache
 CAST = 128 * 2**20  # bytes of class weights that are copied at a time, if the matrix units cannot take them
 
@@ -75,12 +74,6 @@ class Tile(NamedTuple):
         return processors(like) * (2 if self.warps == 4 else 1)
 
 
-@functools.lru_cache
-def _generation(device: torch.device) -> int:
-    """9 for compute capability 9.0."""
-    return torch.cuda.get_device_capability(device)[0]
-
-
 def tile_for(p: Problem, gradient: bool) -> Tile:
     """The largest tile with which a program spills no registers, on this generation of GPUs.
 
@@ -88,7 +81,7 @@ def tile_for(p: Problem, gradient: bool) -> Tile:
     multiplies. Tiles of 256 by 128 read a quarter less from the L2 cache for each product. They have a multiprocessor
     to themselves, so only statistics have them: their programs walk along the classes, with the next tile on its way.
     """
-    generation = _generation(p.input.device) if p.input.is_cuda else GENERATION
+    made = generation(p.input)
     rows, size = p.input.shape
     features = min(128 // p.input.element_size(), power_of_two(size, 16))  # 128 bytes: a line of the shared memory
     by_row = any(table is not None and table.shape[0] > 1 for table in (p.offset, p.mean_weight))
@@ -96,13 +89,13 @@ def tile_for(p: Problem, gradient: bool) -> Tile:
     vectors = (p.bias is not None) + (p.offset is not None) + (p.normalize >= Normalize.CLASSES)
     many = p.mean_weight is not None or p.target.shape[1] > 1 or vectors > 2 or size % features > 0
     if by_row:
-        return Tile(128, 32, min(features, 16) if generation == 8 else features, 8)
-    if many or (generation == 10 and vectors > 0):
-        return Tile(128, 64, min(features, 32) if generation == 8 else features, 8)
+        return Tile(128, 32, min(features, 16) if made == 8 else features, 8)
+    if many or (made == 10 and vectors > 0):
+        return Tile(128, 64, min(features, 32) if made == 8 else features, 8)
     enough = blocks(rows, 256) * blocks(p.weight.shape[0], 128) >= 4 * processors(p.input)
-    if generation == 9 and not gradient and vectors == 0 and size >= 512 and features == 64 and enough:
+    if made == 9 and not gradient and vectors == 0 and size >= 512 and features == 64 and enough:
         return Tile(256, 128, features, 8, stages=4)
-    return Tile(128, 128, features, 4 if generation == 9 else 8)
+    return Tile(128, 128, features, 4 if made == 9 else 8)
 
 
 @functools.lru_cache

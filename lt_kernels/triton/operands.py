@@ -13,7 +13,7 @@ from torch import Tensor
 from lt_kernels.core import numbers
 from lt_kernels.reference import linear as reference
 from lt_kernels.triton.launch import INTERPRETED, blocks, launch, power_of_two
-from lt_kernels.triton.products import rounded
+from lt_kernels.triton.numbers import as_stored
 
 LINE = 128  # bytes of a row that a tile takes per step: a line of the shared memory
 ROUNDS = not INTERPRETED  # whether float32 is to be rounded: the interpreter multiplies all of its bits
@@ -38,14 +38,13 @@ def operand_kernel(
     BN: tl.constexpr,
     BD: tl.constexpr,
     SHORT: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
     line = row.to(tl.int64)[:, None]
     left, right = line * stride + inner[None, :], line * WIDTH + inner[None, :]
     for first in range(0, WIDTH, BD):
         x = tl.load(rows + first + left, mask=(row < N)[:, None] & (inner < D - first)[None, :], other=0.0)
-        x = _tensor_float(x) if SHORT else rounded(x.to(tl.float32), out.dtype.element_ty, INTERPRETED)
+        x = _tensor_float(x) if SHORT else as_stored(x.to(tl.float32), out.dtype.element_ty)
         tl.store(out + first + right, x, mask=(row < N)[:, None] & (inner < WIDTH - first)[None, :])
 
 
@@ -98,7 +97,6 @@ def tangent_kernel(
     D: tl.constexpr,
     BN: tl.constexpr,
     BD: tl.constexpr,
-    INTERPRETED: tl.constexpr,
 ):
     row, inner = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BD)
     at = row.to(tl.int64)[:, None] * D + inner[None, :]
@@ -118,7 +116,7 @@ def tangent_kernel(
             d -= part[:, None] * tl.load(line + first, mask=inside, other=0.0).to(tl.float32)
         if unit is not None:
             d /= tl.load(unit)
-        tl.store(out + at + first, rounded(d, out.dtype.element_ty, INTERPRETED), mask=inside)
+        tl.store(out + at + first, as_stored(d, out.dtype.element_ty), mask=inside)
 
 
 def _sizes(features: int) -> dict[str, int]:
@@ -182,7 +180,7 @@ def project(
     rows = _whole(rows)
     sizes = _sizes(rows.shape[1])
     tensors = {"total": total, "rows": rows, "scale": scale, "unit": unit, "out": out}
-    arguments = {**tensors, "N": rows.shape[0], "stride": rows.stride(0), **sizes, "INTERPRETED": INTERPRETED}
+    arguments = {**tensors, "N": rows.shape[0], "stride": rows.stride(0), **sizes}
     launch(tangent_kernel, (blocks(rows.shape[0], sizes["BN"]),), arguments)
     return out
 
@@ -207,11 +205,11 @@ def operand(rows: Tensor, kind: torch.dtype) -> Tensor:
     out = rows.new_empty(rows.shape[0], width, dtype=kind)
     sizes = {**_sizes(width), "D": size, "WIDTH": width, "SHORT": ROUNDS and kind == torch.float32}
     tensors = {"rows": rows, "out": out, "N": rows.shape[0], "stride": rows.stride(0)}
-    arguments = {**tensors, **sizes, "INTERPRETED": INTERPRETED}
+    arguments = {**tensors, **sizes}
     launch(operand_kernel, (blocks(rows.shape[0], sizes["BN"]),), arguments)
     return out
 
 
-def padded(rows: int, columns: int, like: Tensor) -> Tensor:
-    """New memory [rows, columns] of that dtype and device whose rows are a multiple of 64 elements apart."""
-    return like.new_empty(rows, blocks(columns, ALIGNED) * ALIGNED)[:, :columns]
+def padded(rows: int, columns: int, like: Tensor, kind: torch.dtype | None = None) -> Tensor:
+    """New memory [rows, columns] of that device, and dtype without another, whose rows begin at whole 64 elements."""
+    return like.new_empty((rows, blocks(columns, ALIGNED) * ALIGNED), dtype=kind)[:, :columns]

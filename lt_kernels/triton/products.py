@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.numbers import exp, finite, log_total, times
+from lt_kernels.triton.numbers import as_stored, exp, finite, log_total, times
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -37,15 +37,6 @@ def _product(x, w, row, column, D: tl.constexpr, BD: tl.constexpr, INTERPRETED: 
         b = _read(w + first + right, inside[:, None], D, BD, INTERPRETED)
         total = tl.dot(a, b, total)
     return total
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """float32 numbers in the dtype that they are stored in; the interpreter truncates to bfloat16, so round here."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return x.to(dtype)
 
 
 @triton.jit
@@ -370,4 +361,4 @@ def slab_gradient_kernel(
     if column_scale is not None:
         d *= _entries(column_scale, line, 0, column, False, AGAIN=True)
     at = (edge + tl.arange(0, BN)).to(tl.int64)[:, None] * out_stride + (first + tl.arange(0, BC))[None, :]
-    tl.store(out + at, rounded(d, out.dtype.element_ty, INTERPRETED), mask=(edge + tl.arange(0, BN) < N)[:, None])
+    tl.store(out + at, as_stored(d, out.dtype.element_ty), mask=(edge + tl.arange(0, BN) < N)[:, None])

@@ -20,7 +20,6 @@ from lt_kernels.triton.cosines import (
     WIDEST,
     cosines,
     entries,
-    generation,
     halves,
     read,
     rounded_down,
@@ -28,7 +27,7 @@ from lt_kernels.triton.cosines import (
     tile,
     upper_tile,
 )
-from lt_kernels.triton.launch import blocks, launch, processors
+from lt_kernels.triton.launch import blocks, generation, launch, processors
 from lt_kernels.triton.numbers import exp
 
 E = tl.constexpr(math.e)

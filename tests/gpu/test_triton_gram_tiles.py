@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lt_kernels.reference import gram as reference
 from lt_kernels.triton import cosines as tiles
-from lt_kernels.triton import gram, remade
+from lt_kernels.triton import gram, launch, remade
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_no_room_at_all(
 ) -> None:
     """Tiles of both sizes, whole and not, with rows that have no direction."""
     monkeypatch.setattr(reference, "PAIRS", 1)
-    monkeypatch.setattr(tiles, "GENERATION", generation)
+    monkeypatch.setattr(launch, "GENERATION", generation)
     monkeypatch.setattr(remade, "STRIP", 256)
     weight = normal(classes, features, seed=1) + 2 * normal(5, features, seed=2)[torch.arange(classes) % 5]
     weight[3], weight[70] = 0, 0

@@ -7,7 +7,6 @@ compiler would make it anew.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from unittest.mock import patch
 
 from benchmarks.gpu.calls.call import Call, nullcontext_of
@@ -21,9 +20,6 @@ ROOMS = {"rows": of_rows, "margins": of_margins, "linear": of_linear, "gram": of
 
 def calls(rooms: Iterable[str], generation: int = 9) -> Iterator[Call]:
     """Every call of these rooms, as on a GPU of that generation where it matters (9: compute capability 9.0)."""
-    modules = ("linear", "cosines")
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(patch(f"lt_kernels.triton.{module}.GENERATION", generation))
+    with patch("lt_kernels.triton.launch.GENERATION", generation):
         for room in rooms:
             yield from ROOMS[room]()

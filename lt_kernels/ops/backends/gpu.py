@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -83,15 +83,15 @@ def features_made(
     logits = product(input, weight.t(), accumulate_type(input.dtype), padded=True)
     logits = logits if bias is None else logits.add_(bias)
     rows, classes = logits.shape
-    into = logits if logits.dtype == input.dtype else _padded(rows, classes, input, input.dtype)
-    return run("rows", "rows_loss_gradient", logits, target, *scales, *terms, code, into=into)
+    into = logits if logits.dtype == input.dtype else _function("operands", "padded")(rows, classes, input)
+    return gradient_into(into, logits, target, scales, terms, code)
 
 
-def gradient_over(
-    logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], terms: Terms, code: int
+def gradient_into(
+    into: Tensor, logits: Tensor, target: Tensor, scales: Sequence[Tensor | None], terms: Terms, code: int
 ) -> tuple[Tensor, Tensor]:
-    """(loss, the gradient for an incoming one of 1) of our own logits, over which the gradient is written."""
-    return run("rows", "rows_loss_gradient", logits, target, *scales, *terms, code, into=logits)
+    """(loss, the gradient for an incoming one of 1) of logits; the gradient is written to `into`, which they may be."""
+    return run("rows", "rows_loss_gradient", logits, target, *scales, *terms, code, into=into)
 
 
 def times(made: tuple[Tensor, ...], grad: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -124,15 +124,13 @@ def slope_product(left: Tensor, right: Tensor, own: Tensor, scale: Tensor | None
 def product(left: Tensor, right: Tensor, kind: torch.dtype, padded: bool = False) -> Tensor:
     """left @ right, summed in float32 at least, in the dtype `kind`."""
     rows, columns = left.shape[0], right.shape[1]
-    out = _padded(rows, columns, left, kind) if padded else left.new_empty((rows, columns), dtype=kind)
+    out = (
+        _function("operands", "padded")(rows, columns, left, kind)
+        if padded
+        else left.new_empty((rows, columns), dtype=kind)
+    )
     if kind == left.dtype:
         return torch.mm(left, right, out=out)
     if left.is_cuda or left.is_meta:
         return torch.mm(left, right, out_dtype=kind, out=out)
     return out.copy_(left.to(kind) @ right.to(kind))  # in the interpreter
-
-
-def _padded(rows: int, columns: int, like: Tensor, kind: torch.dtype) -> Tensor:
-    """An array whose rows start at multiples of 128 bytes: the library's fastest products ask for 16."""
-    step = 128 // kind.itemsize
-    return like.new_empty((rows, -(-columns // step) * step), dtype=kind)[:, :columns]
