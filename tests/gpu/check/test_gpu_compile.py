@@ -63,9 +63,9 @@ def test_machine_code(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     assert {name: one["warnings"] for name, one in named.items() if one["warnings"]} == {}
     for target, goal in itertools.product(gpu_compile.TARGETS, gpu_compile.GOALS):
         assert any(f"sm_{target} " in name and goal in name for name in named), f"{goal} for sm_{target}"
-    assert {name: one["reads"] for name, one in large(named).items() if one["reads"][0][0] < 128} == {}
+    assert {name: one["reads"] for name, one in large(named).items() if one["reads"][0][0] < wide(name)} == {}
     written = {name: one["writes"] for name, one in large(named).items() if one["kernel"] in (LOGITS[1], LOGITS[3])}
-    assert {name: widths for name, widths in written.items() if widths[0][0] < 128} == {}
+    assert {name: widths for name, widths in written.items() if widths[0][0] < wide(name)} == {}
     products = {name: one for name, one in named.items() if one["kernel"] in PRODUCTS}
     assert [name for name, one in products.items() if not one["products"]] == []
     assert {one["products"] for one in products.values() if one["target"] == 90} == {"wgmma"}
@@ -78,6 +78,15 @@ def large(named: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     assert {one["target"] for one in some.values()} == set(gpu_compile.TARGETS)
     assert {one["kernel"] for one in some.values() if "odd" in one["title"]} == set(LOGITS)
     return some
+
+
+def wide(name: str) -> int:
+    """The bits that a thread reads at once: 16 bytes, or 4 logits where they start anywhere and have a table by class.
+
+    The table's numbers are then read one by one, and 8 logits would spread those of a warp over 1 KiB
+    (`rows_tiles._group`).
+    """
+    return 64 if "odd" in name and "16 offset" in name else 128
 
 
 def test_the_document_has_every_kernel() -> None:
