@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.ops.ranks import exchange, shards
+from lt_kernels.margins import MixedTarget
+from lt_kernels.ops.ranks import batches, exchange, shards
 from lt_kernels.ops.ranks.exchange import RankError
 
-__all__ = ["RankError", "clip_grad_norm_", "gather_rows", "shard_bounds"]
+__all__ = ["RankError", "clip_grad_norm_", "gather_batch", "gather_rows", "shard_bounds"]
 
 
 def together(group: Any, like: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -31,6 +32,83 @@ def together(group: Any, like: Any, function: Callable[..., Tensor], *args: Any,
 def _together(group: Any, like: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     with exchange.told(group, like):
         return function(*args, **kwargs)
+
+
+def gather_batch(
+    features: Tensor, target: Tensor | MixedTarget, group: Any = None
+) -> tuple[Tensor, Tensor | MixedTarget]:
+    """The features and targets of all ranks, in the order of the ranks, on every rank; ranks may have any numbers.
+
+    For a head whose classes are sharded, under data parallelism. The gradient is summed over the ranks: where each has
+    the same loss of the whole batch, that of this rank's features is `world` times the loss's, as the averaging of
+    `DistributedDataParallel` and `fully_shard` expects. In a group of one rank both are returned as they are.
+
+    Args:
+        features: this rank's rows [N, ...], N at least 0.
+        target: class indices [N, ...], probabilities [N, C], or a `MixedTarget` of indices [N, ...], whose `lam` (a
+            number, or one for each row) becomes one for each of all rows.
+        group: a process group; None is that of all ranks.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+        RankError: if another rank had an error, or dtypes, the shape of a row, the kind of target, or whether features
+            require a gradient differ between ranks.
+    """
+    group = shards.given(group)
+    if torch.compiler.is_compiling():
+        return torch.compiler.disable(_gather_batch)(features, target, group)
+    return _gather_batch(features, target, group)
+
+
+def _gather_batch(features: Tensor, target: Any, group: Any) -> tuple[Tensor, Any]:
+    with exchange.told(group, features):
+        named = [("features", _batch(features)), *_targets(target, features)]
+        if dist.get_world_size(group) == 1:
+            return features, target
+        kind = "MixedTarget" if isinstance(target, MixedTarget) else "probabilities or indices"
+        _, (found, *targets) = batches.gathered(group, named, [("the kind of target", kind)])
+    return found, MixedTarget(*targets) if isinstance(target, MixedTarget) else targets[0]
+
+
+def _batch(features: Any) -> Tensor:
+    """Rows of features that are a plain tensor."""
+    if checks.floating("features", features).ndim < 2:
+        raise ValueError(f"features must be [N, ...] with two dimensions at least, got {list(features.shape)}")
+    if hasattr(features, "placements"):
+        raise TypeError("features must be this rank's rows as a plain tensor, got a DTensor: give its to_local()")
+    return features
+
+
+def _targets(target: Any, features: Tensor) -> list[tuple[str, Tensor]]:
+    """The names and rows that a target consists of."""
+    rows = features.shape[0]
+    if isinstance(target, MixedTarget):
+        two = [_indices("first", target.first, features), _indices("second", target.second, features)]
+        return [*two, ("lam", _shares(target.lam, features))]
+    if not (isinstance(target, Tensor) and target.is_floating_point()):
+        return [_indices("target", target, features)]
+    checks.same_device("target", checks.floating("target", target), features)
+    if target.ndim < 2 or target.shape[0] != rows:
+        raise ValueError(f"target must be [{rows}, C] where it holds probabilities, got {list(target.shape)}")
+    if target.requires_grad:
+        raise ValueError("target must not require a gradient here, got one that does")
+    return [("target", target)]
+
+
+def _shares(lam: float | Tensor, features: Tensor) -> Tensor:
+    """The share of the first target for each of the rows of features, from one of each or one of all."""
+    rows, kind = features.shape[0], torch.float64 if features.dtype == torch.float64 else torch.float32
+    if not isinstance(lam, Tensor):
+        return torch.full((rows,), lam, dtype=kind, device=features.device)
+    if lam.ndim and lam.shape[0] != rows:
+        raise ValueError(f"lam must have one number for each of the {rows} rows, got {lam.shape[0]}")
+    return checks.same_device("lam", lam.expand(rows), features)
+
+
+def _indices(name: str, value: Any, features: Tensor) -> tuple[str, Tensor]:
+    """Class indices, any shape for each of the rows of features."""
+    shape = (features.shape[0], *(value.shape[1:] if isinstance(value, Tensor) else ()))
+    return name, checks.indices(name, value, shape, features)
 
 
 def gather_rows(weight_shard: Tensor, group: Any) -> Tensor:

@@ -19,9 +19,13 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 
-KINDS = ("layout", "forward", "backward", "gather_rows", "clip_grad_norm_")
+KINDS = ("layout", "forward", "backward", "gather_rows", "clip_grad_norm_", "gather_batch")
 # Places in the head: among them the text of an error (240 bytes), the sums of a shard's first rows, and the checks.
 KIND, CALL, LENGTH, FAILED, TEXT, SIZE, ROWS, CHECKS, HEAD = 0, 1, 2, 3, 4, 34, 35, 39, 80
+
+
+# What is forgotten most often where a value differs.
+_ADVICE = {"input": " (each rank's part of a batch is gathered by lt_kernels.distributed.gather_batch)"}
 
 
 class RankError(ValueError):
@@ -77,10 +81,10 @@ def _tell(group: Any, talk: _Talk, error: Exception, device: torch.device) -> No
     talk.met += 1
     frame = torch.zeros(HEAD + talk.room, dtype=torch.int64, device="cpu")
     frame[FAILED], frame[TEXT:SIZE] = 1, words
-    _gather(frame.to(device), group)
+    gather(frame.to(device), group)
 
 
-def _gather(mine: Tensor, group: Any) -> Tensor:
+def gather(mine: Tensor, group: Any) -> Tensor:
     """Every rank's row [world, ...]."""
     all_of = mine.new_empty((dist.get_world_size(group), *mine.shape))
     dist.all_gather(list(all_of.unbind(0)), mine, group=group)
@@ -120,7 +124,7 @@ def meet(
     other = len(words) > talk.room or (payload is not None and 4 * len(words) < talk.room)
     frame = torch.cat((head, words if len(words) <= talk.room else words[:0]))
     frame = torch.cat((frame, frame.new_zeros(HEAD + talk.room - len(frame))))
-    found = _gather(frame, group)
+    found = gather(frame, group)
     heads, sent = found[:, :HEAD], found[:, HEAD : HEAD + len(words)]
     looked = wait or other or _at_once(device)
     if looked:
@@ -128,7 +132,7 @@ def meet(
     if kind == "layout":  # is followed by another exchange of the same call
         talk.over -= 1
     if len(words) > talk.room:
-        sent = _gather(words, group)
+        sent = gather(words, group)
     talk.room = len(words) if other else talk.room
     if payload is None:
         return heads, None
@@ -192,7 +196,7 @@ def judge(heads: list[list[int]], said: list[Check], group: Any) -> None:
             if head[place] != heads[0][place]:
                 raise RankError(
                     f"{one.name} must be the same on every rank, but rank {rank}'s is not rank 0's; on rank "
-                    f"{dist.get_rank(group)} it is {one.here}"
+                    f"{dist.get_rank(group)} it is {one.here}{_ADVICE.get(one.name, '')}"
                 )
     lengths = [head[LENGTH] for head in heads]
     if len(set(lengths)) > 1:

@@ -141,6 +141,19 @@ def checked(group: Any) -> dist.ProcessGroup:
     return group
 
 
+def given(group: Any) -> dist.ProcessGroup:
+    """The group itself, or for None that of all ranks.
+
+    Raises:
+        ValueError: if there is none, or this process is not in it.
+    """
+    if group is None and not (dist.is_available() and dist.is_initialized()):
+        raise ValueError(
+            "group must be a process group, or torch.distributed be initialised (init_process_group); got None"
+        )
+    return checked(dist.group.WORLD if group is None else group)
+
+
 def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
     """The position of this rank's rows among all rows, which are in the order of the ranks.
 
