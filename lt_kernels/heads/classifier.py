@@ -18,18 +18,21 @@ from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops.directions import cosines
 from lt_kernels.ops.ranks import shards
+from lt_kernels.ops.ranks.sampling import Sampling
 
 
 class _Head(nn.Module):
     """Class weights [C, d] and a loss; with a process group, this rank's share of the classes."""
 
-    def __init__(self, in_features: int, num_classes: int, loss: Loss, group: Any) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, loss: Loss, group: Any, sample: float | None, logq_correction: bool
+    ) -> None:
         super().__init__()
         self.in_features = checks.whole("in_features", in_features)
         self.num_classes = checks.whole("num_classes", num_classes)
         if not isinstance(loss, Loss):
             raise TypeError(f"loss must be one of lt_kernels.losses, got {type(loss).__name__}")
-        self.loss, self.share = loss, None
+        self.loss, self.share, self.sampling = loss, None, _sampling(sample, logq_correction, loss)
         if group is not None:
             loss.shardable()
             self.share = share_of(self.num_classes, group)
@@ -79,6 +82,8 @@ class _Head(nn.Module):
         features, target = self.flat(features, target)
         if self.share is not None and shards.shard_of(self.weight, self.group).classes != self.num_classes:
             raise ValueError(f"num_classes must be the same on every rank, got {self.num_classes} on this one")
+        if self.sampling is not None and self.training:
+            options["sample"] = self.sampling
         found = self.loss.from_features(features, self.weight, target, group=self.group, **options)
         return found.reshape(places) if self.loss.reduction == "none" else found
 
@@ -126,7 +131,21 @@ class _Head(nn.Module):
 
     def extra_repr(self) -> str:
         share = "" if self.share is None else f", {self.share}"
+        sampling = self.sampling
+        if sampling is not None:
+            share += f", sample={sampling.share}, logq_correction={sampling.logq}"
         return f"in_features={self.in_features}, num_classes={self.num_classes}{share}"
+
+
+def _sampling(sample: Any, logq_correction: Any, loss: Loss) -> Sampling | None:
+    """How a head chooses classes; None for all of them."""
+    logq = checks.flag("logq_correction", logq_correction)
+    if sample is None:
+        if logq:
+            raise ValueError("logq_correction must be False without sample, got True")
+        return None
+    loss.sampleable()
+    return Sampling(checks.number("sample", sample, 0.0, 1.0, above=0.0), logq)
 
 
 class LinearHead(_Head):
@@ -138,10 +157,25 @@ class LinearHead(_Head):
         bias: whether there is a b; `EstimatedOffsetLoss` brings its own offset and wants none.
         group: a process group over whose ranks the classes are sharded; features and targets are the same on every
             rank, and head(features) gives this rank's logits.
+        sample: the share of the classes that the loss of a training step runs over, in (0, 1] (An et al., 2021). Those
+            of the batch's targets are always there; the others are drawn evenly without replacement, by one number of
+            torch's generator a step. The rest get a gradient of exactly 0. None, in eval() and for prediction: all.
+        logq_correction: add log((C - P) / (S - P)) to the logits of the S - P that are drawn beside P positives, so
+            that the expected sum of exponentials is that of all C classes.
     """
 
-    def __init__(self, in_features: int, num_classes: int, loss: Loss, *, bias: bool = True, group: Any = None) -> None:
-        super().__init__(in_features, num_classes, loss, group)
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: Loss,
+        *,
+        bias: bool = True,
+        group: Any = None,
+        sample: float | None = None,
+        logq_correction: bool = False,
+    ) -> None:
+        super().__init__(in_features, num_classes, loss, group, sample, logq_correction)
         if loss.input_kind != "logits":
             raise ValueError(f"loss must take logits, got {type(loss).__name__}, which takes cosines: use CosineHead")
         self.bias = nn.Parameter(torch.empty(self.weight.shape[0])) if checks.flag("bias", bias) else None
@@ -168,13 +202,21 @@ class CosineHead(_Head):
         in_features, num_classes: d and C.
         loss: one of `lt_kernels.losses`; a margin loss brings its own scale.
         scale: what cosines are multiplied by for a loss that takes logits.
-        group: as for `LinearHead`.
+        group, sample, logq_correction: as for `LinearHead`.
     """
 
     def __init__(
-        self, in_features: int, num_classes: int, loss: Loss, *, scale: float = 30.0, group: Any = None
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: Loss,
+        *,
+        scale: float = 30.0,
+        group: Any = None,
+        sample: float | None = None,
+        logq_correction: bool = False,
     ) -> None:
-        super().__init__(in_features, num_classes, loss, group)
+        super().__init__(in_features, num_classes, loss, group, sample, logq_correction)
         if loss.needs_features:
             raise ValueError(
                 f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead"

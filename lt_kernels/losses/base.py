@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from lt_kernels.core.terms import Reduction, Terms
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import directions, prepare
 from lt_kernels.ops.loss import evaluate, one_target
+from lt_kernels.ops.ranks.sampling import Sampling
 from lt_kernels.ops.sources import Logits
 from lt_kernels.ops.sources import features as make_source
 
@@ -111,6 +113,11 @@ class Loss(TableModule):
         if self.needs_logits or self.needs_features:
             raise ValueError(f"group must be None with {type(self).__name__}, which needs all classes on each rank")
 
+    def sampleable(self) -> None:
+        """Raise if the loss is not one of some classes' logits and of per-class tables."""
+        if self.needs_logits or self.needs_features:
+            raise ValueError(f"sample must be None with {type(self).__name__}, which needs the logits of all classes")
+
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
         """The offset [C] for this batch."""
         return self._buffers["offset"]
@@ -186,17 +193,22 @@ class Loss(TableModule):
         scale: float | None = None,
         group: Any = None,
         table: Tensor | None = None,
+        sample: Sampling | None = None,
     ) -> Tensor:
-        """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both."""
+        """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both, `sample` chooses classes."""
         scale = self.scale if self.input_kind == "cosine" else scale
         rows = (features, linear_weight, linear_bias, target)
+        if sample is not None:
+            self.sampleable()
         if group is not None:
             self.shardable()
-            return distributed.together(group, linear_weight, self._of_source, *rows, cosine, scale, group, table)
+            return distributed.together(
+                group, linear_weight, self._of_source, *rows, cosine, scale, group, table, sample
+            )
         if self.needs_logits:
             checks.features(features, linear_weight, linear_bias)
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
-        return self._of_source(*rows, cosine, scale, None, table)
+        return self._of_source(*rows, cosine, scale, None, table, sample)
 
     def _of_source(
         self,
@@ -208,12 +220,13 @@ class Loss(TableModule):
         scale: float | None,
         group: Any,
         table: Tensor | None,
+        sample: Sampling | None,
     ) -> Tensor:
         """The loss by operators, of all classes or of this rank's share of them."""
         checks.features(features, linear_weight, linear_bias)
-        source = make_source(
-            features, linear_weight, linear_bias, Normalize.BOTH if cosine else Normalize.NOTHING, self.margin, group
-        )
+        draw = None if sample is None else partial(sample.draw, target, self.ignore_index)
+        normalize = Normalize.BOTH if cosine else Normalize.NOTHING
+        source = make_source(features, linear_weight, linear_bias, normalize, self.margin, group, draw)
         table = self.table(target, source.classes) if table is None else table
         if group is None and prepare.simple(features, source.classes, target, table):
             terms = self._prepared(features, source.classes, table)

@@ -15,7 +15,7 @@ from lt_kernels.core.terms import CODES, Terms
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import margins, prepare
 from lt_kernels.ops.backends import library
-from lt_kernels.ops.sources import Logits, Source
+from lt_kernels.ops.sources import Logits, Source, summed
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
@@ -75,7 +75,9 @@ def _mixed(
     lams = _lams(target.lam, places)  # checked before the ranks of a sharded head exchange anything
     terms = [prepare.terms(like, shape, source.classes, one, **settings) for one in flat]
     if terms[0].offset_row is None:
-        losses = margins.mixed_losses(source.statistics(torch.stack(flat, 1), terms[0]), flat, terms[0], source.norm)
+        both = torch.stack(flat, 1)
+        found = source.statistics(both, terms[0])
+        losses = margins.mixed_losses(found, flat, summed(source, terms[0], found[-1], both), source.norm)
     else:  # an offset that depends on the target's class makes two different rows of logits
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
     parts = list(zip(losses, flat, lams, strict=True))
@@ -130,7 +132,8 @@ def _saying(source: Source, target: Any, reduction: str, average: str) -> Source
     if isinstance(source, Logits) or source.shard is None:
         return source
     lam = target.lam if isinstance(target, MixedTarget) else None
-    said = (("reduction", reduction), ("average", average), ("lam", lam))
+    sample = None if source.chosen is None else source.chosen.sampling
+    said = (("reduction", reduction), ("average", average), ("lam", lam), ("sample", sample))
     return source._replace(shard=source.shard._replace(said=said))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from lt_kernels.core.targets import divisor_of
 from lt_kernels.core.terms import CODES, Phi, Reduce, Terms
 from lt_kernels.margins import Margin
 from lt_kernels.ops import budget, calling, direct, directions, groups, linear, margins, rows
-from lt_kernels.ops.ranks import shards
+from lt_kernels.ops.ranks import sampling, shards
 
 
 class Logits(NamedTuple):
@@ -49,7 +50,7 @@ class Logits(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Features [N, d] and class weights [C, d]; with a group, this rank's shard of the classes."""
+    """Features [N, d] and class weights [C, d]; with a group, this rank's shard of the classes; or a sample of them."""
 
     input: Tensor
     weight: Tensor
@@ -57,6 +58,7 @@ class Features(NamedTuple):
     normalize: int
     norm: Tensor | None
     shard: shards.Shard | None = None
+    chosen: sampling.Chosen | None = None
 
     @property
     def tensor(self) -> Tensor:
@@ -69,9 +71,10 @@ class Features(NamedTuple):
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         if self.shard is None:
-            input, weight = self.in_range()
-            return linear.statistics(input, weight, self.bias, target, terms, self.normalize)
-        return self.shard.statistics(self.input, self.weight, self.bias, target, terms, self.normalize)
+            problem = (*self.in_range(), self.bias, target, terms, self.normalize)
+            return linear.statistics(*problem) if self.chosen is None else self.chosen.statistics(*problem)
+        problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
+        return self.shard.statistics(*problem, self.chosen)
 
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
         """The loss of each row [N] for one target a row."""
@@ -79,7 +82,7 @@ class Features(NamedTuple):
 
     def reduced(self, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
         """The reduced loss with its gradients: of all logits at once where they fit, else by groups of rows."""
-        if self.shard is not None or self.norm is not None:
+        if self.shard is not None or self.norm is not None or self.chosen is not None:
             return None
         if self._whole(terms, reduction):
             problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
@@ -94,7 +97,8 @@ class Features(NamedTuple):
         """Features and class weights; of cosines on the direct way those whose norms do not overflow."""
         if self.normalize != Normalize.BOTH or not calling.direct(self.input):
             return self.input, self.weight
-        return directions.in_range(self.input), directions.in_range(self.weight)
+        weight = self.weight if self.chosen is not None else directions.in_range(self.weight)
+        return directions.in_range(self.input), weight
 
     def _whole(self, terms: Terms, reduction: str) -> bool:
         """Whether the loss takes the direct way: the memory budget holds all logits and their gradient.
@@ -122,9 +126,18 @@ Source = Logits | Features
 
 
 def features(
-    input: Tensor, weight: Tensor, bias: Tensor | None, normalize: int, margin: Margin | None, group: Any
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    normalize: int,
+    margin: Margin | None,
+    group: Any,
+    draw: Callable[[Tensor, int], sampling.Chosen] | None = None,
 ) -> Source:
-    """The source for features, which are cast as autocast asks (float32 class weights are not)."""
+    """The source for features, which are cast as autocast asks (float32 class weights are not).
+
+    `draw` chooses among this rank's class weights, whose first class it is told.
+    """
     sphere = margin is not None and margin.kind == Phi.SPHERE
     direction = normalize == Normalize.BOTH and not sphere
     raw = direction and group is None and calling.direct(input)  # the direct way looks at each norm once
@@ -136,13 +149,26 @@ def features(
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
     shard = None if group is None else shards.shard_of(weight, group, bias)
+    normalize = Normalize.CLASSES if sphere else normalize
+    if draw is not None:
+        chosen = draw(weight, 0 if shard is None else shard.start)
+        if shard is not None or chosen.rows is not None:
+            return Features(input, weight, bias, normalize, norm, shard, chosen)
     weight = weight if raw or normalize == Normalize.NOTHING else directions.in_range(weight)
-    return Features(input, weight, bias, Normalize.CLASSES if sphere else normalize, norm, shard)
+    return Features(input, weight, bias, normalize, norm, shard)
 
 
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
-    rest, own, own_offset, mean, rival, top, _ = source.statistics(target[:, None], terms)
+    rest, own, own_offset, mean, rival, top, shares = source.statistics(target[:, None], terms)
+    terms = summed(source, terms, shares, target[:, None])
     return margins.loss(rest, top, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
+
+
+def summed(source: Source, terms: Terms, shares: Tensor, target: Tensor) -> Terms:
+    """The terms with the sum of label smoothing's shares over the classes of the source, for targets [N, K]."""
+    if isinstance(source, Logits) or source.chosen is None:
+        return terms
+    return sampling.with_total(terms, shares, target)
 
 
 def code_of(reduction: str, average: str) -> int:

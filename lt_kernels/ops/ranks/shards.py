@@ -14,6 +14,7 @@ from lt_kernels.core.numbers import finite
 from lt_kernels.core.terms import Terms
 from lt_kernels.ops import linear
 from lt_kernels.ops.ranks import exchange
+from lt_kernels.ops.ranks.sampling import Chosen
 
 
 class Meeting:
@@ -102,9 +103,16 @@ class Shard(NamedTuple):
     said: tuple[tuple[str, Any], ...] = ()  # names and values of the loss that must be the same on every rank
 
     def statistics(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        terms: Terms,
+        normalize: int,
+        chosen: Chosen | None = None,
     ) -> tuple[Tensor, ...]:
-        """The statistics over all ranks' classes; `input`, `target` and `terms` are the same on every rank."""
+        """The statistics over all ranks' classes, or those chosen; input, target and terms are equal on all ranks."""
         with exchange.told(self.group, weight):
             met = Meeting(self.group, weight)
             met.said += [
@@ -116,7 +124,8 @@ class Shard(NamedTuple):
             else:
                 (copied,) = Copy.apply(met, input)
             local = self.terms(terms)
-            found = linear.statistics(copied, weight, bias, target, local, normalize, self.start, self.classes)
+            problem = (copied, weight, bias, target, local, normalize, self.start, self.classes)
+            found = linear.statistics(*problem) if chosen is None else chosen.statistics(*problem)
             mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
         rest, own, *more = Merge.apply(*found, mine, met)
         return rest, own.masked_fill(target == terms.ignore_index, -torch.inf), *more
