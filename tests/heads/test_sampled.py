@@ -87,9 +87,8 @@ def over(head: LinearHead | CosineHead, features: Tensor, target: Any, rows: Ten
     settings = head.loss.settings(table + stands.log() if head.sampling.logq else table, getattr(head, "scale", None))
     if head.loss.input_kind == "cosine":
         settings["scale"] = head.loss.scale
-    for name in ("weight", "class_margin"):
-        if settings[name] is not None and len(settings[name]) == C:
-            settings[name] = settings[name][rows]
+    whole = {name: settings[name] for name in ("weight", "class_margin")}
+    settings |= {name: table[rows] for name, table in whole.items() if table is not None and len(table) == C}
     settings["ignore_index"] = -100
     cosine = isinstance(head, CosineHead)
     bias = None if cosine or head.bias is None else head.bias[rows]
@@ -184,8 +183,7 @@ def test_more_positives_than_the_share() -> None:
     features = normal(16, D, seed=9)
     ours, exact = seeded(head, features, target), over(head, features, target, rows, stands)
     assert_close(ours.detach(), exact.detach(), torch.float64)
-    few, _ = chosen(head, torch.tensor([5]))
-    assert len(few) == 4
+    assert len(chosen(head, torch.tensor([5]))[0]) == 4
 
 
 def test_the_corrected_sum_is_unbiased() -> None:
@@ -204,22 +202,19 @@ def test_the_corrected_sum_is_unbiased() -> None:
 
 
 def test_the_draw_is_torch_s_own_and_takes_as_much_whatever_the_batch() -> None:
-    heads = [
-        LinearHead(D, C, losses.CrossEntropyLoss(), sample=0.3),
-        CosineHead(D, C, losses.CosFaceLoss(scale=4.0), sample=0.5),
-    ]
     after = []
-    for head in heads:
+    for name, sample in (("plain", 0.3), ("bias, weight, offset", 0.5)):
+        head = HEADS[name](sample=sample).double()
         for rows in (N, 1):
             torch.manual_seed(7)
-            losses_of = [head(FEATURES[:rows].float(), TARGET[:rows]) for _ in range(3)]
+            losses_of = [head(FEATURES[:rows], TARGET[:rows]) for _ in range(3)]
             after.append(torch.get_rng_state())
             torch.manual_seed(7)
-            again = [head(FEATURES[:rows].float(), TARGET[:rows]) for _ in range(3)]
+            again = [head(FEATURES[:rows], TARGET[:rows]) for _ in range(3)]
             assert all(torch.equal(one, other) for one, other in zip(losses_of, again, strict=True))
             assert len({loss.item() for loss in losses_of}) == 3
     assert all(torch.equal(one, after[0]) for one in after)
-    assert list(heads[0].state_dict()) == ["weight", "bias"]
+    assert list(HEADS["plain"](sample=0.3).state_dict()) == ["weight", "bias"]
 
 
 @pytest.mark.parametrize("name", ["bias, weight, offset", "ldam"])

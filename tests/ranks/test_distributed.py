@@ -1,4 +1,4 @@
-"""Classes sharded over two and three processes: values, gradients and errors are the whole's (shards.py)."""
+"""Classes sharded over two and three processes, all or sampled: the whole's values, gradients and errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from lt_kernels.distributed import shard_bounds
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["shards", "sampled"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_shards_are_the_whole(world, tmp_path):
+def test_shards_are_the_whole(world, script, tmp_path):
     """Each process by itself checks every case against the unsharded result; the reports are those that failed."""
-    found = reports(Path(__file__).with_name("shards.py"), world, tmp_path)
+    found = reports(Path(__file__).with_name(f"{script}.py"), world, tmp_path)
     assert {name: report for name, report in found.items() if report} == {}
     assert len(found) > 1
 
