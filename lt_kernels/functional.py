@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import distributed
 from lt_kernels.core import checks
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import autocast
@@ -16,6 +15,7 @@ from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
 from lt_kernels.ops import columns, gram, prepare
 from lt_kernels.ops.loss import evaluate, simple
+from lt_kernels.ops.ranks import placements
 from lt_kernels.ops.sources import Logits, features
 
 __all__ = [
@@ -76,11 +76,16 @@ def offset_cross_entropy(
         found = simple(Logits(logits), target, reduction, **settings)
         if found is not None:
             return found
+    settings["reduction"] = reduction
+    return placements.call(_of_logits, {"logits": logits, "target": target}, {}, settings)
+
+
+def _of_logits(logits: Tensor, target: Any, settings: dict[str, Any], group: None = None, ranks: Any = None) -> Tensor:
     checks.floating("logits", logits)
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-    return evaluate(Logits(prepare.as_rows(logits)), shape, target, reduction, **settings)
+    return evaluate(Logits(prepare.as_rows(logits), None, ranks), shape, target, **settings)
 
 
 def linear_cross_entropy(
@@ -115,31 +120,31 @@ def linear_cross_entropy(
     """
     ignore_index = -100 if ignore_index is None else ignore_index
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
-    settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index}
-    rows = (input, linear_weight, linear_bias, target, reduction, group, settings)
-    return _linear(*rows) if group is None else distributed.together(group, linear_weight, _linear, *rows)
+    settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
+    weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
+    return placements.call(_linear, {"input": input, "target": target}, weights, settings, group)
 
 
 def _linear(
     input: Tensor,
+    target: Any,
     linear_weight: Tensor,
     linear_bias: Tensor | None,
-    target: Any,
-    reduction: Reduction,
-    group: Any,
     settings: dict[str, Any],
+    group: Any = None,
+    ranks: Any = None,
 ) -> Tensor:
     checks.floating("linear_weight", linear_weight)
-    if linear_weight.ndim > 2 and group is None:
-        return _many_positions(input, linear_weight, linear_bias, target, reduction, settings)
-    checks.features(input, linear_weight, linear_bias)
-    source = features(prepare.as_rows(input), linear_weight, linear_bias, Normalize.NOTHING, None, group)
+    if linear_weight.ndim > 2 and group is None and ranks is None:
+        return _many_positions(input, linear_weight, linear_bias, target, settings)
+    checks.features(input, linear_weight, linear_bias, group is not None)
+    source = features(prepare.as_rows(input), linear_weight, linear_bias, Normalize.NOTHING, None, group, ranks=ranks)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
     if isinstance(source, Logits):
         logits = source.values if input.ndim == 2 else source.values[0]
-        return offset_cross_entropy(logits, target, reduction=reduction, **settings)
-    found = None if input.ndim == 1 else simple(source, target, reduction, **settings)
-    return evaluate(source, shape, target, reduction, **settings) if found is None else found
+        return offset_cross_entropy(logits, target, **settings)
+    found = None if input.ndim == 1 or ranks is not None else simple(source, target, **settings)
+    return evaluate(source, shape, target, **settings) if found is None else found
 
 
 def _many_positions(
@@ -147,7 +152,6 @@ def _many_positions(
     linear_weight: Tensor,
     linear_bias: Tensor | None,
     target: Any,
-    reduction: Reduction,
     settings: dict[str, Any],
 ) -> Tensor:
     """Class weights [C, d1, ..., d]: a softmax over C at each position."""
@@ -155,7 +159,7 @@ def _many_positions(
     bias = None if linear_bias is None else linear_bias.reshape(-1)
     checks.features(input, linear_weight.flatten(0, -2), bias)
     logits = F.linear(torch.atleast_2d(input), linear_weight.flatten(0, -2), bias).reshape(-1, *outer)
-    return offset_cross_entropy(logits, target, reduction=reduction, **settings)
+    return offset_cross_entropy(logits, target, **settings)
 
 
 def cosine_margin_cross_entropy(
@@ -191,21 +195,21 @@ def cosine_margin_cross_entropy(
     """
     chosen: dict[str, Any] = {"margin": margin, "scale": scale, "weight": weight, "offset": offset}
     chosen |= {"focal_gamma": focal_gamma, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
-    rows = (input, linear_weight, target, reduction, group, chosen)
-    return _cosine(*rows) if group is None else distributed.together(group, linear_weight, _cosine, *rows)
+    rows, weights = {"input": input, "target": target}, {"linear_weight": linear_weight}
+    return placements.call(_cosine, rows, weights, chosen | {"reduction": reduction}, group)
 
 
 def _cosine(
-    input: Tensor, linear_weight: Tensor, target: Any, reduction: Reduction, group: Any, settings: dict[str, Any]
+    input: Tensor, target: Any, linear_weight: Tensor, settings: dict[str, Any], group: Any = None, ranks: Any = None
 ) -> Tensor:
-    checks.features(input, linear_weight, None)
+    checks.features(input, linear_weight, None, group is not None)
     margin, settings["scale"] = settings["margin"], checks.number("scale", settings["scale"], above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
-    source = features(prepare.as_rows(input), linear_weight, None, Normalize.BOTH, margin, group)
+    source = features(prepare.as_rows(input), linear_weight, None, Normalize.BOTH, margin, group, ranks=ranks)
     shape = (source.classes,) if input.ndim == 1 else (input.shape[0], source.classes)
-    found = None if input.ndim == 1 else simple(source, target, reduction, **settings)
-    return evaluate(source, shape, target, reduction, **settings) if found is None else found
+    found = None if input.ndim == 1 or ranks is not None else simple(source, target, **settings)
+    return evaluate(source, shape, target, **settings) if found is None else found
 
 
 def logit_weight_repulsion(

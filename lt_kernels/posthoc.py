@@ -16,6 +16,7 @@ from lt_kernels.core.targets import check_places
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
+from lt_kernels.ops.ranks import placements
 
 __all__ = [
     "LearnableWeightScaling",
@@ -115,7 +116,7 @@ def empirical_offset(
     Returns a copy of the head with the new bias. Errors: ValueError or
     TypeError naming the argument; a class without a sample has no mean.
     """
-    if not isinstance(head, LinearHead) or head.group is not None:
+    if not isinstance(head, LinearHead) or placements.is_dtensor(head.weight):
         raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
     weight = head.weight.detach()
     if head.loss.predicted_offset(weight) is not None:
@@ -165,7 +166,7 @@ class LearnableWeightScaling(nn.Module):
         self, head: LinearHead, loss: Loss | None = None, *, scaled: Literal["logits", "weight"] = "logits"
     ) -> None:
         super().__init__()
-        if not isinstance(head, LinearHead) or head.group is not None:
+        if not isinstance(head, LinearHead) or placements.is_dtensor(head.weight):
             raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
         self.scaled: Literal["logits", "weight"] = checks.choice("scaled", scaled, ("logits", "weight"))
         if loss is not None and (not isinstance(loss, Loss) or loss.input_kind != "logits"):

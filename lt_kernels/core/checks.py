@@ -148,11 +148,11 @@ def same_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
-def features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
-    """Features [N, d] or [d], class weights [C, d] and a bias [C] that belong together."""
+def features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, part: bool = False) -> None:
+    """Features [N, d] or [d], class weights [C, d] and a bias [C] that belong together; a `part` may have no class."""
     floating("input", input)
     floating("linear_weight", linear_weight)
-    if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
+    if linear_weight.ndim != 2 or (linear_weight.shape[0] == 0 and not part):
         raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
     if input.ndim not in (1, 2) or input.shape[-1] != linear_weight.shape[1]:
         raise ValueError(

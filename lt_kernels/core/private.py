@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,3 +62,14 @@ def int8_instructions() -> bool:
 def int8_product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right of int8 matrices, exact in int32; the public products do not take integers of another width out."""
     return torch._int_mm(left, right)
+
+
+def part_of(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of this rank's part of a DTensor, and where it starts in the whole.
+
+    Torch's checkpoints use this function; a DTensor has no public one that tells where its part starts.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    with torch.device("cpu"):  # it reads numbers, which tensors of the meta device have not
+        return compute_local_shape_and_global_offset(tuple(shape), mesh, placements)

@@ -1,43 +1,55 @@
-"""Heads of one loss: class weights, whole or sharded over the ranks of a process group, and the loss of features."""
+"""Heads of one loss: class weights, whole or sharded over the ranks of a mesh, and the loss of features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lt_kernels import distributed
 from lt_kernels.core import checks
 from lt_kernels.core.tables import reset_loss
-from lt_kernels.heads.share import misfit, share_of
+from lt_kernels.heads import rows
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops.directions import cosines
-from lt_kernels.ops.ranks import shards
+from lt_kernels.ops.ranks import placements
 from lt_kernels.ops.ranks.sampling import Sampling
 
 
-class _Head(nn.Module):
-    """Class weights [C, d] and a loss; with a process group, this rank's share of the classes."""
+class _Head(nn.Linear):
+    """Class weights [C, d] and a loss; with a mesh, DTensors whose rows are sharded over its ranks.
+
+    It is an `nn.Linear` so that `ColwiseParallel` takes it.
+    """
+
+    bias: Tensor | None  # type: ignore[assignment]
 
     def __init__(
-        self, in_features: int, num_classes: int, loss: Loss, group: Any, sample: float | None, logq_correction: bool
+        self,
+        in_features: int,
+        num_classes: int,
+        loss: Loss,
+        bias: bool,
+        mesh: Any,
+        sample: float | None,
+        logq_correction: bool,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.in_features = checks.whole("in_features", in_features)
-        self.num_classes = checks.whole("num_classes", num_classes)
+        self.num_classes = self.out_features = checks.whole("num_classes", num_classes)
         if not isinstance(loss, Loss):
             raise TypeError(f"loss must be one of lt_kernels.losses, got {type(loss).__name__}")
-        self.loss, self.share, self.sampling = loss, None, _sampling(sample, logq_correction, loss)
-        if group is not None:
+        self.loss, self.sampling = loss, _sampling(sample, logq_correction, loss)
+        if mesh is not None:
             loss.shardable()
-            self.share = share_of(self.num_classes, group)
-        first, last, _ = self.classes()
-        self.weight = nn.Parameter(torch.empty(last - first, self.in_features))
+        self.weight = rows.empty((self.num_classes, self.in_features), mesh)
+        self.register_parameter("bias", rows.empty((self.num_classes,), mesh) if bias else None)
+
+    def __call__(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
+        """The target goes by its name, since the hook of `ColwiseParallel` drops all but the first by place."""
+        return super().__call__(features, target=target)
 
     def reset_parameters(self) -> None:
         """Initialise all weights, and reset what the loss learns or gathers, for instance after `to_empty`."""
@@ -45,66 +57,37 @@ class _Head(nn.Module):
         reset_loss(self.loss)
 
     def draw(self) -> None:
-        """Draw the weights of the head itself."""
+        """Draw the weights of the head itself; a sharded head has the rows that the whole one would have."""
         raise NotImplementedError
 
-    @property
-    def group(self) -> Any:
-        """The process group over whose ranks the classes are sharded, or None; set it again after unpickling."""
-        return None if self.share is None else self.share.given()
-
-    @group.setter
-    def group(self, group: Any) -> None:
-        if self.share is None:
-            raise ValueError(f"group must be given when the head is made; this one has all {self.num_classes} classes")
-        self.share.again(shards.checked(group))
-
-    def classes(self) -> list[int]:
-        """This head's first class, the one after its last, and the number of all."""
-        return [0, self.num_classes, self.num_classes] if self.share is None else self.share.saved()
-
-    def fill(self, values: Tensor, draw: Callable[[Tensor], Any]) -> None:
-        """Fill rows [c, ...] in place; a share of the classes gets the rows that the whole would have."""
-        if self.share is None:
-            draw(values)
-        else:
-            self.share.draw(values, draw)
-
     def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
-        """The loss."""
-        if self.share is None:
-            return self.flattened(features, target, **options)
-        return distributed.together(self.group, self.weight, self.flattened, features, target, **options)
+        """The loss; an error on one rank of a sharded head is raised on all."""
+        group = placements.group_of(self.weight)
+        return placements.together(group, self.weight, self.flattened, features, target, **options)
 
     def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
         """The loss of flattened rows of features and target; without a reduction, in the target's shape."""
         places = features.shape[:-1] if isinstance(features, Tensor) else ()
         features, target = self.flat(features, target)
-        if self.share is not None and shards.shard_of(self.weight, self.group).classes != self.num_classes:
-            raise ValueError(f"num_classes must be the same on every rank, got {self.num_classes} on this one")
         if self.sampling is not None and self.training:
             options["sample"] = self.sampling
-        found = self.loss.from_features(features, self.weight, target, group=self.group, **options)
+        found = self.loss.from_features(features, self.weight, target, **options)
         return found.reshape(places) if self.loss.reduction == "none" else found
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if self.share is not None and metadata is not None:
-            metadata[prefix[:-1]]["classes"] = self.classes()
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        weight: Any = state_dict.get(prefix + "weight")
-        saved = local_metadata.get("classes")
-        if isinstance(weight, Tensor) and weight.ndim and (saved is not None or self.share is not None):
-            here = str(self.share) if self.share is not None else f"all {self.num_classes} classes"
-            wrong = misfit(self.classes(), saved, weight.shape[0], here)
-            if wrong is not None:
-                rest[-1].append(wrong)  # the messages of load_state_dict, which raises them
-                return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, own in (("weight", self.weight), ("bias", self.bias)):
+            given: Any = state_dict.get(prefix + name)
+            if own is None or not isinstance(given, Tensor) or given.shape != own.shape:
+                continue
+            if placements.is_dtensor(own) and not placements.is_dtensor(given):
+                state_dict[prefix + name] = rows.loaded(given, own)
+            elif placements.is_dtensor(given) and not placements.is_dtensor(own):
+                rest[-1].append(  # the messages of load_state_dict, which raises them
+                    f"{name} must be a plain tensor, as this head is not sharded, got a DTensor with placements "
+                    f"{list(given.placements)}: give its full_tensor()"
+                )
+                del state_dict[prefix + name]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
         """Features [..., d] and targets [...] as rows."""
@@ -130,11 +113,10 @@ class _Head(nn.Module):
         return flat, MixedTarget(target.first.reshape(-1), target.second.reshape(-1), lam)
 
     def extra_repr(self) -> str:
-        share = "" if self.share is None else f", {self.share}"
+        placed = f", placements={list(self.weight.placements)}" if placements.is_dtensor(self.weight) else ""
         sampling = self.sampling
-        if sampling is not None:
-            share += f", sample={sampling.share}, logq_correction={sampling.logq}"
-        return f"in_features={self.in_features}, num_classes={self.num_classes}{share}"
+        chosen = "" if sampling is None else f", sample={sampling.share}, logq_correction={sampling.logq}"
+        return f"in_features={self.in_features}, num_classes={self.num_classes}{placed}{chosen}"
 
 
 def _sampling(sample: Any, logq_correction: Any, loss: Loss) -> Sampling | None:
@@ -155,8 +137,9 @@ class LinearHead(_Head):
         in_features, num_classes: d and C.
         loss: one of `lt_kernels.losses` that takes logits.
         bias: whether there is a b; `EstimatedOffsetLoss` brings its own offset and wants none.
-        group: a process group over whose ranks the classes are sharded; features and targets are the same on every
-            rank, and head(features) gives this rank's logits.
+        mesh: a `DeviceMesh` of one dimension, over whose ranks the classes are sharded: weight and bias are DTensors,
+            `Shard(0)`. Features and targets are the same on every rank, and so is the loss; head(features) is a
+            DTensor that is sharded by classes, its last dimension.
         sample: the share of the classes that the loss of a training step runs over, in (0, 1] (An et al., 2021). Those
             of the batch's targets are always there; the others are drawn evenly without replacement, by one number of
             torch's generator a step. The rest get a gradient of exactly 0. None, in eval() and for prediction: all.
@@ -171,26 +154,26 @@ class LinearHead(_Head):
         loss: Loss,
         *,
         bias: bool = True,
-        group: Any = None,
+        mesh: Any = None,
         sample: float | None = None,
         logq_correction: bool = False,
     ) -> None:
-        super().__init__(in_features, num_classes, loss, group, sample, logq_correction)
+        super().__init__(in_features, num_classes, loss, checks.flag("bias", bias), mesh, sample, logq_correction)
         if loss.input_kind != "logits":
             raise ValueError(f"loss must take logits, got {type(loss).__name__}, which takes cosines: use CosineHead")
-        self.bias = nn.Parameter(torch.empty(self.weight.shape[0])) if checks.flag("bias", bias) else None
         self.draw()
 
     def draw(self) -> None:
         """Initialise weights and bias as `torch.nn.Linear` does."""
         bound = 1 / math.sqrt(self.in_features)
         for values in (self.weight,) if self.bias is None else (self.weight, self.bias):
-            self.fill(values, lambda rows: nn.init.uniform_(rows, -bound, bound))
+            rows.draw(values, lambda block: nn.init.uniform_(block, -bound, bound))
 
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss, or without a target the logits [..., C]."""
         if target is None:
-            logits, offset = F.linear(features, self.weight, self.bias), self.loss.predicted_offset(self.weight)
+            logits = placements.columns(F.linear, features, self.weight, self.bias)
+            offset = self.loss.predicted_offset(self.weight)
             return logits if offset is None else logits + offset.to(logits.dtype)
         return self.of_features(features, target, linear_bias=self.bias)
 
@@ -202,7 +185,7 @@ class CosineHead(_Head):
         in_features, num_classes: d and C.
         loss: one of `lt_kernels.losses`; a margin loss brings its own scale.
         scale: what cosines are multiplied by for a loss that takes logits.
-        group, sample, logq_correction: as for `LinearHead`.
+        mesh, sample, logq_correction: as for `LinearHead`.
     """
 
     def __init__(
@@ -212,11 +195,11 @@ class CosineHead(_Head):
         loss: Loss,
         *,
         scale: float = 30.0,
-        group: Any = None,
+        mesh: Any = None,
         sample: float | None = None,
         logq_correction: bool = False,
     ) -> None:
-        super().__init__(in_features, num_classes, loss, group, sample, logq_correction)
+        super().__init__(in_features, num_classes, loss, False, mesh, sample, logq_correction)
         if loss.needs_features:
             raise ValueError(
                 f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead"
@@ -226,11 +209,16 @@ class CosineHead(_Head):
 
     def draw(self) -> None:
         """Draw weights whose rows have norms of about 1."""
-        self.fill(self.weight, lambda rows: nn.init.normal_(rows, std=1 / math.sqrt(self.in_features)))
+        rows.draw(self.weight, lambda block: nn.init.normal_(block, std=1 / math.sqrt(self.in_features)))
 
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss, or without a target the cosines [..., C]."""
         if target is None:
-            flat = features.reshape(-1, self.in_features)
-            return cosines(flat, self.weight).reshape(*features.shape[:-1], self.weight.shape[0])
+            return placements.columns(_cosines, features, self.weight)
         return self.of_features(features, target, cosine=True, scale=self.scale)
+
+
+def _cosines(features: Tensor, linear_weight: Tensor, _: None = None) -> Tensor:
+    """The cosines [..., C] of features [..., d] and class weights [C, d]."""
+    found = cosines(features.reshape(-1, features.shape[-1]), linear_weight)
+    return found.reshape(*features.shape[:-1], linear_weight.shape[0])

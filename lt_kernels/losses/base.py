@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from lt_kernels import distributed
 from lt_kernels.core import checks
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.tables import TableModule, own_copy
@@ -16,6 +15,7 @@ from lt_kernels.core.terms import Reduction, Terms
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import directions, prepare
 from lt_kernels.ops.loss import evaluate, one_target
+from lt_kernels.ops.ranks import placements
 from lt_kernels.ops.ranks.sampling import Sampling
 from lt_kernels.ops.sources import Logits
 from lt_kernels.ops.sources import features as make_source
@@ -109,9 +109,12 @@ class Loss(TableModule):
             self._set = False
 
     def shardable(self) -> None:
-        """Raise if the loss needs all classes on each rank."""
+        """Raise if the loss needs all classes, or all rows, on each rank."""
         if self.needs_logits or self.needs_features:
-            raise ValueError(f"group must be None with {type(self).__name__}, which needs all classes on each rank")
+            raise ValueError(
+                f"loss must be one whose classes and rows can be sharded, got {type(self).__name__}, which needs all "
+                "of them on each rank: give it plain tensors"
+            )
 
     def sampleable(self) -> None:
         """Raise if the loss is not one of some classes' logits and of per-class tables."""
@@ -134,6 +137,11 @@ class Loss(TableModule):
         self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
     ) -> Tensor:
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
+        if placements.there(input, target, table):
+            self.shardable()
+            table = self.table(target, input.shape[min(1, input.ndim - 1)]) if table is None else table
+            rows = {"input": input, "target": target, "norms": norms}
+            return placements.through(self._of_logits, rows, {}, self.settings(table))
         shape = input.shape if isinstance(input, Tensor) else ()
         classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
         if classes == 0:
@@ -145,9 +153,20 @@ class Loss(TableModule):
             found = one_target(Logits(input), target, terms, self.reduction, self.average)
             assert found is not None  # there is one for logits without norms
             return found
+        return self._of_logits(input, target, norms, self.settings(table))
+
+    def _of_logits(
+        self,
+        input: Tensor,
+        target: Tensor | MixedTarget,
+        norms: Tensor | None,
+        settings: dict[str, Any],
+        group: None = None,
+        ranks: Any = None,
+    ) -> Tensor:
+        """The loss by operators, of all rows or of this rank's."""
         checks.floating("input", input)
-        shape = tuple(shape)
-        return evaluate(Logits(prepare.as_rows(input), norms), shape, target, **self.settings(table))
+        return evaluate(Logits(prepare.as_rows(input), norms, ranks), tuple(input.shape), target, **settings)
 
     def _prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
         """The terms for this kind of input; checked again when a setting, a table or the kind of input changes."""
@@ -197,44 +216,63 @@ class Loss(TableModule):
     ) -> Tensor:
         """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both, `sample` chooses classes."""
         scale = self.scale if self.input_kind == "cosine" else scale
-        rows = (features, linear_weight, linear_bias, target)
+        rows = {"input": features, "target": target}
+        weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
+        more: dict[str, Any] = {"cosine": cosine, "scale": scale, "table": table, "sample": sample}
         if sample is not None:
             self.sampleable()
-        if group is not None:
+        dtensors = placements.there(*rows.values(), *weights.values())
+        if group is not None or dtensors:
             self.shardable()
-            return distributed.together(
-                group, linear_weight, self._of_source, *rows, cosine, scale, group, table, sample
-            )
+        if dtensors and group is None:
+            ranks = placements.group_of(linear_weight)
+            return placements.together(ranks, linear_weight, self._of_dtensors, rows, weights, **more)
+        if group is not None:
+            return placements.together(group, linear_weight, self._of_source, **rows, **weights, **more, group=group)
         if self.needs_logits:
             checks.features(features, linear_weight, linear_bias)
             return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
-        return self._of_source(*rows, cosine, scale, None, table, sample)
+        return self._of_source(**rows, **weights, **more)
+
+    def _of_dtensors(
+        self, rows: dict[str, Any], weights: dict[str, Any], *, scale: float | None, table: Tensor | None, **more: Any
+    ) -> Tensor:
+        """The loss where classes or rows are sharded as DTensors say."""
+        table = self.table(rows["target"], weights["linear_weight"].shape[0]) if table is None else table
+        return placements.through(self._of_source, rows, weights, self.settings(table, scale), **more)
 
     def _of_source(
         self,
-        features: Tensor,
+        input: Tensor,
+        target: Tensor | MixedTarget,
         linear_weight: Tensor,
         linear_bias: Tensor | None,
-        target: Tensor | MixedTarget,
+        *,
         cosine: bool,
-        scale: float | None,
-        group: Any,
-        table: Tensor | None,
-        sample: Sampling | None,
+        scale: float | None = None,
+        table: Tensor | None = None,
+        sample: Sampling | None = None,
+        settings: dict[str, Any] | None = None,
+        group: Any = None,
+        ranks: Any = None,
     ) -> Tensor:
-        """The loss by operators, of all classes or of this rank's share of them."""
-        checks.features(features, linear_weight, linear_bias)
-        draw = None if sample is None else partial(sample.draw, target, self.ignore_index)
+        """The loss by operators, of all classes and rows or of this rank's share of them."""
+        checks.features(input, linear_weight, linear_bias, group is not None)
         normalize = Normalize.BOTH if cosine else Normalize.NOTHING
-        source = make_source(features, linear_weight, linear_bias, normalize, self.margin, group, draw)
-        table = self.table(target, source.classes) if table is None else table
-        if group is None and prepare.simple(features, source.classes, target, table):
-            terms = self._prepared(features, source.classes, table)
-            terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
-            found = one_target(source, target, terms, self.reduction, self.average)
-            if found is not None:
-                return found
-        return evaluate(source, (features.shape[0], source.classes), target, **self.settings(table, scale))
+        if sample is not None and ranks is not None:
+            raise ValueError("input must be the same on every rank where classes are sampled, got sharded rows")
+        draw = None if sample is None else partial(sample.draw, target, self.ignore_index)
+        source = make_source(input, linear_weight, linear_bias, normalize, self.margin, group, draw, ranks)
+        if settings is None:
+            table = self.table(target, source.classes) if table is None else table
+            if group is None and prepare.simple(input, source.classes, target, table):
+                terms = self._prepared(input, source.classes, table)
+                terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
+                found = one_target(source, target, terms, self.reduction, self.average)
+                if found is not None:
+                    return found
+            settings = self.settings(table, scale)
+        return evaluate(source, (input.shape[0], source.classes), target, **settings)
 
     def logits(
         self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, cosine: bool, scale: float | None

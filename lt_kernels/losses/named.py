@@ -11,6 +11,7 @@ from lt_kernels.core import checks
 from lt_kernels.core.terms import Reduction
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.losses.base import Loss
+from lt_kernels.ops.ranks import placements
 
 
 class CrossEntropyLoss(Loss):
@@ -74,7 +75,7 @@ class ARBLoss(Loss):
         """The offset [C]: of the training set, or of this batch."""
         if self.counts == "global":
             return self.offset
-        first = target.first if isinstance(target, MixedTarget) else target
+        first = placements.whole(target.first if isinstance(target, MixedTarget) else target)
         return priors.batch_log_count(first, classes, self.ignore_index)
 
 

@@ -44,20 +44,21 @@ def _evaluate(
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     places = shape[:1] + shape[2:] if len(shape) > 1 else ()
     like, classes = source.tensor, source.classes
-    source = _saying(source, target, reduction, average)
+    source = _saying(source, target, reduction, average, settings)
     if prepare.is_probability(target):
         losses = _probabilities(source, shape, target, settings, scale, margin)
-        return finish([(losses, None, 1.0)], places, reduction, None, -100, like)
+        return finish([(losses, None, 1.0)], places, reduction, None, -100, source)
     settings.update(scale=scale, margin=margin, class_margin=class_margin)
     if isinstance(target, MixedTarget):
         return _mixed(source, shape, target, reduction, average, settings)
     flat = checks.indices("target", target, places, like).reshape(-1)
     terms = prepare.terms(like, shape, classes, flat, **settings)
-    whole = source.reduced(flat, terms, reduction, average)
-    if whole is not None:
-        return _as_expected(whole, places, reduction, like)
     weight = terms.weight if average == "weighted" else None
-    return finish([(source.loss(flat, terms), flat, 1.0)], places, reduction, weight, terms.ignore_index, like)
+    if source.ranks is None and (whole := source.reduced(flat, terms, reduction, average)) is not None:
+        return _as_expected(whole, places, reduction, like)
+    losses = None if source.ranks is None or reduction == "none" else source.reduced(flat, terms, "sum", average)
+    losses = source.loss(flat, terms) if losses is None else losses
+    return finish([(losses, flat, 1.0)], places, reduction, weight, terms.ignore_index, source)
 
 
 def _mixed(
@@ -82,7 +83,7 @@ def _mixed(
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
     parts = list(zip(losses, flat, lams, strict=True))
     weight = terms[0].weight if average == "weighted" else None
-    return finish(parts, places, reduction, weight, terms[0].ignore_index, like)
+    return finish(parts, places, reduction, weight, terms[0].ignore_index, source)
 
 
 def simple(
@@ -127,8 +128,12 @@ def one_target(source: Source, target: Tensor, terms: Terms, reduction: str, ave
     return loss.to(like.dtype)
 
 
-def _saying(source: Source, target: Any, reduction: str, average: str) -> Source:
-    """The source, with the settings that must be equal on every rank if the classes are sharded."""
+def _saying(source: Source, target: Any, reduction: str, average: str, settings: dict[str, Any]) -> Source:
+    """The source, with the settings that must be equal on every rank if its classes or its rows are sharded."""
+    if source.ranks is not None:
+        same = {name: value for name, value in settings.items() if not (isinstance(value, Tensor) and value.ndim > 1)}
+        kind = type(target).__name__, str(getattr(target, "dtype", None)), source.tensor.requires_grad
+        source.ranks.agree(("reduction", reduction), ("average", average), ("target", kind), *same.items())
     if isinstance(source, Logits) or source.shard is None:
         return source
     lam = target.lam if isinstance(target, MixedTarget) else None
@@ -191,19 +196,19 @@ def finish(
     reduction: str,
     weight: Tensor | None,
     ignore_index: int,
-    like: Tensor,
+    source: Source,
 ) -> Tensor:
     """Sum of share * reduced loss over the parts (loss [N], target or None, share), in the dtype users expect."""
-    result: Any = None
+    values, divisors = [], []
     for loss, target, share in parts:
-        whole = isinstance(share, float) and share == 1.0
-        value = loss if whole else share * loss
-        if reduction != "none":
-            value = value.sum()
-        if reduction == "mean":
-            value = value / _divisor(loss, target, places, weight, ignore_index)
-        result = value if result is None else result + value
-    return _as_expected(result, places, reduction, like)
+        value = loss if isinstance(share, float) and share == 1.0 else share * loss
+        values.append(value if reduction == "none" or value.ndim == 0 else value.sum())
+        divisors.append(_divisor(loss, target, weight, ignore_index) if reduction == "mean" else None)
+    if source.ranks is not None:
+        values = source.ranks.reduced(values, divisors, reduction)
+    elif reduction == "mean":
+        values = [value / divisor for value, divisor in zip(values, divisors, strict=True)]
+    return _as_expected(values[0] if len(values) == 1 else values[0] + values[1], places, reduction, source.tensor)
 
 
 def _as_expected(result: Tensor, places: tuple[int, ...], reduction: str, like: Tensor) -> Tensor:
@@ -214,9 +219,7 @@ def _as_expected(result: Tensor, places: tuple[int, ...], reduction: str, like: 
     return result.to(like.dtype)
 
 
-def _divisor(
-    loss: Tensor, target: Tensor | None, places: tuple[int, ...], weight: Tensor | None, ignore_index: int
-) -> Any:
+def _divisor(loss: Tensor, target: Tensor | None, weight: Tensor | None, ignore_index: int) -> Any:
     """What "mean" divides by: the rows' weights, ignored rows left out; the number of places for probabilities."""
     if target is None:
         return max(loss.shape[0], 0) if loss.shape[0] else loss.new_zeros(())

@@ -15,13 +15,18 @@ from lt_kernels.core.terms import CODES, Phi, Reduce, Terms
 from lt_kernels.margins import Margin
 from lt_kernels.ops import budget, calling, direct, directions, groups, linear, margins, rows
 from lt_kernels.ops.ranks import sampling, shards
+from lt_kernels.ops.ranks.reduction import Batch
 
 
 class Logits(NamedTuple):
-    """Logits [N, C], or cosines for a margin; `norm` [N] are the features' norms where phi reads them."""
+    """Logits [N, C], or cosines for a margin; `norm` [N] are the features' norms where phi reads them.
+
+    With `ranks` the rows are this rank's of a batch that is dealt over ranks.
+    """
 
     values: Tensor
     norm: Tensor | None = None
+    ranks: Batch | None = None
 
     @property
     def tensor(self) -> Tensor:
@@ -50,7 +55,7 @@ class Logits(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Features [N, d] and class weights [C, d]; with a group, this rank's shard of the classes; or a sample of them."""
+    """Features [N, d] and class weights [C, d]: all, this rank's shard of the classes or of the rows, or a sample."""
 
     input: Tensor
     weight: Tensor
@@ -59,6 +64,7 @@ class Features(NamedTuple):
     norm: Tensor | None
     shard: shards.Shard | None = None
     chosen: sampling.Chosen | None = None
+    ranks: Batch | None = None
 
     @property
     def tensor(self) -> Tensor:
@@ -133,10 +139,12 @@ def features(
     margin: Margin | None,
     group: Any,
     draw: Callable[[Tensor, int], sampling.Chosen] | None = None,
+    ranks: Batch | None = None,
 ) -> Source:
     """The source for features, which are cast as autocast asks (float32 class weights are not).
 
-    `draw` chooses among this rank's class weights, whose first class it is told.
+    `group` is the process group over which the classes are sharded, or the shard itself where it is known. `draw`
+    chooses among this rank's class weights, whose first class it is told.
     """
     sphere = margin is not None and margin.kind == Phi.SPHERE
     direction = normalize == Normalize.BOTH and not sphere
@@ -148,14 +156,14 @@ def features(
         input = directions.in_range(input)
     kind = torch.float64 if input.dtype == torch.float64 else torch.float32
     norm = torch.linalg.vector_norm(input, dim=1, dtype=kind) if sphere else None
-    shard = None if group is None else shards.shard_of(weight, group, bias)
+    shard = group if group is None or isinstance(group, shards.Shard) else shards.shard_of(weight, group)
     normalize = Normalize.CLASSES if sphere else normalize
     if draw is not None:
         chosen = draw(weight, 0 if shard is None else shard.start)
         if shard is not None or chosen.rows is not None:
-            return Features(input, weight, bias, normalize, norm, shard, chosen)
+            return Features(input, weight, bias, normalize, norm, shard, chosen, ranks)
     weight = weight if raw or normalize == Normalize.NOTHING else directions.in_range(weight)
-    return Features(input, weight, bias, normalize, norm, shard)
+    return Features(input, weight, bias, normalize, norm, shard, None, ranks)
 
 
 def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:

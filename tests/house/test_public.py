@@ -31,7 +31,7 @@ PUBLIC = {
     "posthoc": "logit_adjustment pc_softmax tau_normalize rescale_by_count LearnableWeightScaling empirical_offset",
     "contrastive": "balanced_contrastive class_mean_cross_entropy",
     "ops": "memory_budget use_kernels linear_policy extension_status kernels_status instruction_set",
-    "distributed": "RankError clip_grad_norm_ gather_batch gather_rows shard_bounds",
+    "distributed": "RankError clip_grad_norm_ gather_batch",
     "doctor": "main report",
 }
 NAMES = {f"{module}.{name}": (module, name) for module, names in PUBLIC.items() for name in names.split()}

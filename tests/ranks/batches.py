@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import classes_of, normal
-from launch import main
+from launch import main, mesh_of
 from told_problem import right
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lt_kernels import losses
-from lt_kernels.distributed import RankError, gather_batch, shard_bounds
+from lt_kernels.distributed import RankError, gather_batch
 from lt_kernels.functional import MixedTarget, linear_cross_entropy
 from lt_kernels.heads import CosineHead, LinearHead
 
@@ -113,9 +113,9 @@ class Body(nn.Module):
 
 
 HEADS: dict[str, Callable[[Any], nn.Module]] = {
-    "linear": lambda group: LinearHead(D, C, losses.CrossEntropyLoss(), group=group),
-    "batch": lambda group: LinearHead(D, C, losses.ARBLoss(counts="batch"), group=group),
-    "cosine": lambda group: CosineHead(D, C, losses.CosFaceLoss(), group=group),
+    "linear": lambda mesh: LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh),
+    "batch": lambda mesh: LinearHead(D, C, losses.ARBLoss(counts="batch"), mesh=mesh),
+    "cosine": lambda mesh: CosineHead(D, C, losses.CosFaceLoss(), mesh=mesh),
 }
 
 
@@ -129,20 +129,19 @@ def data_parallel(rank: int, world: int, group: Any) -> None:
                 whole, alone = make(None).double(), Body()
                 whole(alone(FEATURES), target).backward()
                 torch.manual_seed(3)
-                head = make(group).double()
+                head = make(mesh_of(world)).double()
                 body = DistributedDataParallel(Body(), process_group=group)
                 loss = head(*gather_batch(body(cut(rank, sizes, FEATURES)), cut(rank, sizes, target), group))
                 loss.backward()
                 for part, full in zip(body.parameters(), alone.parameters(), strict=True):
                     torch.testing.assert_close(part.grad, full.grad, msg=lambda text, name=name: f"{name}: {text}")
-                mine = slice(*shard_bounds(C, rank, world))
-                torch.testing.assert_close(head.weight.grad, whole.weight.grad[mine])
+                torch.testing.assert_close(head.weight.grad.full_tensor(), whole.weight.grad)
 
 
 def autocast(rank: int, world: int, group: Any) -> None:
     """Under autocast features keep the dtype that the backbone gave them, and their gradient too."""
     torch.manual_seed(3)
-    head, body = LinearHead(D, C, losses.CrossEntropyLoss(), group=group), Body().float()
+    head, body = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)), Body().float()
     features = FEATURES.float()
     with torch.autocast("cpu", torch.bfloat16):
         found, labels = gather_batch(body(cut(rank, SIZES[world][0], features)), cut(rank, SIZES[world][0], TARGET))
@@ -242,7 +241,7 @@ def out_of_step(rank: int, world: int, group: Any) -> None:
     with pytest.raises(RankError, match=r"rank 0 is at gather_batch of call .*, rank 1 is at backward of call"):
         found.sum().backward() if rank else gather_batch(own, TARGET, group)
     assert own.grad is None
-    head = LinearHead(D, C, losses.CrossEntropyLoss(), group=group).double()
+    head = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
     with pytest.raises(RankError, match=r"^input must be the same .*lt_kernels\.distributed\.gather_batch"):
         head(normal(N, D, seed=20 + rank), TARGET)  # the ranks' own features
     right(rank, world, group)

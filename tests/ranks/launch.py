@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 TESTS = Path(__file__).resolve().parent.parent
 Scenario = Callable[[int, int, Any], None]
@@ -42,6 +44,12 @@ def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
         for name, report in json.loads(kept.read_text(encoding="utf-8") if kept.exists() else "{}").items():
             found[name] = found.get(name, "") + (f"rank {rank}: {report}\n" if report else "")
     return found
+
+
+@functools.cache
+def mesh_of(world: int) -> DeviceMesh:
+    """The mesh of all ranks."""
+    return init_device_mesh("cpu", (world,))
 
 
 def main(scenarios: Sequence[Scenario]) -> None:

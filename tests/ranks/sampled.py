@@ -10,14 +10,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import classes_of, counts_of, normal
-from launch import main
+from launch import main, mesh_of
 from told_problem import right
 from torch import Tensor, nn
 
 from lt_kernels import losses
-from lt_kernels.distributed import RankError, shard_bounds
+from lt_kernels.distributed import RankError
 from lt_kernels.functional import MixedTarget
 from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.ops.ranks.placements import local
 from lt_kernels.ops.ranks.sampling import Chosen, Sampling
 
 N, D, C = 8, 5, 41
@@ -48,10 +49,11 @@ HEADS: dict[str, Make] = {
 def drawn(group: Any, head: Any, target: Any) -> Chosen:
     """All ranks' classes of this seed's draw, as one process would have them."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    start, stop = shard_bounds(C, rank, world)
     torch.manual_seed(10 + rank)  # the ranks' generators need not be in step
-    found = head.sampling.draw(target, head.loss.ignore_index, head.weight, start)
-    rows = torch.arange(stop - start) if found.rows is None else found.rows
+    own = head.weight.to_local()
+    start = min(C, rank * -(-C // world))
+    found = head.sampling.draw(target, head.loss.ignore_index, own, start)
+    rows = torch.arange(len(own)) if found.rows is None else found.rows
     stands = torch.ones(len(rows)).double() if found.stands is None else found.stands
     every: list[Any] = [None] * world
     dist.all_gather_object(every, (rows + start, stands), group=group)
@@ -73,13 +75,12 @@ def near(ours: Tensor, whole: Tensor, name: str) -> None:
 
 def one_process(rank: int, world: int, group: Any) -> None:
     """Loss and gradients of the ranks' choice are those of one process; no other class gets a gradient."""
-    mine = slice(*shard_bounds(C, rank, world))
     for name, make in HEADS.items():
         for logq in (False, True):
             torch.manual_seed(1)
             whole = make(sample=0.4, logq_correction=logq).double()
             torch.manual_seed(1)
-            ours = make(sample=0.4, logq_correction=logq, group=group).double()
+            ours = make(sample=0.4, logq_correction=logq, mesh=mesh_of(world)).double()
             for kind, target in TARGETS.items():
                 features = normal(len(target), D, seed=6) if isinstance(target, Tensor) else FEATURES
                 chosen = drawn(group, ours, target)
@@ -90,34 +91,34 @@ def one_process(rank: int, world: int, group: Any) -> None:
                 near(found[0], exact[0], f"{name}, {kind}, loss")
                 near(found[1], exact[1], f"{name}, {kind}, features")
                 for part, full in zip(found[2:], exact[2:], strict=True):
-                    near(part, full[mine], f"{name}, {kind}, parameter")
+                    near(part.full_tensor(), full, f"{name}, {kind}, parameter")
                     assert chosen.rows is not None
-                    rest = torch.ones(C, dtype=torch.bool).index_fill(0, chosen.rows, False)[mine]
-                    assert bool((part[rest] == 0).all()), f"{name}, {kind}"
+                    rest = torch.ones(C, dtype=torch.bool).index_fill(0, chosen.rows, False)
+                    assert bool((part.full_tensor()[rest] == 0).all()), f"{name}, {kind}"
 
 
 def whole_share(rank: int, world: int, group: Any) -> None:
     """With all classes a sampled head is the one that does not sample, to the bit; so it is in evaluation."""
     for name in ("linear", "dbm", "sphere"):
         torch.manual_seed(1)
-        plain = HEADS[name](group=group).double()
+        plain = HEADS[name](mesh=mesh_of(world)).double()
         for sample, training in ((1.0, True), (0.2, False)):
             torch.manual_seed(1)
-            ours = HEADS[name](group=group, sample=sample).double().train(training)
+            ours = HEADS[name](mesh=mesh_of(world), sample=sample).double().train(training)
             found, exact = (called(head, FEATURES, TARGET) for head in (ours, plain))
-            assert all(torch.equal(one, other) for one, other in zip(found, exact, strict=True)), name
+            assert all(torch.equal(local(one), local(other)) for one, other in zip(found, exact, strict=True)), name
 
 
 def unlike(rank: int, world: int, group: Any) -> None:
     """Ranks that sample otherwise, or not at all, are an error on all of them; so is a target that is none."""
     for other in ({"sample": 0.5}, {"sample": 0.3, "logq_correction": True}, {}):
         torch.manual_seed(1)
-        head = HEADS["linear"](group=group, **({"sample": 0.3} if rank else other)).double()
+        head = HEADS["linear"](mesh=mesh_of(world), **({"sample": 0.3} if rank else other)).double()
         with pytest.raises(RankError, match="sample must be the same on every rank"):
             head(FEATURES, TARGET)
         right(rank, world, group)
     torch.manual_seed(1)
-    head = HEADS["linear"](group=group, sample=0.3).double()
+    head = HEADS["linear"](mesh=mesh_of(world), sample=0.3).double()
     if rank:
         head.eval()
     with pytest.raises(RankError, match="sample must be the same on every rank"):
@@ -133,7 +134,9 @@ def trained(rank: int, world: int, group: Any) -> None:
     """A backbone and a sampled head, trained: every rank has the same backbone, and the loss of all classes falls."""
     torch.manual_seed(1)
     body = nn.Linear(D, D).double()
-    head = CosineHead(D, C, losses.CosFaceLoss(0.1, scale=16.0), sample=0.3, logq_correction=True, group=group).double()
+    head = CosineHead(
+        D, C, losses.CosFaceLoss(0.1, scale=16.0), sample=0.3, logq_correction=True, mesh=mesh_of(world)
+    ).double()
     optimizer = torch.optim.AdamW([*body.parameters(), *head.parameters()], 0.05)
     centres = normal(C, D, seed=7)
     losses_of = []

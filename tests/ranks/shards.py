@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import classes_of, counts_of, normal
-from launch import main
+from launch import main, mesh_of
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.nn.functional import all_gather
 
-from lt_kernels import distributed, losses, ops
+from lt_kernels import losses, ops
 from lt_kernels.functional import (
     DBM,
     LDAM,
@@ -68,22 +69,24 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], Any]] = {
     "sphereface": (cosine_margin_cross_entropy, {"margin": SphereFace(4, 2.0), "scale": 1.0}, TARGET),
 }
 # How many of the C classes each rank has.
-SHARDS = {2: [(5, 6), (10, 1), (1, 10)], 3: [(3, 4, 4), (1, 9, 1)]}
+SHARDS = {2: [(5, 6), (10, 1), (0, 11)], 3: [(3, 4, 4), (1, 9, 1), (5, 0, 6)], 4: [(3, 0, 7, 1)]}
 
-HEADS: dict[str, Callable[[Any], torch.nn.Module]] = {
-    "LinearHead": lambda group: LinearHead(D, C, losses.BalancedSoftmaxLoss(COUNTS), group=group),
-    "LinearHead, no bias": lambda group: LinearHead(D, C, losses.FocalLoss(2.0, WEIGHT), bias=False, group=group),
-    "CosineHead": lambda group: CosineHead(D, C, losses.LDAMLoss(COUNTS, weight=WEIGHT), group=group),
-    "CosineHead, DBM": lambda group: CosineHead(D, C, losses.DBMLoss(COUNTS, 0.3, base="bs"), group=group),
-    "CosineHead, logits": lambda group: CosineHead(D, C, losses.ARBLoss(counts="batch"), scale=9.0, group=group),
-    "CosineHead, sphere": lambda group: CosineHead(D, C, losses.SphereFaceLoss(annealing=0.5), group=group),
+HEADS: dict[str, Callable[[int, Any], torch.nn.Module]] = {
+    "LinearHead": lambda c, mesh: LinearHead(D, c, losses.BalancedSoftmaxLoss(COUNTS[:c]), mesh=mesh),
+    "LinearHead, no bias": lambda c, mesh: LinearHead(D, c, losses.FocalLoss(2.0, WEIGHT[:c]), bias=False, mesh=mesh),
+    "CosineHead": lambda c, mesh: CosineHead(D, c, losses.LDAMLoss(COUNTS[:c], weight=WEIGHT[:c]), mesh=mesh),
+    "CosineHead, DBM": lambda c, mesh: CosineHead(D, c, losses.DBMLoss(COUNTS[:c], 0.3, base="bs"), mesh=mesh),
+    "CosineHead, logits": lambda c, mesh: CosineHead(D, c, losses.ARBLoss(counts="batch"), scale=9.0, mesh=mesh),
+    "CosineHead, sphere": lambda c, mesh: CosineHead(D, c, losses.SphereFaceLoss(annealing=0.5), mesh=mesh),
 }
 
 
 def near(ours: Tensor, whole: Tensor, name: str) -> None:
     """Equal to 1e-12 of the largest entry."""
     assert ours.shape == whole.shape, (name, ours.shape, whole.shape)
-    error = (ours - whole).abs().max().item() if ours.numel() else 0.0
+    if not ours.numel():
+        return
+    error = (ours - whole).abs().max().item()
     assert error <= 1e-12 * max(1.0, whole.abs().max().item()), f"{name}: {error:.2e}"
 
 
@@ -127,58 +130,47 @@ def shared_out(rank: int, sizes: tuple[int, ...], group: Any) -> None:
 
 
 def heads(rank: int, world: int, group: Any) -> None:
-    """Each head with its share of the classes against the head with all."""
-    mine = slice(*distributed.shard_bounds(C, rank, world))
-    for name, make in HEADS.items():
-        whole, ours = make(None).double(), make(group).double()
-        for part, full in zip(ours.parameters(), whole.parameters(), strict=True):
-            full.data.copy_(normal(*full.shape, seed=40))
-            part.data.copy_(full.data[mine])
-        results = []
-        for head in (ours, whole):
-            features = normal(3, 4, D, seed=41).requires_grad_()
-            loss = head(features, classes_of(12, C, seed=42).reshape(3, 4))
-            results.append([loss.detach(), *torch.autograd.grad(loss, [features, *head.parameters()])])
-        near(results[0][0], results[1][0], f"{name}, loss")
-        near(results[0][1], results[1][1], f"{name}, features")
-        for part, full in zip(results[0][2:], results[1][2:], strict=True):
-            near(part, full[mine], f"{name}, parameter")
-        near(ours(features.detach()), whole(features.detach())[..., mine], f"{name}, logits")
+    """Each head with its share of the classes against the head with all; a rank may have no class."""
+    for classes in (C, world - 1, world + 1):
+        for name, make in HEADS.items():
+            held_to_whole(f"{name}, {classes}", make, classes, world)
 
 
-def state(rank: int, world: int, group: Any) -> None:
-    """Rows gathered from any shards are the whole, on every rank; and the other way round."""
-    weight, bias = normal(C, D, seed=50), normal(C, seed=51)
-    for sizes in SHARDS[world]:
-        mine = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-        shard = weight[mine].clone().requires_grad_()
-        gathered = distributed.gather_rows(shard, group)
-        assert torch.equal(gathered, weight)
-        assert not gathered.requires_grad
-        assert torch.equal(distributed.gather_rows(bias[mine], group), bias)
-        assert torch.equal(distributed.gather_rows(weight[mine].to(torch.bfloat16), group), weight.to(torch.bfloat16))
-    bounds = [distributed.shard_bounds(C, one, world) for one in range(world)]
-    assert torch.equal(torch.cat([weight[first:last] for first, last in bounds]), weight)
+def held_to_whole(name: str, make: Callable[[int, Any], torch.nn.Module], classes: int, world: int) -> None:
+    """Loss, gradients and predictions of a sharded head are those of the whole one."""
+    whole, ours = make(classes, None).double(), make(classes, mesh_of(world)).double()
+    for full in whole.parameters():
+        full.data.copy_(normal(*full.shape, seed=40))
+    ours.load_state_dict(whole.state_dict())
+    results = []
+    for head in (ours, whole):
+        features = normal(3, 4, D, seed=41).requires_grad_()
+        loss = head(features, classes_of(12, classes, seed=42).reshape(3, 4))
+        predicted = head(features)
+        predicted = predicted.full_tensor() if head is ours else predicted
+        cotangent = normal(*predicted.shape, seed=43)
+        leaves = [features, *head.parameters()]
+        found = [loss.detach(), *torch.autograd.grad(loss, leaves), predicted.detach()]
+        results.append([*found, *torch.autograd.grad(predicted, leaves, cotangent)])
+    for number, (ours, exact) in enumerate(zip(*results, strict=True)):
+        near(ours.full_tensor() if hasattr(ours, "full_tensor") else ours, exact, f"{name}, {number}")
 
 
 def two_heads(rank: int, world: int, group: Any) -> None:
-    """Numbers of classes for which one rank has as many as before and the others do not."""
-    for classes in (world, world + 1, 2 * world, 2 * world - 1, world):
-        head = LinearHead(D, classes, losses.CrossEntropyLoss(), group=group).double()
+    """Heads with other numbers of classes, one after the other; some ranks have as many as before, others do not."""
+    for classes in (world, world + 1, 1, 2 * world, 2 * world - 1, world):
+        head = LinearHead(D, classes, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
         target = classes_of(N, classes, seed=60)
         loss = head(normal(N, D, seed=61), target)
-        weight, bias = (distributed.gather_rows(one, group) for one in (head.weight, head.bias))
-        assert len(weight) == classes
-        near(loss.detach(), torch.nn.functional.cross_entropy(normal(N, D, seed=61) @ weight.T + bias, target), "loss")
+        weight, bias = head.weight.full_tensor(), head.bias.full_tensor()
+        exact = torch.nn.functional.cross_entropy(normal(N, D, seed=61) @ weight.T + bias, target)
+        near(loss.detach(), exact.detach(), "loss")
 
 
 def asked_once(rank: int, world: int, group: Any) -> None:
-    """A parameter's layout is asked for at its first call only, in whatever order heads are called.
-
-    From then on a call is one exchange, and its backward pass another with the sum of the features' gradients.
-    """
+    """A call of a head is one exchange, and its backward pass another with the sum of the features' gradients."""
     sizes = (world, world + 1, 2 * world)
-    heads = [LinearHead(D, classes, losses.CrossEntropyLoss(), group=group).double() for classes in sizes]
+    heads = [LinearHead(D, classes, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double() for classes in sizes]
 
     def called(order: list[LinearHead]) -> tuple[int, int]:
         with (
@@ -191,19 +183,19 @@ def asked_once(rank: int, world: int, group: Any) -> None:
         return asked.call_count, summed.call_count
 
     called(heads[:1])  # makes room for what the next ones send
-    assert called(heads[1:]) == (2 * 3, 2)
+    assert called(heads[1:]) == (2 * 2, 2)
     assert called([*heads[::-1], *heads]) == (2 * 6, 6)
 
 
 def data_parallel(rank: int, world: int, group: Any) -> None:
     """Features gathered from all ranks get `world` times the gradient, which the averaging of a backbone's expects."""
-    mine, features = slice(*distributed.shard_bounds(C, rank, world)), normal(world * 4, D, seed=80)
-    weight, target = normal(C, D, seed=81), classes_of(world * 4, C, seed=82)
+    features, weight = normal(world * 4, D, seed=80), normal(C, D, seed=81)
+    target = classes_of(world * 4, C, seed=82)
     own = features[rank * 4 : rank * 4 + 4].clone().requires_grad_()
     with warnings.catch_warnings():  # torch 2.13 deprecates it for one that 2.11 has not
         warnings.simplefilter("ignore", FutureWarning)
         gathered = torch.cat(all_gather(own, group=group))
-    linear_cross_entropy(gathered, weight[mine], target, group=group).backward()
+    linear_cross_entropy(gathered, weight.chunk(world)[rank], target, group=group).backward()
     whole = features.clone().requires_grad_()
     linear_cross_entropy(whole, weight, target).backward()
     assert own.grad is not None
@@ -213,7 +205,7 @@ def data_parallel(rank: int, world: int, group: Any) -> None:
 
 def edges(rank: int, world: int, group: Any) -> None:
     """NaN of one rank is every rank's, and targets are checked against all classes."""
-    first, last = distributed.shard_bounds(C, rank, world)
+    first, last = rank * C // world, (rank + 1) * C // world
     for broken in range(C):
         weight = normal(C, D, seed=70)
         weight[broken] = torch.nan
@@ -231,7 +223,7 @@ def edges(rank: int, world: int, group: Any) -> None:
 
 def far(rank: int, world: int, group: Any) -> None:
     """Equal logits of any size, of which a rank has a part: log C; and one part far above the other."""
-    first, last = distributed.shard_bounds(C, rank, world)
+    first, last = rank * C // world, (rank + 1) * C // world
     for size in (1e2, 1e5, 1e15):
         features, weight = torch.full((N, 1), size), torch.full((C, 1), size)[first:last].requires_grad_()
         for target in (TARGET, MIXED, PROBABILITIES.float()):
@@ -246,21 +238,22 @@ def far(rank: int, world: int, group: Any) -> None:
 
 
 def bad_groups(rank: int, world: int, group: Any) -> None:
-    """What is no group, or has this rank not in it, is named; and so are fewer classes than ranks, on every rank."""
+    """What is no group, or has this rank not in it, is named; and so is what is no mesh."""
     others = dist.new_group([0])
-    weight, loss = normal(C, D, seed=2), losses.CrossEntropyLoss()
+    weight = normal(C, D, seed=2)
     for bad in ["world", 3, object()] + ([others] if rank else []):
         with pytest.raises(ValueError, match="group must be a torch"):
             linear_cross_entropy(normal(N, D, seed=1), weight, TARGET, group=bad)
         with pytest.raises(ValueError, match="group must be a torch"):
-            LinearHead(D, C, loss, group=bad)
-        with pytest.raises(ValueError, match="group must be a torch"):
-            distributed.gather_rows(weight, bad)
-    with pytest.raises(ValueError, match="num_classes must be at least 1 for each of the"):
-        CosineHead(D, world - 1, losses.LDAMLoss(COUNTS[: world - 1]), group=group)
-    with pytest.raises(ValueError, match="group must be None with LADELoss"):
-        LinearHead(D, C, losses.LADELoss(COUNTS), group=group)
+            losses.CrossEntropyLoss().from_features(normal(N, D, seed=1), weight, TARGET, group=bad)
+    alone = DeviceMesh("cpu", [0])
+    for bad in ["world", group, init_device_mesh("cpu", (1, world)), *([alone] if rank else [])]:
+        with pytest.raises(ValueError, match="mesh must be a DeviceMesh of one dimension that this rank is in, got"):
+            LinearHead(D, C, losses.CrossEntropyLoss(), mesh=bad)
+    for loss in (losses.LADELoss(COUNTS), losses.EstimatedOffsetLoss(C, D)):
+        with pytest.raises(ValueError, match=f"loss must be one whose .*, got {type(loss).__name__}, which needs all"):
+            LinearHead(D, C, loss, mesh=mesh_of(world))
 
 
 if __name__ == "__main__":
-    main([functions, heads, state, two_heads, asked_once, data_parallel, edges, far, bad_groups])
+    main([functions, heads, two_heads, asked_once, data_parallel, edges, far, bad_groups])

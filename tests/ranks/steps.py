@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import normal
-from launch import main
+from launch import main, mesh_of
 from told_problem import INPUT, OTHER, TARGET, WEIGHT, C, D, N, right, rows
 from tolerances import assert_close
 
 from lt_kernels import losses
-from lt_kernels.distributed import RankError, gather_rows
+from lt_kernels.distributed import RankError, clip_grad_norm_
 from lt_kernels.functional import linear_cross_entropy
 from lt_kernels.heads import LinearHead
 from lt_kernels.ops.ranks import exchange
@@ -38,16 +38,16 @@ def backwards(rank: int, world: int, group: Any) -> None:
 
 def other_calls(rank: int, world: int, group: Any) -> None:
     """Ranks that are at different calls, and layouts that only one of them knows."""
-    shard = rows(rank, world)
-    with pytest.raises(RankError, match=r"every rank must make the same calls.*gather_rows"):
-        gather_rows(shard, group) if rank else linear_cross_entropy(INPUT, shard, TARGET, group=group)
-    right(rank, world, group)
-    head = LinearHead(D, C, losses.CrossEntropyLoss(), group=group).double()
+    head = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
     loss = head(INPUT, TARGET).detach()
-    if rank:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    with pytest.raises(RankError, match=r"every rank must make the same calls.*clip_grad_norm_"):
+        clip_grad_norm_(head.parameters(), 1.0) if rank else head(INPUT, TARGET)
+    right(rank, world, group)
+    shard = rows(rank, world)
+    known = linear_cross_entropy(INPUT, shard, TARGET, group=group).detach()
     with pytest.raises(RankError, match="every rank must make the same calls"):
-        head(INPUT, TARGET)
+        linear_cross_entropy(INPUT, rows(rank, world) if rank else shard, TARGET, group=group)
+    assert torch.equal(linear_cross_entropy(INPUT, shard, TARGET, group=group).detach(), known)
     assert torch.equal(head(INPUT, TARGET).detach(), loss)
 
 
@@ -90,7 +90,7 @@ def edges(rank: int, world: int, group: Any) -> None:
 
 def compiled(rank: int, world: int, group: Any) -> None:
     """Under torch.compile the exchange stays outside of the graph: same value, same gradients, same errors."""
-    head = LinearHead(D, C, losses.CrossEntropyLoss(), group=group).double()
+    head = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
     body = torch.nn.Linear(D, D).double()
     model = torch.compile(lambda x, y: head(body(x), y), backend="aot_eager")
     features = INPUT.clone().requires_grad_()

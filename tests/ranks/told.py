@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import counts_of, normal
-from launch import main
+from launch import main, mesh_of
 from told_problem import ABSENT, INPUT, MIXED, OTHER, TABLE, TARGET, WEIGHT, C, D, N, right, rows
 from torch import Tensor
 
 from lt_kernels import losses
-from lt_kernels.distributed import RankError, gather_rows
+from lt_kernels.distributed import RankError
 from lt_kernels.functional import ArcFace, CosFace, MixedTarget, cosine_margin_cross_entropy, linear_cross_entropy
 from lt_kernels.heads import CosineHead, LinearHead
 
@@ -78,7 +78,7 @@ def all_at_once(rank: int, world: int, group: Any) -> None:
 def heads(rank: int, world: int, group: Any) -> None:
     """The same for what heads refuse before their loss."""
     for make in (LinearHead, CosineHead):
-        head = make(D, C, losses.CrossEntropyLoss(), group=group).double()
+        head = make(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
         wrong = [(INPUT[:, 1:], TARGET), (INPUT.reshape(2, 3, D), TARGET), (INPUT, TARGET + C), (None, TARGET)]
         for features, target in wrong:
             if rank == world - 1:
@@ -138,25 +138,25 @@ def different(rank: int, world: int, group: Any) -> None:
 
 def named_losses(rank: int, world: int, group: Any) -> None:
     """Tables of named losses, how they average, no_grad on one rank, another loss, other numbers of classes."""
-    counts = counts_of(C, seed=1)
+    counts, mesh = counts_of(C, seed=1), mesh_of(world)
     made = {
-        "weight": lambda odd: LinearHead(D, C, losses.FocalLoss(2.0, counts + odd), group=group),
+        "weight": lambda odd: LinearHead(D, C, losses.FocalLoss(2.0, counts + odd), mesh=mesh),
         "average": lambda odd: LinearHead(
-            D, C, losses.ClassBalancedLoss(counts, average="batch" if odd else "weighted"), group=group
+            D, C, losses.ClassBalancedLoss(counts, average="batch" if odd else "weighted"), mesh=mesh
         ),
-        "margin": lambda odd: CosineHead(D, C, losses.LDAMLoss(counts, 0.5 + odd / 10), group=group),
-        "offset": lambda odd: LinearHead(D, C, losses.LogitAdjustmentLoss(counts, 1.0 + odd), group=group),
+        "margin": lambda odd: CosineHead(D, C, losses.LDAMLoss(counts, 0.5 + odd / 10), mesh=mesh),
+        "offset": lambda odd: LinearHead(D, C, losses.LogitAdjustmentLoss(counts, 1.0 + odd), mesh=mesh),
     }
     for name, make in made.items():
         head = make(rank == 1).double()
         with pytest.raises(RankError, match=f"^{name} must be the same"):
             head(INPUT, TARGET)
         right(rank, world, group)
-    head = LinearHead(D, C + (rank == 1), losses.CrossEntropyLoss(), group=group).double()
-    with pytest.raises(ValueError, match="num_classes must be the same on every rank"):
+    head = LinearHead(D, C + (rank == 1), losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
+    with pytest.raises(RankError, match="linear_weight must be the same on every rank"):
         head(INPUT, TARGET)
     right(rank, world, group)
-    head = LinearHead(D, C, losses.CrossEntropyLoss(), group=group).double()
+    head = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
     with torch.set_grad_enabled(rank == 0), pytest.raises(RankError, match="requires_grad"):
         head(INPUT.clone().requires_grad_(), TARGET)
     right(rank, world, group)
@@ -164,15 +164,12 @@ def named_losses(rank: int, world: int, group: Any) -> None:
 
 def other_dtype(rank: int, world: int, group: Any) -> None:
     """Features and class weights of one rank in another dtype."""
-    head = LinearHead(D, C, losses.CrossEntropyLoss(), group=group)
+    head = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world))
     for _ in range(2):  # at the first call it is the layout that is asked for
         kind = torch.float32 if rank else torch.float64
         with pytest.raises(RankError, match="must be the same"):
             head.to(kind)(INPUT.to(kind), TARGET)
         right(rank, world, group)
-    with pytest.raises(RankError, match="must be the same"):
-        gather_rows(head.weight, group)
-    right(rank, world, group)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 
-KINDS = ("layout", "forward", "backward", "gather_rows", "clip_grad_norm_", "gather_batch")
+KINDS = ("layout", "forward", "backward", "clip_grad_norm_", "gather_batch")
 # Places in the head: among them the text of an error (240 bytes), the sums of a shard's first rows, and the checks.
 KIND, CALL, LENGTH, FAILED, TEXT, SIZE, ROWS, CHECKS, HEAD = 0, 1, 2, 3, 4, 34, 35, 39, 80
 
@@ -207,9 +207,9 @@ def judge(heads: list[list[int]], said: list[Check], group: Any) -> None:
 def _judge_rows(heads: list[list[int]]) -> None:
     """Raise if two ranks have the same first rows."""
     seen: dict[tuple[int, ...], int] = {}
-    rows = [head[ROWS:CHECKS] for head in heads]
-    least = min(([*each, 0]).index(0) for each in rows)
-    for rank, each in enumerate(rows):
+    rows = {rank: head[ROWS:CHECKS] for rank, head in enumerate(heads) if head[SIZE]}
+    least = min((([*each, 0]).index(0) for each in rows.values()), default=0)
+    for rank, each in rows.items():
         first = tuple(each[:least])
         if least and first in seen:
             raise RankError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lt_kernels.core.numbers import finite
+from lt_kernels.core.numbers import accumulate_type, finite
+from lt_kernels.core.targets import check_target
 from lt_kernels.core.terms import Terms
 from lt_kernels.ops import linear
 from lt_kernels.ops.ranks import exchange
@@ -20,15 +22,17 @@ from lt_kernels.ops.ranks.sampling import Chosen
 class Meeting:
     """One forward pass of all ranks: the checks that they agree, and its number, which the backward pass checks."""
 
-    def __init__(self, group: Any, weight: Tensor) -> None:
-        self.group, self.rows = group, exchange.first_rows(weight)
+    def __init__(self, group: Any, weight: Tensor | None = None) -> None:
+        self.group, self.rows = group, None if weight is None else exchange.first_rows(weight)
+        self.size = 0 if weight is None else weight.shape[0]
         self.said: list[exchange.Check] = []
         self.call = 0
 
     def gather(self, payload: Tensor) -> Tensor:
         """Every rank's numbers [world, n]."""
         talk = exchange.talk_of(self.group)
-        _, found = exchange.meet(self.group, "forward", payload.device, self.said, rows=self.rows, payload=payload)
+        frame: dict[str, Any] = {"size": self.size, "rows": self.rows, "payload": payload}
+        _, found = exchange.meet(self.group, "forward", payload.device, self.said, **frame)
         self.call = talk.met
         assert found is not None  # there was a payload
         return found
@@ -46,12 +50,13 @@ class Copy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         group, wanted = ctx.meeting.group, ctx.needs_input_grad[1:]
-        total = torch.cat([grad.reshape(-1) for grad, wants in zip(grads, wanted, strict=True) if wants])
-        said = [exchange.check("the gradient", (total.dtype, total.numel()))]
-        exchange.meet(group, "backward", total.device, said, call=ctx.meeting.call)
-        dist.all_reduce(total, group=group)
-        parts = iter(total.split([grad.numel() for grad, wants in zip(grads, wanted, strict=True) if wants]))
-        found = [next(parts).view_as(grad).to(grad.dtype) if wants else None for grad, wants in zip(grads, wanted)]
+        kind = torch.contiguous_format
+        found = [grad.clone(memory_format=kind) if wants else None for grad, wants in zip(grads, wanted, strict=True)]
+        said = [exchange.check("the gradient", [(one.dtype, one.shape) for one in found if one is not None])]
+        exchange.meet(group, "backward", grads[0].device, said, call=ctx.meeting.call)
+        for one in found:
+            if one is not None:
+                dist.all_reduce(one, group=group)
         return None, *found
 
 
@@ -116,7 +121,8 @@ class Shard(NamedTuple):
         with exchange.told(self.group, weight):
             met = Meeting(self.group, weight)
             met.said += [
-                exchange.check(*one) for one in self.said + said(input, weight, bias, target, terms, normalize)
+                exchange.check(*one)
+                for one in self.said + said(input, weight, self.classes, bias, target, terms, normalize)
             ]
             if terms.offset is not None and terms.offset.requires_grad:
                 copied, offset = Copy.apply(met, input, terms.offset)
@@ -124,8 +130,12 @@ class Shard(NamedTuple):
             else:
                 (copied,) = Copy.apply(met, input)
             local = self.terms(terms)
-            problem = (copied, weight, bias, target, local, normalize, self.start, self.classes)
-            found = linear.statistics(*problem) if chosen is None else chosen.statistics(*problem)
+            if self.size:
+                problem = (copied, weight, bias, target, local, normalize, self.start, self.classes)
+                found = linear.statistics(*problem) if chosen is None else chosen.statistics(*problem)
+            else:
+                check_target(target, self.classes, terms.ignore_index)
+                found = _of_no_classes(copied, weight, bias, target, local)
             mine = (target >= self.start) & (target < self.start + self.size) & (target != terms.ignore_index)
         rest, own, *more = Merge.apply(*found, mine, met)
         return rest, own.masked_fill(target == terms.ignore_index, -torch.inf), *more
@@ -137,6 +147,33 @@ class Shard(NamedTuple):
         return terms._replace(
             offset=None if offset is None else offset[:, part], mean_weight=None if share is None else share[:, part]
         )
+
+
+def _of_no_classes(
+    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms
+) -> tuple[Tensor, ...]:
+    """The statistics of a rank that has no classes, which still takes part in the backward pass."""
+    kind = accumulate_type(input.dtype)
+    nothing = input[:, :0].sum(1, dtype=kind) + weight.sum(dtype=kind)
+    nothing = nothing if bias is None else nothing + bias.sum(dtype=kind)
+    slots = nothing.new_zeros(target.shape)
+    least, means = torch.full_like(nothing, -torch.inf), nothing.detach()[: 0 if terms.mean_weight is None else None]
+    return nothing - torch.inf, slots, slots, means, least, least, torch.zeros_like(means)
+
+
+def of_chunks(weight: Any, dim: int) -> Shard:
+    """The position of this rank's rows of a DTensor, whose rows are sharded over a dimension of its mesh.
+
+    Raises:
+        ValueError: if this rank's rows are not those of its chunk.
+    """
+    mesh, classes = weight.device_mesh, weight.shape[0]
+    world, rank = mesh.size(dim), mesh.get_local_rank(dim)
+    ends = [min(classes, -(-classes // world) * one) for one in range(world + 1)]
+    sizes = [last - first for first, last in itertools.pairwise(ends)]
+    if (held := weight.to_local().shape[0]) != sizes[rank]:
+        raise ValueError(f"linear_weight must have rows {ends[rank]} to {ends[rank + 1]} here, got {held} rows")
+    return Shard(ends[rank], sizes[rank], classes, mesh.get_group(dim), sizes)
 
 
 def checked(group: Any) -> dist.ProcessGroup:
@@ -244,7 +281,7 @@ _NAMES |= {"kind": "margin", "instance": "margin", "guard": "margin", "gamma": "
 
 
 def said(
-    input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
+    input: Tensor, weight: Tensor, classes: int, bias: Tensor | None, target: Tensor, terms: Terms, normalize: int
 ) -> tuple[tuple[str, Any], ...]:
     """The names and values that must be the same on every rank."""
     learned = torch.is_grad_enabled() and (input.requires_grad, terms.offset is not None and terms.offset.requires_grad)
@@ -252,7 +289,7 @@ def said(
         ("input", input),
         ("target", target),
         ("requires_grad of input and offset", learned),
-        ("linear_weight", (str(weight.dtype), weight.shape[1])),
+        ("linear_weight", (str(weight.dtype), weight.shape[1], classes)),
         ("linear_bias", None if bias is None else str(bias.dtype)),
         ("the kind of logits", normalize),
     )

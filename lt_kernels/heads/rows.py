@@ -1,0 +1,72 @@
+"""Class weights as parameters, whole or sharded over the ranks of a mesh: made, drawn and loaded by rows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lt_kernels.core import private
+from lt_kernels.ops.ranks import placements
+
+BLOCK = 2**20  # numbers drawn at a time; on a CPU any blocks of whole sixteens are what one draw gives
+
+
+def empty(shape: tuple[int, ...], mesh: Any) -> nn.Parameter:
+    """A parameter without values; with a mesh, a DTensor whose rows are sharded over it in DTensor's own chunks.
+
+    Raises:
+        ValueError: if `mesh` is not a mesh of one dimension that this process is in.
+    """
+    if mesh is None:
+        return nn.Parameter(torch.empty(shape))
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard
+
+    if not isinstance(mesh, DeviceMesh) or mesh.ndim != 1 or mesh.get_coordinate() is None:
+        raise ValueError(f"mesh must be a DeviceMesh of one dimension that this rank is in, got {mesh!r}")
+    rows, _ = private.part_of(shape, mesh, [Shard(0)])
+    meta = torch.get_default_device().type == "meta"
+    own = torch.empty(rows, device="meta" if meta else mesh.device_type)
+    return nn.Parameter(placements.of_local(own, mesh, [Shard(0)], shape))
+
+
+def draw(values: Tensor, fill: Callable[[Tensor], Any]) -> None:
+    """Fill values in place; this rank's part of a DTensor with what the whole would have.
+
+    All numbers are drawn, block by block, and those of other ranks are dropped.
+    """
+    if not placements.is_dtensor(values):
+        fill(values)
+        return
+    own: Tensor = placements.local(values.detach())
+    if own.is_meta:
+        return
+    kept, first = _place(values)
+    width = max(1, math.prod(values.shape[1:]))
+    step = max(16, BLOCK // width // 16 * 16)
+    starts = [*range(0, max(1, values.shape[0] // step) * step, step), values.shape[0]]
+    for start, stop in itertools.pairwise(starts):
+        block = own.new_empty((stop - start, *values.shape[1:]))
+        fill(block)
+        low, high = max(first, start), min(first + len(own), stop)
+        if low < high:
+            own[low - first : high - first] = block[low - start : high - start][kept]
+
+
+def loaded(given: Tensor, own: Tensor) -> Tensor:
+    """The rows of a whole checkpoint that belong to this rank of a parameter's mesh."""
+    kept, first = _place(own)
+    rows = given[first : first + len(placements.local(own))][kept]
+    return placements.of_local(rows, own.device_mesh, list(own.placements), own.shape)  # type: ignore[attr-defined]
+
+
+def _place(values: Any) -> tuple[tuple[slice, ...], int]:
+    """Which columns of a DTensor are this rank's, as an index of its rows, and its first row."""
+    shape, start = private.part_of(tuple(values.shape), values.device_mesh, values.placements)
+    columns = zip(start[1:], shape[1:], strict=True)
+    return (slice(None), *(slice(first, first + size) for first, size in columns)), start[0]
