@@ -116,7 +116,7 @@ def gather_block(
     size: tl.constexpr,
 ):  # fmt: skip
     """Add the block at `t`, whose logits and offset are read already, to the statistics of lanes."""
-    inside, lanes, b = t + coarse < whole, coarse + fine, None if offset is None else b
+    inside, lanes, b = coarse < whole - t, coarse + fine, None if offset is None else b
     c = part(column_scale, head + t + lanes, inside)
     a = part(share, across(share_at) + t + lanes, inside)
     return add_logits(
@@ -132,7 +132,7 @@ def slope_block(
     dtype: tl.constexpr,
 ):  # fmt: skip
     """The gradient, as it is stored, of the block at `t`, whose logits and offset are read already."""
-    inside, lanes, b = t + coarse < whole, coarse + fine, None if offset is None else b
+    inside, lanes, b = coarse < whole - t, coarse + fine, None if offset is None else b
     c = part(column_scale, head + t + lanes, inside)
     a = part(share, across(share_at) + t + lanes, inside)
     d_x, _ = d_block(
@@ -219,13 +219,13 @@ def long_once_kernel(
             edge = tl.load(logits + at + column, mask=outside, other=0.0).to(A)
             edge, edge_u = values(edge, tall(by_row), edge_c, edge_b, s, scaled)
             edge_a = part(share, tall(share_at - head) + column, outside)
-
         top, total, rival, mean, shares = no_statistics(R, W, A)
         read, last = ~ends[3], tl.maximum(whole - 1, 0) // size * size  # ignored rows are not read further
         for t in range(0, tl.where(read, last, 0), size):
-            more = there & (t + size + coarse < whole)
+            # Two forms of one condition: where either serves both reads, the assembler spills registers on some GPU.
+            more = there & (coarse + size < whole - t)
             after = tl.load(logits + (origin + t + size) + from_row, more, 0.0, eviction_policy="evict_last")
-            after_b = numbers(offset, across(offset_at) + t + size + lanes, t + size + coarse < whole, A)
+            after_b = numbers(offset, across(offset_at) + t + size + lanes, coarse < whole - t - size, A)
             top, total, rival, mean, shares = gather_block(
                 top, total, rival, mean, shares, x, offset, b, t, by_row, share, share_at, column_scale, first,
                 ends, head, whole, coarse, fine, s, scaled, ranked, exact, group, size,
@@ -254,14 +254,14 @@ def long_once_kernel(
         tl.debug_barrier()  # what other threads read too may be overwritten from here on
         for back in range(0, last + size, size):
             t = last - back
-            more = read & (t - size + coarse >= 0)
+            more = read & (coarse >= size - t)
             before = tl.load(logits + (origin + t - size) + from_row, there & more, 0.0, eviction_policy="evict_first")
             before_b = numbers(offset, across(offset_at) + t - size + lanes, more, A)
             d_x = slope_block(
                 x, offset, b, t, by_row, share, share_at, column_scale, first, ends, head, whole, high, d_high,
                 d_middle, one, skipped, coarse, fine, s, scaled, exact, group, size, gradient.dtype.element_ty,
             )  # fmt: skip
-            tl.store(gradient + (out_at + t) + to_row, d_x, there & (t + coarse < whole), cache_modifier=".cs")
+            tl.store(gradient + (out_at + t) + to_row, d_x, there & (coarse < whole - t), cache_modifier=".cs")
             x, b = before, before_b
         if group > unit:
             d_edge = edge_slopes(
@@ -390,7 +390,7 @@ def times_grad_kernel(
     at, origin, _, whole = begins(row, width * unit, stride.to(tl.int64) * unit, group)
     coarse, fine = lattice(T, W, group)
     for t in range(0, whole, T * W * group):
-        place, inside = gradient + (origin + t) + (coarse + fine), t + coarse < whole
+        place, inside = gradient + (origin + t) + (coarse + fine), coarse < whole - t
         slope = tl.load(place, mask=inside, other=0.0).to(factor.dtype) * factor
         tl.store(place, as_stored(slope, gradient.dtype.element_ty), mask=inside)
     if group > unit:
