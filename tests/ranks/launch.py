@@ -52,12 +52,12 @@ def mesh_of(world: int) -> DeviceMesh:
     return init_device_mesh("cpu", (world,))
 
 
-def main(scenarios: Sequence[Scenario]) -> None:
+def main(scenarios: Sequence[Scenario], backend: str = "gloo") -> None:
     """Go through all scenarios as one rank; after one that fails the ranks may be out of step, and the others wait."""
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     done = {scenario.__name__: "not reached" for scenario in scenarios}
     for name, scenario in zip(done.copy(), scenarios, strict=True):
         torch.manual_seed(0)
