@@ -74,6 +74,11 @@ def batch_step(
     ]
 
 
+def clip_step(statistics: int) -> list[Sent]:
+    """`distributed.clip_grad_norm_` with sharded class weights: a frame, and the norm of all shards in float64."""
+    return [Sent("all_gather", frame(statistics)), Sent("all_reduce", 8)]
+
+
 def replicated_step(numbers: int, width: int = FLOAT) -> list[Sent]:
     """`DistributedDataParallel`: the gradients of all parameters."""
     return [Sent("all_reduce", numbers * width)]

@@ -22,7 +22,7 @@ WARM = 2  # steps that are not timed: the first one makes AdamW's state
 def made(told: dict[str, Any], mesh: DeviceMesh) -> tuple[CosineHead, torch.optim.Optimizer]:
     """The head, and an optimiser whose step makes no copies of the rows."""
     sample = None if told["sample"] == 1.0 else told["sample"]
-    head = CosineHead(told["features"], told["classes"], CosFaceLoss(), group=mesh.get_group(), sample=sample)
+    head = CosineHead(told["features"], told["classes"], CosFaceLoss(), mesh=mesh, sample=sample)
     return head, torch.optim.AdamW(head.parameters(), 1e-3, fused=True)
 
 

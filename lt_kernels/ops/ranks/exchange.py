@@ -121,7 +121,7 @@ def meet(
         head[place] = one.value
     if rows is not None:
         head[ROWS:CHECKS] = rows
-    other = len(words) > talk.room or (payload is not None and 4 * len(words) < talk.room)
+    other = len(words) > talk.room or (kind == "forward" and 4 * len(words) < talk.room)  # each step has small ones too
     frame = torch.cat((head, words if len(words) <= talk.room else words[:0]))
     frame = torch.cat((frame, frame.new_zeros(HEAD + talk.room - len(frame))))
     found = gather(frame, group)
