@@ -106,7 +106,7 @@ def replicated(rank: int, world: int, group: Any) -> None:
     whole = DistributedDataParallel(LinearHead(D, C, losses.CrossEntropyLoss()), process_group=group)
     found = counted(group, lambda: whole(features, target).backward())
     assert found == formulas.replicated_step(numbers), found
-    classes = 6 * C  # all ranks have as many
+    classes = 12 * C  # all ranks have as many
     model = nn.Sequential(nn.Linear(D, classes, bias=False))
     fully_shard(model[0], mesh=mesh_of(world))
     fully_shard(model, mesh=mesh_of(world))
