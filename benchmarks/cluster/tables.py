@@ -77,7 +77,12 @@ def _measured(row: Mapping[str, Any]) -> list[str]:
     p50, p20, p80 = row["seconds"]
     parts = (row["peak"], sum(held), held.stays, held.chosen, held.logits)
     share = "all" if row["sample"] == 1.0 else f"sample={row['sample']}"
-    return [f"{row['classes']:,}", share, f"{p50:.2f} ({p20:.2f} to {p80:.2f})", *map(_size, parts)]
+    return [
+        f"{row['classes']:,}",
+        share,
+        f"{p50:.2f} ({p20:.2f} to {p80:.2f})",
+        *(f"{part / 2**20:,.1f} MiB" for part in parts),
+    ]
 
 
 def caption(found: Mapping[str, Any]) -> str:
@@ -87,7 +92,8 @@ def caption(found: Mapping[str, Any]) -> str:
         f"{about['device']}, {first['world']} processes with one thread each, d = {first['features']}, "
         f"{first['rows']} rows, torch {about['torch']}, commit {about['commit']}, {about['date']}: the median of "
         f"{first['steps']} steps, in brackets the 20th and 80th percentile. {about['cpus']} processors had a load of "
-        f"{about['load']} before these processes started."
+        f"{about['load']} from other work before these processes started, which makes a step longer than on a quiet "
+        "machine, but does not change what is held."
     )
 
 
