@@ -12,6 +12,8 @@ from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.ops import directions, keys
+from lt_kernels.ops.ranks import batches, placements
+from lt_kernels.ops.ranks.dealing import ranks_of
 
 __all__ = ["balanced_contrastive", "class_mean_cross_entropy"]
 
@@ -59,6 +61,7 @@ def balanced_contrastive(
     *,
     temperature: float = 0.1,
     reduction: Reduction = "mean",
+    batch_group: Any = None,
 ) -> Tensor:
     """Contrastive loss in which each class weighs the same in the denominator (Zhu et al., 2022).
 
@@ -73,6 +76,9 @@ def balanced_contrastive(
         target: class indices [N], the same for each view.
         temperature: above 0.
         reduction: "mean" and "sum" over the V N rows, "none" for [V N].
+        batch_group: the ranks over which the batch is dealt (docs/distributed.md): a process group, "all" for all ranks
+            of torch.distributed if it is initialised, or None for this process alone. The keys are then the views of
+            all ranks, and their gradient is summed over the ranks; the rows are this rank's, and N is at least 1.
 
     Returns:
         A scalar, or [V N]; float32 under autocast, else in the dtype of `views`. No array of all pairs is held.
@@ -80,6 +86,14 @@ def balanced_contrastive(
     Raises:
         TypeError, ValueError, IndexError: naming the argument.
     """
+    group = ranks_of(batch_group)
+    given = (views, prototypes, target, temperature, reduction)
+    return placements.together(group, views, _balanced, *given, group)
+
+
+def _balanced(
+    views: Tensor, prototypes: Tensor, target: Tensor, temperature: float, reduction: str, group: Any
+) -> Tensor:
     temperature = checks.number("temperature", temperature, above=0.0)
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     matrix("prototypes", prototypes, matrix("views", views).shape[1])
@@ -89,22 +103,35 @@ def balanced_contrastive(
         shown = [*target.shape] if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(f"target must be [N] with views [V N, d], whose rows are {views.shape[0]}, got {shown}")
     target = class_indices(target, prototypes.shape[0], samples, views)
-    loss = _balanced_rows(views, prototypes, target.repeat(views.shape[0] // samples), temperature)
+    many = views.shape[0] // samples
+    keys_of = (views, target.repeat(many), None) if group is None else _of_ranks(views, target, many, group)
+    loss = _balanced_rows(*keys_of, prototypes, temperature)
     loss = loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
     return loss if autocast(views) else loss.to(views.dtype)
 
 
-def _balanced_rows(views: Tensor, prototypes: Tensor, label: Tensor, temperature: float) -> Tensor:
-    """The loss of each view [V N]; docs/math.md, section 12."""
+def _of_ranks(views: Tensor, target: Tensor, many: int, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The views of all ranks, view after view, their classes, and which of them are this rank's; `many` of a sample."""
+    rows = views.reshape(many, len(target), -1).transpose(0, 1)
+    dealt, (found, label) = batches.gathered(group, [("views", rows), ("target", target)])
+    place = torch.arange(many * dealt.total, device=views.device).reshape(many, dealt.total)[:, dealt.own]
+    return found.transpose(0, 1).flatten(0, 1), label.repeat(many), place.flatten()
+
+
+def _balanced_rows(views: Tensor, label: Tensor, row: Tensor | None, prototypes: Tensor, temperature: float) -> Tensor:
+    """The loss of each view [V N], or of some of them (`row`); docs/math.md, section 12."""
     kind, classes = accumulate_type(views.dtype), prototypes.shape[0]
     view, prototype = directions.unit(views.to(kind)), directions.unit(prototypes.to(kind))
     key_class = torch.cat((label, torch.arange(classes, device=label.device)))
-    count = _count(key_class, classes, kind)
-    row = torch.arange(label.shape[0], device=label.device)
+    count, key = _count(key_class, classes, kind), torch.cat((view, prototype))
+    sums = _class_sums(prototype, label, view)
+    if row is None:
+        row = torch.arange(label.shape[0], device=label.device)
+    else:
+        view, label = view[row], label[row]
     query, others = view / temperature, count[label] - 1
-    key = torch.cat((view, prototype))
     rest, own = keys.statistics(query, key, label, key_class, -count.log()[key_class], row)
-    positive = F.embedding(label, _class_sums(prototype, label, view)) - view  # a sum of keys: no pairs are needed
+    positive = F.embedding(label, sums) - view  # a sum of keys: no pairs are needed
     return torch.logaddexp(rest, own + torch.log1p(1 / others)) - (query * positive).sum(1) / others
 
 

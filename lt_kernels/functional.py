@@ -13,9 +13,11 @@ from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, MixedTarget, SphereFace
-from lt_kernels.ops import columns, gram, prepare
+from lt_kernels.ops import gram, prepare
 from lt_kernels.ops.loss import evaluate, simple
 from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.ranks.columns import lade_of_ranks
+from lt_kernels.ops.ranks.dealing import ranks_of
 from lt_kernels.ops.sources import Logits, features
 
 __all__ = [
@@ -258,6 +260,7 @@ def lade_regularizer(
     lam: float = 0.1,
     importance: Literal["class", "sample"] = "class",
     classes: Literal["all", "present"] = "all",
+    batch_group: Any = None,
 ) -> Tensor:
     """sum_c p_c (-A_c + B_c + lam B_c^2), LADE's regulariser (Hong et al., 2021).
 
@@ -272,6 +275,9 @@ def lade_regularizer(
         importance: v_ic = (1/C) / p of the logit's class c ("class", the published code) or of the row's own class
             ("sample", the published formula).
         classes: sum over "all" classes (the code) or those "present" in the batch (the formula).
+        batch_group: the ranks over which the batch is dealt: a process group, "all" for all ranks of torch.distributed
+            if it is initialised, or None for this process alone. N is then the rows of all, and a rank may have none;
+            the gradient of a rank's logits is that of the value times the number of ranks (docs/distributed.md).
 
     Returns:
         A scalar.
@@ -282,4 +288,5 @@ def lade_regularizer(
     lam = checks.number("lam", lam, 0.0)
     checks.choice("importance", importance, ("class", "sample"))
     checks.choice("classes", classes, ("all", "present"))
-    return columns.lade_of_counts(logits, target, checks.counts(class_counts), lam, importance, classes)
+    rows = (logits, target, checks.counts(class_counts), lam, importance, classes)
+    return lade_of_ranks(ranks_of(batch_group), *rows)

@@ -16,7 +16,8 @@ from lt_kernels.core.targets import check_places
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
-from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.ranks import batches, placements
+from lt_kernels.ops.ranks.dealing import ranks_of
 
 __all__ = [
     "LearnableWeightScaling",
@@ -100,7 +101,11 @@ def rescale_by_count(linear_weight: Tensor, class_counts: Any, gamma: float = 0.
 
 
 def empirical_offset(
-    head: LinearHead, features: Tensor | Iterable[tuple[Tensor, Tensor]], target: Tensor | None = None
+    head: LinearHead,
+    features: Tensor | Iterable[tuple[Tensor, Tensor]],
+    target: Tensor | None = None,
+    *,
+    batch_group: Any = None,
 ) -> LinearHead:
     """A head with logits w_c . x - m_c . w_c / 2, m_c the mean training feature of class c; no prior, no training.
 
@@ -112,30 +117,49 @@ def empirical_offset(
         head: a trained `LinearHead`, not sharded; it is left as it is.
         features: [N, d] of the whole training set with the network in evaluation mode, with `target` [N], its class
             indices; or an iterable of such pairs, from which the means are summed up in float64 batch by batch.
+        batch_group: the ranks over which the training set is dealt: a process group, "all" for all ranks of
+            torch.distributed if it is initialised, or None for this process alone. Their sums are added up, and every
+            rank gets the same head; a rank may have no batch.
 
     Returns a copy of the head with the new bias. Errors: ValueError or
     TypeError naming the argument; a class without a sample has no mean.
     """
+    group = ranks_of(batch_group)
+    like = getattr(head, "weight", None)
+    return placements.together(group, like, _with_offset, head, features, target, group)
+
+
+def _with_offset(head: LinearHead, features: Any, target: Tensor | None, group: Any) -> LinearHead:
     if not isinstance(head, LinearHead) or placements.is_dtensor(head.weight):
         raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
     weight = head.weight.detach()
     if head.loss.predicted_offset(weight) is not None:
         raise ValueError(f"head must have a loss without an offset of its own, got {type(head.loss).__name__}")
-    total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
-    count = total.new_zeros(len(weight))
-    for values, classes in _pairs(features, target):
-        checks.floating("features", values)
-        if values.ndim != 2 or values.shape[1] != head.in_features:
-            raise ValueError(f"features must be [N, {head.in_features}], got {list(values.shape)}")
-        classes = checks.indices("target", classes, values.shape[:1], values).to(weight.device)
-        check_places("target", classes, len(weight))
-        add_rows(total, classes, values.detach().to(weight.device, torch.float64))
-        add_rows(count, classes, count.new_ones(len(classes)))
+    total, count = _sums(features, target, weight)
+    if group is not None:
+        numbers, said = torch.cat((total.flatten(), count)), [("the class weights", weight)]
+        numbers = batches.totals(group, numbers, said)
+        total, count = numbers[: total.numel()].view_as(total), numbers[total.numel() :]
     if not bool((count > 0).all()):
         raise ValueError(f"target must have a sample of every class, got none of {int((count == 0).nonzero()[0])}")
     made = copy.deepcopy(head)
     made.bias = nn.Parameter((-0.5 * (total / count[:, None] * weight).sum(1)).to(weight.dtype))
     return made
+
+
+def _sums(features: Any, target: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the features of each class [C, d], and the number of its samples [C]; float64."""
+    total = torch.zeros(weight.shape, dtype=torch.float64, device=weight.device)
+    count = total.new_zeros(len(weight))
+    for values, classes in _pairs(features, target):
+        checks.floating("features", values)
+        if values.ndim != 2 or values.shape[1] != weight.shape[1]:
+            raise ValueError(f"features must be [N, {weight.shape[1]}], got {list(values.shape)}")
+        classes = checks.indices("target", classes, values.shape[:1], values).to(weight.device)
+        check_places("target", classes, len(weight))
+        add_rows(total, classes, values.detach().to(weight.device, torch.float64))
+        add_rows(count, classes, count.new_ones(len(classes)))
+    return total, count
 
 
 def _pairs(features: Any, target: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -108,8 +108,8 @@ def spread_smoothing(smoothing: Tensor, spread: Literal["all", "others"] = "all"
     return smoothing * (classes / (classes - 1))
 
 
-def batch_log_count(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
-    """log N_c, how often each class occurs in a batch [C], -inf where it does not; no wait for the device.
+def batch_count(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
+    """N_c, how often each class occurs in a batch, float64 [C]; no wait for the device.
 
     Of class probabilities [C], [N, C] or [N, C, d1, ...], N_c is the sum of those of class c.
     """
@@ -118,11 +118,11 @@ def batch_log_count(target: Tensor, num_classes: int, ignore_index: int = -100) 
             shown = list(target.shape)
             raise ValueError(f"target must have {num_classes} classes where it holds probabilities, got shape {shown}")
         share = target.detach().to(torch.float64)
-        return (share if share.ndim == 1 else share.movedim(1, -1).reshape(-1, num_classes).sum(0)).log()
+        return share if share.ndim == 1 else share.movedim(1, -1).reshape(-1, num_classes).sum(0)
     flat = checks.indices("target", target, getattr(target, "shape", ()), target).reshape(-1)
     counted = (flat != ignore_index).to(torch.float64)
     count = torch.zeros(num_classes, dtype=torch.float64, device=target.device)
-    return count.scatter_add(0, flat.clamp(0, num_classes - 1), counted).log()
+    return count.scatter_add(0, flat.clamp(0, num_classes - 1), counted)
 
 
 def class_counts_of(target: Tensor, num_classes: int) -> Tensor:

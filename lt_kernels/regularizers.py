@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,8 +14,11 @@ from lt_kernels import functional
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import add_rows
 from lt_kernels.core.tables import TableModule
-from lt_kernels.ops.columns import ignored_rows, lade_of_counts
+from lt_kernels.ops.columns import ignored_rows
 from lt_kernels.ops.neighbours import NeighbourList
+from lt_kernels.ops.ranks import batches, placements
+from lt_kernels.ops.ranks.columns import lade_of_ranks
+from lt_kernels.ops.ranks.dealing import Dealt
 
 __all__ = ["CenterLoss", "LADERegularizer", "LogitWeightRepulsion", "UniformOffset"]
 
@@ -87,8 +91,11 @@ class LogitWeightRepulsion(nn.Module):
         return functional.reduced(value, self.reduction, linear_weight)
 
 
-class LADERegularizer(TableModule):
-    """`functional.lade_regularizer` with the class counts as a buffer, in float64 (Hong et al., 2021)."""
+class LADERegularizer(Dealt, TableModule):
+    """`functional.lade_regularizer` with the class counts as a buffer, in float64 (Hong et al., 2021).
+
+    `batch_group` is that of the function, in training alone, and "all" if nothing is said.
+    """
 
     tables = ("class_counts",)
 
@@ -99,16 +106,19 @@ class LADERegularizer(TableModule):
         *,
         importance: Literal["class", "sample"] = "class",
         classes: Literal["all", "present"] = "all",
+        batch_group: Any = "all",
     ) -> None:
         super().__init__()
         self.lam = checks.number("lam", lam, 0.0)
         self.importance: Literal["class", "sample"] = checks.choice("importance", importance, ("class", "sample"))
         self.classes: Literal["all", "present"] = checks.choice("classes", classes, ("all", "present"))
         self.register_table("class_counts", checks.counts(class_counts))
+        self.batch_group = batch_group
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The regulariser of logits [N, C] and class indices [N]."""
-        return lade_of_counts(logits, target, self.class_counts, self.lam, self.importance, self.classes)
+        rows = (logits, target, self.class_counts, self.lam, self.importance, self.classes)
+        return lade_of_ranks(self.ranks(), *rows)
 
 
 class UniformOffset(nn.Module):
@@ -128,7 +138,7 @@ def negative_entropy(logits: Tensor) -> Tensor:
     return (log_share.exp() * log_share).sum()
 
 
-class CenterLoss(TableModule):
+class CenterLoss(Dealt, TableModule):
     """mean_i |x_i - c_{y_i}|^2, the features' distance to the centre of their class (Wen et al., 2016).
 
     Centres that are moved stay float32 in a model of half precision, where steps as small as theirs would be lost; the
@@ -140,6 +150,8 @@ class CenterLoss(TableModule):
             c_j -= rate sum_{y_i = j} (c_j - x_i) / (1 + N_j); "autograd" makes the centres a parameter.
         rate: in [0, 1].
         ignore_index: rows with this target have no distance and move no centre; None: there are none.
+        batch_group: the ranks whose rows move the centres (docs/distributed.md): "all", a process group, or None for
+            this process alone. The value is the mean over this rank's rows.
     """
 
     sums = ("centers",)
@@ -152,8 +164,10 @@ class CenterLoss(TableModule):
         rate: float = 0.5,
         *,
         ignore_index: int | None = None,
+        batch_group: Any = "all",
     ) -> None:
         super().__init__()
+        self.batch_group = batch_group
         shape = (checks.whole("num_classes", num_classes), checks.whole("in_features", in_features))
         self.mode = checks.choice("centers", centers, ("wen", "autograd"))
         self.rate = checks.number("rate", rate, 0.0, 1.0)
@@ -163,6 +177,10 @@ class CenterLoss(TableModule):
         else:
             self.register_buffer("centers", torch.zeros(shape))
 
+    def ranks(self) -> Any:
+        """The process group to exchange with now: none for centres that are a parameter."""
+        return super().ranks() if self.mode == "wen" else None
+
     def reset_parameters(self) -> None:
         """Put all centres at the origin."""
         with torch.no_grad():
@@ -170,6 +188,10 @@ class CenterLoss(TableModule):
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The mean squared distance of features [N, d] with class indices [N]; differences, so nothing cancels."""
+        group = self.ranks()
+        return placements.together(group, features, self._distance, features, target, group)
+
+    def _distance(self, features: Tensor, target: Tensor, group: Any) -> Tensor:
         checks.floating("features", features)
         centers = self.centers
         size = centers.shape[1]
@@ -183,7 +205,8 @@ class CenterLoss(TableModule):
         distance = distance if ignored is None else distance.masked_fill(ignored[:, None], 0.0)
         if self.training and self.mode == "wen":  # past the slow look-up of a module
             counts = distance.new_ones(len(target)) if ignored is None else (~ignored).to(distance.dtype)
-            self._buffers["centers"] = _moved(centers, distance.detach(), target, counts, self.rate)
+            rows = (distance.detach(), target, counts)
+            self._buffers["centers"] = _moved(centers, rows if group is None else _all(group, centers, rows), self.rate)
         kind = distance.dtype
         distance = distance.float() if kind is torch.float16 else distance  # squares pass 65,504 from 256 on
         rows = len(target) if ignored is None else (~ignored).sum().clamp_min(1)
@@ -202,8 +225,15 @@ def _rows_of(centers: Tensor, target: Tensor) -> Tensor:
         raise IndexError(allowed) from error
 
 
-def _moved(centers: Tensor, distance: Tensor, target: Tensor, counts: Tensor, rate: float) -> Tensor:
+def _all(group: Any, centers: Tensor, rows: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Distances, targets and counts of the rows of all ranks: mostly fewer numbers than a sum for each centre."""
+    named = list(zip(("features", "target", "ignore_index"), rows, strict=True))
+    return batches.gathered(group, named, [("centers", centers)])[1]
+
+
+def _moved(centers: Tensor, rows: Sequence[Tensor], rate: float) -> Tensor:
     """Wen's update; a new tensor, since the old one may be needed by the backward pass."""
+    distance, target, counts = rows
     total, count = torch.zeros_like(centers), centers.new_ones(centers.shape[0])  # 1 + N_j
     add_rows(total, target, distance)
     add_rows(count, target, counts)

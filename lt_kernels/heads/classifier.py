@@ -61,8 +61,8 @@ class _Head(nn.Linear):
         raise NotImplementedError
 
     def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
-        """The loss; an error on one rank of a sharded head is raised on all."""
-        group = placements.group_of(self.weight)
+        """The loss; an error on one rank is raised on all, if the ranks exchange anything."""
+        group = placements.group_of(self.weight) if placements.is_dtensor(self.weight) else self.loss.ranks()
         return placements.together(group, self.weight, self.flattened, features, target, **options)
 
     def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:

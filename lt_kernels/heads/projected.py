@@ -16,6 +16,8 @@ from lt_kernels.heads.queue import ClassQueue
 from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 from lt_kernels.losses.experts import NCLLoss
 from lt_kernels.ops.directions import cosines, unit
+from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.ranks.dealing import Dealt
 
 Classifier = Literal["cosine", "linear"]
 
@@ -50,7 +52,7 @@ class _ClassifierHead(nn.Module):
             nn.init.uniform_(self.weight, -bound, bound)
             nn.init.uniform_(self.bias, -bound, bound)
         for part in self.modules():
-            if isinstance(part, nn.Linear | nn.BatchNorm1d | ClassQueue):
+            if isinstance(part, nn.Linear | nn.BatchNorm1d | nn.SyncBatchNorm | ClassQueue):
                 part.reset_parameters()
 
     def predicted(self, features: Tensor) -> Tensor:
@@ -132,6 +134,9 @@ class BalancedContrastiveHead(_ClassifierHead):
         """The loss of features [V N, d], view after view, and target [N]; or without a target logits or cosines."""
         if target is None:
             return self.predicted(features)
+        return placements.together(self.loss.ranks(), features, self._loss, features, target)
+
+    def _loss(self, features: Tensor, target: Tensor) -> Tensor:
         self.check_views(features, target)
         samples = target.shape[0]
         if self.contrasted == "later" and features.shape[0] == samples:
@@ -141,14 +146,13 @@ class BalancedContrastiveHead(_ClassifierHead):
         return self.loss.total(classification, target, views, self.prototypes(self.weight))
 
 
-class GMLHead(_ClassifierHead):
+class GMLHead(Dealt, _ClassifierHead):
     """Cosine classifier, projection and queue for GML: head(features, target) -> loss, head(features) -> cosines.
 
     The first view is classified, the last one asks, and the first one's features, without gradient, are the keys that
     enter the queue; with one view these are the same. The queue holds features of earlier batches, and all of it is
     projected as the projection is now, which gets a gradient from the keys too (Suh and Seo, 2023). The loss sees the
-    batch's own keys; the queue itself changes after it, in training only. Each process has its own queue
-    (`DistributedDataParallel` then wants broadcast_buffers=False).
+    batch's own keys; the queue itself changes after it, in training only.
 
     Args:
         in_features, num_classes: d and C.
@@ -157,6 +161,8 @@ class GMLHead(_ClassifierHead):
         out_features: e, of the linear projection.
         queue: places in the queue, at least C per_class.
         per_class: places that each class has at least; the others are shared out by the class prior.
+        batch_group: the ranks whose keys enter the queue in training, in their order (docs/distributed.md): "all", a
+            process group, or None for this process alone, which then has a queue of its own.
     """
 
     def __init__(
@@ -169,6 +175,7 @@ class GMLHead(_ClassifierHead):
         out_features: int = 32,
         queue: int = 4096,
         per_class: int = 2,
+        batch_group: Any = "all",
     ) -> None:
         if not isinstance(loss, GMLLoss):
             raise TypeError(f"loss must be GMLLoss, got {type(loss).__name__}")
@@ -177,17 +184,25 @@ class GMLHead(_ClassifierHead):
             raise ValueError(f"loss must have {num_classes} class_counts, got {loss.log_prior.numel()}")
         self.projection = nn.Linear(self.in_features, checks.whole("out_features", out_features))
         self.queue = ClassQueue(self.in_features, loss.log_prior.exp(), queue, per_class)
+        self.batch_group = batch_group
         self.draw()
 
     def forward(self, features: Tensor, target: Tensor | None = None, *, teacher: Tensor | None = None) -> Tensor:
         """The loss of features [V N, d] and target [N], with a teacher's cosines [N, C] or none; or cosines."""
         if target is None:
             return self.predicted(features)
+        group = self.ranks()
+        return placements.together(group, features, self._loss, features, target, teacher, group)
+
+    def _loss(self, features: Tensor, target: Tensor, teacher: Tensor | None, group: Any) -> Tensor:
         self.check_views(features, target)
         rows = target.shape[0]
         target = class_indices(target, self.num_classes, rows, features)
         first, last = features[:rows], features[-rows:]
-        held, own = self.queue.after(first.detach(), target)
+        if group is None:
+            (held, own), share = self.queue.after(first.detach(), target), None
+        else:
+            held, own, share = self.queue.after_ranks(group, first.detach(), target)
         loss = self.loss.total(
             self.classified(self.loss, first, target),
             target,
@@ -195,6 +210,7 @@ class GMLHead(_ClassifierHead):
             self.projection(held.features.to(self.projection.weight.dtype)),  # of mixed precision without autocast
             held.labels,
             own,
+            share,
         )
         if teacher is not None:
             times = 1.0 if self.loss.input_kind == "cosine" else self.scale

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.tables import TableModule, follow
+from lt_kernels.ops.ranks import batches
 
 
 class Held(NamedTuple):
@@ -79,6 +80,22 @@ class ClassQueue(TableModule):
         labels = torch.where(new, target[row], self.labels)
         own = torch.where(enters, place, -1)
         return Held(held, labels, (self.following + arrived) % self.count), own
+
+    def after_ranks(self, group: Any, features: Tensor, target: Tensor) -> tuple[Held, Tensor, Tensor]:
+        """The same after the features of all ranks of a group have entered, in their order; this rank's places [N].
+
+        Third, the factor that makes a mean over this rank's rows with other keys of their class, weighed by the rank's
+        share of all rows, add up to the mean over all such rows.
+        """
+        named, state = [("features", features), ("target", target)], (self.features, self.labels, self.following)
+        said = list(zip(("the queue's features", "the queue's labels", "the queue's next places"), state, strict=True))
+        dealt, (found, label) = batches.gathered(group, named, said)
+        held, own = self.after(found, label)
+        there = (held.labels >= 0).to(torch.int64)
+        count = torch.zeros_like(held.following).scatter_add(0, held.labels.clamp_min(0), there)
+        others = (count[label] > (own >= 0)).double()
+        share = others[dealt.own].mean() / others.mean()
+        return held, own[dealt.own], torch.where(others.any(), share, 0.0)
 
     def keep(self, held: Held) -> None:
         """Hold these from now on; new tensors, since the backward pass may need the old ones."""

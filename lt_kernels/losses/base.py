@@ -68,9 +68,8 @@ class Loss(TableModule):
         per_class = label_smoothing if isinstance(label_smoothing, Tensor) and label_smoothing.ndim else None
         if per_class is not None:
             checks.shares("label_smoothing", per_class)
-        self.label_smoothing = (
-            0.0 if per_class is not None else checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-        )
+        smoothing = label_smoothing if per_class is None else 0.0
+        self.label_smoothing = checks.number("label_smoothing", smoothing, 0.0, 1.0)
         self._buffers["weight"] = None if weight is None else own_copy(_table("weight", weight))  # `weight` reads it
         for name, table in zip(self.tables[1:4], (offset, margin and margin.per_class, per_class), strict=True):
             self.register_table(name, None if table is None else _table(name, table))
@@ -96,8 +95,7 @@ class Loss(TableModule):
         """
         old = next(iter(self.buffers()), self._set_weight)
         table = None if weight is None else own_copy(_table("weight", weight))
-        self._set_weight = table if table is None or old is None else table.to(old.device)
-        self._set = True
+        self._set_weight, self._set = table if table is None or old is None else table.to(old.device), True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "weight":
@@ -121,9 +119,17 @@ class Loss(TableModule):
         if self.needs_logits or self.needs_features:
             raise ValueError(f"sample must be None with {type(self).__name__}, which needs the logits of all classes")
 
+    def ranks(self) -> Any:
+        """The process group that a loss exchanges statistics of the batch with; None for one that has none."""
+        return None
+
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
         """The offset [C] for this batch."""
         return self._buffers["offset"]
+
+    def table_of_whole(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
+        """The offset [C] for a batch that is the same on all ranks that the classes are sharded over."""
+        return self.table(target, classes)
 
     def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
         """The offset [C] that also holds for prediction; None, because an offset that corrects a prior does not."""
@@ -238,7 +244,7 @@ class Loss(TableModule):
         self, rows: dict[str, Any], weights: dict[str, Any], *, scale: float | None, table: Tensor | None, **more: Any
     ) -> Tensor:
         """The loss where classes or rows are sharded as DTensors say."""
-        table = self.table(rows["target"], weights["linear_weight"].shape[0]) if table is None else table
+        table = self.table_of_whole(rows["target"], weights["linear_weight"].shape[0]) if table is None else table
         return placements.through(self._of_source, rows, weights, self.settings(table, scale), **more)
 
     def _of_source(
@@ -264,7 +270,8 @@ class Loss(TableModule):
         draw = None if sample is None else partial(sample.draw, target, self.ignore_index)
         source = make_source(input, linear_weight, linear_bias, normalize, self.margin, group, draw, ranks)
         if settings is None:
-            table = self.table(target, source.classes) if table is None else table
+            table_of = self.table if group is None else self.table_of_whole
+            table = table_of(target, source.classes) if table is None else table
             if group is None and prepare.simple(input, source.classes, target, table):
                 terms = self._prepared(input, source.classes, table)
                 terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)

@@ -10,17 +10,21 @@ from lt_kernels import priors
 from lt_kernels.core import checks
 from lt_kernels.functional import MixedTarget
 from lt_kernels.losses.base import Loss
-from lt_kernels.ops.columns import lade_of_counts
+from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.ranks.columns import lade_of_ranks
+from lt_kernels.ops.ranks.dealing import Dealt
 from lt_kernels.regularizers import CenterLoss, negative_entropy
 
 
-class LADELoss(Loss):
+class LADELoss(Dealt, Loss):
     """Balanced softmax + alpha `functional.lade_regularizer` (Hong et al., 2021).
 
     Args:
         class_counts: training samples of each class [C].
         ignore_index: rows with this target are left out of both terms.
         alpha: the regulariser's weight. lam, importance, classes: of `functional.lade_regularizer`.
+        batch_group: the ranks whose rows the regulariser sums over in training (docs/distributed.md): "all", a process
+            group, or None for this process alone. The balanced softmax is the mean over this rank's rows.
     """
 
     tables = (*Loss.tables, "class_counts")
@@ -34,6 +38,7 @@ class LADELoss(Loss):
         *,
         importance: Literal["class", "sample"] = "class",
         classes: Literal["all", "present"] = "all",
+        batch_group: Any = "all",
         **options: Any,
     ) -> None:
         super().__init__(**self._with(options, offset=priors.log_prior(class_counts)))
@@ -43,13 +48,19 @@ class LADELoss(Loss):
         self.importance: Literal["class", "sample"] = checks.choice("importance", importance, ("class", "sample"))
         self.classes: Literal["all", "present"] = checks.choice("classes", classes, ("all", "present"))
         self.register_table("class_counts", checks.counts(class_counts))
+        self.batch_group = batch_group
 
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
         """The loss of logits [N, C]; there is no form for two targets a row."""
+        group = self.ranks()
+        return placements.together(group, input, self._total, input, target, group)
+
+    def _total(self, input: Tensor, target: Tensor | MixedTarget, group: Any) -> Tensor:
         if isinstance(target, MixedTarget):
             raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
-        settings = (self.lam, self.importance, self.classes, self.alpha)
-        regularizer = lade_of_counts(input, target, self.class_counts, *settings, self.ignore_index)
+        rows = (input, target, self.class_counts)
+        settings = (self.lam, self.importance, self.classes, self.alpha, self.ignore_index)
+        regularizer = lade_of_ranks(group, *rows, *settings)
         return super().forward(input, target) + regularizer
 
 
@@ -65,7 +76,7 @@ class EstimatedOffsetLoss(Loss):
     Args:
         num_classes, in_features: C and d.
         center_weight, uniform_weight: the factors of the two terms, at least 0.
-        centers, center_rate: of `regularizers.CenterLoss`.
+        centers, center_rate, batch_group: of `regularizers.CenterLoss`.
         use: "subtract" takes the offsets off the logits; "regularize" leaves the logits and keeps L_uniform(o) alone
             (the paper's ablation "uniform constraint only"); "predict" trains cross-entropy with the centre loss, and
             takes the offsets off in prediction alone (`posthoc.empirical_offset` does so with the features' means).
@@ -84,6 +95,7 @@ class EstimatedOffsetLoss(Loss):
         centers: Literal["wen", "autograd"] = "wen",
         center_rate: float = 0.5,
         use: Use = "subtract",
+        batch_group: Any = "all",
         **options: Any,
     ) -> None:
         super().__init__(**(self._with(options, offset=None) if use == "subtract" else options))
@@ -94,7 +106,7 @@ class EstimatedOffsetLoss(Loss):
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)
         self.center_loss = CenterLoss(
-            num_classes, in_features, centers=centers, rate=center_rate, ignore_index=self.ignore_index
+            *(num_classes, in_features, centers, center_rate), ignore_index=self.ignore_index, batch_group=batch_group
         )
 
     def forward(
@@ -103,6 +115,10 @@ class EstimatedOffsetLoss(Loss):
         """The loss of logits [N, C] that came from features [N, d] and class weights [C, d]."""
         if features is None or linear_weight is None:
             raise ValueError("features and linear_weight must be given: the offset is estimated from them, got None")
+        given = (input, target, features, linear_weight)
+        return placements.together(self.ranks(), features, self._of_logits, *given)
+
+    def _of_logits(self, input: Tensor, target: Tensor, features: Tensor, linear_weight: Tensor) -> Tensor:
         table = self.offsets(linear_weight)
         loss = self.evaluate(input, target, table=table if self.use == "subtract" else None)
         return self.total(loss, table, features, target)
@@ -116,10 +132,25 @@ class EstimatedOffsetLoss(Loss):
         **options: Any,
     ) -> Tensor:
         """The loss straight from features, as a head calls it."""
+        given = (features, linear_weight, target, linear_bias)
+        return placements.together(self.ranks(), features, self._of_features, *given, **options)
+
+    def _of_features(
+        self,
+        features: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        linear_bias: Tensor | None,
+        **options: Any,
+    ) -> Tensor:
         table = self.offsets(linear_weight)
         used = table if self.use == "subtract" else None
         loss = super().from_features(features, linear_weight, target, linear_bias, table=used, **options)
         return self.total(loss, table, features, target)
+
+    def ranks(self) -> Any:
+        """The process group that the centres are exchanged with."""
+        return self.center_loss.ranks()
 
     def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
         """-o [C]: the offset is part of the classifier, so it also holds for prediction."""

@@ -16,6 +16,7 @@ from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.tables import TableModule
 from lt_kernels.losses.base import Loss
 from lt_kernels.ops import directions
+from lt_kernels.ops.ranks.dealing import Dealt
 
 
 class TwoPartLoss(TableModule):
@@ -49,7 +50,7 @@ class TwoPartLoss(TableModule):
         self.base.set_weight(weight)
 
 
-class BalancedContrastiveLoss(TwoPartLoss):
+class BalancedContrastiveLoss(Dealt, TwoPartLoss):
     """classification_weight L_base + contrastive_weight BalSCL (Zhu et al., 2022); with `DBMLoss`, DBM-BCL (DBM, 2025).
 
     BalSCL is `contrastive.balanced_contrastive`. Called with the first view's logits or cosines, target, all views and
@@ -60,6 +61,8 @@ class BalancedContrastiveLoss(TwoPartLoss):
         classification_weight, contrastive_weight: at least 0. 2, 0.6 and a temperature of 0.1 are published for CIFAR,
             1, 0.35 and 0.07 for larger sets.
         temperature: above 0.
+        batch_group: the ranks whose views are keys in training (docs/distributed.md): "all", a process group, or None
+            for this process alone. The value is the mean over this rank's rows.
     """
 
     def __init__(
@@ -69,10 +72,12 @@ class BalancedContrastiveLoss(TwoPartLoss):
         classification_weight: float = 2.0,
         contrastive_weight: float = 0.6,
         temperature: float = 0.1,
+        batch_group: Any = "all",
     ) -> None:
         super().__init__(base, classification_weight)
         self.contrastive_weight = checks.number("contrastive_weight", contrastive_weight, 0.0)
         self.temperature = checks.number("temperature", temperature, above=0.0)
+        self.batch_group = batch_group
 
     def forward(self, input: Tensor, target: Tensor, views: Tensor, prototypes: Tensor) -> Tensor:
         """The loss of the first view's input [N, C], target [N], views [V N, d] and prototypes [C, d]."""
@@ -80,7 +85,8 @@ class BalancedContrastiveLoss(TwoPartLoss):
 
     def total(self, classification: Tensor, target: Tensor, views: Tensor, prototypes: Tensor) -> Tensor:
         """The base's loss, a scalar, with the contrastive part."""
-        contrastive = balanced_contrastive(views, prototypes, target, temperature=self.temperature)
+        settings: dict[str, Any] = {"temperature": self.temperature, "batch_group": self.ranks()}
+        contrastive = balanced_contrastive(views, prototypes, target, **settings)
         return self.classification_weight * classification + self.contrastive_weight * contrastive
 
     def extra_repr(self) -> str:
@@ -159,15 +165,16 @@ class GMLLoss(TwoPartLoss):
         key: Tensor,
         key_class: Tensor,
         own_key: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> Tensor:
-        """The base's loss, a scalar, with the contrastive part."""
+        """The base's loss, a scalar, with the contrastive part; `share` may be a factor of L_temperature."""
         kind = accumulate_type(query.dtype)
         query, key = (directions.unit(matrix(name, rows).to(kind)) for name, rows in (("query", query), ("key", key)))
         colder = torch.exp(-self.log_temperature).to(kind)
         pairs = (target, key_class, self.log_prior)
         learn = class_mean_cross_entropy(query * colder.detach(), key, *pairs)
         cool = class_mean_cross_entropy(query.detach() * colder, key.detach(), *pairs, own_key)
-        contrastive = (learn + cool).to(classification.dtype)
+        contrastive = (learn + (cool if share is None else share.to(kind) * cool)).to(classification.dtype)
         return self.classification_weight * classification + self.contrastive_weight * contrastive
 
     def distillation(self, input: Tensor, teacher: Tensor) -> Tensor:

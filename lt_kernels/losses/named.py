@@ -11,7 +11,8 @@ from lt_kernels.core import checks
 from lt_kernels.core.terms import Reduction
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.losses.base import Loss
-from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.ranks import batches, placements
+from lt_kernels.ops.ranks.dealing import Dealt
 
 
 class CrossEntropyLoss(Loss):
@@ -51,7 +52,7 @@ class BalancedSoftmaxLoss(LogitAdjustmentLoss):
         super().__init__(class_counts, **self._with(options, tau=1.0))
 
 
-class ARBLoss(Loss):
+class ARBLoss(Dealt, Loss):
     """-log (n_y e^{z_y} / sum_k n_k e^{z_k}): balanced softmax, with the counts of the training set or of the batch.
 
     With counts="batch", classes that are not in the batch drop out of the sum and get exactly no gradient (ARB-Loss,
@@ -59,24 +60,50 @@ class ARBLoss(Loss):
 
     Args:
         class_counts: training samples of each class [C]; not needed with counts="batch".
-        counts: "global" or "batch" (of this process).
+        counts: "global" or "batch".
+        batch_group: the ranks whose counts of the batch are added up in training (docs/distributed.md): "all", a
+            process group, or None for this process alone. A head whose classes are sharded has the whole batch on each
+            rank, and adds nothing up unless a process group is given here.
     """
 
     def __init__(
-        self, class_counts: Any = None, *, counts: Literal["global", "batch"] = "global", **options: Any
+        self,
+        class_counts: Any = None,
+        *,
+        counts: Literal["global", "batch"] = "global",
+        batch_group: Any = "all",
+        **options: Any,
     ) -> None:
         checks.choice("counts", counts, ("global", "batch"))
         if counts == "global" and class_counts is None:
             raise ValueError("class_counts must be given with counts='global', got None")
         super().__init__(**self._with(options, offset=priors.log_prior(class_counts) if counts == "global" else None))
-        self.counts = counts
+        self.counts, self.batch_group = counts, batch_group
+
+    def ranks(self) -> Any:
+        """The process group to exchange with now: none with the counts of the training set."""
+        return super().ranks() if self.counts == "batch" else None
 
     def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
         """The offset [C]: of the training set, or of this batch."""
+        return self.offset if self.counts == "global" else self._batch(target, classes, self.ranks())
+
+    def table_of_whole(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
+        """The offset [C], where every rank that the classes are sharded over has the same batch."""
         if self.counts == "global":
             return self.offset
-        first = placements.whole(target.first if isinstance(target, MixedTarget) else target)
-        return priors.batch_log_count(first, classes, self.ignore_index)
+        return self._batch(target, classes, None if self.batch_group == "all" else self.ranks())
+
+    def _batch(self, target: Tensor | MixedTarget, classes: int, group: Any) -> Tensor:
+        """log N_c [C] of the batch, summed over the ranks of a group."""
+        first = target.first if isinstance(target, MixedTarget) else target
+        if placements.is_dtensor(first):  # whose rows are those of all its ranks
+            first, group = placements.whole(first), None
+        return placements.together(group, first, self._count, first, classes, group).log()
+
+    def _count(self, target: Tensor, classes: int, group: Any) -> Tensor:
+        count = priors.batch_count(target, classes, self.ignore_index)
+        return count if group is None else batches.totals(group, count, [("num_classes", classes)])
 
 
 class FocalLoss(Loss):

@@ -145,6 +145,17 @@ def ignored_rows(target: Tensor, ignore_index: int) -> Tensor | None:
     return None if checks.readable(ignored) and not bool(ignored.any()) else ignored
 
 
+def checked(logits: Tensor, target: Tensor, count: Tensor, least: int) -> Tensor:
+    """The target of logits [N, C], N at least `least`, as int64."""
+    checks.floating("logits", logits)
+    if logits.ndim != 2 or logits.shape[0] < least or logits.shape[1] == 0:
+        raise ValueError(f"logits must be [N, C] with N at least {least} and C at least 1, got {list(logits.shape)}")
+    target = checks.indices("target", target, logits.shape[:1], logits)
+    if count.numel() != logits.shape[1]:
+        raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
+    return target
+
+
 def lade_of_counts(
     logits: Tensor,
     target: Tensor,
@@ -159,12 +170,7 @@ def lade_of_counts(
 
     Rows whose target is `ignore_index` are left out of every sum.
     """
-    checks.floating("logits", logits)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"logits must be [N, C] with N and C at least 1, got {list(logits.shape)}")
-    target = checks.indices("target", target, logits.shape[:1], logits)
-    if count.numel() != logits.shape[1]:
-        raise ValueError(f"class_counts must have {logits.shape[1]} entries, one a class, got {count.numel()}")
+    target = checked(logits, target, count, 1)
     ignored = None if ignore_index is None else ignored_rows(target, ignore_index)
     served = logits.dtype in (torch.float32, torch.float64) and not on_gpu(logits)
     if ignored is None and built() and served and direct(logits):
@@ -183,7 +189,7 @@ def lade_of_counts(
     return value if factor == 1 else factor * value
 
 
-_NOTHING = -(2.0**100)  # its exponential is exactly 0, and unlike an infinity it can be subtracted
+NOTHING = -(2.0**100)  # its exponential is exactly 0, and unlike an infinity it can be subtracted
 
 
 def lade(
@@ -218,5 +224,5 @@ def _numbers(
     if left is not None:
         some = left.any()
         share, counted = share.where(left, 0.0), counted * some
-        row_offset = torch.where(left | ~some, 0.0 if row_offset is None else row_offset, _NOTHING).to(kind)
+        row_offset = torch.where(left | ~some, 0.0 if row_offset is None else row_offset, NOTHING).to(kind)
     return row_offset, shift, counted, share

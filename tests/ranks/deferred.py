@@ -20,6 +20,9 @@ class Model(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.backbone, self.head = nn.Linear(3, D), HEADS[name]()
+        for part in self.head.modules():
+            if hasattr(part, "batch_group"):
+                part.batch_group = None  # all ranks have the same batch
 
     def forward(self, inputs: Tensor, target: Tensor) -> Tensor:
         features = self.backbone(inputs)

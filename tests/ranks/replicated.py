@@ -37,12 +37,15 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Model(nn.Module):
-    """A backbone and a head; the same weights under the same name of a head."""
+    """A backbone and a head; the same weights under the same name of a head, and statistics of this process alone."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
         torch.manual_seed(5)
         self.head = make().double()
+        for part in self.head.modules():
+            if hasattr(part, "batch_group"):
+                part.batch_group = None
         self.body = nn.Linear(D, getattr(self.head, "experts", 1) * D).double()
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ def mixed_precision(rank: int, world: int, group: Any) -> None:
 
 
 def own_state(rank: int, world: int, group: Any) -> None:
-    """What losses gather is this process's: it differs by rank, and broadcasting buffers replaces it by rank 0's."""
+    """Without a batch group what losses gather is this process's, and broadcasting buffers replaces it by rank 0's."""
     for sync in (True, False):
         for name in ("linear offset", "gml"):
             model = Model(HEADS[name])

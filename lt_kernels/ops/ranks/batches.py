@@ -102,6 +102,19 @@ def gathered(
     return dealt, found
 
 
+def totals(group: Any, numbers: Tensor, said: Sequence[tuple[str, Any]] = ()) -> Tensor:
+    """The sum over the ranks of numbers [n], added in the order of the ranks; `said` as for `gathered`."""
+    return each(group, numbers, said).sum(0)
+
+
+def each(group: Any, numbers: Tensor, said: Sequence[tuple[str, Any]] = ()) -> Tensor:
+    """Every rank's numbers [world, n], of floating point; `said` as for `gathered`."""
+    checks = [exchange.check(*one) for one in said]
+    _, found = exchange.meet(group, "batch_sums", numbers.device, checks, payload=numbers)
+    assert found is not None  # there was a payload
+    return found
+
+
 def _bytes(rows: Tensor) -> Tensor:
     """Rows [N, ...] as bytes [N, n]."""
     rows = rows.detach().contiguous()

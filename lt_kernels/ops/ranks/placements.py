@@ -31,7 +31,7 @@ def there(*values: Any) -> bool:
     return False
 
 
-def together(group: Any, like: Any, function: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
+def together(group: Any, like: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call function(*args, **kwargs), and raise its errors on every rank; it stays outside of compiled graphs.
 
     Raises:
@@ -45,7 +45,7 @@ def together(group: Any, like: Any, function: Callable[..., Tensor], /, *args: A
     return _together(group, like, function, *args, **kwargs)
 
 
-def _together(group: Any, like: Any, function: Callable[..., Tensor], /, *args: Any, **kwargs: Any) -> Tensor:
+def _together(group: Any, like: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     with exchange.told(group, like):
         return function(*args, **kwargs)
 

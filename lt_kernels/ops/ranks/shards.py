@@ -176,14 +176,14 @@ def of_chunks(weight: Any, dim: int) -> Shard:
     return Shard(ends[rank], sizes[rank], classes, mesh.get_group(dim), sizes)
 
 
-def checked(group: Any) -> dist.ProcessGroup:
+def checked(group: Any, name: str = "group") -> dist.ProcessGroup:
     """The group itself, if this process is in it.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to.
     """
     if not isinstance(group, dist.ProcessGroup):
-        raise ValueError(f"group must be a torch.distributed process group that this rank is in, got {group!r}")
+        raise ValueError(f"{name} must be a torch.distributed process group that this rank is in, got {group!r}")
     return group
 
 
