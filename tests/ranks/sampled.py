@@ -109,6 +109,16 @@ def whole_share(rank: int, world: int, group: Any) -> None:
             assert all(torch.equal(local(one), local(other)) for one, other in zip(found, exact, strict=True)), name
 
 
+def no_classes(rank: int, world: int, group: Any) -> None:
+    """With fewer classes than ranks one has none; each of the others has one, which is always there."""
+    found = []
+    for sample in (None, 0.5):
+        torch.manual_seed(1)
+        head = LinearHead(D, world - 1, losses.CrossEntropyLoss(), mesh=mesh_of(world), sample=sample).double()
+        found.append(called(head, FEATURES, TARGET % (world - 1)))
+    assert all(torch.equal(local(one), local(other)) for one, other in zip(*found, strict=True))
+
+
 def unlike(rank: int, world: int, group: Any) -> None:
     """Ranks that sample otherwise, or not at all, are an error on all of them; so is a target that is none."""
     for other in ({"sample": 0.5}, {"sample": 0.3, "logq_correction": True}, {}):
@@ -154,4 +164,4 @@ def trained(rank: int, world: int, group: Any) -> None:
 
 
 if __name__ == "__main__":
-    main([one_process, whole_share, unlike, trained])
+    main([one_process, whole_share, no_classes, unlike, trained])
