@@ -18,6 +18,7 @@ from lt_kernels.ops.loss import evaluate, simple
 from lt_kernels.ops.ranks import placements
 from lt_kernels.ops.ranks.columns import lade_of_ranks
 from lt_kernels.ops.ranks.dealing import ranks_of
+from lt_kernels.ops.ranks.gram import repulsion
 from lt_kernels.ops.sources import Logits, features
 
 __all__ = [
@@ -220,6 +221,7 @@ def logit_weight_repulsion(
     threshold: float = 0.4,
     project: bool | Literal["raw"] = True,
     reduction: Reduction = "sum",
+    group: Any = None,
 ) -> Tensor:
     """R_i = log sum_j exp(1[cos_ij > threshold] s_ij) - 1[threshold < 1] s_ii, s_ij the cosine of w_i and w_j.
 
@@ -233,16 +235,17 @@ def logit_weight_repulsion(
             other forms; the diagonal is then s_ii = |w_i|^2, active if the threshold is below 1, and has a gradient.
             |w_i|^2 must be finite in the dtype of the arithmetic.
         reduction: "sum" (as published), "mean", or "none" for [C].
+        group: as for `linear_cross_entropy`; a DTensor's mesh says it. Each rank computes its rows against all, and has
+            their gradient; "none" is for these rows.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    checks.floating("linear_weight", linear_weight)
-    if linear_weight.ndim != 2 or linear_weight.shape[0] == 0:
-        raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
-    threshold, project = checks.number("threshold", threshold), checks.flag_or("project", project, "raw")
-    checks.choice("reduction", reduction, ("none", "mean", "sum"))
-    found = gram.repulsion(linear_weight, threshold, project)
+    given = (linear_weight, threshold, project, reduction)
+    if group is not None or placements.is_dtensor(linear_weight):
+        found = repulsion(group, *given)
+        return found if autocast(linear_weight) else found.to(linear_weight.dtype)
+    found = gram.repulsion(linear_weight, *gram.checked(*given))
     return reduced(found, reduction, linear_weight)
 
 

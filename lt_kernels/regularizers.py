@@ -79,14 +79,16 @@ class LogitWeightRepulsion(nn.Module):
         listed = "" if self.near is None else f", neighbours='list', skin={self.skin}, status={self.status!r}"
         return settings + listed
 
-    def forward(self, linear_weight: Tensor) -> Tensor:
-        """R of class weights [C, d]."""
-        value = None
-        if self.near is not None:
+    def forward(self, linear_weight: Tensor, group: Any = None) -> Tensor:
+        """R of class weights [C, d]; sharded over the ranks of a group, or as a DTensor says, always from all pairs."""
+        value, sharded = None, group is not None or placements.is_dtensor(linear_weight)
+        if self.near is not None and sharded:
+            self.near.status = "all pairs: the class weights are sharded over ranks"
+        elif self.near is not None:
             value = self.near(checks.floating("linear_weight", linear_weight), self.project)
         if value is None:
             return functional.logit_weight_repulsion(
-                linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction
+                linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction, group=group
             )
         return functional.reduced(value, self.reduction, linear_weight)
 

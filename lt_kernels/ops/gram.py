@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.ops import directions, tiles
 from lt_kernels.ops.backends.library import define, say_once, serve
@@ -82,6 +83,17 @@ class Repulsion(torch.autograd.Function):
         threshold, project, raw = ctx.settings
         inputs = (weight, threshold, project, *saved, grad.contiguous(), raw)
         return first_order(backward_op, *inputs), None, None, None
+
+
+def checked(
+    weight: Tensor, threshold: float, project: Any, reduction: str, least: int = 1
+) -> tuple[float, bool | Literal["raw"]]:
+    """The threshold and the form, of class weights [C, d] with C at least `least`."""
+    checks.floating("linear_weight", weight)
+    if weight.ndim != 2 or weight.shape[0] < least:
+        raise ValueError(f"linear_weight must be [C, d] with C at least {least}, got {list(weight.shape)}")
+    checks.choice("reduction", reduction, ("none", "mean", "sum"))
+    return checks.number("threshold", threshold), checks.flag_or("project", project, "raw")
 
 
 def repulsion(weight: Tensor, threshold: float, project: bool | Literal["raw"]) -> Tensor:

@@ -30,9 +30,9 @@ def base(classes: int, threshold: float) -> float:
     return classes - 1 + math.e if threshold < 1 else float(classes)
 
 
-def finish(total: Tensor, scale: Tensor, threshold: float) -> Tensor:
-    """Z from the sums of expm1 in float64; NaN for a class whose weight is not finite."""
-    return (total + base(total.shape[0], threshold) + 0 * scale).to(scale.dtype)
+def finish(total: Tensor, scale: Tensor, threshold: float, classes: int | None = None) -> Tensor:
+    """Z from the sums of expm1 in float64; NaN for a class whose weight is not finite. `classes`: if these are some."""
+    return (total + base(total.shape[0] if classes is None else classes, threshold) + 0 * scale).to(scale.dtype)
 
 
 def squares(weight: Tensor) -> Tensor:
@@ -40,12 +40,15 @@ def squares(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=1, dtype=accumulate_type(weight.dtype)).square()
 
 
-def finish_raw(total: Tensor, top: Tensor, square: Tensor, scale: Tensor, threshold: float) -> Tensor:
+def finish_raw(
+    total: Tensor, top: Tensor, square: Tensor, scale: Tensor, threshold: float, classes: int | None = None
+) -> Tensor:
     """R of the raw form from the sums of e^(r_ij - t_i) - e^-t_i over the active pairs, in float64; t is `top`."""
+    classes = scale.shape[0] if classes is None else classes
     if threshold >= 1:
-        return torch.full_like(scale, math.log(scale.shape[0])) + 0 * scale
+        return torch.full_like(scale, math.log(classes)) + 0 * scale
     above = top.double() - square
-    rest = total + (scale.shape[0] - 1) * (-top.double()).exp() + (-above).expm1()
+    rest = total + (classes - 1) * (-top.double()).exp() + (-above).expm1()
     return (above + rest.log1p() + 0 * scale).to(scale.dtype)
 
 

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("script", ["batches", "state", "sums", "refused"])
+@pytest.mark.parametrize("script", ["batches", "state", "sums", "refused", "repulsed"])
 def test_every_scenario_passes_on_every_rank(script: str, world: int, tmp_path: Path) -> None:
     """Each process by itself checks every scenario; the reports are those of the ones that failed."""
     found = reports(HERE / f"{script}.py", world, tmp_path)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 
-KINDS = ("layout", "forward", "backward", "clip_grad_norm_", "gather_batch", "batch_sums")
+KINDS = ("layout", "forward", "backward", "clip_grad_norm_", "gather_batch", "batch_sums", "repulsion")
 # Places in the head: among them the text of an error (240 bytes), the sums of a shard's first rows, and the checks.
 KIND, CALL, LENGTH, FAILED, TEXT, SIZE, ROWS, CHECKS, HEAD = 0, 1, 2, 3, 4, 34, 35, 39, 80
 
