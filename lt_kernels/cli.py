@@ -62,7 +62,7 @@ def _run(words: Sequence[str]) -> int:
     arguments.words = list(words)
     from lt_kernels.system.files import FileError
     from lt_kernels.train import MissingTrainer
-    from lt_kernels.train.errors import ConfigError, RunFailed
+    from lt_kernels.train.errors import ConfigError, RunFailed, ToldElsewhere
 
     try:
         return arguments.run(arguments)
@@ -70,6 +70,8 @@ def _run(words: Sequence[str]) -> int:
         return _say(words, str(error), "", 2)
     except RunFailed as error:
         return _say(words, str(error), error.hint, 1)
+    except ToldElsewhere as error:
+        return error.status
 
 
 def _say(words: Sequence[str], what: str, hint: str, status: int) -> int:
@@ -121,7 +123,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    train = commands.add_parser("train", help="train one model", description="Train one model as a config says.")
+    train = commands.add_parser(
+        "train",
+        help="train one model",
+        description="Train one model as a config says; keys of devices and gradients: devices, nodes, strategy, "
+        "head, accumulate, sync_batch_norm, timeout, precision and clip (docs/runs.md, docs/recipes.md).",
+    )
     train.add_argument(
         "--config", metavar="FILE", help="a YAML file such as recipes/digits-lt.yaml; with --resume it may be left out"
     )
@@ -152,7 +159,7 @@ def _add_compare(commands: Any) -> None:
         "--imbalance", type=float, metavar="R", help="largest over smallest class count, instead of the recipe's"
     )
     compare.add_argument("--out", metavar="FOLDER", help="where the runs and the report are kept (default: runs/NAME)")
-    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a core)")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or a core)")
     _add_common(compare, "finish a comparison that was cut short; runs that are done are not repeated")
     compare.set_defaults(run=_compare)
 
@@ -212,7 +219,7 @@ def _add_shift(commands: Any) -> None:
         help="margin losses: not compensated (default), or with their scale times the cosines as logits",
     )
     shift.add_argument("--out", metavar="FOLDER", help="where the files go (default: shift in the runs' folder)")
-    shift.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a core)")
+    shift.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or a core)")
     shift.add_argument("--quiet", action="store_true", help="no progress, only the result")
     shift.set_defaults(run=_shift)
 
@@ -240,19 +247,21 @@ def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _need(*modules: str) -> None:
     from lt_kernels.train import need
 
-    need("lightning", "rich", "yaml", "tensorboard")
+    need(*modules)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _need("lightning", "rich", "yaml", "tensorboard")
     from lt_kernels.train.commands import train
 
-    return train(arguments.config, arguments.changes, arguments.out, arguments.resume, arguments.quiet)
+    return train(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import need
-
-    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
     from lt_kernels.train.commands import compare
 
     changes = {"data": arguments.data, "epochs": arguments.epochs, "imbalance": arguments.imbalance}
@@ -260,36 +269,28 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import need
-
-    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
     from lt_kernels.train.commands import analyze
 
     return analyze(arguments.runs, arguments.out)
 
 
 def _planar(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import need
-
-    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
     from lt_kernels.train.commands import planar
 
     return planar(arguments.data, arguments.methods, arguments.config, arguments.changes, arguments.out)
 
 
 def _shift(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import need
-
-    need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
     from lt_kernels.train.shift.command import shift
 
     return shift(arguments)
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import need
-
-    need("rich", "yaml")
+    _need("rich", "yaml")
     from lt_kernels.train.listing import list_recipes
 
     return list_recipes(arguments.name, arguments.published)

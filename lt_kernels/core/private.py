@@ -73,3 +73,8 @@ def part_of(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) -> tuple
 
     with torch.device("cpu"):  # it reads numbers, which tensors of the meta device have not
         return compute_local_shape_and_global_offset(tuple(shape), mesh, placements)
+
+
+def left_to_itself(module: torch.nn.Module, names: Sequence[str]) -> None:
+    """Have DDP leave out parameters and buffers of a module, by name; torch has no public way to tell it."""
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))

@@ -2,11 +2,12 @@
 
 from lt_kernels.data import cifar, cityscapes, digits, folders, images, scenes, words
 from lt_kernels.data.base import READERS, LongTailedData, load
-from lt_kernels.data.loader import ResumableLoader
+from lt_kernels.data.loader import DealtLoader, ResumableLoader
 from lt_kernels.data.validation import validation_split
 
 __all__ = [
     "READERS",
+    "DealtLoader",
     "LongTailedData",
     "ResumableLoader",
     "cifar",

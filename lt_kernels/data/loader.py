@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -55,13 +56,21 @@ class ResumableLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for rows in self.sampler:
-            batch = tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors)
-            for tensor in self.tensors:
-                if hasattr(tensor, "prefetch"):  # pictures are read while the batch before them is in use
-                    tensor.prefetch(self.sampler.coming())
+            batch = self.at(rows)
+            self.prefetch(self.sampler.coming())
             yield batch
+
+    def at(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The tensors' rows at some places."""
+        return tuple(tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors)
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Have the rows that come next read while others are in use, where tensors stand for pictures in files."""
+        for tensor in self.tensors:
+            if hasattr(tensor, "prefetch"):
+                tensor.prefetch(rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; within the epoch of a state that was just loaded, stay where that state is."""
@@ -74,3 +83,46 @@ class ResumableLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Stand where `state` was taken; ValueError if it was taken with other data, batch size or number of ranks."""
         self.sampler.load_state_dict(state)
+
+
+class DealtLoader(ResumableLoader):
+    """Batches of `batch_size` samples over all ranks, each dealt over the ranks and over micro-batches.
+
+    The order of samples is that of one process: a batch is cut into `micro_batches` times `world_size` parts of nearly
+    the same size, of which this rank gets one for each micro-batch, and no sample is lost or repeated. Where a batch
+    has fewer samples than parts, some are empty. What is yielded is the tensors' rows of a part and the number of
+    samples in its whole batch. The state is that of one process, so ranks and micro-batches may be others when a run
+    goes on; it must be taken after a batch's last part. Errors: ValueError as for `ResumableLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Tensor],
+        batch_size: int,
+        *,
+        order: Order,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batches: int = 1,
+    ) -> None:
+        super().__init__(data, batch_size, order=order)
+        if world_size < 1 or micro_batches < 1:
+            raise ValueError(f"world_size and micro_batches must be at least 1, got {world_size} and {micro_batches}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be at least 0 and below world_size = {world_size}, got {rank}")
+        self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
+
+    def __len__(self) -> int:
+        return len(self.sampler) * self.micro_batches
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        for rows in self.sampler:
+            parts, coming = self.parts(rows), self.parts(self.sampler.coming())
+            for part, following in zip(parts, [*parts[1:], coming[0]], strict=True):
+                batch = self.at(part)
+                self.prefetch(following)
+                yield (*batch, len(rows))
+
+    def parts(self, rows: Tensor) -> list[Tensor]:
+        """This rank's part of each micro-batch of a batch."""
+        return list(rows.tensor_split(self.micro_batches * self.world_size)[self.rank :: self.world_size])

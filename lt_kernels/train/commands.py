@@ -13,41 +13,57 @@ from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.analysis.plane_defaults import in_the_plane
-from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
+from lt_kernels.train.compare.jobs import available_cores, default_jobs, plan, run_comparison
 from lt_kernels.train.compare.tables import evaluated_on, rich_table
 from lt_kernels.train.config import TrainConfig, make_config
-from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.errors import ConfigError, RunFailed, ToldElsewhere
 from lt_kernels.train.files import COMPARISON, LAST
 from lt_kernels.train.files.folder import claimed, hinting, prepare_comparison
 from lt_kernels.train.output.screen import Screen, print_table
+from lt_kernels.train.ranks import launch
 from lt_kernels.train.recipes import apply_overrides, find_recipe, read_settings
 
 
-def train(config: str | None, changes: Sequence[str], out: str | None, resume: bool, quiet: bool) -> int:
-    """Train one model, or go on with one, and print its accuracies."""
-    settings, folder = _settings_of_run(config, changes, out, resume)
+def train(arguments: argparse.Namespace) -> int:
+    """Train one model, or go on with one, and print its accuracies; in processes of their own, if it takes several."""
+    resume = arguments.resume or launch.restarted()
+    settings, folder = _settings_of_run(arguments.config, arguments.changes, arguments.out, resume)
+    devices, nodes = launch.placement(settings)
+    if devices * nodes > 1 and not launch.launched():
+        with hinting_train(folder):
+            return launch.start(arguments.words, devices)
     with hinting_train(folder):
         # the trainer takes seconds to import: after the settings are known to be good
         from lt_kernels.train.run.training import train_run
 
-        result = train_run(settings, folder, resume, None if quiet else Screen(stderr=True))
-    words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
-    print(f"{settings.method} on {settings.data}: {words}\nrun: {folder}")
+        result = train_run(settings, folder, resume, None if arguments.quiet else Screen(stderr=True))
+    if launch.rank() == 0:
+        words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
+        print(f"{settings.method} on {settings.data}: {words}\nrun: {folder}")
     return 0
 
 
 @contextlib.contextmanager
 def hinting_train(folder: Path) -> Iterator[None]:
-    """Have what ends a run say what it kept, and how to go on."""
+    """Have what ends a run say what it kept, and how to go on; of several processes the first one says it."""
     try:
         yield
-    except (Interrupted, OSError) as error:
-        kept, words = folder / LAST, shlex.join(["--resume", "--out", str(folder)])
-        hint = f"{str(kept)!r} is kept; go on with: lt-kernels train {words}"
-        if not kept.exists():
-            hint = "there was no checkpoint yet: the same command starts anew"
-        setattr(error, "hint", hint)  # noqa: B010 (errors of the system have none)
+    except Interrupted as stop:
+        if launch.rank() > 0:
+            raise ToldElsewhere(stop.status) from None
+        _hint(stop, folder)
         raise
+    except (OSError, RunFailed) as error:
+        _hint(error, folder)
+        raise
+
+
+def _hint(error: BaseException, folder: Path) -> None:
+    kept, words = folder / LAST, shlex.join(["--resume", "--out", str(folder)])
+    hint = f"{str(kept)!r} is kept; go on with: lt-kernels train {words}"
+    if not kept.exists():
+        hint = "there was no checkpoint yet: the same command starts anew"
+    setattr(error, "hint", hint)  # noqa: B010 (errors of the system have none)
 
 
 def _settings_of_run(
@@ -90,7 +106,7 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
         {**read_settings(arguments.config or find_recipe(arguments.data)), **changes}, arguments.changes
     )
     methods = named_methods(arguments.methods, settings)
-    workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
+    workers = max(1, min(arguments.jobs or default_jobs(), len(methods) * arguments.seeds))
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
     text = require("yaml").safe_dump(

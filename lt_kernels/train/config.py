@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lt_kernels.data.samplers import SAMPLERS
+from lt_kernels.train import values
 from lt_kernels.train.errors import ConfigError
 
-MOST = 2**63 - 1  # what torch takes for a seed or a size
 THREADS = 4096
+PROCESSES = 2**20
+DAY = 86400  # seconds
+# Where a run is computed, and not what: it may go on with others.
+PLACEMENT = ("accumulate", "devices", "nodes", "strategy", "head", "timeout")
 SIDE = 8192  # pixels
 POLY_POWER = 0.9  # what segmentation networks are trained with (Chen et al., 2018)
 
@@ -31,6 +34,11 @@ class TrainConfig:
     to choose settings on (`data.validation_split`). `validate_every` and `checkpoint_epochs` are in epochs,
     `checkpoint_steps` in steps within an epoch (0: none);
     `threads` 0 leaves torch's own number of threads.
+
+    `batch_size` counts the samples of an optimiser's step, over all processes and its `accumulate` micro-batches.
+    `devices` are the processes on each of `nodes` machines (0: as torchrun started them, else 1), `strategy` how the
+    network is held on them, `head` whether each has all class weights; `timeout` is in seconds. `clip` is the largest
+    norm of a step's gradient (0: any), `sync_batch_norm` whether batch norm's statistics are those of all processes.
     """
 
     data: str = "digits-lt"
@@ -60,6 +68,14 @@ class TrainConfig:
     augment_crop: int = 0
     record: bool = False
     precision: str = "32"
+    clip: float = 0.0
+    accumulate: int = 1
+    devices: int = 0
+    nodes: int = 0
+    strategy: str = "ddp"
+    head: str = "replicated"
+    sync_batch_norm: bool = False
+    timeout: int = 600
     seed: int = 0
     validation: int = 0
     validate_every: int = 1
@@ -76,6 +92,10 @@ class TrainConfig:
         """A copy with some settings changed, checked again."""
         return dataclasses.replace(self, **changes)
 
+    def settings(self) -> dict[str, Any]:
+        """What makes a run the run that it is: `as_dict` without the keys of PLACEMENT."""
+        return {key: value for key, value in self.as_dict().items() if key not in PLACEMENT}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: what YAML, JSON and a checkpoint can hold."""
         return {key: _plain(getattr(self, key)) for key in FIELDS}
@@ -87,152 +107,69 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _reject(key: str, value: object, allowed: str) -> ConfigError:
-    return ConfigError(f"{key} must be {allowed}, got {value!r}")
-
-
-def _integer(low: int, high: int = MOST) -> Callable[[str, Any], int]:
-    allowed = f"an integer of at least {low}"
-
-    def check(key: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            above = isinstance(value, int) and value > high
-            raise _reject(key, value, f"{allowed} and at most {high}" if above else allowed)
-        return value
-
-    return check
-
-
-def _as_float(value: Any) -> float | None:
-    """YAML 1.1 reads 5e-4 (no dot) as a string: accept what Python would."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _number(
-    low: float, high: float = math.inf, open_low: bool = False, optional: bool = False
-) -> Callable[[str, Any], float | None]:
-    bounds = f"{'above' if open_low else 'of at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-
-    def check(key: str, value: Any) -> float | None:
-        if optional and value is None:
-            return None
-        number = _as_float(value)
-        if number is None or not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
-            raise _reject(key, value, f"a finite number {bounds}" + (", or left out" if optional else ""))
-        return number
-
-    return check
-
-
-def _choice(*allowed: str) -> Callable[[str, Any], str]:
-    def check(key: str, value: Any) -> str:
-        if str(value) not in allowed:
-            raise _reject(key, value, "one of " + ", ".join(allowed))
-        return str(value)
-
-    return check
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _reject(key, value, "true or false")
-    return value
-
-
-def _name(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise _reject(key, value, "a name")
-    return value
-
-
-def _options(key: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise _reject(key, value, "a mapping of option names to values")
-    for name, item in value.items():
-        _check_plain(f"{key}.{name}", item)
-    return dict(value)
-
-
-def _check_plain(key: str, value: Any) -> None:
-    """What YAML, JSON and a checkpoint hold, and torch takes: no dates, no sets, no numbers beyond its own."""
-    if isinstance(value, Mapping):
-        _options(key, value)
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _check_plain(f"{key}[{index}]", item)
-    elif isinstance(value, int):
-        _integer(-MOST)(key, value) if not isinstance(value, bool) else None
-    elif not isinstance(value, (str, float, type(None))):
-        raise _reject(key, value, "a number, a word, true or false, a list or a mapping")
-
-
-def _several(check: Callable[[str, Any], Any], allowed: str) -> Callable[[str, Any], tuple[Any, ...]]:
-    def check_all(key: str, value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise _reject(key, value, allowed)
-        return tuple(check(f"{key}[{index}]", item) for index, item in enumerate(value))
-
-    return check_all
-
-
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "data": _name,
-    "imbalance": _number(1, optional=True),
-    "data_options": _options,
-    "network": _name,
-    "network_options": _options,
-    "method": _name,
-    "method_options": _options,
-    "epochs": _integer(1),
-    "epoch_steps": _integer(0),
-    "batch_size": _integer(1),
-    "lr": _number(0, open_low=True),
-    "momentum": _number(0, 1),
-    "weight_decay": _number(0),
-    "nesterov": _flag,
-    "warmup_epochs": _integer(0),
-    "schedule": _choice("cosine", "step", "constant", "poly"),
-    "milestones": _several(_integer(0), "a list of epochs"),
-    "gammas": _several(_number(0), "a list of factors"),
-    "poly_power": _number(0, open_low=True),
-    "mixup_alpha": _number(0),
-    "cutmix_alpha": _number(0),
-    "sampler": _choice(*SAMPLERS),
-    "augment": _name,
-    "augment_views": _name,
-    "augment_crop": _integer(0, SIDE),
-    "record": _flag,
-    "precision": _choice("32", "bf16"),
-    "seed": _integer(0),
-    "validation": _integer(0),
-    "validate_every": _integer(1),
-    "checkpoint_epochs": _integer(1),
-    "checkpoint_steps": _integer(0),
-    "threads": _integer(0, THREADS),
+    "data": values.name,
+    "imbalance": values.number(1, optional=True),
+    "data_options": values.options,
+    "network": values.name,
+    "network_options": values.options,
+    "method": values.name,
+    "method_options": values.options,
+    "epochs": values.integer(1),
+    "epoch_steps": values.integer(0),
+    "batch_size": values.integer(1),
+    "lr": values.number(0, open_low=True),
+    "momentum": values.number(0, 1),
+    "weight_decay": values.number(0),
+    "nesterov": values.flag,
+    "warmup_epochs": values.integer(0),
+    "schedule": values.choice("cosine", "step", "constant", "poly"),
+    "milestones": values.several(values.integer(0), "a list of epochs"),
+    "gammas": values.several(values.number(0), "a list of factors"),
+    "poly_power": values.number(0, open_low=True),
+    "mixup_alpha": values.number(0),
+    "cutmix_alpha": values.number(0),
+    "sampler": values.choice(*SAMPLERS),
+    "augment": values.name,
+    "augment_views": values.name,
+    "augment_crop": values.integer(0, SIDE),
+    "record": values.flag,
+    "precision": values.choice("32", "bf16", "fp16"),
+    "clip": values.number(0),
+    "accumulate": values.integer(1),
+    "devices": values.integer(0, PROCESSES),
+    "nodes": values.integer(0, PROCESSES),
+    "strategy": values.choice("ddp", "fsdp"),
+    "head": values.choice("replicated", "sharded"),
+    "sync_batch_norm": values.flag,
+    "timeout": values.integer(1, DAY),
+    "seed": values.integer(0),
+    "validation": values.integer(0),
+    "validate_every": values.integer(1),
+    "checkpoint_epochs": values.integer(1),
+    "checkpoint_steps": values.integer(0),
+    "threads": values.integer(0, THREADS),
 }
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 
 def _check_steps(config: TrainConfig) -> None:
     if config.mixup_alpha and config.cutmix_alpha:
-        raise _reject("cutmix_alpha", config.cutmix_alpha, f"0 where mixup_alpha is {config.mixup_alpha}")
+        raise values.reject("cutmix_alpha", config.cutmix_alpha, f"0 where mixup_alpha is {config.mixup_alpha}")
     if config.nesterov and config.momentum == 0:
-        raise _reject("nesterov", True, "false where momentum is 0")
+        raise values.reject("nesterov", True, "false where momentum is 0")
     if len(config.milestones) != len(config.gammas):
-        raise _reject("gammas", list(config.gammas), f"one factor for each of the {len(config.milestones)} milestones")
+        raise values.reject(
+            "gammas", list(config.gammas), f"one factor for each of the {len(config.milestones)} milestones"
+        )
     if list(config.milestones) != sorted(set(config.milestones)):
-        raise _reject("milestones", list(config.milestones), "increasing")
+        raise values.reject("milestones", list(config.milestones), "increasing")
     if (config.schedule == "step") != bool(config.milestones):
-        raise _reject("milestones", list(config.milestones), "given with schedule: step, and only then")
+        raise values.reject("milestones", list(config.milestones), "given with schedule: step, and only then")
+    if config.accumulate > config.batch_size:
+        raise values.reject("accumulate", config.accumulate, f"at most the batch_size, {config.batch_size}")
     if config.schedule != "poly" and config.poly_power != POLY_POWER:
-        raise _reject("poly_power", config.poly_power, "given with schedule: poly, and only then")
+        raise values.reject("poly_power", config.poly_power, "given with schedule: poly, and only then")
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError:
@@ -251,13 +188,13 @@ def make_config(settings: Mapping[str, Any]) -> TrainConfig:
     """
     own = dict(settings)
     for key in ("published", "variants"):
-        _options(key, own.pop(key, None))
-    methods = _options("methods", own.pop("methods", None))
+        values.options(key, own.pop(key, None))
+    methods = values.options("methods", own.pop("methods", None))
     if "base" in own:
-        raise _reject("base", own["base"], "named in a recipe's file")
+        raise values.reject("base", own["base"], "named in a recipe's file")
     for key in own:
         if key not in FIELDS:
             raise unknown_name("config key", key, [*FIELDS, "methods", "published", "variants"])
-    of_method = _options(f"methods.{own.get('method')}", methods.get(str(own.get("method"))))
-    own["method_options"] = {**of_method, **_options("method_options", own.get("method_options"))}
+    of_method = values.options(f"methods.{own.get('method')}", methods.get(str(own.get("method"))))
+    own["method_options"] = {**of_method, **values.options("method_options", own.get("method_options"))}
     return TrainConfig(**own)

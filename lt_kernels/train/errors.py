@@ -11,3 +11,11 @@ class RunFailed(RuntimeError):
     """A run that ended for a reason outside of its settings; `hint` says how to go on."""
 
     hint = ""
+
+
+class ToldElsewhere(Exception):
+    """What another process of the run has said already; this one ends with the same `status` and without a word."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"another process of the run ends with status {status}, and says why")
+        self.status = status

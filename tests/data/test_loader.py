@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
 import torch
 
-from lt_kernels.data import ResumableLoader
+from lt_kernels.data import DealtLoader, ResumableLoader
 from lt_kernels.data.samplers import (
     ClassBalanced,
     ProgressivelyBalanced,
@@ -219,3 +220,47 @@ def test_loader_refuses_tensors_of_different_lengths():
 def test_sampler_refuses_a_negative_epoch():
     with pytest.raises(ValueError, match="epoch"):
         ResumableSampler(Sequential(3), 3, 1).set_epoch(-1)
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 1), (2, 1), (3, 1), (1, 3), (4, 2)])
+def test_batches_are_dealt_without_loss_or_repetition(world: int, micro: int) -> None:
+    """Over ranks and micro-batches: each batch is that of one process, cut into parts that differ by one sample."""
+    order = Shuffled(23, seed=3)
+    whole = [rows for (rows,) in ResumableLoader([torch.arange(23)], 10, order=order)]
+    sizes = {"world_size": world, "micro_batches": micro}
+    ranks = [list(DealtLoader([torch.arange(23)], 10, order=order, rank=rank, **sizes)) for rank in range(world)]
+    assert [len(part) for part in ranks] == [3 * micro] * world
+    for number, batch in enumerate(whole):
+        parts = [ranks[rank][number * micro + one] for one in range(micro) for rank in range(world)]
+        assert torch.equal(torch.cat([rows for rows, _ in parts]), batch)
+        assert {size for _, size in parts} == {len(batch)}
+        lengths = [len(rows) for rows, _ in parts]
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_dealt_loader_goes_on_with_other_ranks_and_micro_batches() -> None:
+    """Its state, taken after a batch's last part, is that of one process."""
+    order = Shuffled(23, seed=3)
+    first = DealtLoader([torch.arange(23)], 10, order=order, rank=1, world_size=2, micro_batches=2)
+    parts = iter(first)
+    assert [len(rows) for rows, _ in itertools.islice(parts, 2)] == [3, 2]
+    expected = list(ResumableLoader([torch.arange(23)], 10, order=order))[1:]
+    for micro in (1, 2):
+        later = DealtLoader([torch.arange(23)], 10, order=order, micro_batches=micro)
+        later.load_state_dict(first.state_dict())
+        rest = list(later)
+        assert len(rest) == 2 * micro
+        assert torch.equal(torch.cat([rows for rows, _ in rest]), torch.cat([rows for (rows,) in expected]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"world_size": 0}, "world_size and micro_batches must be at least 1, got 0 and 1"),
+        ({"micro_batches": 0}, "world_size and micro_batches must be at least 1, got 1 and 0"),
+        ({"rank": 2, "world_size": 2}, "rank must be at least 0 and below world_size = 2, got 2"),
+    ],
+)
+def test_dealing_that_cannot_be_is_named(sizes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DealtLoader([torch.arange(5)], 2, order=Sequential(5), **sizes)

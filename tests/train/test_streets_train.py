@@ -27,8 +27,8 @@ from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.model import resnet
-from lt_kernels.train.model.classifier import predict
 from lt_kernels.train.model.deeplab import DeepLab, Pyramid, dilate
+from lt_kernels.train.model.predictions import predict
 from lt_kernels.train.model.scores import judge, scenes_at_once
 from lt_kernels.train.model.unet import UNet
 from lt_kernels.train.recipes import read_config

@@ -21,11 +21,12 @@ from lt_kernels.train.files.results import read_rows
 from lt_kernels.train.files.tensors import write_sealed
 from lt_kernels.train.methods.build import build_method, find_method, method_names
 from lt_kernels.train.methods.method import Setting
-from lt_kernels.train.model.classifier import predict, rate_factor
+from lt_kernels.train.model.classifier import rate_factor
+from lt_kernels.train.model.predictions import predict
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.recipes import apply_overrides, read_config
 from lt_kernels.train.run.build import build_module, load_data
-from lt_kernels.train.run.checkpoint import random_states, restore_random_states
+from lt_kernels.train.run.generators import random_states, restore_random_states
 from lt_kernels.train.run.training import train_run
 
 COUNTS = torch.tensor([200, 50, 10, 1])
@@ -50,7 +51,7 @@ BAD_SETTINGS = [
     ({"schedule": "step", "milestones": [2, 1], "gammas": [0.1, 0.1]}, r"milestones must be increasing"),
     ({"schedule": "step", "milestones": [2], "gammas": []}, r"gammas must be one factor for each of the 1 milestones"),
     ({"schedule": "step", "milestones": [1, -2], "gammas": [1, 1]}, r"milestones\[1\] must be .*at least 0, got -2"),
-    ({"precision": 16}, r"precision must be one of 32, bf16, got 16"),
+    ({"precision": 16}, r"precision must be one of 32, bf16, fp16, got 16"),
     ({"network_options": [1]}, r"network_options must be a mapping of option names to values, got \[1\]"),
     ({"seed": -1}, r"seed must be an integer of at least 0, got -1"),
     ({"data": ""}, r"data must be a name, got ''"),

@@ -30,7 +30,7 @@ from lt_kernels.train.model.networks import Pixels
 from lt_kernels.train.model.readings import trained_head, weights_of
 from lt_kernels.train.output import figures
 from lt_kernels.train.run.build import effective, load_data
-from lt_kernels.train.run.checkpoint import random_states, restore_random_states
+from lt_kernels.train.run.generators import random_states, restore_random_states
 from lt_kernels.train.run.logs import EpochLog
 from lt_kernels.train.run.training import deterministic, fit, order_of
 

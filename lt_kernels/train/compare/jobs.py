@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lt_kernels.system.interrupts import Interrupted
-from lt_kernels.train.compare.workers import run_all
+from lt_kernels.train.compare.workers import gpus, run_all
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files.folder import prepare_run, read_result
 from lt_kernels.train.methods.variants import config_of
+from lt_kernels.train.ranks.launch import launched
 
 SEEDS = 10_000
 
@@ -39,6 +40,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_jobs() -> int:
+    """How many runs a comparison does at a time: one a GPU, or without GPUs one a core."""
+    return len(gpus()) or available_cores()
+
+
 def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder: Path, threads: int) -> list[Job]:
     """The runs, seed by seed, so that a comparison cut short has whole rounds; every config is checked before
     anything runs.
@@ -50,6 +56,8 @@ def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder
     if not 1 <= seeds <= SEEDS:
         allowed = "at least 1" if seeds < 1 else f"at most {SEEDS}"
         raise ConfigError(f"--seeds must be {allowed}, got {seeds}")
+    if launched():
+        raise ConfigError("a comparison starts its processes itself: run it without torchrun")
     if settings.get("method_options"):
         raise ConfigError(
             f"method_options must be given as methods.NAME in a comparison, got {settings['method_options']!r}"
@@ -58,6 +66,11 @@ def plan(settings: Mapping[str, Any], methods: Sequence[str], seeds: int, folder
     for seed in range(seeds):
         for method in methods:
             config = config_of({"threads": threads, **settings}, method, seed)
+            if max(config.devices, config.nodes) > 1:
+                key = "devices" if config.devices > 1 else "nodes"
+                raise ConfigError(
+                    f"{key} must be 0 or 1 in a comparison, whose runs have a process each, got {getattr(config, key)}"
+                )
             jobs.append(Job(config, folder / method / f"seed-{seed}", method))
     return jobs
 

@@ -27,9 +27,10 @@ Work = Callable[[Any], Any]
 class Worker:
     """A process that does one job after another; `job` is the one it is at."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, device: str | None = None) -> None:
+        """device: the GPU that the process has for itself, as CUDA_VISIBLE_DEVICES names it; None leaves all."""
         self.connection, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_serve, args=(theirs, work))
+        self.process = CONTEXT.Process(target=_serve, args=(theirs, work, device))
         with _blocked():  # what a process starts with it keeps: Ctrl-C reaches all of them, and the parent decides
             self.process.start()
         theirs.close()
@@ -64,16 +65,26 @@ def _end_of(status: int | None) -> str:
     return f"was ended by {signal.Signals(-status).name}{memory}"
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = torch.cuda.device_count()
+    return [str(place) for place in range(number)] if named is None else named.split(",")[:number]
+
+
 def run_all(jobs: Sequence[Any], number: int, work: Work) -> Iterator[tuple[Any, Any]]:
     """Do the jobs, `number` at a time, and yield each with its result when it is there.
 
-    Where one fails, or this process is interrupted, the others are ended; so they are if this process is killed.
+    Where there are GPUs, each process has one of them, in turn. Where one fails, or this process is interrupted, the
+    others are ended; so they are if this process is killed.
     Errors: those of `Worker.result`.
     """
-    waiting, workers = list(reversed(jobs)), []
+    waiting, workers, devices = list(reversed(jobs)), [], gpus()
     try:
-        for _ in range(min(number, len(waiting))):
-            workers.append(Worker(work))
+        for place in range(min(number, len(waiting))):
+            workers.append(Worker(work, devices[place % len(devices)] if devices else None))
             workers[-1].give(waiting.pop())
         busy = {worker.connection: worker for worker in workers}
         while busy:
@@ -108,8 +119,10 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, work: Work) -> None:
+def _serve(connection: Connection, work: Work, device: str | None) -> None:
     """What a process does: jobs until there are none, or the parent is gone."""
+    if device is not None:  # before CUDA is first asked for anything
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while (job := connection.recv()) is not None:

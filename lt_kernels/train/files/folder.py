@@ -49,7 +49,7 @@ def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
         if storage.read_regular(stored, 2**20).decode("utf-8", "replace") != config_text(before):
             raise ConfigError(f"--out {str(folder)!r} holds a {CONFIG} that is no run's: choose another folder")
         return
-    if _failed(folder) and before != config:
+    if _failed(folder) and before.settings() != config.settings():
         return
     if not resume:
         raise ConfigError(
@@ -65,7 +65,7 @@ def _failed(folder: Path) -> bool:
 def begin_run(config: TrainConfig, folder: Path) -> None:
     """Write the config of a run that `prepare_run` let pass; what a failed run of other settings kept is removed."""
     if _failed(folder):
-        if read_config(folder / CONFIG) != config:
+        if read_config(folder / CONFIG).settings() != config.settings():
             (folder / LAST).unlink(missing_ok=True)
         (folder / FAILED).unlink()
     write_config(config, folder / CONFIG)
@@ -76,7 +76,7 @@ def noting_failure(folder: Path) -> Iterator[None]:
     """Have a run that ends by an error of its own, and not from outside, leave the reason in its folder."""
     try:
         yield
-    except (Interrupted, OSError):
+    except (Interrupted, OSError, RunFailed):
         raise
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -86,8 +86,8 @@ def noting_failure(folder: Path) -> Iterator[None]:
 
 def same_settings(config: TrainConfig, before: TrainConfig, stored: Path, what: str = "--resume") -> None:
     """Refuse to go on with settings other than those of the run that `stored` is of; `what` begins the error."""
-    known = before.as_dict()
-    for key, value in config.as_dict().items():
+    known = before.settings()
+    for key, value in config.settings().items():
         if known[key] != value:
             raise ConfigError(f"{what}: {key} must be {known[key]!r}, as in {str(stored)!r}, got {value!r}")
 

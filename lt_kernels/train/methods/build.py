@@ -104,6 +104,11 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         allowed = "a run where distillation_weight is above 0, and only there"
         shown = f"{teacher!r} with {chosen['distillation_weight']:g}"
         raise ConfigError(f"method_options.teacher must name {allowed}, got {shown}")
+    whole = callable(method.head) or method.second or method.readout or method.closing
+    if setting.mesh is not None and whole:
+        raise ConfigError(
+            f"head must be replicated with the method {name}, which needs all class weights, got 'sharded'"
+        )
     try:
         head = _head(method, setting, method.loss(setting, chosen), of_head)
         weight = _deferred(setting, head.loss, **deferred) if deferred else None
@@ -119,9 +124,9 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
 
 def _head(method: Method, setting: Setting, loss: nn.Module, options: Options) -> nn.Module:
     if method.head == "cosine":
-        return CosineHead(setting.in_features, setting.num_classes, loss)
+        return CosineHead(setting.in_features, setting.num_classes, loss, mesh=setting.mesh)
     if method.head == "linear":
-        return LinearHead(setting.in_features, setting.num_classes, loss, bias=method.bias)
+        return LinearHead(setting.in_features, setting.num_classes, loss, bias=method.bias, mesh=setting.mesh)
     return method.head(setting, loss, options)
 
 

@@ -37,11 +37,14 @@ STAGE_DEFAULTS: Mapping[str, Any] = {"second_share": 0.1, "second_rate": 1.0, "s
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a method needs to know of the run: `class_counts` [C], the features' width and the number of epochs."""
+    """What a method needs to know of the run: `class_counts` [C], the features' width, the number of epochs, and the
+    mesh of ranks over which the class weights are sharded, or None.
+    """
 
     class_counts: Tensor
     in_features: int
     epochs: int
+    mesh: Any = None
 
     @property
     def num_classes(self) -> int:

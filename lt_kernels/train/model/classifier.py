@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from lt_kernels.train.augment.mixing import cut_batch, mix_batch
 from lt_kernels.train.augment.scenes import SCENE_AUGMENTATIONS, augment_scenes
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods.method import MethodParts
+from lt_kernels.train.model.dealt import Dealt, clip_gradients, gathered, nothing, whole_of
+from lt_kernels.train.model.layout import put_together
 
 
 def rate_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
@@ -48,7 +50,8 @@ class Experts(nn.Module):
 class Classifier(LightningModule):
     """Network, head and method of one run; knows no epoch but the settings that a callback last applied.
 
-    A batch is (inputs [N, ...], target int64 [N], or [N, H, W] where each pixel has a class). `weight` is the per-class
+    A batch is (inputs [N, ...], target int64 [N], or [N, H, W] where each pixel has a class), or with `dealt` a part of
+    one and the number of samples in the whole. `weight` is the per-class
     weight [C] that the epoch asks of the loss, `strength` the regularizer's factor. In a second stage only that stage's
     parameters have gradients, and the network is in evaluation mode.
     """
@@ -63,6 +66,7 @@ class Classifier(LightningModule):
         self.parts, self.strength, self.in_second = parts, 0.0, False
         self._teacher: tuple[nn.Module, ...] = ()  # a tuple: no submodule
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        self.dealt: Dealt | None = None  # how batches are dealt, where they are
         self.watch: Callable[[nn.Module, Tensor, Any], None] | None = None  # sees each batch's features and targets
 
     def learn_from(self, teacher: nn.Module) -> None:
@@ -125,19 +129,43 @@ class Classifier(LightningModule):
         """Logits, or cosines, [N, C], or of each pixel [N, H, W, C]."""
         return self.classify(self.features(inputs))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """`loss`: what is minimised; `data_loss`: the part of it without the regularizer, for the record."""
-        inputs, target = self._prepared(*batch)
+    def training_step(self, batch: tuple[Any, ...], batch_idx: int) -> dict[str, Any]:
+        """`loss`: what is minimised; `data_loss`: that of the batch, or of its part, without the regularizer, and
+        `total` with it, for the record; `weight`: how much they count.
+        """
+        inputs, target = self._prepared(*batch[:2])
         taught = {"teacher": _logits(self._teacher[0], inputs[: len(batch[1])])} if self._teacher else {}
-        features = self.features(inputs)
+        features = self._features_of_part(inputs)
         if self.watch is not None:
             self.watch(self.active_head, features, target)
-        loss = self.active_head(features, target, **taught)
+        if self.dealt is not None and self.dealt.gathers(self.active_head):
+            features, target, taught = gathered(features, target, self.parts.views, taught)
+        loss = self._loss(features, target, taught)
         total = loss
         if self.regularizer is not None and self.strength > 0:
-            experts = self.head.weight.split(len(self.head.weight) // self.parts.experts)  # each has all classes
-            total = loss + self.strength * sum(map(self.regularizer, experts))
-        return {"loss": total, "data_loss": loss.detach()}
+            experts = self.parts.experts  # each has all classes
+            weight = whole_of(self.head.weight)
+            weights = weight.split(len(weight) // experts) if experts > 1 else [weight]
+            total = loss + self.strength * sum(map(self.regularizer, weights))
+        record = {"data_loss": loss.detach(), "total": total.detach()}
+        if self.dealt is None:
+            return {"loss": total, "weight": len(batch[1]), **record}
+        weight = self.dealt.weigh(self.active_head, target, batch[2])
+        return {"loss": total * self.dealt.share(weight, batch[2]), "weight": weight, **record}
+
+    def _features_of_part(self, inputs: Tensor) -> Tensor:
+        """Features; where a part has no inputs, without a trace in the statistics of batch norm."""
+        if len(inputs) or not self.training or self.config.sync_batch_norm:
+            return self.features(inputs)
+        self.network.eval()
+        features = self.features(inputs)
+        self.train()
+        return features
+
+    def _loss(self, features: Tensor, target: Any, taught: dict[str, Tensor]) -> Tensor:
+        if self.dealt is not None and self.dealt.is_nothing(self.active_head, target):
+            return nothing(features, self.active_head)
+        return self.active_head(features, target, **taught)
 
     def _prepared(self, inputs: Tensor, target: Any) -> tuple[Tensor, Any]:
         """Augmented inputs, view after view, scenes with their targets, or mixed inputs with the pair of targets."""
@@ -155,23 +183,35 @@ class Classifier(LightningModule):
         return cut_batch(inputs, target, config.cutmix_alpha) if config.cutmix_alpha > 0 else (inputs, target)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the class weights unit norm where the method asks for it: before each step, as it was published."""
+        """Make the gradients those of the whole batch, and give the class weights unit norm where the method asks for
+        it: before each step, as it was published.
+        """
+        if self.dealt is not None:
+            self.dealt.complete(self.parameters())
         if self.parts.unit_rows:
             with torch.no_grad():
                 self.head.weight.copy_(nn.functional.normalize(self.head.weight))
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Scale all gradients down together where their norm is above the config's `clip`."""
+        if self.config.clip > 0:
+            clip_gradients([one for group in optimizer.param_groups for one in group["params"]], self.config.clip)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD over every parameter that any stage trains, weight decay included, as the papers have it; a learned
         temperature has none.
         """
-        config = self.config
-        named = [(name, parameter) for name, parameter in self.named_parameters() if name not in self._frozen]
-        decayed = [parameter for name, parameter in named if not name.endswith("log_temperature")]
-        others = [parameter for name, parameter in named if name.endswith("log_temperature")]
+        config, (decayed, others) = self.config, self._trained()
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
         if others:
             groups.append({"params": others, "weight_decay": 0.0})
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+    def _trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters that any stage trains, and those of them that are not decayed."""
+        named = [(name, parameter) for name, parameter in self.named_parameters() if name not in self._frozen]
+        decayed = [parameter for name, parameter in named if not name.endswith("log_temperature")]
+        return decayed, [parameter for name, parameter in named if name.endswith("log_temperature")]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Have the settings of the epoch and the step, which are no part of the state, and read what earlier versions
@@ -187,24 +227,9 @@ class Classifier(LightningModule):
             for moments in optimizer["state"].values():
                 if isinstance(moved := moments.get("momentum_buffer"), Tensor) and moved.ndim == 0:
                     moments["momentum_buffer"] = moved.reshape(1)
+        put_together(checkpoint, self, [one for some in self._trained() for one in some])
 
 
 @torch.no_grad()
 def _logits(teacher: nn.Module, inputs: Tensor) -> Tensor:
     return teacher.to(inputs.device)(inputs)  # the trainer moves what is trained alone
-
-
-@torch.inference_mode()
-def predict(module: Classifier, inputs: Tensor, batch_size: int = 1024) -> Tensor:
-    """The class with the largest logit (or cosine) of each row or pixel, int64 [N] or [N, H, W], on the CPU."""
-    return torch.cat(list(predictions(module, inputs, batch_size)))
-
-
-@torch.inference_mode()
-def predictions(module: Classifier, inputs: Tensor, batch_size: int = 1024) -> Iterator[Tensor]:
-    """`predict`, `batch_size` inputs at a time."""
-    was_training = module.training
-    module.eval()
-    for part in inputs.split(batch_size):
-        yield module(part.to(module.device)).argmax(dim=-1).cpu()
-    module.train(was_training)

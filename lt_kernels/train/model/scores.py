@@ -6,13 +6,16 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.metrics import geometric_mean, group_accuracy, per_class_accuracy
 from lt_kernels.metrics.errors import overlaps, pixel_counts
-from lt_kernels.train.model.classifier import Classifier, predict, predictions
+from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.model.predictions import predict, predictions
+from lt_kernels.train.ranks.group import ALONE, Ranks
 
 PIXELS = 2**20  # of the scenes that are in memory at a time
 GROUPS = ("many", "medium", "few", "all", "gm", "miou", "macc")
@@ -29,13 +32,18 @@ class Score:
     per_class_iou: list[float] | None = None
 
 
-def judge(module: Classifier, data: LongTailedData) -> Score:
-    """The score of what a classifier predicts on the test set; of scenes a few are in memory at a time."""
+def judge(module: Classifier, data: LongTailedData, ranks: Ranks = ALONE) -> Score:
+    """The score of what a classifier predicts on the test set, to which each of `ranks` adds its part; of scenes a few
+    are in memory at a time.
+    """
+    inputs, target = data.test
     if data.input_kind != "scene":
-        return score(predict(module, data.test[0]), data)
-    size = scenes_at_once(data)
-    pairs = zip(predictions(module, data.test[0], size), data.test[1].split(size), strict=True)
-    return _of_pixels(sum(pixel_counts(*pair, data.num_classes, IGNORED) for pair in pairs), data)
+        return score(predict(module, inputs, ranks=ranks), data)
+    counts: Any = 0
+    for places, found in predictions(module, inputs, scenes_at_once(data), ranks):
+        rows = target.index_select(0, torch.arange(places.start, places.stop))
+        counts = counts + pixel_counts(found, rows, data.num_classes, IGNORED)
+    return _of_pixels(ranks.total(counts), data)
 
 
 def scenes_at_once(data: LongTailedData) -> int:

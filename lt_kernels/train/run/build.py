@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import torch
+from torch import nn
 
 from lt_kernels.data import LongTailedData, load, validation_split
 from lt_kernels.train.config import TrainConfig
@@ -13,8 +14,12 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method, run_options
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.model.classifier import Classifier, Experts
+from lt_kernels.train.model.dealt import Dealt
 from lt_kernels.train.model.networks import build_network
+from lt_kernels.train.ranks.group import ALONE, Ranks
+from lt_kernels.train.ranks.mesh import mesh_of, shard_network
 from lt_kernels.train.run import checks
+from lt_kernels.train.run.generators import seed_rank
 
 
 def load_data(config: TrainConfig) -> LongTailedData:
@@ -31,14 +36,16 @@ def load_data(config: TrainConfig) -> LongTailedData:
         ) from error
 
 
-def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
-    """Network and head, drawn from the config's seed: methods compared under one seed start from one network.
+def build_module(config: TrainConfig, data: LongTailedData, ranks: Ranks = ALONE) -> Classifier:
+    """Network and head, drawn from the config's seed: methods compared under one seed start from one network, and all
+    processes of a run from the same; each then draws from a stream of its own.
 
     A teacher, where the method names one, is not with it yet: `loading.add_teacher`.
     """
     config = effective(config)
     checks.check_mixing(config, data)
     checks.check_augmentations(config, data)
+    checks.check_ranks(config, ranks)
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)  # noqa: NPY002 (the state that other people's code draws from)
     torch.manual_seed(config.seed)
@@ -46,12 +53,25 @@ def build_module(config: TrainConfig, data: LongTailedData) -> Classifier:
         network = build_network(config.network, data, **config.network_options)
     except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"network {config.network}, network_options {config.network_options}: {error}") from error
-    setting = Setting(data.class_counts, network.out_features, config.epochs)
+    mesh = mesh_of(ranks)
+    sharded = mesh if config.head == "sharded" else None
+    setting = Setting(data.class_counts, network.out_features, config.epochs, sharded)
     parts = build_method(config.method, setting, config.method_options)
     others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
     network = Experts([network, *others]) if others else network
     checks.check_pixels(config, data, parts.head)
-    return Classifier(config, network, parts)
+    if ranks.world > 1 and config.sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if mesh is not None and config.strategy == "fsdp":
+        shard_network(network, mesh)
+    module = Classifier(config, network, parts)
+    if ranks.world * config.accumulate > 1:
+        apart, scenes = config.strategy == "fsdp" and ranks.world > 1, data.input_kind == "scene"
+        module.dealt = Dealt(ranks.world, config.accumulate, scenes, sharded is not None, apart)
+        module.dealt.tell(module)
+    if not ranks.first:
+        seed_rank(config.seed, ranks.rank, 0, ranks.world)
+    return module
 
 
 def effective(config: TrainConfig) -> TrainConfig:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -17,7 +15,11 @@ from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import LAST
 from lt_kernels.train.files.folder import same_settings
+from lt_kernels.train.files.shards import check_shards, remove_shards
 from lt_kernels.train.files.tensors import read_sealed, write_sealed
+from lt_kernels.train.model.layout import SHARDS
+from lt_kernels.train.ranks.group import ALONE, Ranks
+from lt_kernels.train.run.generators import random_states, restore_random_states, seed_rank
 
 ABOUT = "lt_kernels"  # the key under which a checkpoint says whose it is
 PARTS = ("state_dict", "optimizer_states", "callbacks", "loops", "epoch", "global_step")
@@ -36,8 +38,9 @@ def data_facts(data: LongTailedData) -> dict[str, Any]:
     }
 
 
-def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData) -> dict[str, Any]:
-    """The checkpoint at `path`, of a run of these settings on this data.
+def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """The checkpoint at `path`, of a run of these settings on this data; of the files beside it each of `ranks` checks
+    its part.
 
     Errors: ConfigError naming the file and what differs.
     """
@@ -45,12 +48,27 @@ def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData) -> di
     about = checkpoint.get(ABOUT) if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or not all(part in checkpoint for part in PARTS):
         raise ConfigError(f"{str(path)!r} must be the checkpoint of a run, got another file of tensors")
-    same_settings(config, make_config(about["config"]), path, "checkpoint of another run")
+    before = make_config(about["config"])
+    same_settings(config, before, path, "checkpoint of another run")
     for name, value in data_facts(data).items():
         if about["data"].get(name) != value:
             was = about["data"].get(name)
             raise ConfigError(f"{str(path)!r} is of a run on other data: {name} were {was}, and are {value}")
+    if SHARDS in checkpoint:
+        checkpoint[SHARDS]["beside"] = str(path.parent)
+        check_shards(checkpoint[SHARDS], path.parent, ranks.rank, ranks.world)
+    _count_anew(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before.accumulate, config.accumulate)
     return checkpoint
+
+
+def _count_anew(progress: dict[str, Any], before: int, now: int) -> None:
+    """Have the trainer's counters, which are of micro-batches, count those of another size: it stands between steps,
+    and may not yet count the last micro-batch as completed.
+    """
+    for counts in (progress["total"], progress["current"]):
+        left = counts["ready"] - counts["completed"]
+        counts.update(dict.fromkeys(counts, counts["ready"] // before * now))
+        counts["completed"] -= left
 
 
 class SealedCheckpointIO(TorchCheckpointIO):
@@ -58,42 +76,29 @@ class SealedCheckpointIO(TorchCheckpointIO):
 
     def __init__(self, config: TrainConfig, data: LongTailedData) -> None:
         self.config, self.data = config, data
+        self.ready: dict[str, Any] | None = None  # a checkpoint that was read before the trainer asks for it
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save `checkpoint` at `path`, with the run's settings."""
+        """Save `checkpoint` at `path`, with the run's settings, and remove the shards of the one before."""
         about = {"config": self.config.as_dict(), "data": data_facts(self.data)}
         write_sealed({**checkpoint, ABOUT: about}, Path(path))
+        remove_shards(Path(path).parent, checkpoint.get(SHARDS, {}).get("folder"))
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Read the checkpoint back; tensors come to the CPU, and nothing but plain values and tensors is read."""
-        return read_checkpoint(Path(path), self.config, self.data)
+        ready, self.ready = self.ready, None
+        return read_checkpoint(Path(path), self.config, self.data) if ready is None else ready
 
 
-def random_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators, as tensors, numbers and lists (a weights-only load
-    reads them).
+def saved_for(config: TrainConfig, data: LongTailedData, folder: Path, ranks: Ranks) -> SealedCheckpointIO:
+    """The reader and writer of a run's checkpoints; the one that is there is read and checked.
+
+    Errors: ConfigError as for `read_checkpoint`.
     """
-    version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the state that other people's code draws from)
-    states: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, keys.tolist(), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Put back what `random_states` returned."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    found = SealedCheckpointIO(config, data)
+    if (folder / LAST).exists():
+        found.ready = read_checkpoint(folder / LAST, config, data, ranks)
+    return found
 
 
 class ExactResume(Callback):
@@ -103,29 +108,39 @@ class ExactResume(Callback):
     Must be the last callback: what it saves is the state after every other callback's work.
     """
 
-    def __init__(self, folder: Path, epochs: int, steps: int) -> None:
+    def __init__(self, folder: Path, epochs: int, steps: int, ranks: Ranks) -> None:
         self.path = folder / LAST
-        self.epochs, self.steps = epochs, steps
+        self.epochs, self.steps, self.ranks = epochs, steps, ranks
         self._between_epochs = False
         self._states: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' states."""
-        return random_states()
+        """The generators' states, of several processes those of each."""
+        states = self.ranks.each(random_states())
+        return states[0] if self.ranks.world == 1 else {"ranks": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the generators' states until training begins."""
         self._states = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the generators last of all, before the first batch is drawn."""
-        if self._states is not None:
-            restore_random_states(self._states)
-            self._states = None
+        """Restore the generators last of all, before the first batch is drawn; of another number of processes, let each
+        draw from a stream of its own.
+        """
+        if self._states is None:
+            return
+        states, self._states = self._states.get("ranks", [self._states]), None
+        if len(states) == self.ranks.world:
+            restore_random_states(states[self.ranks.rank])
+        else:
+            seed_rank(pl_module.config.seed, self.ranks.rank, trainer.global_step, self.ranks.world)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save within an epoch; after its last batch `on_train_epoch_end` does."""
-        if self.steps and trainer.global_step % self.steps == 0 and not trainer.is_last_batch:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch, between two steps; after its last batch `on_train_epoch_end` does."""
+        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.steps and trainer.global_step % self.steps == 0 and between and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

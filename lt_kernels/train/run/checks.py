@@ -12,6 +12,19 @@ from lt_kernels.train.augment.scenes import SCENE_AUGMENTATIONS
 from lt_kernels.train.config import TrainConfig, unknown_name
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method
+from lt_kernels.train.ranks.group import Ranks
+
+
+def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
+    """What is left out, or needs a GPU, in several processes, and a batch that has a sample for each of its parts."""
+    parts = ranks.world * config.accumulate
+    if config.batch_size < parts:
+        what = f"{ranks.world} processes and {config.accumulate} micro-batches"
+        raise ConfigError(f"batch_size must be at least {parts}, for {what}, got {config.batch_size}")
+    if config.record and parts > 1:
+        raise ConfigError("record must be false with several processes or accumulate above 1, got true")
+    if config.sync_batch_norm and ranks.world > 1 and not torch.cuda.is_available():
+        raise ConfigError("sync_batch_norm must be false without GPUs, for which torch has it alone, got true")
 
 
 def check_mixing(config: TrainConfig, data: LongTailedData) -> None:

@@ -13,7 +13,8 @@ from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.recipes import read_config
 from lt_kernels.train.run.build import build_module, load_data
-from lt_kernels.train.run.checkpoint import random_states, read_checkpoint, restore_random_states
+from lt_kernels.train.run.checkpoint import read_checkpoint
+from lt_kernels.train.run.generators import random_states, restore_random_states
 
 
 def load_run(folder: str | Path) -> tuple[TrainConfig, LongTailedData, Classifier]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from lt_kernels.data import LongTailedData, ResumableLoader
+from lt_kernels.data import DealtLoader, LongTailedData, ResumableLoader
 from lt_kernels.data.samplers import Order, Staged, make_order
 from lt_kernels.system import interrupts
 from lt_kernels.system.storage import write_whole
@@ -28,13 +29,15 @@ from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.model import readings
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.model.scores import judge
+from lt_kernels.train.ranks.group import Ranks, noticing_loss, together
 from lt_kernels.train.run.build import build_module, load_data
-from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO
+from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO, saved_for
 from lt_kernels.train.run.components import ComponentLog
 from lt_kernels.train.run.loading import add_teacher
 from lt_kernels.train.run.logs import EpochLog
 from lt_kernels.train.run.parts import PartLog
 from lt_kernels.train.run.progress import EpochBar
+from lt_kernels.train.run.strategy import placed, precision_of
 
 
 def train_run(
@@ -43,66 +46,94 @@ def train_run(
     """Train one model in `folder` and return what `result.json` then holds; with `resume` go on from `last.ckpt`, if
     there is one.
 
-    Same config, same machine, same number of threads: same bits, whether or not the run was killed in between.
+    Same config, same machine, same number of threads and of processes: same bits, whether or not the run was killed in
+    between. In processes that torchrun has started each calls this, and the first one alone writes.
     Errors: ConfigError when the folder holds a run (without resume) or a run of other settings (with it), or a
-    setting cannot be used.
+    setting cannot be used; RunFailed where another process is lost; ToldElsewhere where another one raises these.
     """
-    prepare_run(config, folder, resume)
-    done = read_result(folder, config)
+    with interrupts.raised(), together(config) as ranks:
+        return _train(config, folder, resume, console, ranks)
+
+
+def _train(config: TrainConfig, folder: Path, resume: bool, console: Console | None, ranks: Ranks) -> dict[str, Any]:
+    def begun() -> dict[str, Any] | None:
+        prepare_run(config, folder, resume)
+        return read_result(folder, config)
+
+    done = ranks.lead(begun)
     if done is not None:
         return done
-    with interrupts.raised(), claimed(folder):
-        prepare_run(config, folder, resume)  # again, now that nobody else writes there
+    with contextlib.ExitStack() as stack:
+        ranks.lead(lambda: stack.enter_context(claimed(folder)) if ranks.first else None)
+        ranks.lead(lambda: prepare_run(config, folder, resume))  # again, now that nobody else writes there
         if config.threads:
             torch.set_num_threads(config.threads)
-        with deterministic():
-            data = load_data(config)
-            module = build_module(config, data)
-            add_teacher(module, data)
-            order = order_of(module, data)
-            begin_run(config, folder)  # not before the settings are known to be good
-            log = EpochLog(folder, data, config.validate_every)
-            with noting_failure(folder):
-                fit(config, module, log, order, folder, console)
-                result = summarize(config, module, data, log)
-        write_whole(folder / RESULT, json.dumps(result, indent=1))
+        stack.enter_context(deterministic())
+        module, order, log = ranks.alike(lambda: _made(config, folder, ranks))
+        saved = ranks.alike(lambda: saved_for(config, log.data, folder, ranks))
+        ranks.lead(lambda: begin_run(config, folder))  # not before the settings are known to be good
+        with noting_failure(folder), noticing_loss(config):
+            fit(config, module, log, order, folder, console if ranks.first else None, saved)
+            result = summarize(config, module, log)
+        ranks.lead(lambda: write_whole(folder / RESULT, json.dumps(result, indent=1)))
     return result
 
 
+def _made(config: TrainConfig, folder: Path, ranks: Ranks) -> tuple[Classifier, Order, EpochLog]:
+    """The classifier, the order of its samples and the record of a run."""
+    data = load_data(config)
+    module = build_module(config, data, ranks)
+    add_teacher(module, data)
+    return module, order_of(module, data), EpochLog(folder, data, config.validate_every, ranks)
+
+
 def fit(
-    config: TrainConfig, module: Classifier, log: EpochLog, order: Order, folder: Path, console: Console | None
+    config: TrainConfig,
+    module: Classifier,
+    log: EpochLog,
+    order: Order,
+    folder: Path,
+    console: Console | None,
+    saved: SealedCheckpointIO | None = None,
 ) -> None:
     """Train to the last epoch, from `last.ckpt` where there is one."""
     bar = [EpochBar(log, console)] if console is not None else []
     recorder = [ComponentLog(folder, log.data), PartLog(folder, log.data)] if config.record else []
-    saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps)
-    loader = ResumableLoader(log.data.train, config.batch_size, order=order)
+    saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps, log.ranks)
     last = folder / LAST
     with quiet_trainer():
         trainer = Trainer(
             max_epochs=total_epochs(config.method, config.epochs, config.method_options),
-            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-            accelerator="gpu"
-            if torch.cuda.is_available()
-            else "cpu",  # not auto: the losses' float64 tables rule out MPS
-            devices=1,
-            plugins=[SealedCheckpointIO(config, log.data)],
-            callbacks=[EpochSettings(), Closing(log.data), log, *bar, *recorder, saver],
-            limit_train_batches=config.epoch_steps or 1.0,
+            plugins=[saved or SealedCheckpointIO(config, log.data), precision_of(config)],
+            callbacks=[EpochSettings(log.ranks), Closing(log.data), log, *bar, *recorder, saver],
+            limit_train_batches=config.epoch_steps * config.accumulate or 1.0,
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            **placed(config, log.ranks, unused=module.parts.second is not None),
         )
+        loader = loader_of(config, log.data, order, log.ranks)
         trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+
+
+def loader_of(config: TrainConfig, data: LongTailedData, order: Order, ranks: Ranks) -> ResumableLoader:
+    """The batches of one process, or this one's parts of them."""
+    if ranks.world * config.accumulate == 1:
+        return ResumableLoader(data.train, config.batch_size, order=order)
+    sizes = {"rank": ranks.rank, "world_size": ranks.world, "micro_batches": config.accumulate}
+    return DealtLoader(data.train, config.batch_size, order=order, **sizes)
 
 
 class EpochSettings(Callback):
     """Apply what depends on the epoch, deferred weights and the regularizer's strength, and what depends on the step,
-    the learning rate and SphereFace's annealing.
+    the learning rate and SphereFace's annealing. After an epoch the first process's batch norms are those of all.
     """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Apply the present epoch's settings: a run resumed within an epoch sees no start of it."""
@@ -116,10 +147,18 @@ class EpochSettings(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
         """Set what depends on the step."""
+        parts = trainer.accumulate_grad_batches
         pl_module.apply_step(trainer.global_step)
-        rate = pl_module.rate(trainer.current_epoch, batch_idx, int(trainer.num_training_batches))
+        steps = int(trainer.num_training_batches) // parts
+        rate = pl_module.rate(trainer.current_epoch, batch_idx // parts, steps)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Give all processes the running statistics of the first one, which are those that are kept."""
+        if self.ranks.world > 1:
+            for value in pl_module.network.buffers():
+                dist.broadcast(value, src=0)
 
 
 class Closing(Callback):
@@ -155,9 +194,10 @@ def order_of(module: Classifier, data: LongTailedData) -> Order:
     return Staged(first, make_order(second.sampler, target, config.seed, second.epochs), config.epochs)
 
 
-def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log: EpochLog) -> dict[str, Any]:
+def summarize(config: TrainConfig, module: Classifier, log: EpochLog) -> dict[str, Any]:
     """What a run came to, as plain numbers: accuracies in percent after the last epoch (never the best one)."""
-    final = judge(module, data)
+    data = log.data
+    final = judge(module, data, log.ranks)
     counts, grouped = data.units
     return {
         "config": config.as_dict(),
@@ -172,6 +212,7 @@ def summarize(config: TrainConfig, module: Classifier, data: LongTailedData, log
         "seconds": sum(row["seconds"] for row in log.rows),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        **({} if log.ranks.world == 1 else {"processes": log.ranks.world}),
     }
 
 

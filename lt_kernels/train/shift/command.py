@@ -10,7 +10,7 @@ from typing import Any
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train import require
 from lt_kernels.train.commands import named_methods
-from lt_kernels.train.compare.jobs import available_cores, plan, run_comparison
+from lt_kernels.train.compare.jobs import available_cores, default_jobs, plan, run_comparison
 from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
@@ -74,7 +74,7 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
     cores = available_cores()
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
-    workers = max(1, min(arguments.jobs or cores, len(methods) * arguments.seeds))
+    workers = max(1, min(arguments.jobs or default_jobs(), len(methods) * arguments.seeds))
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
     with claimed(folder):
         if not (folder / COMPARISON).exists():

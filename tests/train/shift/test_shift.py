@@ -24,7 +24,7 @@ from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.methods.build import method_names
-from lt_kernels.train.model.classifier import predict
+from lt_kernels.train.model.predictions import predict
 from lt_kernels.train.model.scores import score
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.loading import load_run
