@@ -56,10 +56,11 @@ def whole(rank: int, world: int, group: Any) -> None:
                     torch.testing.assert_close(
                         gradient, cut(rank, sizes, grad), msg=lambda text, name=name: f"{name}: {text}"
                     )
-    with unittest.mock.patch.object(gram, "_SLAB", 40):  # slabs of few rows
-        ours = found(rows, project="raw", threshold=0.2, group=group)
-    for one, exact in zip(ours, found(WEIGHT, project="raw", threshold=0.2), strict=True):
-        torch.testing.assert_close(one, exact if exact.ndim == 0 else cut(rank, sizes, exact))
+        for project, few in ((True, 0), (False, 0), ("raw", 0), ("raw", 50)):  # slabs of few rows, pairs listed or not
+            with unittest.mock.patch.object(gram, "_SLAB", 40), unittest.mock.patch.object(gram, "_GATHERED", few):
+                ours = found(rows, project=project, threshold=0.2, group=group)
+            for one, exact in zip(ours, found(WEIGHT, project=project, threshold=0.2), strict=True):
+                torch.testing.assert_close(one, exact if exact.ndim == 0 else cut(rank, sizes, exact))
 
 
 def kinds(rank: int, world: int, group: Any) -> None:

@@ -16,6 +16,7 @@ from lt_kernels.ops.ranks import batches, exchange, placements, shards
 from lt_kernels.reference import gram as reference
 
 _SLAB = 2**22  # cosines held at a time
+_GATHERED = 2**22  # numbers of class weights gathered at a time
 
 
 class Problem(NamedTuple):
@@ -54,14 +55,15 @@ class Problem(NamedTuple):
         for start, block in self.blocks(weight):
             inverse = inverse_norm(block)
             rows = self.rows(block, inverse)
-            column = torch.arange(start, start + len(block), device=block.device)
             height = max(1, _SLAB // max(1, len(block)))
             for first in range(0, len(own), height):
                 part = slice(first, min(first + height, len(own)))
                 value = own[part] @ rows.T
                 cosine = value * scale[part, None] * inverse if self.raw else value
-                other = column != torch.arange(part.start, part.stop, device=block.device)[:, None] + self.shard.start
-                yield part, slice(start, start + len(block)), value, (cosine > self.threshold) & other, rows
+                active = cosine > self.threshold
+                if start == self.shard.start and len(block):  # a class is no pair with itself
+                    active[:, part].diagonal().fill_(False)
+                yield part, slice(start, start + len(block)), value, active, rows
 
     def rows(self, weight: Tensor, scale: Tensor) -> Tensor:
         """Class weights in the dtype of the arithmetic; unit rows in the form with cosines."""
@@ -74,6 +76,10 @@ class Problem(NamedTuple):
         total, top = torch.zeros_like(scale, dtype=torch.float64), reference.squares(weight)
         if self.threshold < 1:
             for rows, _, value, active, _ in self.slabs(weight, scale):
+                listed = _listed(active, weight)
+                if listed is not None and (not self.raw or not len(listed[0])):
+                    total[rows].index_add_(0, listed[0], value[listed].double().expm1())
+                    continue
                 if not self.raw:
                     total[rows] += torch.where(active, value.expm1(), 0.0).sum(1, dtype=torch.float64)
                     continue
@@ -98,12 +104,26 @@ class Problem(NamedTuple):
         line = self.rows(weight, scale)
         pushed, along = torch.zeros_like(line), torch.zeros_like(own) if self.project else own
         for rows, classes, value, active, others in self.slabs(weight, scale):
+            listed = _listed(active, weight)
+            if listed is not None:
+                here, there = listed
+                both = None if shift is None else (shift[rows][here], shifts[classes][there])
+                push = reference.coefficients(value[listed], slope[rows][here], slopes[classes][there], both)
+                pushed[rows].index_add_(0, here, push[:, None] * others[there])
+                continue
             both = None if shift is None else (shift[rows, None], shifts[classes])
             push = torch.where(active, reference.coefficients(value, slope[rows, None], slopes[classes], both), 0.0)
             pushed[rows] += push @ others
         if self.project:
             along = -(pushed * line).sum(1)
         return ((1.0 if self.raw else scale[:, None]) * (pushed + along[:, None] * line)).to(weight.dtype)
+
+
+def _listed(active: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The places of the active pairs, if they are few; None on a GPU, which would be waited for."""
+    if active.device.type != "cpu" or int(active.sum()) * weight.shape[1] > _GATHERED:
+        return None
+    return active.nonzero(as_tuple=True)
 
 
 class RepulsionOfRanks(torch.autograd.Function):
