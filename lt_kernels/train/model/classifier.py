@@ -15,7 +15,7 @@ from lt_kernels.train.augment.mixing import cut_batch, mix_batch
 from lt_kernels.train.augment.scenes import SCENE_AUGMENTATIONS, augment_scenes
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods.method import MethodParts
-from lt_kernels.train.model.dealt import Dealt, clip_gradients, gathered, nothing, whole_of
+from lt_kernels.train.model.dealt import Dealt, clip_gradients, gathered, nothing
 from lt_kernels.train.model.layout import put_together
 
 
@@ -144,8 +144,8 @@ class Classifier(LightningModule):
         total = loss
         if self.regularizer is not None and self.strength > 0:
             experts = self.parts.experts  # each has all classes
-            weight = whole_of(self.head.weight)
-            weights = weight.split(len(weight) // experts) if experts > 1 else [weight]
+            weight = self.head.weight
+            weights = weight.split(len(weight) // experts) if experts > 1 else [weight]  # sharded, there is one expert
             total = loss + self.strength * sum(map(self.regularizer, weights))
         record = {"data_loss": loss.detach(), "total": total.detach()}
         if self.dealt is None:

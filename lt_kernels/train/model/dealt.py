@@ -145,8 +145,3 @@ def nothing(features: Tensor, head: nn.Module) -> Tensor:
     """A loss of no rows, 0: with gradients of 0, so that averaging waits for no process."""
     parts = [one.sum() for one in head.parameters() if one.requires_grad and not hasattr(one, "placements")]
     return sum(parts, features.sum()) * 0
-
-
-def whole_of(weight: Any) -> Tensor:
-    """Class weights, gathered where they are sharded; the gradient goes to each rank's share."""
-    return weight.full_tensor() if is_sharded(weight) else weight

@@ -33,10 +33,9 @@ def shard_network(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
+    within = isinstance(module, (nn.Sequential, nn.ModuleList))
     for child in module.children():
-        if isinstance(child, (nn.Sequential, nn.ModuleList)):
-            yield from (
-                part for part in child if not isinstance(part, nn.ModuleList) and any(True for _ in part.parameters())
-            )
+        if within and not isinstance(child, nn.ModuleList):  # which has no forward pass to gather before
+            yield from [child] if any(True for _ in child.parameters()) else []
         else:
             yield from _units(child)
