@@ -125,11 +125,11 @@ def clip_grad_norm_(
         by_mesh.setdefault(getattr(one, "device_mesh", None), []).append(one)
     plain, device = by_mesh.pop(None), parameters[0].device if parameters else torch.device("cpu")
     with torch.no_grad():
-        alike = _norm(plain, norm_type).to(device, torch.float64)
+        alike = _norm(_grads(plain), norm_type, device)
         norms = []
         for mesh, some in by_mesh.items():
-            alike = _agreed(alike, mesh, len(_grads(some)))
-            norms.append(placements.whole(_norm(some, norm_type)).to(device, torch.float64))
+            alike, *sharded = _over(mesh, alike, _grads(some), norm_type)
+            norms += sharded
         total = torch.linalg.vector_norm(torch.stack([alike, *norms]), norm_type)
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RankError(f"the norm of the gradients must be finite, got {total.item()}")
@@ -142,20 +142,31 @@ def _grads(parameters: list[Tensor]) -> list[Tensor]:
     return [one.grad for one in parameters if one.grad is not None]
 
 
-def _norm(parameters: list[Tensor], norm_type: float) -> Tensor:
-    return torch.nn.utils.get_total_norm(_grads(parameters), norm_type)
+def _norm(grads: list[Tensor], norm_type: float, device: torch.device) -> Tensor:
+    """The norm of plain gradients, those without numbers left out."""
+    found = torch.nn.utils.get_total_norm([one for one in grads if one.numel()], norm_type)
+    return found.to(device, torch.float64)
 
 
-def _agreed(norm: Tensor, mesh: Any, count: int) -> Tensor:
-    """The norm of what the ranks of a mesh hold alike, if it is the same on all, and as many gradients are sharded."""
+def _over(mesh: Any, alike: Tensor, grads: list[Any], norm_type: float) -> list[Tensor]:
+    """The norm that the ranks of a mesh have alike, and the whole norms of gradients that are sharded over it.
+
+    Torch's own norm of DTensors has other collectives on ranks whose part is empty, in some versions.
+    """
+    kinds: dict[tuple[Any, ...], list[Tensor]] = {}
+    for grad in grads:
+        summed = placements.summed(grad)
+        kinds.setdefault(summed.placements, []).append(summed.to_local())
+    found = torch.stack([alike, *(_norm(some, norm_type, alike.device) for some in kinds.values())])
+    said = [exchange.check("the number of gradients of DTensors", len(grads))]
     for dim in range(mesh.ndim):
-        said = [exchange.check("the number of gradients of DTensors", count)]
-        _, found = exchange.meet(mesh.get_group(dim), "clip_grad_norm_", norm.device, said, payload=norm.reshape(1))
-        assert found is not None  # there was a payload
-        if norm.device.type == "cpu" and not torch.allclose(found, found[:1], rtol=1e-6, atol=0.0, equal_nan=True):
+        _, every = exchange.meet(mesh.get_group(dim), "clip_grad_norm_", found.device, said, payload=found)
+        assert every is not None  # there was a payload
+        if found.device.type == "cpu" and not torch.allclose(every[:, 0], every[:1, 0], 1e-6, 0.0, equal_nan=True):
             raise RankError(
                 "gradients of parameters that are not sharded must be the same on every rank, but their norms are "
-                f"{found.flatten().tolist()}: average them first"
+                f"{every[:, 0].tolist()}: average them first"
             )
-        norm = found[0, 0]
-    return norm
+        sharded = torch.tensor([False, *(not kind[dim].is_replicate() for kind in kinds)], device=found.device)
+        found = torch.where(sharded, torch.linalg.vector_norm(every, norm_type, 0), every[0])
+    return list(found.unbind())

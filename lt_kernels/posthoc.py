@@ -130,7 +130,7 @@ def empirical_offset(
 
 
 def _with_offset(head: LinearHead, features: Any, target: Tensor | None, group: Any) -> LinearHead:
-    if not isinstance(head, LinearHead) or placements.is_dtensor(head.weight):
+    if not isinstance(head, LinearHead) or checks.is_dtensor(head.weight):
         raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
     weight = head.weight.detach()
     if head.loss.predicted_offset(weight) is not None:
@@ -190,7 +190,7 @@ class LearnableWeightScaling(nn.Module):
         self, head: LinearHead, loss: Loss | None = None, *, scaled: Literal["logits", "weight"] = "logits"
     ) -> None:
         super().__init__()
-        if not isinstance(head, LinearHead) or placements.is_dtensor(head.weight):
+        if not isinstance(head, LinearHead) or checks.is_dtensor(head.weight):
             raise TypeError(f"head must be a LinearHead that is not sharded, got {type(head).__name__}")
         self.scaled: Literal["logits", "weight"] = checks.choice("scaled", scaled, ("logits", "weight"))
         if loss is not None and (not isinstance(loss, Loss) or loss.input_kind != "logits"):

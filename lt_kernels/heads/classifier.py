@@ -79,9 +79,9 @@ class _Head(nn.Linear):
             given: Any = state_dict.get(prefix + name)
             if own is None or not isinstance(given, Tensor) or given.shape != own.shape:
                 continue
-            if placements.is_dtensor(own) and not placements.is_dtensor(given):
+            if checks.is_dtensor(own) and not checks.is_dtensor(given):
                 state_dict[prefix + name] = rows.loaded(given, own)
-            elif placements.is_dtensor(given) and not placements.is_dtensor(own):
+            elif checks.is_dtensor(given) and not checks.is_dtensor(own):
                 rest[-1].append(  # the messages of load_state_dict, which raises them
                     f"{name} must be a plain tensor, as this head is not sharded, got a DTensor with placements "
                     f"{list(given.placements)}: give its full_tensor()"
@@ -91,7 +91,7 @@ class _Head(nn.Linear):
 
     def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
         """Features [..., d] and targets [...] as rows."""
-        checks.floating("features", features)
+        checks.floating("features", features, dtensor=True)
         if features.ndim == 0 or features.shape[-1] != self.in_features:
             raise ValueError(f"features must be [..., {self.in_features}], got {list(features.shape)}")
         if features.ndim == 2:
@@ -113,7 +113,7 @@ class _Head(nn.Linear):
         return flat, MixedTarget(target.first.reshape(-1), target.second.reshape(-1), lam)
 
     def extra_repr(self) -> str:
-        placed = f", placements={list(self.weight.placements)}" if placements.is_dtensor(self.weight) else ""
+        placed = f", placements={list(self.weight.placements)}" if checks.is_dtensor(self.weight) else ""
         sampling = self.sampling
         chosen = "" if sampling is None else f", sample={sampling.share}, logq_correction={sampling.logq}"
         return f"in_features={self.in_features}, num_classes={self.num_classes}{placed}{chosen}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_kernels.core import private
+from lt_kernels.core import checks, private
 from lt_kernels.ops.ranks import placements
 
 BLOCK = 2**20  # numbers drawn at a time; on a CPU any blocks of whole sixteens are what one draw gives
@@ -40,7 +40,7 @@ def draw(values: Tensor, fill: Callable[[Tensor], Any]) -> None:
 
     All numbers are drawn, block by block, and those of other ranks are dropped.
     """
-    if not placements.is_dtensor(values):
+    if not checks.is_dtensor(values):
         fill(values)
         return
     own: Tensor = placements.local(values.detach())

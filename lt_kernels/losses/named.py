@@ -261,7 +261,7 @@ class SphereFaceLoss(Loss):
         """The loss of cosines [N, C] of features with these norms [N]."""
         if norms is None:
             return super().forward(input, target)
-        checks.floating("norms", norms)
+        checks.floating("norms", norms, dtensor=True)
         if input.ndim != 2 or norms.shape != input.shape[:1]:
             raise ValueError(
                 f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}"

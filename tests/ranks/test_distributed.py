@@ -11,7 +11,7 @@ from launch import reports
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["shards", "sampled", "traffic"])
+@pytest.mark.parametrize("script", ["shards", "sampled", "traffic", "doors"])
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_shards_are_the_whole(world, script, tmp_path):
     """Each process by itself checks every case against the unsharded result; the reports are those that failed."""

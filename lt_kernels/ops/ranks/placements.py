@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lt_kernels.core.checks import is_dtensor
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops.ranks import exchange, shards
 from lt_kernels.ops.ranks.reduction import Batch
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
-
-
-def is_dtensor(value: Any) -> TypeGuard[DTensor]:
-    """Whether a value is a DTensor; asked by what it has, since most programs never import them."""
-    return type(value) is not Tensor and isinstance(value, Tensor) and hasattr(value, "placements")
 
 
 def there(*values: Any) -> bool:
@@ -254,6 +250,26 @@ def columns(function: Callable[..., Tensor], features: Tensor, weight: Tensor, b
     found = function(input.to_local(grad_placements=partial), *parts)
     own = [Shard(found.ndim - 1) if dim == door.classes else one for dim, one in enumerate(door.placements(door.rows))]
     return of_local(found, mesh, own, (*input.shape[:-1], weight.shape[0]))
+
+
+def summed(value: DTensor) -> DTensor:
+    """A DTensor whose parts are added up where they are `Partial()`."""
+    from torch.distributed.tensor import Replicate
+
+    return value.redistribute(placements=[Replicate() if one.is_partial() else one for one in value.placements])
+
+
+def replicated(name: str, value: DTensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """function(value), which is the same on every rank: a number as a plain tensor, to be added to a head's loss.
+
+    Raises:
+        ValueError: if the value is sharded.
+    """
+    placements, mesh = list(value.placements), value.device_mesh
+    if not all(one.is_replicate() for one in placements):
+        raise ValueError(f"{name} must have placement Replicate() on every dimension of its mesh, got {placements}")
+    found = function(value.to_local())
+    return of_local(found, mesh, placements, found.shape) if found.ndim else found
 
 
 def _is_shard(placement: Any) -> bool:
