@@ -214,8 +214,8 @@ def _judge_rows(heads: list[list[int]]) -> None:
         if least and first in seen:
             raise RankError(
                 f"linear_weight must be other classes' rows on each rank, but rank {rank} holds those of rank "
-                f"{seen[first]}: keep sharded class weights out of DistributedDataParallel, fully_shard and FSDP over "
-                "the same ranks, load each rank's own rows, and draw them anew (reset_parameters)"
+                f"{seen[first]}: draw them anew (reset_parameters), load each rank's own rows, and keep plain shards "
+                "out of DistributedDataParallel, fully_shard and FSDP over the same ranks"
             )
         seen[first] = rank
 
