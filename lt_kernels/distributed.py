@@ -55,7 +55,7 @@ def _gather_batch(features: Tensor, target: Any, group: Any) -> tuple[Tensor, An
 
 def _batch(features: Any) -> Tensor:
     """Rows of features that are a plain tensor."""
-    if checks.floating("features", features).ndim < 2:
+    if checks.floating("features", features, dtensor=True).ndim < 2:
         raise ValueError(f"features must be [N, ...] with two dimensions at least, got {list(features.shape)}")
     if hasattr(features, "placements"):
         raise TypeError("features must be this rank's rows as a plain tensor, got a DTensor: give its to_local()")

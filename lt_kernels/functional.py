@@ -72,6 +72,8 @@ def offset_cross_entropy(
         TypeError, ValueError, IndexError: naming the argument, what it was and what it must be. On a GPU targets are
             not checked, which would wait for the device.
 
+    DTensors: rows may be sharded (`Shard(0)`), and the result is that of all rows; tables are `Replicate()` or plain.
+
     Source: Ren et al. (2020), Menon et al. (2021) for the offset.
     """
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
@@ -120,7 +122,8 @@ def linear_cross_entropy(
             rank's rows, in the order of the ranks; all else is the same on every rank, `weight` and `offset` for all
             classes. Every rank gets the loss, or the error of any; the gradient of `input` is summed over the ranks.
 
-    The rest, and what is returned and raised, as for `offset_cross_entropy`.
+    The rest, and what is returned and raised, as for `offset_cross_entropy`; DTensors may also shard the classes, by
+    `linear_weight` (and `linear_bias`) with `Shard(0)`.
     """
     ignore_index = -100 if ignore_index is None else ignore_index
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma}
@@ -238,6 +241,9 @@ def logit_weight_repulsion(
         reduction: "sum" (as published), "mean", or "none" for [C].
         group: as for `linear_cross_entropy`; a DTensor's mesh says it. Each rank computes its rows against all, and has
             their gradient; "none" is for these rows.
+
+    Returns:
+        A plain number, also for a DTensor, whose placements must be `Replicate()`; or [C].
 
     Raises:
         TypeError, ValueError: naming the argument.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor
 
 from lt_kernels.core import private
 from lt_kernels.core.numbers import autocast
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 Choice = TypeVar("Choice")
 
@@ -127,7 +124,7 @@ def stored(name: str, value: Tensor) -> Tensor:
 KINDS = (torch.float32, torch.bfloat16, torch.float64, torch.float16)  # that the kernels read
 
 
-def is_dtensor(value: Any) -> TypeGuard[DTensor]:
+def is_dtensor(value: Any) -> TypeGuard[Any]:
     """Whether a value is a DTensor; asked by what it has, since most programs never import them."""
     return type(value) is not Tensor and isinstance(value, Tensor) and hasattr(value, "placements")
 
@@ -137,10 +134,7 @@ def floating(name: str, value: Any, dtensor: bool = False) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if not dtensor and is_dtensor(value):
-        raise TypeError(
-            f"{name} must be a plain tensor here, got a DTensor with placements {list(value.placements)}: give its "
-            "full_tensor(), or to_local()"
-        )
+        raise TypeError(f"{name} must be a plain tensor here, got a DTensor with placements {list(value.placements)}")
     if value.dtype not in KINDS:
         raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
     return stored(name, value)
