@@ -232,7 +232,8 @@ def logit_weight_repulsion(
     Class weights that are closer than the threshold push each other apart. The C x C cosines are never held.
 
     Args:
-        linear_weight: a row for each class [C, d]; a row of norm 0 has cosine 0 with all others.
+        linear_weight: a row for each class [C, d]; a row of norm 0 has cosine 0 with all others. A DTensor must be
+            `Replicate()`; reduced, the result is a plain number for it too.
         threshold: a cosine; 1 or more switches the repulsion off (R_i = log C, gradient 0).
         project: differentiate through the normalisation, which makes the gradient tangent to each w_i; False holds the
             norms constant. "raw" has products s_ij = w_i.w_j, active where the cosine is above the threshold, as in the
@@ -241,9 +242,6 @@ def logit_weight_repulsion(
         reduction: "sum" (as published), "mean", or "none" for [C].
         group: as for `linear_cross_entropy`; a DTensor's mesh says it. Each rank computes its rows against all, and has
             their gradient; "none" is for these rows.
-
-    Returns:
-        A plain number, also for a DTensor, whose placements must be `Replicate()`; or [C].
 
     Raises:
         TypeError, ValueError: naming the argument.

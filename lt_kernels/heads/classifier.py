@@ -62,7 +62,7 @@ class _Head(nn.Linear):
 
     def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
         """The loss; an error on one rank is raised on all, if the ranks exchange anything."""
-        group = placements.group_of(self.weight) if placements.is_dtensor(self.weight) else self.loss.ranks()
+        group = placements.group_of(self.weight) if checks.is_dtensor(self.weight) else self.loss.ranks()
         return placements.together(group, self.weight, self.flattened, features, target, **options)
 
     def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:

@@ -97,7 +97,7 @@ class ARBLoss(Dealt, Loss):
     def _batch(self, target: Tensor | MixedTarget, classes: int, group: Any) -> Tensor:
         """log N_c [C] of the batch, summed over the ranks of a group."""
         first = target.first if isinstance(target, MixedTarget) else target
-        if placements.is_dtensor(first):  # whose rows are those of all its ranks
+        if checks.is_dtensor(first):  # whose rows are those of all its ranks
             first, group = placements.whole(first), None
         return placements.together(group, first, self._count, first, classes, group).log()
 

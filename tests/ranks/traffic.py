@@ -73,7 +73,7 @@ def batch(rank: int, world: int, group: Any) -> None:
 
 
 def clipped(rank: int, world: int, group: Any) -> None:
-    """Clipping sends a frame and a number, whatever there is to clip, and leaves the frames of the next step alone."""
+    """Clipping sends a frame, whatever there is to clip, and leaves the frames of the next step alone."""
     torch.manual_seed(0)
     body, sharded = nn.Linear(D, D), LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world))
     features, target = normal(6, D, seed=1, dtype=torch.float32), classes_of(6, C, seed=2)
