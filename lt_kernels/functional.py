@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -247,7 +246,7 @@ def logit_weight_repulsion(
         TypeError, ValueError: naming the argument.
     """
     given = (linear_weight, threshold, project, reduction)
-    if group is not None or placements.is_dtensor(linear_weight):
+    if group is not None or checks.is_dtensor(linear_weight):
         found = repulsion(group, *given)
         return found if autocast(linear_weight) else found.to(linear_weight.dtype)
     found = gram.repulsion(linear_weight, *gram.checked(*given))

@@ -81,7 +81,7 @@ class LogitWeightRepulsion(nn.Module):
 
     def forward(self, linear_weight: Tensor, group: Any = None) -> Tensor:
         """R of class weights [C, d]; sharded over the ranks of a group, or as a DTensor says, always from all pairs."""
-        value, sharded = None, group is not None or placements.is_dtensor(linear_weight)
+        value, sharded = None, group is not None or checks.is_dtensor(linear_weight)
         if self.near is not None and sharded:
             self.near.status = "all pairs: the class weights are sharded over ranks"
         elif self.near is not None:

@@ -24,7 +24,7 @@ Scenario = Callable[[int, int, Any], None]
 
 def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
     """What went wrong in each scenario of a script, "" for nothing: one process for each rank, run once."""
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "ranks"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-W", "error", str(script)]
     ranks = [

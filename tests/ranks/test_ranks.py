@@ -15,7 +15,7 @@ pytestmark = [
 HERE = Path(__file__).resolve().parent
 
 
-@pytest.mark.parametrize("script", ["told", "steps", "sharded", "replicated", "deferred", "doors_refused"])
+@pytest.mark.parametrize("script", ["told", "steps", "sharded", "replicated", "deferred", "dtensors/doors_refused"])
 def test_every_scenario_passes_on_every_rank(script: str, tmp_path: Path) -> None:
     """Each process by itself checks every scenario; the reports are those of the ones that failed."""
     found = reports(HERE / f"{script}.py", 2, tmp_path)

@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo"),
     pytest.mark.slow,
 ]
-SCRIPT = Path(__file__).with_name("training.py")
+SCRIPT = Path(__file__).with_name("dtensors") / "training.py"
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])

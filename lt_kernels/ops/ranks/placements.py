@@ -259,19 +259,6 @@ def summed(value: DTensor) -> DTensor:
     return value.redistribute(placements=[Replicate() if one.is_partial() else one for one in value.placements])
 
 
-def replicated(name: str, value: DTensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """function(value), which is the same on every rank: a number as a plain tensor, to be added to a head's loss.
-
-    Raises:
-        ValueError: if the value is sharded.
-    """
-    placements, mesh = list(value.placements), value.device_mesh
-    if not all(one.is_replicate() for one in placements):
-        raise ValueError(f"{name} must have placement Replicate() on every dimension of its mesh, got {placements}")
-    found = function(value.to_local())
-    return of_local(found, mesh, placements, found.shape) if found.ndim else found
-
-
 def _is_shard(placement: Any) -> bool:
     from torch.distributed.tensor import Shard
 

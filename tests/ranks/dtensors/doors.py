@@ -19,10 +19,8 @@ from lt_kernels.functional import (
     MixedTarget,
     cosine_margin_cross_entropy,
     linear_cross_entropy,
-    logit_weight_repulsion,
     offset_cross_entropy,
 )
-from lt_kernels.regularizers import LogitWeightRepulsion
 
 N, D, C = 7, 5, 6
 ROWS, WHOLE = [Shard(0)], [Replicate()]
@@ -198,20 +196,5 @@ def any_numbers(rank: int, world: int, group: Any) -> None:
         compared([ours.full_tensor().detach(), weight.grad], [exact.detach(), whole.grad], f"{reduction}, {rank}")
 
 
-def repulsed(rank: int, world: int, group: Any) -> None:
-    """Repulsion of class weights that every rank has whole; reduced, it is a plain number, as a head's loss is."""
-    near = LogitWeightRepulsion(0.1, neighbours="list")
-    for reduction in ("sum", "none", "list"):
-
-        def function(weight: Tensor, _: None, reduction: Any = reduction) -> Tensor:
-            if reduction == "list":
-                return near(weight)
-            return logit_weight_repulsion(weight, threshold=0.1, reduction=reduction)
-
-        held = placed(WEIGHT, mesh_of(world), WHOLE)
-        assert isinstance(function(held, None), DTensor) == (reduction == "none")
-        compared(called(function, (held,), None, {}), called(function, (WEIGHT,), None, {}), reduction)
-
-
 if __name__ == "__main__":
-    main([batches, classes, grids, named, any_numbers, repulsed])
+    main([batches, classes, grids, named, any_numbers])
