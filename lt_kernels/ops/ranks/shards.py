@@ -154,8 +154,8 @@ def _of_no_classes(
 ) -> tuple[Tensor, ...]:
     """The statistics of a rank that has no classes, which still takes part in the backward pass."""
     kind = accumulate_type(input.dtype)
-    nothing = input[:, :0].sum(1, dtype=kind) + weight.sum(dtype=kind)
-    nothing = nothing if bias is None else nothing + bias.sum(dtype=kind)
+    nothing = input[:, :0].sum(1, dtype=kind) + (weight * 1).sum(dtype=kind)  # with dense gradients
+    nothing = nothing if bias is None else nothing + (bias * 1).sum(dtype=kind)
     slots = nothing.new_zeros(target.shape)
     least, means = torch.full_like(nothing, -torch.inf), nothing.detach()[: 0 if terms.mean_weight is None else None]
     return nothing - torch.inf, slots, slots, means, least, least, torch.zeros_like(means)
