@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -109,17 +110,18 @@ def clip_grad_norm_(
     Args:
         parameters: DTensors of any meshes, and plain tensors that every rank of these meshes holds alike, with the same
             gradients.
-        max_norm: above 0. norm_type: above 0, or inf.
+        max_norm: above 0; inf only measures the norm, and clips nothing. norm_type: above 0, or inf.
         error_if_nonfinite: raise if the norm is NaN or infinite, which waits for a device.
 
     Returns:
         The norm before clipping, the same on every rank; float64.
 
     Raises:
+        TypeError, ValueError: naming the argument.
         RankError: on a CPU, if plain tensors' gradients have another norm on another rank.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    checks.number("max_norm", max_norm, above=0.0)
+    max_norm, norm_type = _above_zero("max_norm", max_norm), _above_zero("norm_type", norm_type)
     by_mesh: dict[Any, list[Tensor]] = {None: []}
     for one in parameters:
         by_mesh.setdefault(getattr(one, "device_mesh", None), []).append(one)
@@ -133,9 +135,16 @@ def clip_grad_norm_(
         total = torch.linalg.vector_norm(torch.stack([alike, *norms]), norm_type)
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RankError(f"the norm of the gradients must be finite, got {total.item()}")
-        for some in (plain, *by_mesh.values()):
+        for some in (plain, *by_mesh.values()) if max_norm < math.inf else ():
             torch.nn.utils.clip_grads_with_norm_(some, max_norm, total)
     return total
+
+
+def _above_zero(name: str, value: Any) -> float:
+    """A number above 0, or infinity."""
+    if isinstance(value, (int, float)) and not value > 0:
+        raise ValueError(f"{name} must be a number above 0, or inf, got {value!r}")
+    return math.inf if value == math.inf else checks.number(name, value, above=0.0)
 
 
 def _grads(parameters: list[Tensor]) -> list[Tensor]:

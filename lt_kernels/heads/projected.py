@@ -199,12 +199,15 @@ class GMLHead(Dealt, _ClassifierHead):
         rows = target.shape[0]
         target = class_indices(target, self.num_classes, rows, features)
         first, last = features[:rows], features[-rows:]
+        # Whatever may raise comes before the exchange, because an error after it would not be raised on other ranks.
+        taught = None if teacher is None else self._taught(first, teacher)
+        classification = self.classified(self.loss, first, target)
         if group is None:
             (held, own), share = self.queue.after(first.detach(), target), None
         else:
             held, own, share = self.queue.after_ranks(group, first.detach(), target)
         loss = self.loss.total(
-            self.classified(self.loss, first, target),
+            classification,
             target,
             self.projection(last),
             self.projection(held.features.to(self.projection.weight.dtype)),  # of mixed precision without autocast
@@ -212,12 +215,14 @@ class GMLHead(Dealt, _ClassifierHead):
             own,
             share,
         )
-        if teacher is not None:
-            times = 1.0 if self.loss.input_kind == "cosine" else self.scale
-            loss = loss + self.loss.distillation(times * self.predicted(first), times * teacher)
         if self.training:
             self.queue.keep(held)
-        return loss
+        return loss if taught is None else loss + taught
+
+    def _taught(self, features: Tensor, teacher: Tensor) -> Tensor:
+        """The distillation part, with a teacher's cosines [N, C]."""
+        times = 1.0 if self.loss.input_kind == "cosine" else self.scale
+        return self.loss.distillation(times * self.predicted(features), times * checks.floating("teacher", teacher))
 
 
 class NCLHead(_ClassifierHead):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lt_kernels import priors
 from lt_kernels.core import checks
+from lt_kernels.core.targets import check_target
 from lt_kernels.core.terms import Reduction
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.losses.base import Loss
@@ -96,14 +97,19 @@ class ARBLoss(Dealt, Loss):
 
     def _batch(self, target: Tensor | MixedTarget, classes: int, group: Any) -> Tensor:
         """log N_c [C] of the batch, summed over the ranks of a group."""
-        first = target.first if isinstance(target, MixedTarget) else target
-        if checks.is_dtensor(first):  # whose rows are those of all its ranks
-            first, group = placements.whole(first), None
-        return placements.together(group, first, self._count, first, classes, group).log()
+        targets = [target.first, target.second] if isinstance(target, MixedTarget) else [target]
+        if checks.is_dtensor(targets[0]):  # whose rows are those of all its ranks
+            targets, group = [placements.whole(targets[0])], None
+        return placements.together(group, targets[0], self._count, targets, classes, group).log()
 
-    def _count(self, target: Tensor, classes: int, group: Any) -> Tensor:
-        count = priors.batch_count(target, classes, self.ignore_index)
-        return count if group is None else batches.totals(group, count, [("num_classes", classes)])
+    def _count(self, targets: list[Tensor], classes: int, group: Any) -> Tensor:
+        count = priors.batch_count(targets[0], classes, self.ignore_index)
+        if group is None:
+            return count
+        for target in targets:  # before the exchange, because an error after it would not be raised on other ranks
+            if checks.readable(target) and not target.is_floating_point():
+                check_target(target, classes, self.ignore_index)
+        return batches.totals(group, count, [("num_classes", classes)])
 
 
 class FocalLoss(Loss):

@@ -18,7 +18,7 @@ from torch import nn
 
 from lt_kernels import losses
 from lt_kernels.distributed import RankError
-from lt_kernels.functional import lade_regularizer
+from lt_kernels.functional import MixedTarget, lade_regularizer
 
 # A module, what it is called with on one rank alone, and what the error says there and on the others.
 WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[Any, Any], type[Exception], str]] = {
@@ -28,6 +28,13 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[Any, Any], type[Exception]
     "no rows": (MAKERS["gml"], (normal(0, D, seed=1), torch.zeros(0).long()), ValueError, "target must be"),
     "no class for lade": (MAKERS["lade"], (normal(4, D, seed=1), torch.full((4,), C)), IndexError, "target"),
     "no indices": (MAKERS["arb"], (normal(4, D, seed=1), torch.zeros(4).bool()), TypeError, "target"),
+    "no class for arb": (MAKERS["arb"], (normal(4, D, seed=1), torch.full((4,), C)), IndexError, "target"),
+    "no second class for arb": (
+        MAKERS["arb"],
+        (normal(4, D, seed=1), MixedTarget(torch.zeros(4).long(), torch.full((4,), C), 0.5)),
+        IndexError,
+        "target",
+    ),
     "no views": (bcl, (normal(5, D, seed=1), torch.zeros(4).long()), ValueError, "target must be"),
 }
 
@@ -63,6 +70,28 @@ def told(rank: int, world: int, group: Any) -> None:
     with pytest.raises(RankError, match="every rank must make the same calls"):
         losses.ARBLoss(counts="batch")(normal(4, C, seed=1), usual[1]) if rank else offset().double()(*usual)
     right(rank, world, group)
+
+
+def of_one_rank(rank: int, world: int, group: Any) -> None:
+    """What one rank refuses of a teacher or a target all refuse, and the queues stay the same for the next step."""
+    usual, teacher = (normal(4, D, seed=1), torch.tensor([0, 1, 2, 3])), normal(4, C, seed=2)
+    for make in (MAKERS["gml"], MAKERS["gml of arb"]):
+        head = make().double()
+        calls = (
+            (*usual, teacher[:, 1:], ValueError, "teacher must have shape"),
+            (*usual, teacher.long(), TypeError, "teacher must"),
+            (usual[0], usual[1] + 1, teacher, IndexError, "target must be"),
+        )
+        for number, (*wrong, kind, word) in enumerate(calls):
+            features, target, taught = wrong if rank == number % world else (*usual, teacher)
+            bad = number % world
+            with pytest.raises(
+                kind if rank == bad else RankError,
+                match=word if rank == bad else f"rank {bad}: {kind.__name__}: {word}",
+            ):
+                head(features, target, teacher=taught)
+            head(*usual, teacher=teacher).backward()
+        assert (head.queue.labels >= 0).any()
 
 
 def quiet_modes(rank: int, world: int, group: Any) -> None:
@@ -102,4 +131,4 @@ def kept(rank: int, world: int, group: Any) -> None:
 
 
 if __name__ == "__main__":
-    main([told, quiet_modes, kept])
+    main([told, of_one_rank, quiet_modes, kept])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import unittest.mock
 import warnings
 from typing import Any
@@ -165,9 +166,13 @@ def clipped(rank: int, world: int, group: Any) -> None:
 
 
 def not_clipped(rank: int, world: int, group: Any) -> None:
-    """Gradients that drifted apart are an error on every rank, and so is one that is missing on one."""
+    """Infinity clips nothing; gradients that drifted apart, or are missing on one rank, are an error on every rank."""
     model = Model(mesh_of(world))
     model(INPUT, TARGET).backward()
+    before = [part.grad.clone() for part in model.parameters()]
+    norm = clip_grad_norm_(model.parameters(), math.inf)
+    assert all(torch.equal(part.grad, old) for part, old in zip(model.parameters(), before, strict=True))
+    torch.testing.assert_close(norm, clip_grad_norm_(model.parameters(), 2 * norm.item()))
     model.body.weight.grad.mul_(1 + rank)
     with pytest.raises(RankError, match="must be the same on every rank, but their norms are"):
         clip_grad_norm_(model.parameters(), 0.01)
@@ -176,8 +181,9 @@ def not_clipped(rank: int, world: int, group: Any) -> None:
         model.head.bias.grad = None
     with pytest.raises(RankError, match="the number of gradients of DTensors must be the same on every rank"):
         clip_grad_norm_(model.parameters(), 0.01)
-    with pytest.raises(ValueError, match="max_norm must be"):
-        clip_grad_norm_(model.parameters(), -1.0)
+    for wrong in ({"max_norm": -1.0}, {"max_norm": math.nan}, {"norm_type": 0}, {"norm_type": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a number above 0, or inf, got"):
+            clip_grad_norm_(model.parameters(), **{"max_norm": 1.0, **wrong})
     alone = nn.Linear(2, 2)
     alone(torch.ones(2)).sum().backward()
     assert clip_grad_norm_(alone.parameters(), 0.01).item() == pytest.approx(6**0.5)
