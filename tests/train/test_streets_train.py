@@ -91,8 +91,20 @@ def test_the_pyramid_is_its_formula() -> None:
     whole = layer(pyramid.whole, image.mean((2, 3), keepdim=True)).expand(2, 2, 40, 38)
     assert [part[0].kernel_size for part in pyramid.branches] == [(1, 1), (3, 3), (3, 3), (3, 3)]
     assert_close(pyramid(image), layer(pyramid.join, torch.cat([*parts, whole], 1)))
-    with pytest.raises(ValueError, match="input must have at least 2 images in training"):
-        pyramid.train()(image[:1])
+
+
+def test_the_pyramid_is_trained_with_one_image() -> None:
+    """As with two, but for the means: theirs are normed as in evaluation, and leave no trace there."""
+    pyramid = Pyramid(3, 2).double().train()
+    image = normal(1, 3, 8, 8, seed=4)
+    normed: list[torch.Tensor] = []
+    pyramid.whole.register_forward_hook(lambda module, args, output: normed.append(output))
+    pyramid(image).sum().backward()
+    assert pyramid.whole[1].training
+    assert int(pyramid.whole[1].num_batches_tracked) == 0
+    assert int(pyramid.join[1].num_batches_tracked) == 1
+    assert_close(normed[0], pyramid.whole.eval()(image.mean((2, 3), keepdim=True)))
+    assert all(one.grad is not None for one in pyramid.parameters())
 
 
 def test_deeplab_has_the_published_parts() -> None:

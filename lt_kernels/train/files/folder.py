@@ -49,7 +49,7 @@ def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
         if storage.read_regular(stored, 2**20).decode("utf-8", "replace") != config_text(before):
             raise ConfigError(f"--out {str(folder)!r} holds a {CONFIG} that is no run's: choose another folder")
         return
-    if _failed(folder) and before.settings() != config.settings():
+    if is_given_up(config, folder):
         return
     if not resume:
         raise ConfigError(
@@ -62,12 +62,19 @@ def _failed(folder: Path) -> bool:
     return (folder / FAILED).exists() and not (folder / RESULT).exists()
 
 
+def is_given_up(config: TrainConfig, folder: Path) -> bool:
+    """Whether a folder holds a failed run of other settings, what it kept is of no use to a run of these."""
+    return _failed(folder) and read_config(folder / CONFIG).settings() != config.settings()
+
+
 def begin_run(config: TrainConfig, folder: Path) -> None:
     """Write the config of a run that `prepare_run` let pass; what a failed run of other settings kept is removed."""
-    if _failed(folder):
-        if read_config(folder / CONFIG).settings() != config.settings():
-            (folder / LAST).unlink(missing_ok=True)
-        (folder / FAILED).unlink()
+    if is_given_up(config, folder):
+        from lt_kernels.train.files.shards import remove_shards  # which imports torch
+
+        (folder / LAST).unlink(missing_ok=True)
+        remove_shards(folder)
+    (folder / FAILED).unlink(missing_ok=True)
     write_config(config, folder / CONFIG)
 
 

@@ -164,7 +164,7 @@ class Classifier(LightningModule):
 
     def _loss(self, features: Tensor, target: Any, taught: dict[str, Tensor]) -> Tensor:
         if self.dealt is not None and self.dealt.is_nothing(self.active_head, target):
-            return nothing(features, self.active_head)
+            return nothing(features, self.active_head, target)
         return self.active_head(features, target, **taught)
 
     def _prepared(self, inputs: Tensor, target: Any) -> tuple[Tensor, Any]:

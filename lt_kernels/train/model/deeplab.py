@@ -38,6 +38,9 @@ def dilate(stage: nn.Sequential) -> None:
 class Pyramid(nn.Module):
     """Atrous spatial pyramid pooling, [N, in, H, W] -> [N, out, H, W]: a 1 x 1 and three dilated 3 x 3 convolutions and
     the mean of the whole image side by side, and a 1 x 1 convolution over them (Chen et al., 2017).
+
+    In training with one image, whose mean has no variance, batch norm takes its running statistics for the means, and
+    leaves them; a SyncBatchNorm takes those of all processes.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -48,10 +51,18 @@ class Pyramid(nn.Module):
         self.join = _layer(5 * out_channels, out_channels)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) == 1:
-            raise ValueError("input must have at least 2 images in training, for batch norm over their means, got 1")
-        whole = self.whole(input.mean((2, 3), keepdim=True)).expand(-1, -1, *input.shape[2:])
+        whole = self._of_whole(input.mean((2, 3), keepdim=True)).expand(-1, -1, *input.shape[2:])
         return self.join(torch.cat([*(branch(input) for branch in self.branches), whole], 1))
+
+    def _of_whole(self, means: Tensor) -> Tensor:
+        norm = self.whole[1]
+        if len(means) > 1 or not norm.training or isinstance(norm, nn.SyncBatchNorm):
+            return self.whole(means)
+        norm.eval()
+        try:
+            return self.whole(means)
+        finally:
+            norm.train()
 
 
 class DeepLab(nn.Module):

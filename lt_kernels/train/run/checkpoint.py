@@ -14,7 +14,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import LAST
-from lt_kernels.train.files.folder import same_settings
+from lt_kernels.train.files.folder import is_given_up, same_settings
 from lt_kernels.train.files.shards import check_shards, remove_shards
 from lt_kernels.train.files.tensors import read_sealed, write_sealed
 from lt_kernels.train.model.layout import SHARDS
@@ -91,12 +91,13 @@ class SealedCheckpointIO(TorchCheckpointIO):
 
 
 def saved_for(config: TrainConfig, data: LongTailedData, folder: Path, ranks: Ranks) -> SealedCheckpointIO:
-    """The reader and writer of a run's checkpoints; the one that is there is read and checked.
+    """The reader and writer of a run's checkpoints; the one that is there is read and checked, unless it is
+    a failed run's that this one takes the place of.
 
     Errors: ConfigError as for `read_checkpoint`.
     """
     found = SealedCheckpointIO(config, data)
-    if (folder / LAST).exists():
+    if (folder / LAST).exists() and not is_given_up(config, folder):
         found.ready = read_checkpoint(folder / LAST, config, data, ranks)
     return found
 

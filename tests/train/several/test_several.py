@@ -35,7 +35,7 @@ SCENES = {
     "epoch_steps": 2,
 }
 # A loss of rows alone, clipped; means that weights divide; second stages; and losses of pairs, centres, queues, columns
-# and counts of a batch.
+# and counts of a batch, also where the last of 61 scenes is a batch by itself, of which the second process has none.
 METHODS: dict[str, dict[str, Any]] = {
     "ce": {},
     "bs-lwr": {**LWR, "clip": 0.1},
@@ -51,6 +51,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "arb-batch": {"method": "arb-batch"},
     "scenes": SCENES,
     "scenes-arb": {**SCENES, "method": "arb-batch"},
+    "scenes-arb-one": {**SCENES, "method": "arb-batch", "batch_size": 60, "epoch_steps": 0},
 }
 ACCUMULATED = ("ce", "bs-lwr", "ldam-drw")
 FSDP = ("ce", "bs-lwr", "ldam-drw", "crt", "bcl")
