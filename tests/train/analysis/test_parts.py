@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
+from cuts import cut
 from lightning.pytorch import Callback, Trainer
 from tolerances import assert_close
 
@@ -25,7 +26,6 @@ from lt_kernels.train.run import training
 from lt_kernels.train.run.components import read_history
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.run.parts import rarest, read_parts
-from tests.train.cuts import cut
 
 CONFIG = TrainConfig(
     method="bs", network_options={"hidden": [16]}, epochs=2, warmup_epochs=0, lr=0.05, batch_size=32, threads=1
