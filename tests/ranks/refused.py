@@ -35,6 +35,7 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[Any, Any], type[Exception]
         IndexError,
         "target",
     ),
+    "no rows of views": (bcl, (normal(0, D, seed=1), torch.zeros(0).long()), ValueError, "target must be"),
     "no views": (bcl, (normal(5, D, seed=1), torch.zeros(4).long()), ValueError, "target must be"),
 }
 

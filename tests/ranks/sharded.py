@@ -165,6 +165,24 @@ def clipped(rank: int, world: int, group: Any) -> None:
             torch.testing.assert_close(grad, full.grad)
 
 
+def fused(rank: int, world: int, group: Any) -> None:
+    """With a group of its own for the head, an optimiser's fused and foreach steps are those of the whole."""
+    for option in ("fused", "foreach"):
+        torch.manual_seed(0)
+        whole = Model(None, C)
+        torch.manual_seed(0)
+        model = Model(mesh_of(world), C)
+        for one in (whole, model):
+            groups = [{"params": part.parameters()} for part in (one.body, one.head)]
+            optimizer = torch.optim.AdamW(groups, 0.1, **{option: True})
+            for _ in range(2):
+                optimizer.zero_grad()
+                one(INPUT, TARGET).backward()
+                optimizer.step()
+        for part, full in zip(model.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(part.full_tensor() if hasattr(part, "full_tensor") else part, full)
+
+
 def not_clipped(rank: int, world: int, group: Any) -> None:
     """Infinity clips nothing; gradients that drifted apart, or are missing on one rank, are an error on every rank."""
     model = Model(mesh_of(world))
@@ -252,4 +270,4 @@ def modes(rank: int, world: int, group: Any) -> None:
 if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's of FSDP
-        main([drawn, deferred, same_rows, wrapped, beside, clipped, not_clipped, copied, states, modes])
+        main([drawn, deferred, same_rows, wrapped, beside, clipped, not_clipped, fused, copied, states, modes])

@@ -179,6 +179,19 @@ def named(rank: int, world: int, group: Any) -> None:
             loss.evaluate(placed(logits, mesh, ROWS), placed(TARGET, mesh, ROWS))
 
 
+def added(rank: int, world: int, group: Any) -> None:
+    """A plain term is added to the plain tensor of a loss of sharded rows; the gradient is that of both."""
+    mesh, found = mesh_of(world), []
+    for placements in (ROWS, None):
+        rows, target = ((one if placements is None else placed(one, mesh, placements)) for one in (FEATURES, TARGET))
+        weight = WEIGHT.clone().requires_grad_()
+        loss = linear_cross_entropy(rows, weight, target)
+        total = (loss if placements is None else loss.to_local()) + weight.square().mean()
+        total.backward()
+        found.append((total.detach(), weight.grad))
+    torch.testing.assert_close(*found)
+
+
 def any_numbers(rank: int, world: int, group: Any) -> None:
     """Ranks with any numbers of rows, none too, as DTensor's own chunks do not have them."""
     sizes = [0, 5, 2, 0][:world] if world > 2 else [7, 0]
@@ -197,4 +210,4 @@ def any_numbers(rank: int, world: int, group: Any) -> None:
 
 
 if __name__ == "__main__":
-    main([batches, classes, grids, named, any_numbers])
+    main([batches, classes, grids, named, added, any_numbers])
