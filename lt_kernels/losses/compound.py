@@ -116,9 +116,9 @@ class EstimatedOffsetLoss(Loss):
         if features is None or linear_weight is None:
             raise ValueError("features and linear_weight must be given: the offset is estimated from them, got None")
         given = (input, target, features, linear_weight)
-        return placements.together(self.ranks(), features, self._of_logits, *given)
+        return placements.together(self.ranks(), features, self._with_features, *given)
 
-    def _of_logits(self, input: Tensor, target: Tensor, features: Tensor, linear_weight: Tensor) -> Tensor:
+    def _with_features(self, input: Tensor, target: Tensor, features: Tensor, linear_weight: Tensor) -> Tensor:
         table = self.offsets(linear_weight)
         loss = self.evaluate(input, target, table=table if self.use == "subtract" else None)
         return self.total(loss, table, features, target)
