@@ -25,6 +25,10 @@ class Interrupted(BaseException):
         self.number, self.hint = number, ""
         super().__init__(f"interrupted by {signal.Signals(number).name}")
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int]]:
+        """The processes of a run tell one another of it."""
+        return Interrupted, (self.number,)
+
     @property
     def status(self) -> int:
         """130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""

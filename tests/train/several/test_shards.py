@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch.distributed.tensor import distribute_tensor
 
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses import CrossEntropyLoss
-from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files import shards
 from lt_kernels.train.files.tensors import read_sealed, write_sealed
 from lt_kernels.train.model.layout import put_together, take_apart
@@ -96,9 +98,65 @@ def test_a_save_that_ends_anywhere_leaves_the_one_before(
     assert [path.name for path in tmp_path.glob("shards-*")] == [about["folder"]]
 
 
-def test_a_folder_that_is_none_of_shards_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"names the folder 'elsewhere'"):
-        shards.read_shards({"folder": "../elsewhere"}, tmp_path, {})
+@pytest.mark.parametrize("name", ["../elsewhere", "../shards-0123456789abcdef", "/tmp/shards-0123456789abcdef"])
+def test_a_folder_that_is_none_of_shards_is_not_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"names the folder '{name}'"):
+        shards.read_shards({"folder": name}, tmp_path, {})
+    with pytest.raises(ConfigError, match=f"names the folder '{name}'"):
+        shards.check_shards({"folder": name, "sha256": {}}, tmp_path, 0, 1)
+
+
+class Touch:
+    """What a pickle executes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_what_lies_beside_a_checkpoint_is_not_executed(mesh: Any, tmp_path: Path) -> None:
+    """Neither torch's index, which is not read, nor a share, and nothing is read but the files that were checked."""
+    head = LinearHead(4, 3, CrossEntropyLoss(), mesh=mesh)
+    about = take_apart(checkpoint(head, 1.0), tmp_path)["shards"]
+    inside, read = tmp_path / about["folder"], {"state.weight": torch.zeros(3, 4)}
+    (inside / ".metadata").write_bytes(pickle.dumps(Touch(tmp_path / "executed")))
+    shards.check_shards(about, tmp_path, 0, 1)
+    shards.read_shards(about, tmp_path, read)
+    assert torch.equal(read["state.weight"], head.weight.full_tensor())  # type: ignore[attr-defined]
+    (inside / "__0_0.distcp").write_bytes(pickle.dumps(Touch(tmp_path / "executed")) + bytes(10_000))
+    with pytest.raises(RunFailed, match=about["folder"]):
+        shards.read_shards(about, tmp_path, read)
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(ConfigError, match=r"whose .* lies in the unknown '__0_0.distcp'"):
+        shards.read_shards({**about, "sha256": {}}, tmp_path, read)
+
+
+def test_a_full_disk_is_an_error_of_the_system(mesh: Any, tmp_path: Path) -> None:
+    """Torch reports what failed on any process as an exception that nobody catches, and of a file that cannot grow its
+    own position in it: small files end when they are flushed, large ones as they are written.
+    """
+    resource = pytest.importorskip("resource", reason="needs a limit of the size of files")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for width in (4, 512):
+        head = LinearHead(width, 3, CrossEntropyLoss(), mesh=mesh)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+        try:
+            with pytest.raises(OSError, match=r"File too large: '.*/shards-[0-9a-f]{16}'"):
+                take_apart(checkpoint(head, 1.0), tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, most)
+
+
+def test_shards_that_do_not_fit_or_are_gone_end_the_run_in_one_line(mesh: Any, tmp_path: Path) -> None:
+    head = LinearHead(4, 3, CrossEntropyLoss(), mesh=mesh)
+    about = take_apart(checkpoint(head, 1.0), tmp_path)["shards"]
+    with pytest.raises(RunFailed, match=about["folder"]):
+        shards.read_shards(about, tmp_path, {"state.weight": torch.zeros(4, 4)})
+    os.remove(tmp_path / about["folder"] / "__0_0.distcp")
+    with pytest.raises(FileNotFoundError, match=about["folder"]):
+        shards.read_shards(about, tmp_path, {"state.weight": torch.zeros(3, 4)})
 
 
 def test_a_network_is_sharded_by_its_blocks(mesh: Any) -> None:
