@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.distributed.tensor import distribute_tensor
 
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses import CrossEntropyLoss
+from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files import shards
 from lt_kernels.train.files.tensors import read_sealed, write_sealed
@@ -169,3 +171,9 @@ def test_a_network_is_sharded_by_its_blocks(mesh: Any) -> None:
     assert kinds == [True, False, True, True]
     torch.testing.assert_close(network(inputs), expected)
     assert shards.is_sharded(distribute_tensor(inputs, mesh))
+
+
+def test_a_signal_that_one_process_gets_is_told_the_others() -> None:
+    """As errors are, while shards are written: pickled."""
+    told = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM)))
+    assert (type(told), told.status, str(told)) == (Interrupted, 143, "interrupted by SIGTERM")
