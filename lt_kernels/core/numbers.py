@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+SPLITMIX_STEP = -7046029254386353131  # what splitmix64 adds to its state for each number, as a signed one
+
 
 def accumulate_type(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the arithmetic: float64 for float64 inputs, float32 for all others."""
@@ -50,3 +52,15 @@ def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
         total.index_add_(0, index, part)
     else:
         total.index_put_((index.long(),), part, accumulate=True)
+
+
+def mixed(words: Tensor) -> Tensor:
+    """The mixing function of splitmix64 (Steele, Lea and Flood, 2014) on int64: one to one, and even in all bits."""
+    words = (words ^ _shifted(words, 30)) * -4658895280553007687
+    words = (words ^ _shifted(words, 27)) * -7723592293110705685
+    return words ^ _shifted(words, 31)
+
+
+def _shifted(words: Tensor, places: int) -> Tensor:
+    """A shift to the right that brings in zeros, as of unsigned numbers."""
+    return (words >> places) & ((1 << (64 - places)) - 1)

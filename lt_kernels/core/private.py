@@ -78,3 +78,11 @@ def part_of(shape: Sequence[int], mesh: Any, placements: Sequence[Any]) -> tuple
 def left_to_itself(module: torch.nn.Module, names: Sequence[str]) -> None:
     """Have DDP leave out parameters and buffers of a module, by name; torch has no public way to tell it."""
     torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(names))
+
+
+def averaged_over(parameter: Tensor) -> Any:
+    """The process group over which the DDP module that runs averages a parameter, or None; no public function tells."""
+    around = torch.nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    if around is None or all(one is not parameter for one in around._module_parameters):
+        return None
+    return around.process_group

@@ -12,7 +12,7 @@ from torch import Tensor
 from lt_kernels.ops.ranks import exchange
 
 
-class Dealt(NamedTuple):
+class Parts(NamedTuple):
     """How many rows of a batch each rank has, and the number of the exchange that told it."""
 
     group: Any
@@ -60,19 +60,19 @@ class Gathered(torch.autograd.Function):
     """The rows of all ranks, which the gradient leaves for those of this rank, summed over the ranks."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, found: Tensor, dealt: Dealt) -> Tensor:
-        ctx.dealt = dealt
+    def forward(ctx: Any, own: Tensor, found: Tensor, parts: Parts) -> Tensor:
+        ctx.parts = parts
         return found.view_as(found)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.dealt.summed(grad), None, None
+        return ctx.parts.summed(grad), None, None
 
 
 def gathered(
     group: Any, named: Sequence[tuple[str, Tensor]], said: Sequence[tuple[str, Any]] = ()
-) -> tuple[Dealt, list[Tensor]]:
+) -> tuple[Parts, list[Tensor]]:
     """The rows [total, ...] of all ranks from tensors [N, ...] that have as many; a gradient for the first one.
 
     There are two collectives: one for the numbers of rows, for which a GPU is waited for, and one for all rows' bytes.
@@ -90,7 +90,7 @@ def gathered(
     checks = [exchange.check(*one) for one in (*said, *rows, (f"requires_grad of {named[0][0]}", learned))]
     heads, _ = exchange.meet(group, "gather_batch", first.device, checks, size=len(first), wait=True)
     sizes = heads[:, exchange.SIZE].tolist()
-    dealt = Dealt(group, sizes, dist.get_rank(group), exchange.talk_of(group).met)
+    dealt = Parts(group, sizes, dist.get_rank(group), exchange.talk_of(group).met)
     own = [_bytes(one) for _, one in named]
     parts = dealt.rows(torch.cat(own, 1)).split([one.shape[1] for one in own], 1)
     found = [

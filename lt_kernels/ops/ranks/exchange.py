@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.core.numbers import SPLITMIX_STEP, mixed
 
 KINDS = ("layout", "forward", "backward", "clip_grad_norm_", "gather_batch", "batch_sums", "repulsion")
 # Places in the head: among them the text of an error (240 bytes), the sums of a shard's first rows, and the checks.
@@ -237,16 +238,6 @@ def check(name: str, value: Any) -> Check:
     return Check(name, checksum(value) + word(here), here)
 
 
-_ODD = (-7046029254386353131, -4658895280553007687, -7723592293110705685)  # splitmix64's constants as signed numbers
-
-
-def _mixed(words: Tensor) -> Tensor:
-    """The mixing function of splitmix64, so that sums of mixed numbers are very unlikely to be equal by chance."""
-    words = (words ^ (words >> 30)) * _ODD[1]
-    words = (words ^ (words >> 27)) * _ODD[2]
-    return words ^ (words >> 31)
-
-
 def _sums(rows: Tensor) -> Tensor:
     """A checksum [N] of each row [N, ...]: its bits as integers, summed with a factor for each place; no host sync."""
     rows, width = rows.detach().flatten(1).contiguous(), rows.element_size()
@@ -260,7 +251,7 @@ def _sums(rows: Tensor) -> Tensor:
 def checksum(value: Tensor) -> Tensor:
     """A checksum of a tensor's bits, which depends on the order of its rows."""
     sums = _sums(value.reshape(-1, 1) if value.ndim < 2 or value.shape[0] == 1 else value)
-    return _mixed(sums + _ODD[0] * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
+    return mixed(sums + SPLITMIX_STEP * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
 
 
 def first_rows(weight: Tensor) -> Tensor:
@@ -272,7 +263,7 @@ def first_rows(weight: Tensor) -> Tensor:
     found = rows.new_zeros(CHECKS - ROWS, dtype=torch.int64)
     if rows.shape[1] * rows.element_size() < 8:
         return found
-    sums = _mixed(_sums(rows))
+    sums = mixed(_sums(rows))
     alike = (rows == rows[:, :1]).all(1) | ((sums == sums[:1]).all() & (len(sums) > 1))
     found[: len(sums)] = torch.where(alike, 0, sums)
     return found

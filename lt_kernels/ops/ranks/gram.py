@@ -99,7 +99,7 @@ class Problem(NamedTuple):
         if self.threshold >= 1:
             return torch.zeros_like(weight)
         numbers = torch.stack((slope, slope if shift is None else shift), 1)
-        dealt = batches.Dealt(self.shard.group, self.shard.sizes, dist.get_rank(self.shard.group), call)
+        dealt = batches.Parts(self.shard.group, self.shard.sizes, dist.get_rank(self.shard.group), call)
         slopes, shifts = dealt.rows(numbers).unbind(1)
         line = self.rows(weight, scale)
         pushed, along = torch.zeros_like(line), torch.zeros_like(own) if self.project else own
@@ -169,21 +169,11 @@ def repulsion(group: Any, weight: Tensor, *settings: Any) -> Tensor:
         return placements.together(group, weight, _repulsion, group, weight, *settings)
     if group is not None:
         raise ValueError(f"group must be None with a DTensor, whose mesh says the group, got {group!r}")
-    dim, own = _sharded(weight), weight.to_local()
+    dim, own = placements.sharded_over("linear_weight", weight), weight.to_local()
     if dim is None:
         return reduced(gram.repulsion(own, *gram.checked(own, *settings)), settings[-1])
     shard = shards.of_chunks(weight, dim)
     return placements.together(shard.group, own, _repulsion, shard, own, *settings)
-
-
-def _sharded(weight: Any) -> int | None:
-    """The dimension of the mesh over which the rows of a DTensor are sharded; None if every rank has all."""
-    sharded = [dim for dim, placement in enumerate(weight.placements) if placement.is_shard(0)]
-    if len(sharded) > 1 or not all(one.is_replicate() or one.is_shard(0) for one in weight.placements):
-        raise ValueError(
-            f"linear_weight must have placements Shard(dim=0), at most once, or Replicate(), got {[*weight.placements]}"
-        )
-    return sharded[0] if sharded else None
 
 
 def _repulsion(where: Any, weight: Tensor, threshold: float, project: Any, reduction: str) -> Tensor:

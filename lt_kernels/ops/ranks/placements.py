@@ -118,6 +118,22 @@ def _telling(group: Any, like: Any, call: Callable[[], Tensor]) -> Callable[[], 
     return lambda: together(group, like, call)
 
 
+def sharded_over(name: str, value: Any) -> int | None:
+    """The dimension of the mesh over which a DTensor's first dimension is sharded; None if every rank has all.
+
+    Raises:
+        ValueError: if it is placed in another way.
+    """
+    dims = [dim for dim, placement in enumerate(value.placements) if _is_shard(placement)]
+    others = [one for one in value.placements if not (_is_shard(one) or one.is_replicate())]
+    if others or len(dims) > 1 or (dims and name == "logits" and value.ndim < 2):
+        raise ValueError(
+            f"{name} must have placements Shard(dim=0), at most once, or Replicate(), got {list(value.placements)} "
+            f"of shape {list(value.shape)}"
+        )
+    return dims[0] if dims else None
+
+
 class Door:
     """The mesh of a call's DTensors, and which of its dimensions shard the classes and the rows."""
 
@@ -140,14 +156,7 @@ class Door:
         if not is_dtensor(value):
             return None
         self._on_mesh(name, value)
-        sharded = [dim for dim, placement in enumerate(value.placements) if _is_shard(placement)]
-        others = [one for one in value.placements if not (_is_shard(one) or one.is_replicate())]
-        if others or len(sharded) > 1 or (sharded and name == "logits" and value.ndim < 2):
-            raise ValueError(
-                f"{name} must have placements Shard(dim=0), at most once, or Replicate(), got {list(value.placements)} "
-                f"of shape {list(value.shape)}"
-            )
-        return sharded[0] if sharded else None
+        return sharded_over(name, value)
 
     def by_row(self) -> bool:
         """Whether the offset has a row for each row of the input."""

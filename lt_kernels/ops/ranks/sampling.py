@@ -10,14 +10,13 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.core.linear import Normalize
-from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.numbers import SPLITMIX_STEP, accumulate_type, mixed
 from lt_kernels.core.targets import at_target, check_target
 from lt_kernels.core.terms import Terms
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops import directions, linear
 
 _FIRST = 2**63 - 1  # the key of a positive: before all others
-_STEP, _ODD = -7046029254386353131, (-4658895280553007687, -7723592293110705685)  # splitmix64's, as signed numbers
 
 
 class Sampling(NamedTuple):
@@ -134,12 +133,4 @@ def _keys(start: int, size: int, device: torch.device) -> Tensor:
     step on all ranks stay so. The mixing function of splitmix64 makes it a key for each class, by the class's index.
     """
     number = torch.randint(-(2**63), 2**63 - 1, (), device=device)
-    words = torch.arange(start + 1, start + size + 1, device=device) * _STEP + number
-    words = (words ^ _shifted(words, 30)) * _ODD[0]
-    words = (words ^ _shifted(words, 27)) * _ODD[1]
-    return words ^ _shifted(words, 31)
-
-
-def _shifted(words: Tensor, places: int) -> Tensor:
-    """A shift to the right that brings in zeros, as of unsigned numbers."""
-    return (words >> places) & ((1 << (64 - places)) - 1)
+    return mixed(torch.arange(start + 1, start + size + 1, device=device) * SPLITMIX_STEP + number)

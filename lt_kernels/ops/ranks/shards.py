@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lt_kernels.core import private
 from lt_kernels.core.numbers import accumulate_type, finite
 from lt_kernels.core.targets import check_target
 from lt_kernels.core.terms import Terms
@@ -167,13 +166,15 @@ def of_chunks(weight: Any, dim: int) -> Shard:
     Raises:
         ValueError: if this rank's rows are not those of its chunk.
     """
+    from torch.distributed import tensor as dtensors
+
     mesh, classes = weight.device_mesh, weight.shape[0]
     world, rank = mesh.size(dim), mesh.get_local_rank(dim)
-    ends = [min(classes, -(-classes // world) * one) for one in range(world + 1)]
-    sizes = [last - first for first, last in itertools.pairwise(ends)]
-    if (held := weight.to_local().shape[0]) != sizes[rank]:
-        raise ValueError(f"linear_weight must have rows {ends[rank]} to {ends[rank + 1]} here, got {held} rows")
-    return Shard(ends[rank], sizes[rank], classes, mesh.get_group(dim), sizes)
+    chunks = [dtensors.Shard.local_shard_size_and_offset(classes, world, one) for one in range(world)]
+    size, start = chunks[rank]
+    if (held := weight.to_local().shape[0]) != size:
+        raise ValueError(f"linear_weight must have rows {start} to {start + size} here, got {held} rows")
+    return Shard(start, size, classes, mesh.get_group(dim), [one for one, _ in chunks])
 
 
 def checked(group: Any, name: str = "group") -> dist.ProcessGroup:
@@ -221,10 +222,8 @@ def shard(rows: Tensor, group: Any, kind: str = "layout") -> Shard:
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
+def shard_of(weight: Tensor, group: Any) -> Shard:
     """`shard` for the rows of a weight; for a parameter only once, because the exchange synchronises with the device.
-
-    The bias of a parameter is recorded as sharded too.
 
     Raises:
         ValueError: if `group` is not a process group that this process belongs to, or `DistributedDataParallel` would
@@ -237,31 +236,19 @@ def shard_of(weight: Tensor, group: Any, bias: Tensor | None = None) -> Shard:
     layouts, epoch = _known.setdefault(weight, {}), exchange.talk_of(group).epoch
     if group not in layouts or layouts[group][0] != epoch:
         layouts[group] = (epoch, shard(weight, group))
-    if bias is not None and bias.is_leaf and bias.requires_grad:
-        _known.setdefault(bias, {}).setdefault(group, layouts[group])
     return layouts[group][1]
-
-
-def is_shard(parameter: Tensor, group: Any) -> bool:
-    """Whether a loss with this group has taken the parameter for this rank's part of class weights or of a bias."""
-    return group in _known.get(parameter, ())
 
 
 def refuse_wrapped(weight: Tensor, group: Any) -> None:
     """Raise for a DTensor, and if `DistributedDataParallel` would average rows of different classes.
-
-    Which such module is active, and which parameters it averages, is only available by private names of torch.
 
     Raises:
         TypeError, ValueError: naming what to do.
     """
     if hasattr(weight, "placements"):
         raise TypeError("linear_weight must be this rank's rows as a plain tensor, got a DTensor: give its to_local()")
-    around = DistributedDataParallel._get_active_ddp_module()
-    if around is None or all(one is not weight for one in around._module_parameters):
-        return
-    ranks = dist.get_process_group_ranks
-    if len(set(ranks(around.process_group)) & set(ranks(group))) > 1:
+    averaging, ranks = private.averaged_over(weight), dist.get_process_group_ranks
+    if averaging is not None and len(set(ranks(averaging)) & set(ranks(group))) > 1:
         raise ValueError(
             "linear_weight must not be in DistributedDataParallel over the ranks that its classes are sharded over, "
             "which would average rows of different classes: keep the head outside, or name its parameters with "
