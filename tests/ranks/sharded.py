@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import counts_of
+from helpers import counts_of, normal
 from launch import main, mesh_of
 from told_problem import INPUT, TARGET, C, D, right
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lt_kernels import losses
 from lt_kernels.distributed import RankError, clip_grad_norm_
+from lt_kernels.functional import linear_cross_entropy
 from lt_kernels.heads import CosineHead, LinearHead, rows
 
 COUNTS = counts_of(C, seed=1)
@@ -165,6 +166,27 @@ def clipped(rank: int, world: int, group: Any) -> None:
             torch.testing.assert_close(grad, full.grad)
 
 
+class Rows(nn.Module):
+    """This rank's rows of class weights, as a plain parameter."""
+
+    def __init__(self, group: Any) -> None:
+        super().__init__()
+        self.weight, self.group = nn.Parameter(normal(C, D, seed=1)), group
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """The loss over the classes of all ranks."""
+        return linear_cross_entropy(features, self.weight, target, group=self.group)
+
+
+def averaged(rank: int, world: int, group: Any) -> None:
+    """Rows that `DistributedDataParallel` would average over the ranks that they are sharded over are refused."""
+    with pytest.raises(ValueError, match="linear_weight must not be in DistributedDataParallel") as own:
+        DistributedDataParallel(Rows(group))(INPUT, TARGET)
+    assert not isinstance(own.value, RankError)
+    alone = [dist.new_group([one]) for one in range(world)][rank]
+    DistributedDataParallel(Rows(alone))(INPUT, TARGET).backward()
+
+
 def fused(rank: int, world: int, group: Any) -> None:
     """With a group of its own for the head, an optimiser's fused and foreach steps are those of the whole."""
     for option in ("fused", "foreach"):
@@ -270,4 +292,6 @@ def modes(rank: int, world: int, group: Any) -> None:
 if __name__ == "__main__":
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's of FSDP
-        main([drawn, deferred, same_rows, wrapped, beside, clipped, not_clipped, fused, copied, states, modes])
+        main(
+            [drawn, deferred, same_rows, wrapped, beside, clipped, not_clipped, averaged, fused, copied, states, modes]
+        )
