@@ -324,7 +324,7 @@ def _table_gradient(plan: Plan, given: dict[str, Any], lines: int) -> Tensor:
     d_table = like.new_empty((groups, plan.width))
     taken = {name: value for name, value in given.items() if name not in ("d_own", "out_stride", *plan.tile)}
     more = {"d_table": d_table, "order": order, "bounds": bounds, "chunk": chunk, "R": tall, "W": wide}
-    launch(table_gradient_kernel, (groups, across), {**taken, **more}, warps=8)
+    launch(table_gradient_kernel, (groups, across), {**taken, **more}, warps=8 if lines == 1 else 4)
     return d_table.sum(0, keepdim=True) if groups != lines else d_table
 
 
