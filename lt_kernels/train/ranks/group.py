@@ -25,6 +25,7 @@ from lt_kernels.train.ranks.launch import launched, placement
 Value = TypeVar("Value")
 # how torch words that a process of the group is gone or did not answer
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|time-?out", re.IGNORECASE)
+SPEAKING = 1.0  # seconds for the process with an error to say it: torchrun ends it as soon as another one has ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,9 @@ def together(config: TrainConfig) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
         try:
             yield Ranks(dist.get_rank(), world, devices)
-        except (ConfigError, FileError, FolderInUse, ToldElsewhere):  # all know of it, and none waits for another
+        except (ConfigError, FileError, FolderInUse, ToldElsewhere) as error:  # all know of it, and none waits
+            if isinstance(error, ToldElsewhere):
+                time.sleep(SPEAKING)
             dist.destroy_process_group()
             raise
     dist.destroy_process_group()

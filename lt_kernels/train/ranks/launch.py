@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError, RunFailed
 
-FAILED = 1
+FAILED, REFUSED = 1, 2  # statuses of a process that ended with an error: the machine's, or the settings'
 
 
 def launched() -> bool:
@@ -46,7 +46,7 @@ def placement(config: TrainConfig) -> tuple[int, int]:
 
 
 def start(words: Sequence[str], devices: int) -> int:
-    """Run `lt-kernels WORDS` in `devices` processes of this machine, and return the status of the first that failed.
+    """Run `lt-kernels WORDS` in `devices` processes of this machine, and return their status.
 
     Errors: RunFailed where a process was ended by a signal.
     """
@@ -60,11 +60,12 @@ def start(words: Sequence[str], devices: int) -> int:
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:
-        for number, failure in error.failures.items():  # those that ended before torchrun ended the others
-            if failure.exitcode < 0:
-                name = signal.Signals(-failure.exitcode).name
+        codes = {number: failure.exitcode for number, failure in error.failures.items()}
+        for number, code in codes.items():
+            if code < 0 and (code != -signal.SIGTERM or len(codes) == 1):  # by which torchrun ends the others
+                name = signal.Signals(-code).name
                 raise RunFailed(f"process {number} of {devices} was ended by {name}, and the others with it") from None
-        return error.get_first_failure()[1].exitcode or FAILED
+        return REFUSED if REFUSED in codes.values() else FAILED
     except SignalException as stop:
         return 128 + int(stop.sigval)
     return 0
