@@ -86,20 +86,11 @@ class LadeOfRanks(torch.autograd.Function):
         return backward_op(logits, target, row_offset, lse, d_lse, d_own), *(None,) * 4
 
 
-def lade_of_ranks(
-    group: Any,
-    logits: Tensor,
-    target: Tensor,
-    count: Tensor,
-    lam: float,
-    importance: str,
-    classes: str,
-    factor: float = 1.0,
-    ignore_index: int | None = None,
-) -> Tensor:
+def lade_of_ranks(group: Any, logits: Tensor, *others: Any) -> Tensor:
     """`ops.columns.lade_of_counts`; with a group of the rows of all its ranks, of which this one has N, at least 0."""
-    rows = (logits, target, count, lam, importance, classes, factor, ignore_index)
-    return lade_of_counts(*rows) if group is None else placements.together(group, logits, _of_ranks, group, *rows)
+    if group is None:
+        return lade_of_counts(logits, *others)
+    return placements.together(group, logits, _of_ranks, group, logits, *others)
 
 
 def _of_ranks(
@@ -110,8 +101,8 @@ def _of_ranks(
     lam: float,
     importance: str,
     classes: str,
-    factor: float,
-    ignore_index: int | None,
+    factor: float = 1.0,
+    ignore_index: int | None = None,
 ) -> Tensor:
     target = checked(logits, target, count, 0)
     left = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index

@@ -32,11 +32,6 @@ NAME = re.compile(r"shards-[0-9a-f]{16}")
 CHUNK = 2**24
 
 
-def is_sharded(value: Any) -> bool:
-    """Whether a value is a tensor of which each rank holds a share."""
-    return hasattr(value, "placements")
-
-
 class _Writer(dcp.FileSystemWriter):
     """torch's writer of shards, with the system's error in the place of what torch makes of a file that ends early."""
 

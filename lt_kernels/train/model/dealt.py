@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lt_kernels.core.checks import is_dtensor
 from lt_kernels.distributed import clip_grad_norm_, gather_batch
 from lt_kernels.heads import CosineHead, LinearHead
 from lt_kernels.losses import ARBLoss
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
-from lt_kernels.train.files.shards import is_sharded
 
 
 @dataclasses.dataclass
@@ -82,7 +82,7 @@ class Dealt:
         """Make the gradients that were added up those of the whole batch, before they are clipped and used."""
         grads = [one.grad for one in parameters if one.grad is not None]
         if self.apart and self.world > 1:
-            average([grad for grad in grads if not is_sharded(grad)], self.world)
+            average([grad for grad in grads if not is_dtensor(grad)], self.world)
         self.factor = 1
         if self.weights is None:
             return
@@ -115,7 +115,7 @@ def gathered(
 
 def clip_gradients(parameters: Sequence[Tensor], most: float) -> Tensor:
     """Clip by the norm of the whole, of which some gradients may be shares."""
-    sharded = any(map(is_sharded, parameters))
+    sharded = any(map(is_dtensor, parameters))
     return clip_grad_norm_(parameters, most) if sharded else nn.utils.clip_grad_norm_(parameters, most)
 
 

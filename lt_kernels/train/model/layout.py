@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lt_kernels.train.files.shards import is_sharded, read_shards, write_shards
+from lt_kernels.core.checks import is_dtensor
+from lt_kernels.train.files.shards import read_shards, write_shards
 
 SHARDS = "shards"  # where a checkpoint says what lies beside it
 MOMENTUM = "momentum_buffer"
@@ -30,8 +31,8 @@ def take_apart(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _without(values: dict[Any, Any], prefix: str, apart: dict[str, Tensor]) -> dict[Any, Any]:
-    apart.update({f"{prefix}.{key}": value for key, value in values.items() if is_sharded(value)})
-    return {key: value for key, value in values.items() if not is_sharded(value)}
+    apart.update({f"{prefix}.{key}": value for key, value in values.items() if is_dtensor(value)})
+    return {key: value for key, value in values.items() if not is_dtensor(value)}
 
 
 def put_together(checkpoint: dict[str, Any], module: nn.Module, parameters: Iterable[Tensor]) -> None:
@@ -64,7 +65,7 @@ def _fit(values: dict[Any, Any], form: str, like: dict[str, Tensor]) -> None:
     """Shard whole tensors where the module's are."""
     for key, value in values.items():
         target = like.get(form.format(key))
-        if target is not None and is_sharded(target) and not is_sharded(value):
+        if target is not None and is_dtensor(target) and not is_dtensor(value):
             values[key] = sharded_as(value, target)
 
 

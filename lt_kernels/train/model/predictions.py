@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lt_kernels.core.checks import is_dtensor
 from lt_kernels.data.lazy import LARGEST_PART
 from lt_kernels.distributed import gather_batch
-from lt_kernels.train.files.shards import is_sharded
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.ranks.group import ALONE, Ranks
 
@@ -36,7 +36,7 @@ def predictions(
     for places, part in _parts(inputs, batch_size, ranks):
         features = module.features(part.to(module.device))
         mine = slice(0, len(features))
-        if ranks.world > 1 and is_sharded(module.active_head.weight):
+        if ranks.world > 1 and is_dtensor(module.active_head.weight):
             sizes = ranks.each(len(features))
             none = torch.zeros(len(features), dtype=torch.int64, device=features.device)
             features = gather_batch(features, none)[0]
@@ -68,7 +68,7 @@ def _parts(inputs: Any, batch_size: int, ranks: Ranks) -> Iterator[tuple[slice, 
 
 def largest(logits: Any) -> Tensor:
     """The place of the largest of each row's logits [..., C], int64 [...]; of those that are sharded by class too."""
-    if not is_sharded(logits):
+    if not is_dtensor(logits):
         return logits.argmax(dim=-1)
     own, mesh = logits.to_local(), logits.device_mesh
     first = min(mesh.get_local_rank() * -(-logits.shape[-1] // mesh.size()), logits.shape[-1])  # chunks of DTensor

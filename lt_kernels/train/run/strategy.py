@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from lt_kernels.core import private
+from lt_kernels.core.checks import is_dtensor
+from lt_kernels.ops.ranks.placements import local
 from lt_kernels.train.config import TrainConfig
-from lt_kernels.train.files.shards import is_sharded
 from lt_kernels.train.model.layout import take_apart
 from lt_kernels.train.ranks.group import Ranks
 from lt_kernels.train.ranks.mesh import device_type
@@ -40,7 +41,7 @@ class RankStrategy(DDPStrategy):
         if self._sharded_network:
             return
         named = [*module.named_parameters(), *module.named_buffers()]
-        left = [name for name, value in named if is_sharded(value)]
+        left = [name for name, value in named if is_dtensor(value)]
         if left:  # what a sharded head has beside its weights is the same everywhere, and its gradient too
             left = [name for name, _ in named if name.startswith("head.")]
         private.left_to_itself(module, left)
@@ -82,11 +83,6 @@ class RankScaler(torch.amp.GradScaler):
         if dist.is_initialized():
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return {found.device: found}
-
-
-def local(value: Any) -> Tensor:
-    """This rank's share of a tensor, or all of it where it is not sharded."""
-    return value.to_local() if is_sharded(value) else value
 
 
 def placed(config: TrainConfig, ranks: Ranks, unused: bool) -> dict[str, Any]:

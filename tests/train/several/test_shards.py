@@ -18,6 +18,7 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
+from lt_kernels.core.checks import is_dtensor
 from lt_kernels.heads import LinearHead
 from lt_kernels.losses import CrossEntropyLoss
 from lt_kernels.system.interrupts import Interrupted
@@ -62,7 +63,7 @@ def test_what_is_sharded_comes_back_whole_and_sharded(mesh: Any, tmp_path: Path)
         other.load_state_dict(found["state_dict"])
         for index, (one, own) in enumerate(zip(other.parameters(), head.parameters(), strict=True)):
             moved = found["optimizer_states"][0]["state"][index]["momentum_buffer"]
-            assert shards.is_sharded(moved) == shards.is_sharded(one)
+            assert is_dtensor(moved) == is_dtensor(one)
             assert torch.equal(torch.as_tensor(getattr(one, "_local_tensor", one)), own.full_tensor())  # type: ignore[attr-defined]
             assert torch.equal(getattr(moved, "_local_tensor", moved), 2 * own.full_tensor())  # type: ignore[attr-defined]
 
@@ -170,7 +171,7 @@ def test_a_network_is_sharded_by_its_blocks(mesh: Any) -> None:
     kinds = [type(part).__name__.startswith("FSDP") for part in (*network, network)]
     assert kinds == [True, False, True, True]
     torch.testing.assert_close(network(inputs), expected)
-    assert shards.is_sharded(distribute_tensor(inputs, mesh))
+    assert is_dtensor(distribute_tensor(inputs, mesh))
 
 
 def test_a_signal_that_one_process_gets_is_told_the_others() -> None:
