@@ -27,6 +27,8 @@ help:
 	@echo "make readme  write the tables of README and docs from the measured files"
 	@echo "make clean   remove what was built; .venv stays"
 
+# Beside a CPU build of torch an installed torchvision breaks the packages that look for it, so it lies in a folder of
+# its own, which the tests that need it put on their path.
 # The package is built against the torch that it will run with, hence torch first and no build isolation.
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,7 +36,8 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
-	$(PIP) --no-build-isolation -e '.[train,triton,dev]'
+	$(PIP) --no-build-isolation -e '.[train,triton,integrations,export,docs,dev]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	@$(BIN)/python -m lt_kernels.doctor
 	@touch $@
 
