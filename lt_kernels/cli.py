@@ -130,7 +130,7 @@ def _add_train(commands: Any) -> None:
         "head, accumulate, sync_batch_norm, timeout, precision and clip (docs/runs.md, docs/recipes.md).",
     )
     train.add_argument(
-        "--config", metavar="FILE", help="a YAML file such as recipes/digits-lt.yaml; with --resume it may be left out"
+        "--config", metavar="FILE", help="a YAML file, or a recipe such as digits-lt; with --resume it may be left out"
     )
     train.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/NAME-METHOD-seed-SEED)")
     _add_common(train, "continue the run in --out from its last checkpoint")
@@ -153,7 +153,7 @@ def _add_compare(commands: Any) -> None:
         help="such as ce,bs,ldam-drw (-lwr may be appended to each), or all",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
-    compare.add_argument("--config", metavar="FILE", help="settings of all runs (default: recipes/NAME.yaml)")
+    compare.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
     compare.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     compare.add_argument(
         "--imbalance", type=float, metavar="R", help="largest over smallest class count, instead of the recipe's"
@@ -185,7 +185,7 @@ def _add_planar(commands: Any) -> None:
     )
     planar.add_argument("--data", required=True, metavar="NAME", help="a data set of images: digits-lt")
     planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr")
-    planar.add_argument("--config", metavar="FILE", help="settings (default: recipes/NAME.yaml)")
+    planar.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
     planar.add_argument("--out", metavar="FOLDER", help="where the files go (default: runs/NAME-planar)")
     _add_changes(planar)
     planar.set_defaults(run=_planar)
@@ -200,7 +200,7 @@ def _add_shift(commands: Any) -> None:
     )
     shift.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of comparisons")
     shift.add_argument("--data", metavar="NAME", help="instead of folders: a data set such as digits-lt")
-    shift.add_argument("--config", metavar="FILE", help="settings of all runs (default: recipes/NAME.yaml)")
+    shift.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
     shift.add_argument(
         "--methods", metavar="A,B,...", help="with --data or --config: such as ce,pc-softmax,bs,lade, or variants"
     )

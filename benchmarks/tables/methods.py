@@ -25,7 +25,7 @@ from lt_kernels.train.methods.method import (
 )
 from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.published import carried, methods_not_here
-from lt_kernels.train.recipes import read_settings
+from lt_kernels.train.recipes import RECIPES, read_settings
 
 DOCUMENT = ROOT / "docs" / "methods.md"
 LOSSES = ROOT / "docs" / "math.md"
@@ -89,7 +89,7 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 def table() -> str:
     """The table as Markdown."""
     recipes: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+    for path in sorted(RECIPES.glob("*.yaml")):
         settings = read_settings(path)
         recipes.setdefault(str(settings["data"]), set()).update(_named(path.stem, settings))
     return markdown(HEADER, (_line(name, method, recipes) for name, method in BASE_METHODS.items()))

@@ -10,7 +10,7 @@ from benchmarks.results import ROOT
 from benchmarks.tables.markdown import markdown, section
 from lt_kernels.train.config import make_config
 from lt_kernels.train.published import carried, network_name
-from lt_kernels.train.recipes import read_settings
+from lt_kernels.train.recipes import RECIPES, read_settings
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
 # Recipes of data sets that need no files.
@@ -34,7 +34,7 @@ def row(path: Path) -> list[str]:
     network = network_name(config.as_dict())
     way = f"{config.epochs}, {config.batch_size}, {config.lr:g} {config.schedule}"
     none = f"`{config.method}`: none here"
-    link = f"[{path.stem}](../recipes/{path.name})"
+    link = f"[{path.stem}](../lt_kernels/recipes/{path.name})"
     return [link, network, way, ", ".join(figures_of(path.stem)) or none, "; ".join(sources) or "-"]
 
 
@@ -46,7 +46,7 @@ def order(path: Path) -> tuple[Any, ...]:
 
 def table() -> str:
     """The whole table."""
-    paths = [path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in OURS]
+    paths = [path for path in RECIPES.glob("*.yaml") if path.stem not in OURS]
     return markdown(HEADER, (row(path) for path in sorted(paths, key=order)))
 
 

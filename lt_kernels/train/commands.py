@@ -21,7 +21,7 @@ from lt_kernels.train.files import COMPARISON, LAST
 from lt_kernels.train.files.folder import claimed, hinting, prepare_comparison
 from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.ranks import launch
-from lt_kernels.train.recipes import apply_overrides, find_recipe, read_settings
+from lt_kernels.train.recipes import apply_overrides, config_file, find_recipe, read_settings
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -74,7 +74,7 @@ def _settings_of_run(
         if not (resume and out):
             raise ConfigError("--config must name a YAML file, unless --resume and --out name a run, got none")
         config = str(Path(out) / "config.yaml")
-    settings = make_config(apply_overrides(read_settings(config), changes))
+    settings = make_config(apply_overrides(read_settings(config_file(config)), changes))
     folder = Path(out) if out else Path("runs") / f"{Path(config).stem}-{settings.method}-seed-{settings.seed}"
     return settings, folder
 
@@ -102,9 +102,8 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     cores = available_cores()
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
-    settings = apply_overrides(
-        {**read_settings(arguments.config or find_recipe(arguments.data)), **changes}, arguments.changes
-    )
+    file = config_file(arguments.config) if arguments.config else find_recipe(arguments.data)
+    settings = apply_overrides({**read_settings(file), **changes}, arguments.changes)
     methods = named_methods(arguments.methods, settings)
     workers = max(1, min(arguments.jobs or default_jobs(), len(methods) * arguments.seeds))
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
@@ -148,7 +147,7 @@ def analyze(runs: Sequence[str], out: str | None) -> int:
 def planar(data: str, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
     """Train methods with features of two numbers, and name the picture."""
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    recipe = {**read_settings(config or find_recipe(data)), "data": data}
+    recipe = {**read_settings(config_file(config) if config else find_recipe(data)), "data": data}
     settings = apply_overrides(recipe, changes)
     plan(settings, names, 1, Path(), 1)  # for its checks of all names together
     settings_of = {name: apply_overrides(in_the_plane(recipe, name), changes) for name in names}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lt_kernels.data.samplers import SAMPLERS
+from lt_kernels.system.spelling import did_you_mean
 from lt_kernels.train import values
 from lt_kernels.train.errors import ConfigError
 
@@ -175,8 +175,7 @@ def _check_steps(config: TrainConfig) -> None:
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError:
     """The error for a name that is not one of `allowed`, with the nearest as a hint."""
     names = list(allowed)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(str(name), names)
     return ConfigError(f"{kind} must be one of {', '.join(names)}; got {name!r}{hint}")
 
 

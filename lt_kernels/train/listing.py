@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from lt_kernels.system.spelling import did_you_mean
 from lt_kernels.system.terminal import shown
 from lt_kernels.train import require
 from lt_kernels.train.config import make_config
@@ -20,9 +20,9 @@ from lt_kernels.train.methods.build import method_options
 from lt_kernels.train.methods.variants import variants_of
 from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.published import Figure, carried, figures
-from lt_kernels.train.recipes import FOLDERS, read_settings
+from lt_kernels.train.recipes import every_recipe, read_settings
 
-RECIPES = ("recipe", "data", "imbalance", "network", "epochs", "method", "published rows")
+COLUMNS = ("recipe", "data", "imbalance", "network", "epochs", "method", "published rows")
 PUBLISHED = ("source", "data", "imbalance", "network", "method", "figure", "of", "command")
 MEASURES = {"accuracy": "accuracy [%]", "miou": "mIoU [%]", "separability": "separability"}
 
@@ -36,26 +36,18 @@ def list_recipes(name: str | None, published: bool) -> int:
     elif path is not None:
         print(text_of(path), end="")
     else:
-        paths = recipe_paths()
-        _print(RECIPES, map(recipe_row, paths), f"{len(paths)} recipes")
+        paths = every_recipe()
+        _print(COLUMNS, map(recipe_row, paths.values()), f"{len(paths)} recipes")
     return 0
-
-
-def recipe_paths() -> list[Path]:
-    """Every recipe, here and in the repository; of two with one name the one here."""
-    found = {path.stem: path for folder in reversed(FOLDERS) for path in folder.glob("*.yaml")}
-    return [found[name] for name in sorted(found)]
 
 
 def named(name: str) -> Path:
     """The recipe of a name, which may end in .yaml. Errors: ConfigError where there is none."""
-    paths = {path.stem: path for path in recipe_paths()}
-    stem = name.removesuffix(".yaml")
-    if stem not in paths:
-        near = difflib.get_close_matches(stem, paths, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+    known, stem = every_recipe(), name.removesuffix(".yaml")
+    if stem not in known:
+        hint = did_you_mean(stem, known)
         raise ConfigError(f"recipe must be one that `lt-kernels recipes` lists, got {name!r}{hint}")
-    return paths[stem]
+    return known[stem]
 
 
 def recipe_row(path: Path) -> list[str]:
@@ -87,7 +79,7 @@ def _about(figure: Figure) -> list[str]:
 
 def command(figure: Figure, settings: Mapping[str, Any]) -> str:
     """`lt-kernels train` with the figure's recipe of these settings and its method, or what its variant sets."""
-    words = ["lt-kernels", "train", "--config", f"recipes/{figure.recipe}.yaml"]
+    words = ["lt-kernels", "train", "--config", figure.recipe]
     variant = variants_of(settings).get(figure.method, {"method": figure.method})
     method = variant.pop("method")
     options = method_options(method, {})

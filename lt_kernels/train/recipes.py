@@ -5,28 +5,46 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lt_kernels.system.spelling import did_you_mean
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.plainyaml import parse, read_yaml
 
-FOLDERS = (Path("recipes"), Path(__file__).resolve().parents[2] / "recipes")
+RECIPES = Path(str(resources.files("lt_kernels"))) / "recipes"  # those of the package
+FOLDERS = (Path("recipes"), RECIPES)  # one's own come first
 LEVELS = 8  # recipes that build on one another
 # What a recipe does not take from its base: figures and ablations belong to the settings that they were made with.
 OWN = ("published", "variants")
 
 
+def every_recipe() -> dict[str, Path]:
+    """Every recipe by its name: those in recipes/ and the package's; of two with one name the one in recipes/."""
+    found = {path.stem: path for folder in reversed(FOLDERS) for path in folder.glob("*.yaml")}
+    return {name: found[name] for name in sorted(found)}
+
+
 def find_recipe(data: str) -> Path:
-    """The default settings of a data set: recipes/NAME.yaml, here or in the repository."""
-    for folder in FOLDERS:
-        if (folder / f"{data}.yaml").exists():
-            return folder / f"{data}.yaml"
-    known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
-    raise ConfigError(
-        f"--data must be one of {', '.join(known)}, or --config name a YAML file with its settings, got {data!r}"
-    )
+    """The default settings of a data set: the recipe of its name. Errors: ConfigError naming --data."""
+    known = every_recipe()
+    if data in known:
+        return known[data]
+    allowed = f"one of {', '.join(known)}, or --config name its settings"
+    raise ConfigError(f"--data must be {allowed}, got {data!r}{did_you_mean(data, known)}")
+
+
+def config_file(config: str) -> Path:
+    """What --config names: a file, or else the recipe of that name, with or without .yaml. Errors: ConfigError."""
+    known, name = every_recipe(), config.removesuffix(".yaml")
+    if name in known and not os.path.isfile(config):
+        return known[name]
+    if os.path.exists(config):
+        return Path(config)
+    hint = did_you_mean(Path(config).stem, known)
+    raise ConfigError(f"config {config!r} cannot be read: it must be a file or what `lt-kernels recipes` lists{hint}")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -63,12 +81,14 @@ def _mapping(path: str | Path) -> dict[str, Any]:
 def _base_of(file: Path, name: object) -> Path:
     """The file that `base: name` in `file` stands for."""
     if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        allowed = "the path of a recipe, from this one's folder or from recipes/ down"
+        allowed = "the path of a recipe, from this one's folder, recipes/ or the package's recipes down"
         raise ConfigError(f"config {str(file)!r}: base must be {allowed}, got {name!r}")
     for folder in (file.parent, *FOLDERS):
         if os.path.isfile(folder / name):
             return folder / name
-    raise ConfigError(f"config {str(file)!r}: base must be a recipe beside it or in recipes/, got {name!r}")
+    raise ConfigError(
+        f"config {str(file)!r}: base must be a recipe beside it, in recipes/ or of the package; got {name!r}"
+    )
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,14 +88,16 @@ def test_a_word_that_is_no_answer_is_an_error(tmp_path):
     assert "LT_KERNELS_PURE must be 0 or 1, got 'yes'" in built.said
 
 
-def test_the_package_has_its_figures_with_it(tmp_path):
+def test_the_package_has_its_figures_and_recipes_with_it(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "lt_kernels", tmp_path / "lt_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     built = build(tmp_path, LT_KERNELS_PURE="1")
     assert built.status == 0, built.said
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "lt_kernels").rglob("*.py")}
-    assert code | {"lt_kernels/train/published.csv"} <= set(built.names)
+    recipes = {str(path.relative_to(ROOT)) for path in (ROOT / "lt_kernels" / "recipes").glob("*.yaml")}
+    assert len(recipes) > 100
+    assert code | recipes | {"lt_kernels/train/published.csv", "lt_kernels/py.typed"} <= set(built.names)
 
 
 GENERIC = """

@@ -45,8 +45,7 @@ def test_doctor_works_without_the_trainer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [{"lightning"}, EXTRAS], ids=["lightning alone", "every extra"])
 def test_a_missing_trainer_names_the_extra(missing: set[str], tmp_path: Path) -> None:
-    recipe = ROOT / "recipes" / "digits-lt.yaml"
-    for words in (["train", "--config", str(recipe)], ["compare", "--data", "digits-lt", "--methods", "ce"]):
+    for words in (["train", "--config", "digits-lt"], ["compare", "--data", "digits-lt", "--methods", "ce"]):
         answer = without(missing, words, tmp_path)
         assert answer.returncode == 2
         assert answer.stderr.startswith(f"lt-kernels {words[0]}: ")

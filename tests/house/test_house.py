@@ -14,7 +14,11 @@ PYTHON = [
 ]
 KERNELS = sorted([*(ROOT / "csrc").glob("*.*"), *(ROOT / "tests").rglob("*.cpp")])
 WORDS = [path for path in ROOT.glob("*") if path.suffix in (".md", ".toml", ".yaml", ".txt") or path.name == "Makefile"]
-WORDS += [*sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").glob("*")), ROOT / ".ci" / "run"]
+WORDS += [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "lt_kernels" / "recipes").glob("*")),
+    ROOT / ".ci" / "run",
+]
 FOLDERS = [ROOT / name for name in ("lt_kernels", "benchmarks", "tests", "tools")]
 
 

@@ -107,7 +107,7 @@ def test_a_comparison_goes_on_with_a_method_mended_that_failed_late(
 
 
 def test_a_sampler_that_scenes_cannot_have_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "--config", str(ROOT / "recipes" / "digit-scenes.yaml"), "--set", "sampler=class"]
+    words = ["train", "--config", "digit-scenes", "--set", "sampler=class"]
     assert cli.main([*words, "--out", str(tmp_path / "run"), "--quiet"]) == 2
     assert "sampler must be instance for digit-scenes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -28,12 +28,11 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import read_result
 from lt_kernels.train.model.clip import ClipImages
 from lt_kernels.train.model.networks import Pixels, build_network
-from lt_kernels.train.recipes import read_config
+from lt_kernels.train.recipes import find_recipe, read_config
 from lt_kernels.train.run.build import build_module
 from lt_kernels.train.run.loading import load_run
 from tests.data.test_images import write_cifar
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE = {"width": 16, "layers": 2, "heads": 2, "patch": 8, "image": 16}
 TINY = "{rank: 2, size: {width: 16, layers: 2, heads: 2, patch: 8, image: 16}}"
 RECIPES = ("imagenet-lt-clip", "cifar100-lt-100-clip")
@@ -211,7 +210,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 def words_for(name: str, folders: dict[str, str], *more: str) -> list[str]:
     small = ["epochs=1", "epoch_steps=2", "batch_size=4", "threads=1", folders[name], f"network_options={TINY}", *more]
     changes = [word for change in small for word in ("--set", change)]
-    return ["train", "--config", str(ROOT / "recipes" / f"{name}.yaml"), "--quiet", *changes]
+    return ["train", "--config", name, "--quiet", *changes]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -238,7 +237,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_bits(folders: dict[str, str], 
 
 def test_the_recipes_have_the_settings_they_name() -> None:
     for name in RECIPES:
-        config = read_config(ROOT / "recipes" / f"{name}.yaml")
+        config = read_config(find_recipe(name))
         assert (config.network, config.method, config.epochs, config.batch_size) == ("clip-vit-b16", "dbm-bs", 10, 128)
         assert config.network_options["weights"] == "data/clip-vit-base-patch16"
         make_config({**config.as_dict(), "method": "bs"})

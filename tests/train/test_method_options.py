@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +19,8 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method
 from lt_kernels.train.methods.method import MethodParts, Setting
 from lt_kernels.train.methods.variants import config_of
-from lt_kernels.train.recipes import read_settings
+from lt_kernels.train.recipes import RECIPES, read_settings
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 COUNTS = torch.tensor([200, 50, 10, 1])
 TARGET = torch.arange(12) % 4
 FEATURES = normal(12, 6, seed=1)

@@ -12,14 +12,13 @@ pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
 from lt_kernels import cli
 from lt_kernels.train.config import make_config
-from lt_kernels.train.listing import command, recipe_paths
+from lt_kernels.train.listing import command
 from lt_kernels.train.methods.build import find_method, method_names
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.methods.variants import config_of, variants_of
 from lt_kernels.train.published import Figure, figures, figures_for, fits, methods_not_here, network_name
-from lt_kernels.train.recipes import apply_overrides, read_settings
+from lt_kernels.train.recipes import apply_overrides, every_recipe, find_recipe, read_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 # Methods of the tables that are not here, and "best before": the highest of others.
 NOT_HERE = {
     "ala": 2, "bbn": 7, "best before": 6, "best of ce, causal norm, bs": 11, "cost-sensitive": 1, "difficulty-net": 1,
@@ -70,7 +69,7 @@ def test_the_others_are_counted() -> None:
 
 @pytest.mark.parametrize("recipe", sorted({figure.recipe for figure in CARRIED}))
 def test_a_recipe_has_the_settings_of_its_rows(recipe: str) -> None:
-    settings = read_settings(ROOT / "recipes" / f"{recipe}.yaml")
+    settings = read_settings(find_recipe(recipe))
     for figure in CARRIED:
         if figure.recipe != recipe:
             continue
@@ -80,7 +79,7 @@ def test_a_recipe_has_the_settings_of_its_rows(recipe: str) -> None:
         known = {*method_names(), *variants_of(settings)}
         assert figure.method in known or figure.method.removesuffix(REPULSION_SUFFIX) in known
         words = command(figure, settings).split()
-        assert words[:4] == ["lt-kernels", "train", "--config", f"recipes/{recipe}.yaml"]
+        assert words[:4] == ["lt-kernels", "train", "--config", recipe]
         changes = [word for word in words[4:] if word != "--set"]
         assert make_config(apply_overrides(settings, changes)) == config, figure
 
@@ -125,20 +124,20 @@ def test_figures_are_found_for_a_run() -> None:
 def test_the_command_lists_recipes_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     shown = capsys.readouterr().out
-    names = [path.stem for path in recipe_paths()]
+    names = list(every_recipe())
     assert f"{len(names)} recipes" in shown
     assert [line.split()[0] for line in shown.splitlines() if line.split() and line.split()[0] in names] == names
     assert cli.main(["recipes", "--published"]) == 0
     shown = capsys.readouterr().out
     assert f"{len(CARRIED)} published figures" in shown
-    assert shown.count("lt-kernels train --config recipes/") == len(CARRIED)
+    assert shown.count("lt-kernels train --config ") == len(CARRIED)
     assert cli.main(["recipes", "cifar10-lt-100-ncl", "--published"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "ncl" in line]
     assert [" ".join(line) for line in lines] == [
         "DBM, Son et al. 2025, table 2 cifar10-lt 100 resnet32 ncl 87.37 accuracy [%] "
-        "lt-kernels train --config recipes/cifar10-lt-100-ncl.yaml --set method=ncl",
+        "lt-kernels train --config cifar10-lt-100-ncl --set method=ncl",
         "DBM, Son et al. 2025, table 2 cifar10-lt 100 resnet32 dbm-ncl 87.53 accuracy [%] "
-        "lt-kernels train --config recipes/cifar10-lt-100-ncl.yaml",
+        "lt-kernels train --config cifar10-lt-100-ncl",
     ]
 
 
@@ -147,7 +146,7 @@ def test_a_recipe_is_printed_with_all_its_settings(
 ) -> None:
     assert cli.main(["recipes", "cifar10-lt-50-ldam"]) == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
-    assert read_settings(tmp_path / "mine.yaml") == read_settings(ROOT / "recipes" / "cifar10-lt-50-ldam.yaml")
+    assert read_settings(tmp_path / "mine.yaml") == read_settings(find_recipe("cifar10-lt-50-ldam"))
     assert (tmp_path / "mine.yaml").read_text().startswith("# CIFAR-10-LT at imbalance 50")
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "own.yaml").write_text("# Mine.\nbase: digits-lt.yaml\nepochs: 3\n")

@@ -15,10 +15,9 @@ from lt_kernels import cli
 from lt_kernels.train import recipes
 from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.recipes import LEVELS, read_config, read_settings
+from lt_kernels.train.recipes import LEVELS, RECIPES, config_file, find_recipe, read_config, read_settings
 
-ROOT = Path(__file__).resolve().parents[2]
-STATED = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "recipes").glob("*.yaml"))}
+STATED = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))}
 DERIVED = [name for name, stated in STATED.items() if "base" in stated]
 QUICK = "data: digits-lt\nepochs: 2\nwarmup_epochs: 0\nlr: 0.05\nthreads: 1\nnetwork_options: {hidden: [16]}\n"
 
@@ -46,14 +45,14 @@ def leaves(settings: dict[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[
 @pytest.mark.parametrize("name", STATED)
 def test_a_recipe_loads_and_says_nothing_that_its_base_says(name: str) -> None:
     stated = dict(STATED[name])
-    settings = read_settings(ROOT / "recipes" / f"{name}.yaml")
+    settings = read_settings(find_recipe(name))
     make_config(settings)
     base = stated.pop("base", None)
     assert "base" not in settings
     if base is None:
         assert settings == stated
         return
-    above = leaves(read_settings(ROOT / "recipes" / base))
+    above = leaves(read_settings(RECIPES / base))
     own = {keys: value for keys, value in leaves(stated).items() if keys[0] not in recipes.OWN}
     assert stated, "a recipe has settings or variants of its own"
     assert [keys for keys, value in own.items() if value is not None and above.get(keys) == value] == []
@@ -155,6 +154,28 @@ def test_a_bad_base_is_named(folder: Path, capsys: pytest.CaptureFixture[str], n
         assert line.startswith(f"lt-kernels {command[0]}: config 'a")
         assert line.count("\n") == 1
     assert not (folder / "run").exists()
+
+
+def test_a_config_is_a_file_or_the_name_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = RECIPES / "digits-lt.yaml"
+    assert [config_file(name) for name in ("digits-lt", "digits-lt.yaml", str(ours))] == [ours] * 3
+    (folder / "digits-lt").mkdir()  # what a run may be kept in
+    assert config_file("digits-lt") == ours
+    (folder / "recipes").mkdir()
+    write(folder / "recipes", **{"digits-lt": QUICK, "own": QUICK})
+    own = Path("recipes") / "digits-lt.yaml"
+    assert config_file("digits-lt") == find_recipe("digits-lt") == own
+    assert config_file("own") == Path("recipes") / "own.yaml"
+    write(folder, **{"digits-lt": QUICK})
+    assert config_file("digits-lt.yaml") == Path("digits-lt.yaml")
+    assert config_file("digits-lt") == own
+    for command in (["train"], ["compare", "--data", "digits-lt", "--methods", "ce"], ["shift", "--methods", "ce"]):
+        assert cli.main([*command, "--config", "recipes/digit-lt.yaml"]) == 2
+        line = capsys.readouterr().err
+        assert "config 'recipes/digit-lt.yaml' cannot be read" in line
+        assert line.endswith("(did you mean 'digits-lt'?)\n")
+    assert cli.main(["compare", "--data", "digit-lt", "--methods", "ce"]) == 2
+    assert "got 'digit-lt' (did you mean 'digits-lt'?)" in capsys.readouterr().err
 
 
 def test_a_base_is_named_in_a_file_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,14 +24,13 @@ from lt_kernels.train.methods.build import find_method, method_options, total_ep
 from lt_kernels.train.methods.variants import config_of, variants_of
 from lt_kernels.train.model.networks import NETWORKS
 from lt_kernels.train.published import carried
-from lt_kernels.train.recipes import read_settings
+from lt_kernels.train.recipes import every_recipe, read_settings
 from lt_kernels.train.run.build import build_module
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
-    path.stem: path
-    for path in sorted((ROOT / "recipes").glob("*.yaml"))
-    if path.stem not in OURS and not re.search("cityscapes|clip", path.stem)  # test_streets_train.py, test_clip.py
+    name: path
+    for name, path in every_recipe().items()
+    if name not in OURS and not re.search("cityscapes|clip", name)  # test_streets_train.py, test_clip.py
 }
 # A network of each kind at its own width, with the recipe's own method; the others are four channels wide.
 WHOLE = {"cifar10-lt-100", "imagenet-lt-resnet10", "imagenet-lt", "inaturalist2018", "places-lt"}
@@ -175,7 +174,7 @@ def test_a_recipe_names_what_exists(name: str) -> None:
     assert max(map(len, text.splitlines())) <= 175
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", every_recipe().values(), ids=lambda path: path.stem)
 def test_every_recipe_is_a_config_for_every_method_it_names(path: Path) -> None:
     settings = read_settings(path)
     for method in ["ce", *settings.get("methods", {})]:

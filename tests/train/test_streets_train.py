@@ -31,11 +31,10 @@ from lt_kernels.train.model.deeplab import DeepLab, Pyramid, dilate
 from lt_kernels.train.model.predictions import predict
 from lt_kernels.train.model.scores import judge, scenes_at_once
 from lt_kernels.train.model.unet import UNet
-from lt_kernels.train.recipes import read_config
+from lt_kernels.train.recipes import find_recipe, read_config
 from lt_kernels.train.run.build import build_module
 from lt_kernels.train.run.loading import load_run
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
     "cityscapes-unet": ["network_options.width=4", "augment_crop=32"],
     "cityscapes-deeplabv3plus": ["network_options={width: 4, channels: 8}", "augment_crop=40"],
@@ -193,7 +192,7 @@ def changes(root: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("method", ["ce", "arb"])
 def test_two_steps_of_each_recipe(name: str, method: str, root: Path, tmp_path: Path) -> None:
-    words = ["train", "--config", str(ROOT / "recipes" / f"{name}.yaml"), "--quiet", "--out", str(tmp_path / "run")]
+    words = ["train", "--config", name, "--quiet", "--out", str(tmp_path / "run")]
     assert cli.main([*words, *changes(root, *RECIPES[name], f"method={method}")]) == 0
     result = read_result(tmp_path / "run")
     assert len(result["per_class_iou"]) == 19
@@ -208,7 +207,7 @@ def test_two_steps_of_each_recipe(name: str, method: str, root: Path, tmp_path: 
 
 
 def test_the_recipes_have_the_published_networks() -> None:
-    unet, deeplab = (read_config(ROOT / "recipes" / f"{name}.yaml") for name in RECIPES)
+    unet, deeplab = (read_config(find_recipe(name)) for name in RECIPES)
     assert (unet.network, unet.network_options) == ("unet", {"width": 64, "depth": 4})
     assert (deeplab.network, list(deeplab.network_options)) == ("deeplabv3plus", ["weights"])
     for config in (unet, deeplab):
@@ -216,7 +215,7 @@ def test_the_recipes_have_the_published_networks() -> None:
 
 
 def test_a_run_that_was_cut_goes_on_with_the_same_crops(root: Path, tmp_path: Path) -> None:
-    config = str(ROOT / "recipes" / "cityscapes-unet.yaml")
+    config = "cityscapes-unet"
     small = changes(root, *RECIPES["cityscapes-unet"], "epochs=2", "epoch_steps=0", "checkpoint_steps=1")
     words = ["train", "--config", config, "--quiet", *small, "--out"]
     assert cli.main([*words, str(tmp_path / "whole")]) == 0

@@ -16,7 +16,7 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
 from lt_kernels.train.files.folder import claimed, hinting, recorded
 from lt_kernels.train.output.screen import Screen, print_table
-from lt_kernels.train.recipes import apply_overrides, find_recipe, read_settings
+from lt_kernels.train.recipes import apply_overrides, config_file, find_recipe, read_settings
 from lt_kernels.train.shift.evaluate import evaluate_shifts, same_data
 from lt_kernels.train.shift.report import write_shift
 
@@ -24,7 +24,7 @@ from lt_kernels.train.shift.report import write_shift
 def shift(arguments: argparse.Namespace) -> int:
     """Evaluate runs, trained first where they are not there, on the shifted test sets; print and write the table."""
     if arguments.config and not arguments.data:
-        arguments.data = make_config(read_settings(arguments.config)).data
+        arguments.data = make_config(read_settings(config_file(arguments.config))).data
     if bool(arguments.runs) == bool(arguments.data):
         raise ConfigError(
             "shift must be given either folders of runs, or --data or --config with --methods, got both or neither"
@@ -87,7 +87,7 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
 def settings_of(folder: Path, data: str, config: str | None) -> dict[str, Any]:
     """The settings in the file `config`, else of the comparison that the folder holds, else the data set's recipe."""
     if config is not None:
-        return {**read_settings(config), "data": data}
+        return {**read_settings(config_file(config)), "data": data}
     if not (folder / COMPARISON).exists():
         return read_settings(find_recipe(data))
     settings, _ = recorded(folder)

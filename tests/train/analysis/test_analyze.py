@@ -177,7 +177,7 @@ WORDS = ["--set", "epochs=2", "--set", "warmup_epochs=0", "--quiet"]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    config = str(Path(__file__).resolve().parents[3] / "recipes" / "digits-lt.yaml")
+    config = "digits-lt"
     for method in ("ce", "ldam"):
         record = f"record={str(method == 'ce').lower()}"
         words = ["train", "--config", config, *WORDS, "--set", f"method={method}", "--set", record]

@@ -15,9 +15,7 @@ from lt_kernels import cli
 from lt_kernels.train.commands import named_methods
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.variants import config_of, title_of, variants_of
-from lt_kernels.train.recipes import read_settings
-
-ROOT = Path(__file__).resolve().parents[3]
+from lt_kernels.train.recipes import RECIPES, read_settings
 
 SETTINGS: dict[str, Any] = {
     "epochs": 1,
@@ -49,7 +47,7 @@ def test_a_variant_may_be_trained_otherwise() -> None:
         config_of({"variants": {"one": {"method": "la", "seed": 3}}}, "one", 0)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_variants_of_each_recipe_can_be_made(path: Path) -> None:
     settings = read_settings(path)
     assert [config_of(settings, name, 0).method for name in variants_of(settings)] == [

@@ -30,7 +30,6 @@ from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.shift.evaluate import SCALED, held_prior, logits_hold, predict_shifted
 
-ROOT = Path(__file__).resolve().parents[3]
 DIGITS = [124, 74, 44, 26, 16, 9, 5, 3, 2, 1]
 METHODS = ["ce", "la", "ldam"]
 WORDS = ["shift", "--data", "digits-lt", "--seeds", "2", "--jobs", "1", "--quiet"]
@@ -234,7 +233,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 BAD_WORDS = [
     (["shift"], r"either folders of runs, or --data or --config"),
-    (["shift", "runs", "--config", str(ROOT / "recipes" / "digits-lt.yaml")], r"either folders of runs, or --data"),
+    (["shift", "runs", "--config", "digits-lt"], r"either folders of runs, or --data"),
     (["shift", "--config", "none.yaml", "--methods", "bs"], r"none\.yaml"),
     (["shift", "--data", "digits-lt"], r"--methods must name"),
     (["shift", "--data", "digits-lt", "--methods", "bss"], r"did you mean 'bs'"),
