@@ -55,9 +55,7 @@ def pc_softmax(logits: Tensor, source_counts: Any, target_prior: Any = None) -> 
     and in any unit (None: uniform); a class of prior 0 gets probability 0. Returns the logits' shape and dtype.
     Errors: ValueError or TypeError naming the argument (Hong et al., 2021, "post-compensated softmax").
     """
-    source = checks.counts(source_counts, name="source_counts")
-    if not bool((source > 0).all()):
-        raise ValueError(f"source_counts must be above 0 for every class, got {float(source.min())}")
+    source = checks.counts(source_counts, positive=True, name="source_counts")
     shift = -source.log()
     if target_prior is not None:
         target = checks.counts(target_prior, name="target_prior")

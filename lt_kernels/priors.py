@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.core.labels import labels_of
 
 __all__ = [
     "class_balanced_weight",
@@ -125,14 +126,26 @@ def batch_count(target: Tensor, num_classes: int, ignore_index: int = -100) -> T
     return count.scatter_add(0, flat.clamp(0, num_classes - 1), counted)
 
 
-def class_counts_of(target: Tensor, num_classes: int) -> Tensor:
-    """How often each class occurs among class indices of any shape: int64 [num_classes].
+def class_counts_of(target: Any, num_classes: int, *, ignore_index: int | None = None) -> Tensor:
+    """How often each class occurs among labels: int64 [num_classes], on the device of a tensor.
+
+    Args:
+        target: class indices of any shape (a tensor, an array, a sequence, a Series), or what has them: a dataset,
+            counted by its `targets`, `labels`, second tensor or column "label" where there is one, else by reading each
+            item, (input, label) or a dictionary, once; a DataLoader, counted by its dataset.
+        num_classes: C; a class that does not occur has the count 0.
+        ignore_index: labels that are not counted.
 
     Raises:
-        ValueError: if an index is outside [0, num_classes).
+        TypeError, ValueError: if a label is no integer or outside 0..C - 1, or a loader's sampler draws some samples
+            more often than others, so that the counts of its dataset are not those of an epoch.
     """
     num_classes = checks.whole("num_classes", num_classes)
-    flat = checks.indices("target", target, getattr(target, "shape", ()), target).reshape(-1)
-    if flat.numel() and (int(flat.min()) < 0 or int(flat.max()) >= num_classes):
-        raise ValueError(f"target must be in 0 to {num_classes - 1}, got {int(flat.min())} to {int(flat.max())}")
-    return torch.bincount(flat, minlength=num_classes)
+    total: Tensor | None = None
+    for part in labels_of(target):
+        kept = part.reshape(-1) if ignore_index is None else part[part != checks.ignored("ignore_index", ignore_index)]
+        if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= num_classes):
+            raise ValueError(f"target must be in 0 to {num_classes - 1}, got {int(kept.min())} to {int(kept.max())}")
+        count = torch.bincount(kept, minlength=num_classes)
+        total = count if total is None else total + count
+    return torch.zeros(num_classes, dtype=torch.int64) if total is None else total

