@@ -1,4 +1,4 @@
-"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar | shift | recipes.
+"""The command line: lt-kernels train | compare | bench | doctor | analyze | planar | shift | recipes | predict.
 
 Only the command that runs imports what it needs: help and doctor work without the trainer.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from lt_kernels.system import interrupts, terminal
 from lt_kernels.system.storage import FolderInUse
+from lt_kernels.train.serve import arguments as serving
 
 ROOT = Path(__file__).resolve().parents[1]
 # what a command that was interrupted has done, where it does not say so itself
@@ -105,18 +106,16 @@ def _dispatch(command: str, words: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
-    result = argparse.ArgumentParser(
-        prog="lt-kernels", description="Long-tailed classification: train, compare, measure."
-    )
-    commands = result.add_subparsers(
-        dest="command", required=True, metavar="train | compare | bench | doctor | analyze | planar | shift | recipes"
-    )
+    result = argparse.ArgumentParser(prog="lt-kernels", description="Train and compare long-tailed classifiers.")
+    names = "train | compare | bench | doctor | analyze | planar | shift | recipes | predict"
+    commands = result.add_subparsers(dest="command", required=True, metavar=names)
     _add_train(commands)
     _add_compare(commands)
     _add_analyze(commands)
     _add_planar(commands)
     _add_shift(commands)
     _add_recipes(commands)
+    serving.add_commands(commands)
     commands.add_parser("bench", help="measure the operators (lt-kernels bench --help)", add_help=False)
     commands.add_parser("doctor", help="what this machine runs on", add_help=False)
     return result

@@ -1,0 +1,92 @@
+"""Pictures in files, read, scaled and cut as the pictures that a run was tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lt_kernels.data import LongTailedData
+from lt_kernels.data.images import FORMATS, ImageList
+from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.serve.scoring import Standardized
+
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow makes pictures grey
+
+
+class GreyList(ImageList):
+    """Pictures in files as uint8 [N, 1, crop, crop]."""
+
+    def read(self, row: int) -> Tensor:
+        """One picture, decoded here and now."""
+        colours = super().read(row).double() * torch.tensor(GREY, dtype=torch.float64).view(3, 1, 1)
+        return colours.sum(0, keepdim=True).round().to(torch.uint8)
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, 1, crop, crop]."""
+        return torch.Size((len(self.files), 1, self.crop, self.crop))
+
+
+def files_of(paths: Sequence[str]) -> list[str]:
+    """The files that paths name: a folder stands for the pictures in it and below, by name.
+
+    Errors: ConfigError naming the path that is missing, or the folder without a picture.
+    """
+    found: list[str] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ConfigError(f"--input must name files or folders, got {str(path)!r}, which is missing")
+        inside = [path] if not path.is_dir() else sorted(file for file in path.rglob("*") if _is_picture(file))
+        if not inside:
+            raise ConfigError(f"--input must name folders with pictures, got {str(path)!r} with none")
+        found += map(str, inside)
+    return found
+
+
+def _is_picture(file: Path) -> bool:
+    from PIL import Image
+
+    return Image.registered_extensions().get(file.suffix.lower()) in FORMATS and file.is_file()
+
+
+def pictures_of(files: Sequence[str], data: LongTailedData) -> ImageList:
+    """Pictures as bytes [N, channels, height, width], as `pixels_of` takes them.
+
+    Errors: ConfigError where the inputs of the data set are no square pictures.
+    """
+    channels, *size = check_pictures(data)
+    test: Any = data.test[0]
+    if isinstance(test, ImageList):
+        resize, crop, threads = test.resize, test.crop, test.threads
+    else:
+        resize, crop, threads = size[0], size[0], 0
+    return (ImageList if channels == 3 else GreyList)(files, "", resize, crop, threads)
+
+
+def check_pictures(data: LongTailedData) -> list[int]:
+    """Channels, height and width of the pictures that a data set has for inputs.
+
+    Errors: ConfigError where it has none, or it is not known how they are made from bytes.
+    """
+    shape = list(data.test[0].shape[1:])
+    square = data.input_kind == "image" and len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
+    if not square:
+        raise ConfigError(f"--input must be left out for {data.name}, whose inputs {shape} are no square pictures")
+    if not _takes_bytes(data) and not {"pixel_mean", "pixel_deviation"} <= data.facts.keys():
+        raise ConfigError(f"--input must be left out for {data.name}: how its inputs are made of bytes is not known")
+    return shape
+
+
+def _takes_bytes(data: LongTailedData) -> bool:
+    return bool(data.pixel_mean) or data.test[0].dtype == torch.uint8
+
+
+def pixels_of(data: LongTailedData) -> nn.Module | None:
+    """From bytes to the numbers that the network takes, where the network does not begin with that itself."""
+    if _takes_bytes(data):
+        return None
+    return Standardized(data.facts["pixel_mean"], data.facts["pixel_deviation"])
