@@ -13,8 +13,8 @@ from lt_kernels.train.published import carried, network_name
 from lt_kernels.train.recipes import RECIPES, read_settings
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
-# Recipes of data sets that need no files.
-OURS = {"digits-lt", "digits-lt-dbm", "digits-lt-decay", "digits-lt-lade", "digit-scenes", "stdlib-words"}
+# Recipes of data sets that need no files, or those of the user.
+OURS = {"digits-lt", "digits-lt-dbm", "digits-lt-decay", "digits-lt-lade", "digit-scenes", "stdlib-words", "folder"}
 HEADER = ("recipe", "network", "epochs, batch, rate", "published figures", "their source")
 
 

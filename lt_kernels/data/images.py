@@ -83,8 +83,13 @@ def decode(file: str | Path, resize: int, crop: int) -> Tensor:
     the file that is missing, no such picture, cut short or too large.
     """
     with opened_picture(file) as opened:
-        width, height = _scaled(opened.size, resize)
-        picture = _rgb(opened)
+        return fitted(opened, resize, crop)
+
+
+def fitted(opened: Any, resize: int, crop: int) -> Tensor:
+    """What `decode` makes of a picture that Pillow has opened. Errors: ValueError naming what it cannot take."""
+    width, height = _scaled(opened.size, resize)
+    picture = _rgb(opened)
     left, top = (round((length - crop) / 2) for length in (width, height))
     picture = picture.resize((width, height), _pillow().Resampling.BILINEAR).crop((left, top, left + crop, top + crop))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()

@@ -120,5 +120,31 @@ class LazyRows(ABC):
             yield self._end(waiting)
             waiting = following
 
+    def subset(self, index: Tensor, crop: int | None = None) -> LazyRows:
+        """Some rows, int64 [M], still in their files; pictures may be cut to another `crop`, where they are cut."""
+        if crop is not None:
+            raise ValueError(f"crop must be None for rows that are not cut, got {crop}")
+        return Subset(self, index)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None, "_ahead": _NONE}  # a pool of threads is of its process
+
+
+class Subset(LazyRows):
+    """Some rows, int64 [M], of others."""
+
+    def __init__(self, rows: LazyRows, index: Tensor) -> None:
+        super().__init__(rows.threads)
+        self.rows, self.index, self.dtype = rows, index.tolist(), rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, row: int) -> Tensor:
+        """One row, read here and now."""
+        return self.rows.read(self.index[row])
+
+    @property
+    def shape(self) -> torch.Size:
+        """[M, ...]."""
+        return torch.Size((len(self.index), *self.rows.shape[1:]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData
-from lt_kernels.data.images import ImageList
+from lt_kernels.data.lazy import LazyRows
 from lt_kernels.data.profiles import choose
 
 
@@ -31,7 +32,7 @@ def validation_split(data: LongTailedData, per_class: int, seed: int = 0) -> Lon
     held = choose(target, taken.tolist(), seed)
     kept = torch.ones(len(target), dtype=torch.bool).index_fill(0, held, False).nonzero().flatten()
     inputs, test = data.train[0], data.test[0]
-    crop = test.crop if isinstance(test, ImageList) else None
+    crop = getattr(test, "crop", None)
     return dataclasses.replace(
         data,
         train=(_rows(inputs, kept, None), target[kept]),
@@ -40,5 +41,5 @@ def validation_split(data: LongTailedData, per_class: int, seed: int = 0) -> Lon
     )
 
 
-def _rows(inputs: Tensor, rows: Tensor, crop: int | None) -> Tensor:
-    return inputs.subset(rows, crop) if isinstance(inputs, ImageList) else inputs[rows]
+def _rows(inputs: Tensor, rows: Tensor, crop: int | None) -> Any:
+    return inputs.subset(rows, crop) if isinstance(inputs, LazyRows) else inputs[rows]
