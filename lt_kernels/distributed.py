@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -117,25 +118,37 @@ def clip_grad_norm_(
         The norm before clipping, the same on every rank; float64.
 
     Raises:
-        TypeError, ValueError: naming the argument.
-        RankError: on a CPU, if plain tensors' gradients have another norm on another rank.
+        TypeError, ValueError: naming the argument, on the rank whose argument it is.
+        RankError: for what another rank raised, or was given otherwise; on a CPU, if plain tensors' gradients have
+            another norm on another rank.
     """
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    max_norm, norm_type = _above_zero("max_norm", max_norm), _above_zero("norm_type", norm_type)
     by_mesh: dict[Any, list[Tensor]] = {None: []}
     for one in parameters:
         by_mesh.setdefault(getattr(one, "device_mesh", None), []).append(one)
-    plain, device = by_mesh.pop(None), parameters[0].device if parameters else torch.device("cpu")
+    call = functools.partial(_clipped, by_mesh, max_norm, norm_type, error_if_nonfinite)
+    for mesh in filter(None, by_mesh):
+        for dim in range(mesh.ndim):
+            call = functools.partial(placements.together, mesh.get_group(dim), parameters[0], call)
+    return call()
+
+
+def _clipped(by_mesh: dict[Any, list[Tensor]], max_norm: Any, norm_type: Any, error_if_nonfinite: bool) -> Tensor:
+    """The norm of all gradients, by which they are clipped."""
+    max_norm, norm_type = _above_zero("max_norm", max_norm), _above_zero("norm_type", norm_type)
+    said = [exchange.check("max_norm", max_norm), exchange.check("norm_type", norm_type)]
+    plain = by_mesh[None]
+    device = next((some[0].device for some in by_mesh.values() if some), torch.device("cpu"))
     with torch.no_grad():
-        alike = _norm(_grads(plain), norm_type, device)
-        norms = []
+        alike, norms = _norm(_grads(plain), norm_type, device), []
         for mesh, some in by_mesh.items():
-            alike, *sharded = _over(mesh, alike, _grads(some), norm_type)
-            norms += sharded
+            if mesh is not None:
+                alike, *sharded = _over(mesh, alike, _grads(some), norm_type, said)
+                norms += sharded
         total = torch.linalg.vector_norm(torch.stack([alike, *norms]), norm_type)
         if error_if_nonfinite and not bool(total.isfinite()):
             raise RankError(f"the norm of the gradients must be finite, got {total.item()}")
-        for some in (plain, *by_mesh.values()) if max_norm < math.inf else ():
+        for some in by_mesh.values() if max_norm < math.inf else ():
             torch.nn.utils.clip_grads_with_norm_(some, max_norm, total)
     return total
 
@@ -157,7 +170,7 @@ def _norm(grads: list[Tensor], norm_type: float, device: torch.device) -> Tensor
     return found.to(device, torch.float64)
 
 
-def _over(mesh: Any, alike: Tensor, grads: list[Any], norm_type: float) -> list[Tensor]:
+def _over(mesh: Any, alike: Tensor, grads: list[Any], norm_type: float, said: list[Any]) -> list[Tensor]:
     """The norm that the ranks of a mesh have alike, and the whole norms of gradients that are sharded over it.
 
     Torch's own norm of DTensors has other collectives on ranks whose part is empty, in some versions.
@@ -167,7 +180,7 @@ def _over(mesh: Any, alike: Tensor, grads: list[Any], norm_type: float) -> list[
         summed = placements.summed(grad)
         kinds.setdefault(summed.placements, []).append(summed.to_local())
     found = torch.stack([alike, *(_norm(some, norm_type, alike.device) for some in kinds.values())])
-    said = [exchange.check("the number of gradients of DTensors", len(grads))]
+    said = [*said, exchange.check("the number of gradients of DTensors", len(grads))]
     for dim in range(mesh.ndim):
         _, every = exchange.meet(mesh.get_group(dim), "clip_grad_norm_", found.device, said, payload=found)
         assert every is not None  # there was a payload

@@ -4,11 +4,10 @@ Their tables move with `.to()` and stay float64.
 """
 
 from lt_kernels.losses.base import Loss
-from lt_kernels.losses.compound import EstimatedOffsetLoss, LADELoss
+from lt_kernels.losses.compound import ARBLoss, EstimatedOffsetLoss, LADELoss
 from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss
 from lt_kernels.losses.experts import NCLLoss
 from lt_kernels.losses.named import (
-    ARBLoss,
     ArcFaceLoss,
     BalancedSoftmaxLoss,
     ClassBalancedLoss,

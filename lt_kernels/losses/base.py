@@ -123,13 +123,13 @@ class Loss(TableModule):
         """The process group that a loss exchanges statistics of the batch with; None for one that has none."""
         return None
 
-    def table(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
-        """The offset [C] for this batch."""
+    def table(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+        """The offset [C] for this batch; `shape` is that of the logits, which the target is held against if known."""
         return self._buffers["offset"]
 
-    def table_of_whole(self, target: Tensor | MixedTarget, classes: int) -> Tensor | None:
+    def table_of_whole(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
         """The offset [C] for a batch that is the same on all ranks that the classes are sharded over."""
-        return self.table(target, classes)
+        return self.table(target, classes, shape)
 
     def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
         """The offset [C] that also holds for prediction; None, because an offset that corrects a prior does not."""
@@ -145,7 +145,7 @@ class Loss(TableModule):
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
         if placements.there(input, target, table):
             self.shardable()
-            table = self.table(target, input.shape[min(1, input.ndim - 1)]) if table is None else table
+            table = self.table(target, input.shape[min(1, input.ndim - 1)], input.shape) if table is None else table
             rows = {"input": input, "target": target, "norms": norms}
             return placements.through(self._of_logits, rows, {}, self.settings(table))
         shape = input.shape if isinstance(input, Tensor) else ()
@@ -153,7 +153,7 @@ class Loss(TableModule):
         if classes == 0:
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-        table = self.table(target, classes) if table is None else table
+        table = self.table(target, classes, shape) if table is None else table
         if norms is None and prepare.simple(input, classes, target, table):
             terms = self._prepared(input, classes, table)
             found = one_target(Logits(input), target, terms, self.reduction, self.average)
@@ -271,7 +271,7 @@ class Loss(TableModule):
         source = make_source(input, linear_weight, linear_bias, normalize, self.margin, group, draw, ranks)
         if settings is None:
             table_of = self.table if group is None else self.table_of_whole
-            table = table_of(target, source.classes) if table is None else table
+            table = table_of(target, source.classes, (input.shape[0], source.classes)) if table is None else table
             if group is None and prepare.simple(input, source.classes, target, table):
                 terms = self._prepared(input, source.classes, table)
                 terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)

@@ -1,4 +1,4 @@
-"""Named losses with a second term: LADE and the estimated offset."""
+"""Named losses that look at the whole batch: ARB, and with a second term LADE and the estimated offset."""
 
 from __future__ import annotations
 
@@ -8,12 +8,77 @@ from torch import Tensor
 
 from lt_kernels import priors
 from lt_kernels.core import checks
+from lt_kernels.core.targets import check_target
 from lt_kernels.functional import MixedTarget
 from lt_kernels.losses.base import Loss
-from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.loss import check_shapes
+from lt_kernels.ops.ranks import batches, placements
 from lt_kernels.ops.ranks.columns import lade_of_ranks
 from lt_kernels.ops.ranks.dealing import Dealt
 from lt_kernels.regularizers import CenterLoss, negative_entropy
+
+
+class ARBLoss(Dealt, Loss):
+    """-log (n_y e^{z_y} / sum_k n_k e^{z_k}): balanced softmax, with the counts of the training set or of the batch.
+
+    With counts="batch", classes that are not in the batch drop out of the sum and get exactly no gradient (ARB-Loss,
+    2022). Under a `MixedTarget` the counts are those of the first targets; class probabilities are summed.
+
+    Args:
+        class_counts: training samples of each class [C]; not needed with counts="batch".
+        counts: "global" or "batch".
+        batch_group: the ranks whose counts of the batch are added up in training (docs/distributed.md): "all", a
+            process group, or None for this process alone. A head whose classes are sharded has the whole batch on each
+            rank, and adds nothing up unless a process group is given here.
+    """
+
+    def __init__(
+        self,
+        class_counts: Any = None,
+        *,
+        counts: Literal["global", "batch"] = "global",
+        batch_group: Any = "all",
+        **options: Any,
+    ) -> None:
+        checks.choice("counts", counts, ("global", "batch"))
+        if counts == "global" and class_counts is None:
+            raise ValueError("class_counts must be given with counts='global', got None")
+        super().__init__(**self._with(options, offset=priors.log_prior(class_counts) if counts == "global" else None))
+        self.counts, self.batch_group = counts, batch_group
+
+    def ranks(self) -> Any:
+        """The process group to exchange with now: none with the counts of the training set."""
+        return super().ranks() if self.counts == "batch" else None
+
+    def table(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+        """The offset [C]: of the training set, or of this batch."""
+        return self.offset if self.counts == "global" else self._batch(target, classes, self.ranks(), shape)
+
+    def table_of_whole(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+        """The offset [C], where every rank that the classes are sharded over has the same batch."""
+        if self.counts == "global":
+            return self.offset
+        return self._batch(target, classes, None if self.batch_group == "all" else self.ranks(), shape)
+
+    def _batch(self, target: Tensor | MixedTarget, classes: int, group: Any, shape: Any = None) -> Tensor:
+        """log N_c [C] of the batch, summed over the ranks of a group."""
+        first = target.first if isinstance(target, MixedTarget) else target
+        if checks.is_dtensor(first):  # whose rows are those of all its ranks
+            return self._count(placements.whole(first), classes, None, shape).log()
+        return placements.together(group, first, self._count, target, classes, group, shape).log()
+
+    def _count(self, target: Tensor | MixedTarget, classes: int, group: Any, shape: Any) -> Tensor:
+        targets = [target.first, target.second] if isinstance(target, MixedTarget) else [target]
+        if group is None:
+            return priors.batch_count(targets[0], classes, self.ignore_index)
+        # all checks before the exchange, because an error after it would not be raised on other ranks
+        if shape is not None:
+            check_shapes(target, shape)
+        count = priors.batch_count(targets[0], classes, self.ignore_index)
+        for one in targets:
+            if checks.readable(one) and not one.is_floating_point():
+                check_target(one, classes, self.ignore_index)
+        return batches.totals(group, count, [("num_classes", classes)])
 
 
 class LADELoss(Dealt, Loss):

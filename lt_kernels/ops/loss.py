@@ -165,8 +165,7 @@ def _probabilities(
         raise ValueError(f"focal_gamma must be 0 with probabilities as target, got {settings['focal_gamma']!r}")
     if isinstance(settings["label_smoothing"], Tensor) and settings["label_smoothing"].ndim:
         raise ValueError("label_smoothing must be a number with probabilities as target, got one for each class")
-    if tuple(target.shape) != shape:
-        raise ValueError(f"target must have shape {list(shape)} where it holds probabilities, got {list(target.shape)}")
+    check_shapes(target, shape)
     checks.same_device("target", checks.stored("target", target), source.tensor)
     flat = target[None] if target.ndim == 1 else target.movedim(1, -1).reshape(-1, source.classes)
     terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
@@ -176,6 +175,19 @@ def _probabilities(
     return (terms.total * rest - mean) * torch.where(
         top == -torch.inf, torch.nan, 1.0
     )  # without any class there is no softmax
+
+
+def check_shapes(target: Any, shape: tuple[int, ...]) -> None:
+    """Raise for a target that does not belong to logits of this shape, as the loss of these would."""
+    places = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    if isinstance(target, MixedTarget):
+        for name, value in (("first", target.first), ("second", target.second)):
+            checks.indices(name, value, places, value)
+        _lams(target.lam, places)
+    elif not prepare.is_probability(target):
+        checks.indices("target", target, places, target)
+    elif tuple(target.shape) != shape:
+        raise ValueError(f"target must have shape {list(shape)} where it holds probabilities, got {list(target.shape)}")
 
 
 def _dense(source: Source, terms: Terms) -> Tensor:

@@ -35,6 +35,30 @@ WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[Any, Any], type[Exception]
         IndexError,
         "target",
     ),
+    "another shape for arb": (
+        MAKERS["arb"],
+        (normal(4, D, seed=1), torch.zeros(3).long()),
+        ValueError,
+        "target must have shape",
+    ),
+    "another shape for arb's logits": (
+        lambda: losses.ARBLoss(counts="batch"),
+        (normal(4, C, seed=1), torch.zeros(4, 1).long()),
+        ValueError,
+        "target must have shape",
+    ),
+    "other probabilities for arb": (
+        MAKERS["arb"],
+        (normal(4, D, seed=1), torch.full((3, C), 1 / C)),
+        ValueError,
+        "target must have shape",
+    ),
+    "another second target for arb": (
+        MAKERS["arb"],
+        (normal(4, D, seed=1), MixedTarget(torch.zeros(4).long(), torch.zeros(4).long(), torch.ones(3))),
+        ValueError,
+        "lam must have one number",
+    ),
     "no rows of views": (bcl, (normal(0, D, seed=1), torch.zeros(0).long()), ValueError, "target must be"),
     "no views": (bcl, (normal(5, D, seed=1), torch.zeros(4).long()), ValueError, "target must be"),
 }
