@@ -20,6 +20,7 @@ from benchmarks.problems import problem
 from benchmarks.providers import NAMES, Provider, providers
 from benchmarks.results import Row, first_line
 from lt_kernels import doctor
+from lt_kernels.arguments import Parser
 from lt_kernels.system import storage
 
 UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra memory": "MiB"}
@@ -67,7 +68,7 @@ def said(name: str, error: Exception) -> None:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lt-kernels bench", description="Measure the operators.")
+    parser = Parser(prog="lt-kernels bench", description="Measure the operators.")
     parser.add_argument("--operator", action="append", help="only this operator (may be repeated)")
     parser.add_argument("--case", action="append", help="only this shape, or named loss (may be repeated)")
     parser.add_argument("--provider", action="append", choices=NAMES, help="only this provider (may be repeated)")

@@ -11,15 +11,15 @@ from typing import Any
 
 from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.system.storage import write_whole
-from lt_kernels.train import require
 from lt_kernels.train.analysis.plane_defaults import in_the_plane
 from lt_kernels.train.compare.jobs import available_cores, default_jobs, plan, run_comparison
 from lt_kernels.train.compare.tables import evaluated_on, rich_table
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed, ToldElsewhere
 from lt_kernels.train.files import COMPARISON, LAST
-from lt_kernels.train.files.folder import claimed, hinting, prepare_comparison
+from lt_kernels.train.files.folder import claimed, config_text, hinting, prepare_comparison
 from lt_kernels.train.output.screen import Screen, print_table
+from lt_kernels.train.plainyaml import written
 from lt_kernels.train.ranks import launch
 from lt_kernels.train.recipes import apply_overrides, config_file, find_recipe, read_settings
 
@@ -28,6 +28,9 @@ def train(arguments: argparse.Namespace) -> int:
     """Train one model, or go on with one, and print its accuracies; in processes of their own, if it takes several."""
     resume = arguments.resume or launch.restarted()
     settings, folder = _settings_of_run(arguments.config, arguments.changes, arguments.out, resume)
+    if arguments.print_config:
+        print(config_text(settings), end="")
+        return 0
     devices, nodes = launch.placement(settings)
     if devices * nodes > 1 and not launch.launched():
         with hinting_train(folder):
@@ -108,9 +111,10 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     workers = max(1, min(arguments.jobs or default_jobs(), len(methods) * arguments.seeds))
     folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
-    text = require("yaml").safe_dump(
-        {**settings, "methods_compared": methods, "seeds": arguments.seeds}, sort_keys=False
-    )
+    if arguments.print_config:
+        print(written(settings), end="")
+        return 0
+    text = written({**settings, "methods_compared": methods, "seeds": arguments.seeds})
     prepare_comparison(folder, arguments.resume)
     with claimed(folder):
         prepare_comparison(folder, arguments.resume)  # again, now that nobody else writes there

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from lt_kernels.system.spelling import did_you_mean
 from lt_kernels.system.terminal import shown
-from lt_kernels.train import require
 from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import method_options
 from lt_kernels.train.methods.variants import variants_of
 from lt_kernels.train.output.screen import Screen, print_table
+from lt_kernels.train.plainyaml import written
 from lt_kernels.train.published import Figure, carried, figures
 from lt_kernels.train.recipes import every_recipe, read_settings
 
@@ -62,7 +62,7 @@ def text_of(path: Path) -> str:
     """A recipe with all its settings, those of its base too: a file to change."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     first = next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return "".join(lines[:first]) + require("yaml").safe_dump(read_settings(path), sort_keys=False)
+    return "".join(lines[:first]) + written(read_settings(path))
 
 
 def published_rows(rows: Sequence[Figure]) -> list[list[str]]:

@@ -35,6 +35,11 @@ def read_yaml(path: str | Path) -> Any:
     return parse(text, where)
 
 
+def written(value: Any) -> str:
+    """A value as YAML that `read_yaml` reads back, mappings in their own order."""
+    return require("yaml").safe_dump(value, sort_keys=False)
+
+
 def parse(text: str, where: str) -> Any:
     """The value of a YAML text; an error begins with `where`."""
     yaml = require("yaml")

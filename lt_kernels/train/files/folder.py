@@ -9,17 +9,17 @@ from typing import Any
 
 from lt_kernels.system import storage
 from lt_kernels.system.interrupts import Interrupted
-from lt_kernels.train import require
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files import COMPARISON, CONFIG, FAILED, KEPT, LAST, OWN, RESULT
 from lt_kernels.train.files.results import checked_result
+from lt_kernels.train.plainyaml import written
 from lt_kernels.train.recipes import read_config, read_settings
 
 
 def config_text(config: TrainConfig) -> str:
     """The config as `write_config` writes it."""
-    return require("yaml").safe_dump(config.as_dict(), sort_keys=False)
+    return written(config.as_dict())
 
 
 def write_config(config: TrainConfig, path: str | Path) -> None:

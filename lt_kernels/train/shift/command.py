@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lt_kernels.system.storage import write_whole
-from lt_kernels.train import require
 from lt_kernels.train.commands import named_methods
 from lt_kernels.train.compare.jobs import available_cores, default_jobs, plan, run_comparison
 from lt_kernels.train.config import make_config
@@ -16,6 +15,7 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
 from lt_kernels.train.files.folder import claimed, hinting, recorded
 from lt_kernels.train.output.screen import Screen, print_table
+from lt_kernels.train.plainyaml import written
 from lt_kernels.train.recipes import apply_overrides, config_file, find_recipe, read_settings
 from lt_kernels.train.shift.evaluate import evaluate_shifts, same_data
 from lt_kernels.train.shift.report import write_shift
@@ -79,7 +79,7 @@ def trained(arguments: argparse.Namespace) -> list[Path]:
     with claimed(folder):
         if not (folder / COMPARISON).exists():
             text = {**settings, "methods_compared": methods, "seeds": arguments.seeds}
-            write_whole(folder / COMPARISON, require("yaml").safe_dump(text, sort_keys=False))
+            write_whole(folder / COMPARISON, written(text))
         run_comparison(jobs, workers, None if arguments.quiet else Screen(stderr=True))
     return [job.folder for job in jobs]
 
