@@ -7,9 +7,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lt_kernels import priors
 from lt_kernels.core import checks
+from lt_kernels.core.angles import angle
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Phi
 
 
@@ -53,7 +56,7 @@ class ArcFace(Margin):
     margin: float = 0.5
 
     def __post_init__(self) -> None:
-        self._set(kind=Phi.ANGULAR, value=checks.number("margin", self.margin, 0.0, 3.141592653589793), fallback=True)
+        self._set(kind=Phi.ANGULAR, value=angle("margin", self.margin), fallback=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,3 +176,44 @@ class MixedTarget:
             raise ValueError(
                 f"second must have the shape of first, {list(self.first.shape)}, got {list(self.second.shape)}"
             )
+
+    @classmethod
+    def from_dense(cls, probabilities: Tensor, *, label_smoothing: float = 0.0) -> MixedTarget:
+        """The pair of targets behind class probabilities, as timm's Mixup and torchvision's MixUp and CutMix give them.
+
+        probabilities: floating [N, C], each row lam onehot(first) + (1 - lam) onehot(second), whose larger share comes
+        first; a row of one class has it twice. With label_smoothing e in [0, 1) each row is (1 - e) of that and e / C
+        of every class, as timm's Mixup(label_smoothing=e) mixes them: then give the loss the same label_smoothing.
+        Errors: ValueError naming the row that is not so; on a GPU, which is not waited for, its lam is NaN, and so is
+        its loss.
+        """
+        checks.floating("probabilities", probabilities)
+        if probabilities.ndim != 2 or probabilities.shape[1] == 0:
+            raise ValueError(f"probabilities must be [N, C], got {list(probabilities.shape)}")
+        smoothing, classes = checks.number("label_smoothing", label_smoothing, 0.0, 1.0), probabilities.shape[1]
+        if smoothing == 1.0:
+            raise ValueError("label_smoothing must be below 1, which leaves nothing of the targets, got 1.0")
+        kind = accumulate_type(probabilities.dtype)
+        shares = (probabilities.detach().to(kind) - smoothing / classes) / (1 - smoothing)
+        rounding = 8 * torch.finfo(probabilities.dtype).eps  # of the mixing, in the dtype of what is given
+        share, index = shares.topk(min(3, classes), 1)
+        share = F.pad(share, (0, 3 - share.shape[1]))
+        total = share[:, 0] + share[:, 1]
+        wrong = (share[:, 2] > rounding) | ~((total - 1).abs() <= rounding) | (shares < -rounding).any(1)
+        if checks.readable(wrong) and bool(wrong.any()):
+            raise _not_two(probabilities, int(wrong.nonzero()[0]), smoothing)
+        first, single = index[:, 0], share[:, 1] <= rounding
+        second = torch.where(single, first, index[:, min(1, classes - 1)])
+        lam = torch.where(single, 1.0, share[:, 0] / total)
+        return cls(first, second, torch.where(wrong, torch.nan, lam))
+
+
+def _not_two(probabilities: Tensor, row: int, smoothing: float) -> ValueError:
+    """The error for a row of probabilities that does not stand for two classes."""
+    held, spread = probabilities[row], f"label_smoothing={smoothing}"
+    least, count, total = float(held.min()), int((held > 0).sum()), float(held.sum())
+    return ValueError(
+        f"probabilities must hold at most two classes a row, with a sum of 1, beside {spread} spread over all, got row "
+        f"{row} with {count} classes above 0, a least of {least:.6g} and a sum of {total:.6g}: targets that were "
+        "smoothed, as by timm's Mixup(label_smoothing=0.1), need that label_smoothing here"
+    )

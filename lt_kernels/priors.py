@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.core.angles import angle
 from lt_kernels.core.labels import labels_of
 
 __all__ = [
@@ -62,7 +63,7 @@ def ldam_margin(class_counts: Any, max_margin: float = 0.5) -> Tensor:
 def dbm_margin(class_counts: Any, max_margin: float = 0.1, tau: float = 1.0) -> Tensor:
     """max_margin (n_min / n_c)^tau in radians, float64 [C] (Difficulty-aware Balancing Margin, 2025)."""
     count = checks.counts(class_counts, positive=True)
-    margin = checks.number("max_margin", max_margin, 0.0, math.pi)
+    margin = angle("max_margin", max_margin)
     return margin * (count.min() / count) ** checks.number("tau", tau, 0.0)
 
 

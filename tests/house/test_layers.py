@@ -20,7 +20,7 @@ DOCUMENTS = [
 LAYERS = [
     *("core", "reference", "triton", "priors", "margins", "ops", "distributed", "functional", "contrastive"),
     *("regularizers", "losses", "heads", "posthoc", "schedules", "metrics"),
-    *("system", "data", "doctor", "train", "arguments", "cli", "__main__"),
+    *("integrations", "system", "data", "doctor", "train", "arguments", "cli", "__main__"),
 ]
 # Of the lowest, all that they may import beside themselves: no kernel knows the operators that call it.
 LOWEST = {"core": set(), "reference": {"core"}, "triton": {"core", "reference"}}

@@ -30,7 +30,7 @@ from lt_kernels.train.run.build import build_module
 RECIPES = {
     name: path
     for name, path in every_recipe().items()
-    if name not in OURS and not re.search("cityscapes|clip", name)  # test_streets_train.py, test_clip.py
+    if name not in OURS and not re.search("cityscapes|clip|timm", name)  # which have tests of their own
 }
 # A network of each kind at its own width, with the recipe's own method; the others are four channels wide.
 WHOLE = {"cifar10-lt-100", "imagenet-lt-resnet10", "imagenet-lt", "inaturalist2018", "places-lt"}

@@ -15,6 +15,7 @@ from lt_kernels.data.base import LongTailedData
 from lt_kernels.train.model import resnet
 from lt_kernels.train.model.clip import ClipImages
 from lt_kernels.train.model.deeplab import DeepLab
+from lt_kernels.train.model.timm_images import PREFIX, TimmImages
 from lt_kernels.train.model.unet import UNet
 
 
@@ -181,18 +182,26 @@ NETWORKS: dict[str, tuple[str, Maker]] = {
 }
 
 
+def _known(name: str) -> tuple[str, Maker]:
+    """The kind of inputs, and what makes the network `name`."""
+    if isinstance(name, str) and name.startswith(PREFIX):
+        return "image", lambda data, **options: TimmImages(data.train[0].shape[1], name[len(PREFIX) :], **options)
+    checks.choice("name", name, (*NETWORKS, f"{PREFIX}NAME"))
+    return NETWORKS[name]
+
+
 def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
-    """Return the network `name`, one of NETWORKS, for the inputs of `data`, with attribute `out_features`.
+    """Return the network `name`, one of NETWORKS or timm:NAME, for the inputs of `data`, with attribute `out_features`.
 
     Options are those of MLP (hidden), ResNet32 (width, blocks), WordNetwork (embedding, features, combine), UNet
-    (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained) and ClipImages (weights,
-    rank, alpha, size). Where the data name their pixels' mean and deviation, the network begins with that step; CLIP
-    has its own. Weights are drawn from torch's global generator. Errors: ImportError naming a library that is missing;
-    ValueError for an unknown name, a network that does not fit the data's input_kind or an option out of range;
-    TypeError naming an option that the network does not have.
+    (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained), ClipImages (weights,
+    rank, alpha, size) and TimmImages (weights, pretrained, and those of timm). Where the data name their pixels' mean
+    and deviation, the network begins with that step; CLIP and stored networks of timm have their own. Weights are drawn
+    from torch's global generator. Errors: ImportError naming a library that is missing; ValueError for an unknown name,
+    a network that does not fit the data's input_kind or an option out of range; TypeError naming an option that the
+    network does not have.
     """
-    checks.choice("name", name, tuple(NETWORKS))
-    kind, make = NETWORKS[name]
+    kind, make = _known(name)
     if data.input_kind != kind:
         fitting = [known for known, (fits, _) in NETWORKS.items() if fits == data.input_kind]
         raise ValueError(f"name must be one of {fitting} for the {data.input_kind} inputs of {data.name}, got {name!r}")
