@@ -66,6 +66,14 @@ def _groups_of_classes(groups: Mapping[str, Any], like: Tensor) -> dict[str, Ten
     return masks
 
 
+def groups_of(
+    count: Tensor, many: float, few: float, convention: str, groups: Mapping[str, Any] | None
+) -> dict[str, Tensor]:
+    """Which classes are in each group, bool [C]: by their training samples [C], or as `groups` has them."""
+    checks.choice("convention", convention, ("standard", "ncl", "strict"))
+    return _groups_of_counts(count, many, few, convention) if groups is None else _groups_of_classes(groups, count)
+
+
 def group_accuracy(
     per_class: Any,
     class_counts: Any = None,
@@ -86,7 +94,6 @@ def group_accuracy(
     thresholds and convention (Zhong et al., 2021, have ranges of indices). A group without tested classes is NaN.
     Errors: TypeError or ValueError naming the argument.
     """
-    checks.choice("convention", convention, ("standard", "ncl", "strict"))
     value = _accuracies(per_class)
     unused = groups is not None and class_counts is None
     count = torch.ones_like(value) if unused else checks.counts(class_counts).to(value.device)
@@ -94,10 +101,7 @@ def group_accuracy(
     for name, tensor in {"class_counts": count, "test_counts": weight}.items():
         if tensor.shape != value.shape:
             raise ValueError(f"{name} must have shape {list(value.shape)} as per_class has, got {list(tensor.shape)}")
-    if groups is None:
-        masks = _groups_of_counts(count, many, few, convention)
-    else:
-        masks = _groups_of_classes(groups, value)
+    masks = groups_of(count, many, few, convention, groups)
     masks["all"] = torch.ones_like(value, dtype=torch.bool)
     return {name: _mean(value[group], weight[group]) for name, group in masks.items()}
 

@@ -57,10 +57,17 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     right = checks.same_device("correct", correct, confidence).detach().double()
     if not bool(((right == 0) | (right == 1)).all()):
         raise ValueError(f"correct must hold 0 and 1, or be bool, got {float(right[(right != 0) & (right != 1)][0])}")
+    return float(gaps(confidence, right, bins).abs().sum() / len(confidence)) if len(confidence) else math.nan
+
+
+def gaps(confidence: Tensor, right: Tensor, bins: int) -> Tensor:
+    """The sum of accuracy minus confidence over each bin, float64 [B], which may be added up over parts of a data set.
+
+    confidence: [N]; right: float64 [N], 0 or 1.
+    """
     edges = (torch.arange(bins + 1, dtype=torch.float64, device=confidence.device) / bins).to(confidence.dtype)
     bin_of = torch.bucketize(confidence.contiguous(), edges)  # 0 for a confidence of 0
-    gap = sums(right - confidence.double(), bin_of, bins + 1)[1:]
-    return float(gap.abs().sum() / len(confidence)) if len(confidence) else math.nan
+    return sums(right - confidence.double(), bin_of, bins + 1)[1:]
 
 
 def mean_iou(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -34,6 +35,15 @@ PUBLIC = {
     "distributed": "RankError clip_grad_norm_ gather_batch",
     "doctor": "main report",
 }
+# What is promised beside a library, by its name: only where that is installed.
+INTEGRATIONS = {
+    (
+        "torchmetrics",
+        "integrations.torchmetrics",
+    ): "BalancedAccuracy ExpectedCalibrationError GeometricMean GroupAccuracy",
+    ("skorch", "integrations.skorch"): "LongTailClassifier probabilities",
+}
+PUBLIC |= {module: names for (library, module), names in INTEGRATIONS.items() if importlib.util.find_spec(library)}
 NAMES = {f"{module}.{name}": (module, name) for module, names in PUBLIC.items() for name in names.split()}
 
 
@@ -61,7 +71,7 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     for path in sorted((root / "lt_kernels").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        if not {"train", "data", "triton", "__main__"} & set(parts):
+        if not {"train", "data", "triton", "integrations", "__main__"} & set(parts):
             importlib.import_module(".".join(part for part in parts if part != "__init__"))
     import torch
     from lt_kernels import doctor
