@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import html.parser
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lt_kernels.train.output import figures
 from lt_kernels.train.output.cells import NUMBER, csv_text, quoted, unquoted
 from lt_kernels.train.shift import report as shift_report
 from lt_kernels.train.shift.evaluate import ShiftResult
+from tests.pages import Page
 
 TAG = '<script>alert("1")</script><img src=x onerror=alert(1)>\'"&amp;'
 FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=cmd|' /C calc'!A0", "\uff1d1+1", "'=1",
@@ -133,43 +134,30 @@ def test_documents_made_of_tables(tmp_path):
     assert "'=1+1" not in text
 
 
-class Page(html.parser.HTMLParser):
-    """The tags of a page, with their attributes, and its text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.names: set[str] = set()
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.names.update(name for name, _ in attrs)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 TAGS = {
-    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "div", "pre", "details", "summary"),
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "details", "summary", "a", "script"),
     *("table", "thead", "tbody", "tr", "th", "td", "figure", "img", "figcaption"),
+    *("svg", "defs", "g", "path", "use", "text", "tspan", "clippath", "rect", "image", "lineargradient", "stop"),
 }
-ATTRIBUTES = {"lang", "charset", "class", "alt", "src"}
+HANDLERS = re.compile("on[a-z]+")
 
 
-def test_the_page_of_a_comparison(tmp_path):
+def assert_safe(page: Page) -> None:
+    """No tag of a name, no attribute that runs a script, and one script: the page's own."""
+    assert page.tags <= TAGS
+    assert not any(HANDLERS.fullmatch(name) for name in page.names)
+    assert page.scripts == 1
+    assert page.outside() == []
+
+
+def test_the_page_of_a_comparison():
     results, found = {NAME: [result()], "ce": [result()]}, summaries()
-    folder = tmp_path / "<script>" / "analysis"
-    folder.mkdir(parents=True)
-    (folder / "similarity.png").write_bytes(b"")
     rows = {name: [[{"epoch": 1.0, "loss": 1.0, "all": 50.0}]] for name in results}
     facts = ("data", "classes", "class_counts", "counted", "training_samples", "test_samples", "network", "epochs")
     more = ("device", "torch", "threads_a_run", "runs_at_a_time", "commit", "grouped")
     about = dict.fromkeys((*facts, *more), TAG)
-    page = Page(report.render(found, results, rows, f"a: {TAG}", about, TAG, [folder]))
-    assert page.tags <= TAGS
-    assert page.names <= ATTRIBUTES
+    page = Page(report.render(found, results, rows, about, TAG))
+    assert_safe(page)
     assert page.text.count(TAG) > 5
 
 
@@ -197,8 +185,7 @@ def test_the_page_of_an_analysis(tmp_path):
     analyses = [analysis(NAME), analysis("_two$")]
     page = Page(write_analysis(analyses, tmp_path, TAG, 1).read_text(encoding="utf-8"))
     assert (tmp_path / PAGE).exists()
-    assert page.tags <= TAGS
-    assert page.names <= ATTRIBUTES
+    assert_safe(page)
     assert TAG in page.text
     assert NAME in page.text
     written = {path: path.read_text(encoding="utf-8") for path in tmp_path.glob("*.csv")}
@@ -214,8 +201,9 @@ def test_pictures_show_names_as_they_are(name):
     figure, (axis,) = figures.canvas(10, 4)
     axis.plot([0, 1], label=figures.literal(name))
     axis.set_title(figures.literal(name))
-    figures.side_legend(figure, axis)
-    assert figures.encoded(figure).startswith(b"\x89PNG")
+    figures.legend_below(figure, axis)
+    assert figures.png(figure).startswith(b"\x89PNG")
+    assert Page(figures.svg(figure, "a", name)).pictures == [name]
     assert len(figure.legends[0].get_texts()) == 1
 
 

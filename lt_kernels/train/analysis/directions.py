@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from lt_kernels.losses.base import Loss
@@ -17,8 +18,8 @@ from lt_kernels.train.output import figures
 
 # Of each part: what it is, and the colour of its arrows.
 PARTS = {
-    "attraction": ("attraction by the class's own samples", "tab:blue"),
-    "repulsion": ("repulsion by the samples of other classes", "tab:red"),
+    "attraction": ("attraction by the class's own samples", figures.INDIGO),
+    "repulsion": ("repulsion by the samples of other classes", figures.ROSE),
     "regularizer": ("logit-weight repulsion, by the other class weights", "black"),
 }
 SHORTEST = 1e-12  # a part below this share of the longest one of its kind is rounding
@@ -49,7 +50,7 @@ def _gradient(loss: Tensor, weight: Tensor) -> Tensor:
     return torch.autograd.grad(loss, weight, retain_graph=True)[0]
 
 
-def directions_picture(planes: Sequence[Any]) -> bytes:
+def directions_picture(planes: Sequence[Any]) -> Figure:
     """A panel a method: class weights as lines, and at the end of each, the directions that move it."""
     shown = [plane for plane in planes if plane.directions]
     figure, axes = grid(len(shown), 4.6, 4.4, across=3)
@@ -63,7 +64,7 @@ def directions_picture(planes: Sequence[Any]) -> bytes:
     figure.legend(handles=lines, loc="outside lower center", frameon=False, ncols=3 if len(axes) > 2 else 1)
     title = "Class weights, and the directions in which training moves them"
     figure.suptitle(f"{title}\n(arrows of equal length)", fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _panel(axis: Axes, plane: Any, colours: np.ndarray) -> None:

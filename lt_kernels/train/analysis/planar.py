@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor, nn
 
@@ -144,7 +145,7 @@ def _plane(method: str, module: Classifier, data: LongTailedData, moved: dict[st
     )
 
 
-def picture(planes: Sequence[Plane]) -> bytes:
+def picture(planes: Sequence[Plane]) -> Figure:
     """A panel a method: test features as points, class weights as arrows, and the class predicted anywhere, shaded."""
     figure, axes = grid(len(planes), 4.6, 3.8, across=3)
     counts = planes[0].counts
@@ -154,7 +155,7 @@ def picture(planes: Sequence[Plane]) -> bytes:
     figures.class_legend(figure, axes[0], counts, colours)
     title = "Test features in the plane, predicted classes shaded"
     figure.suptitle(f"{title}\n(arrows: class weights, one factor a panel)", fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
@@ -202,8 +203,8 @@ def write_planes(planes: Sequence[Plane], out: Path) -> Path:
     if any(plane.directions for plane in planes):
         head = ["method", "class", "training_samples", "part", "x", "y"]
         tables["planar_directions.csv"] = as_csv(head, directions_rows(planes))
-        write_whole(out / "planar_directions.png", directions_picture(planes))
+        write_whole(out / "planar_directions.png", figures.png(directions_picture(planes)))
     for name, text in tables.items():
         write_whole(out / name, text)
-    write_whole(out / "planar.png", picture(planes))
+    write_whole(out / "planar.png", figures.png(picture(planes)))
     return out / "planar.png"

@@ -1,4 +1,4 @@
-"""Pictures of the analyses by class: matrices between classes, and curves over the class counts, as PNG."""
+"""Pictures of the analyses by class: matrices between classes, and curves over the class counts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def matrices(
     centre: float,
     percent: float,
     below: Callable[[Analysis], str] | None = None,
-) -> bytes:
+) -> Figure:
     """A matrix between classes for each run, classes by descending count, on one colour scale around `centre` that
     reaches as far as `percent` of the values; `below` is a line of text under each.
     """
@@ -80,7 +80,7 @@ def matrices(
             axis.set_xlabel(f"{axis.get_xlabel()}\n{below(analysis)}", fontsize=8)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
     figure.suptitle(title + _averaged(shown[0]), fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _averaged(matrix: Matrix) -> str:
@@ -111,13 +111,13 @@ def boundaries(analysis: Analysis) -> list[int]:
     return [int(size) for size in sizes[:-1]]
 
 
-def similarity(analyses: Analyses) -> bytes:
+def similarity(analyses: Analyses) -> Figure:
     """Cosines between class weights."""
     title = "Similarity of class weights, classes by descending count"
     return matrices(analyses, lambda analysis: analysis.similarity, title, "cosine of two class weights", 0, 100)
 
 
-def affinity(analyses: Analyses) -> bytes:
+def affinity(analyses: Analyses) -> Figure:
     """Shares of the products between class weights, and the three balance metrics below each panel."""
     title = "Affinity of class weights, classes by descending count"
     label = "share of the row's $w_i w_j$ [even shares]"
@@ -144,7 +144,7 @@ def same_scale(axes: Sequence[Axes]) -> None:
         axis.set_ylim(min(low for low, _ in ends) / spare, max(high for _, high in ends) * spare)
 
 
-def accuracy(analyses: Analyses) -> bytes:
+def accuracy(analyses: Analyses) -> Figure:
     """Accuracy of each class against its count."""
     runs = {
         a.name: [{"class_counts": a.counts, "per_class": a.accuracy, "units": {"counts": a.counted}}] for a in analyses
@@ -152,7 +152,7 @@ def accuracy(analyses: Analyses) -> bytes:
     return figures.accuracy_by_count(runs, "")
 
 
-def false_positives(analyses: Analyses) -> bytes:
+def false_positives(analyses: Analyses) -> Figure:
     """False positives summed up over the classes by descending count."""
     figure, (axis,) = figures.canvas(10, 4.6)
     few = len(analyses[0].counts) <= figures.POINTS
@@ -172,8 +172,8 @@ def false_positives(analyses: Analyses) -> bytes:
     axis.set_xlabel("classes, from the most frequent on")
     axis.set_ylabel("false positives of these classes [test samples]")
     axis.set_title("Cumulative false positives (the last value is the number of errors)", fontsize=11)
-    figures.side_legend(figure, axis)
-    return figures.encoded(figure)
+    figures.legend_below(figure, axis)
+    return figure
 
 
 def _name_groups(axis: Axes, analysis: Analysis) -> None:
@@ -183,7 +183,7 @@ def _name_groups(axis: Axes, analysis: Analysis) -> None:
         axis.text(middle, 0.99, name, transform=axis.get_xaxis_transform(), ha="center", va="top", color="0.35")
 
 
-def components(analyses: Analyses) -> bytes:
+def components(analyses: Analyses) -> Figure:
     """Attraction and repulsion of each class weight at the end of training against the class count."""
     figure, axes = grid(2, 5.4, 4.2)
     styles, known = styles_of(analyses), [a for a in analyses if not isinstance(a.components, str)]
@@ -200,8 +200,8 @@ def components(analyses: Analyses) -> bytes:
     same_scale(axes)
     title = "Gradient components of each class weight after training, over the training set"
     figure.suptitle(f"{title} ({shown_as(analyses)})", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
+    figures.legend_below(figure, axes[0])
+    return figure
 
 
 def not_applicable(axis: Axes) -> None:
@@ -211,11 +211,11 @@ def not_applicable(axis: Axes) -> None:
     axis.set_yticks([])
 
 
-def logit_means(analyses: Analyses) -> bytes:
+def logit_means(analyses: Analyses) -> Figure:
     """The mean logit of each class for its own samples and for those of others, with log C, on one axis."""
     figure, axes = grid(len(analyses), 3.4, 3.2)
     for axis, analysis in zip(axes, analyses, strict=True):
-        for sign, colour, marker in (("positive", "tab:blue", "o"), ("negative", "tab:orange", "s")):
+        for sign, colour, marker in (("positive", figures.INDIGO, "o"), ("negative", figures.ROSE, "s")):
             label = "samples of the class" if sign == "positive" else "samples of other classes"
             curve(axis, analysis, analysis.logit_means[sign], {"color": colour, "marker": marker}, label)
         axis.axhline(analysis.log_classes, color="0.3", linestyle="--", linewidth=1, label="log C")
@@ -225,8 +225,8 @@ def logit_means(analyses: Analyses) -> bytes:
         axis.set_title(figures.literal(analysis.name), fontsize=10)
     same_scale(axes)
     figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
+    figures.legend_below(figure, axes[0])
+    return figure
 
 
 HISTORY = {
@@ -237,7 +237,7 @@ HISTORY = {
 }
 
 
-def history(analyses: Analyses, names: Sequence[str]) -> bytes:
+def history(analyses: Analyses, names: Sequence[str]) -> Figure:
     """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts."""
     values = {analysis.name: analysis.history.values for analysis in analyses if analysis.history is not None}
     found = [name for name, one in values.items() if any(np.isfinite(one[kind]).any() for kind in names)]
@@ -255,7 +255,7 @@ def history(analyses: Analyses, names: Sequence[str]) -> bytes:
     bar.ax.yaxis.set_major_formatter("{x:g}")
     title = "a line a class" if len(recorded[0].counts) <= figures.POINTS else "means over ranges of like counts"
     figure.suptitle(f"Over the epochs, on the training set ({title})", fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> None:

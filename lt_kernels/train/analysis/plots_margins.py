@@ -1,19 +1,20 @@
-"""The picture of the margins of runs, as PNG."""
+"""The picture of the margins of runs."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from lt_kernels.train.analysis.margins import DEGREES, MarginCurves
 from lt_kernels.train.analysis.measures import Analysis
 from lt_kernels.train.analysis.plots_classes import Analyses, grid
 from lt_kernels.train.output import figures
 
-COLOURS = ("tab:blue", "tab:orange", "tab:red")  # of the most frequent class, the one in the middle, the rarest
+COLOURS = (figures.INDIGO, figures.ROSE, figures.GREEN)  # of the most frequent class, the one in the middle, the rarest
 
 
-def margins(analyses: Analyses) -> bytes:
+def margins(analyses: Analyses) -> Figure:
     """The target's logit against the angle, a panel a run that has a margin."""
     shown = [analysis for analysis in analyses if analysis.margins is not None]
     figure, axes = grid(len(shown), 4.6, 4.0, across=3)
@@ -22,7 +23,7 @@ def margins(analyses: Analyses) -> bytes:
         _panel(axis, analysis, analysis.margins)
     title = "The target's logit against the angle of feature and weight"
     figure.suptitle(f"{title}\n(n: training {analyses[0].counted} of the class)", fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _panel(axis: Axes, analysis: Analysis, curves: MarginCurves) -> None:

@@ -1,8 +1,10 @@
-"""Pictures of the analyses: what offsets and biases there are, and where the boundaries between classes lie, as PNG."""
+"""Pictures of the analyses: what offsets and biases there are, and where the boundaries between classes lie."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from matplotlib.figure import Figure
 
 from lt_kernels.train.analysis.measures import BIAS, Analysis
 from lt_kernels.train.analysis.plots_classes import (
@@ -25,7 +27,7 @@ KINDS = {
 }
 
 
-def offsets(analyses: Analyses) -> bytes:
+def offsets(analyses: Analyses) -> Figure:
     """Half the product of class mean and class weight against the class count, a panel for each kind of mean, and the
     negative bias.
     """
@@ -41,11 +43,11 @@ def offsets(analyses: Analyses) -> bytes:
         axis.set_ylabel("$-b_c$ [logit]" if kind == BIAS else "offset $o_c = m_c w_c / 2$ [logit]")
     same_scale(axes)
     figure.suptitle(f"Offset of each class by its count ({shown_as(analyses)})", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
+    figures.legend_below(figure, axes[0])
+    return figure
 
 
-def boundaries(analyses: Analyses) -> bytes:
+def boundaries(analyses: Analyses) -> Figure:
     """How far each class reaches beyond the middle between its mean and another's, mean over the others, against the
     class count.
     """
@@ -58,9 +60,9 @@ def boundaries(analyses: Analyses) -> bytes:
         axis.axhline(0, color="0.3", linestyle=":", linewidth=1)
         logarithmic(axis, analyses[0])
         axis.set_ylabel("shift of the class's boundaries\n[halves of the distance between two means]")
-        figures.side_legend(figure, axis)
+        figures.legend_below(figure, axis)
     else:
         not_applicable(axis)
     title = "How far the boundaries of a class are beyond the middles between its mean and the others'"
     axis.set_title(f"{title}\n(above 0: it takes room from them; {shown_as(analyses)})", fontsize=11)
-    return figures.encoded(figure)
+    return figure

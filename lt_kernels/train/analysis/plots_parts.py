@@ -1,4 +1,4 @@
-"""Picture of the analyses: what moves the weight of the rarest class, by the class of the samples, as PNG."""
+"""Picture of the analyses: what moves the weight of the rarest class, by the class of the samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -25,7 +26,7 @@ def parts_of(analysis: Analysis) -> Parts | None:
     return None if analysis.history is None else analysis.history.parts
 
 
-def gradient_parts(analyses: Sequence[Analysis]) -> bytes:
+def gradient_parts(analyses: Sequence[Analysis]) -> Figure:
     """The parts of the gradient of the rarest class's weight against the count of the class that they come from.
 
     A panel a run that has some, a line an epoch; the class's own part is a star.
@@ -49,7 +50,7 @@ def gradient_parts(analyses: Sequence[Analysis]) -> bytes:
     ranges = "a point a class" if len(counts) <= figures.POINTS else "means over ranges of like counts"
     title = f"What moves the weight of the rarest class (training {counted}: {counts[counts > 0].min():,})"
     figure.suptitle(f"{title}, by the class of the samples\nmean over the epoch's batches ({ranges})", fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _panel(axis: Axes, analysis: Analysis, parts: Parts, norm: Normalize) -> None:

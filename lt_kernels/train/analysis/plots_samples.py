@@ -1,4 +1,4 @@
-"""Pictures of the analyses by sample: angles, logits, confidence; and of single numbers a run, as PNG."""
+"""Pictures of the analyses by sample: angles, logits, confidence; and of single numbers a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lt_kernels.train.output import figures
 
 CLASSES = 12  # up to this many classes each has quartiles of its own in the table
 DRAWN = 5000  # angles of a group that its density is made from
-SIGNS = {"positive": ("tab:blue", "of the sample's class"), "negative": ("tab:orange", "of other classes")}
+SIGNS = {"positive": (figures.INDIGO, "of the sample's class"), "negative": (figures.ROSE, "of other classes")}
 BALANCE = {
     "balance_dot": "$B_D^2$, of the products",
     "balance_angle": "$B_A^2$, of the cosines",
@@ -41,7 +41,7 @@ def mean_and_quartiles(values: np.ndarray) -> list[float]:
     return [values.mean(), *np.quantile(values, [0.25, 0.5, 0.75])] if len(values) else [np.nan] * 4
 
 
-def angles(analyses: Analyses) -> bytes:
+def angles(analyses: Analyses) -> Figure:
     """Angles between test features and their class's weight or mean: a violin a group of classes and run."""
     figure, axes = figures.canvas(11, 7.4, 1, 2)
     for axis, kind in zip(axes, ("weight", "mean"), strict=True):
@@ -54,8 +54,8 @@ def angles(analyses: Analyses) -> bytes:
         axis.set_title(f"to the {'weight' if kind == 'weight' else 'mean test feature'} of their class", fontsize=10)
     axes[1].set_xlabel(f"classes, by their training {analyses[0].counted}")
     figure.suptitle("Angles of the test features: density, quartiles (bar), median (dot) and mean (line)", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
+    figures.legend_below(figure, axes[0])
+    return figure
 
 
 def _violins(axis: Axes, analyses: Analyses, kind: str) -> None:
@@ -77,7 +77,7 @@ def _violins(axis: Axes, analyses: Analyses, kind: str) -> None:
             axis.plot(at, middle, "o", color="white", markeredgecolor=colour, markersize=4, zorder=3)
 
 
-def logits(analyses: Analyses) -> bytes:
+def logits(analyses: Analyses) -> Figure:
     """Densities of positive and negative logits: a row a run, a column a group of classes."""
     groups = list(groups_of(analyses[0].counts))
     figure, axes = grid(len(analyses) * len(groups), 4.0, 2.5, across=len(groups))
@@ -93,8 +93,8 @@ def logits(analyses: Analyses) -> bytes:
         axis.set_ylabel("density [1 / logit]", fontsize=8)
         axis.set_xlim(*_extent(analysis))
     figure.suptitle("Logits of the classes of a group, for samples of the class and of other classes", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
+    figures.legend_below(figure, axes[0])
+    return figure
 
 
 def _extent(analysis: Analysis) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def _extent(analysis: Analysis) -> tuple[float, float]:
     return float(edges[seen[0]]), float(edges[seen[-1] + 1])
 
 
-def calibration(analyses: Analyses) -> bytes:
+def calibration(analyses: Analyses) -> Figure:
     """Accuracy against confidence, a panel a run."""
     figure, axes = grid(len(analyses), 3.2, 3.2)
     for axis, analysis in zip(axes, analyses, strict=True):
@@ -114,9 +114,9 @@ def calibration(analyses: Analyses) -> bytes:
         reached, promised = np.nan_to_num(accuracy), np.nan_to_num(confidence)
         both = np.minimum(reached, promised)
         for bottom, top, colour, label in (
-            (0 * both, both, "tab:blue", "accuracy"),
-            (both, promised, "tab:red", "confidence above it"),
-            (both, reached, "tab:green", "accuracy above confidence"),
+            (0 * both, both, figures.INDIGO, "accuracy"),
+            (both, promised, figures.ROSE, "confidence above it"),
+            (both, reached, figures.GREEN, "accuracy above confidence"),
         ):
             axis.bar(least, top - bottom, 0.94 * width, bottom, align="edge", color=colour, alpha=0.6, label=label)
         axis.plot(least + width / 2, number / number.sum(), ".-", color="0.25", linewidth=0.9, label="share of samples")
@@ -128,11 +128,11 @@ def calibration(analyses: Analyses) -> bytes:
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1)
     figure.suptitle("Calibration on the test set: accuracy in bins of confidence", fontsize=11)
-    figures.side_legend(figure, axes[0])
-    return figures.encoded(figure)
+    figures.legend_below(figure, axes[0])
+    return figure
 
 
-def separability(analyses: Analyses) -> bytes:
+def separability(analyses: Analyses) -> Figure:
     """Fisher's separability of the test features as the network gives them, mean over the classes of each group."""
     names = [name for name in ("many", "medium", "few", "all") if f"separability_{name}" in analyses[0].summary]
     figure, (axis,) = figures.canvas(10, 4.0)
@@ -142,8 +142,8 @@ def separability(analyses: Analyses) -> bytes:
     axis.set_ylabel("Fisher separability [ratio]")
     title = "How far the classes' test features are apart, against their spread"
     axis.set_title(f"{title}\n(features as the network gives them, of every run)", fontsize=11)
-    figures.side_legend(figure, axis)
-    return figures.encoded(figure)
+    figures.legend_below(figure, axis)
+    return figure
 
 
 def _bars(axis: Axes, analyses: Analyses, values: Sequence[Sequence[float]]) -> None:
@@ -153,7 +153,7 @@ def _bars(axis: Axes, analyses: Analyses, values: Sequence[Sequence[float]]) -> 
         axis.bar(left, row, width * 0.92, label=figures.literal(analysis.name), color=styles[analysis.name]["color"])
 
 
-def balance(analyses: Analyses) -> bytes:
+def balance(analyses: Analyses) -> Figure:
     """The three balance metrics of the class weights, a panel each, a bar a run."""
     figure, axes = _panels(analyses)
     styles, names = styles_of(analyses), [analysis.name for analysis in analyses]
@@ -168,7 +168,7 @@ def balance(analyses: Analyses) -> bytes:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"variance{BALANCE_UNITS[key]}")
     figure.suptitle("Balance of the class weights: 0 where all pairs, and all lengths, are alike", fontsize=11)
-    return figures.encoded(figure)
+    return figure
 
 
 def _panels(analyses: Analyses) -> tuple[Figure, list[Axes]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import os
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD
 from lt_kernels.train.files.folder import claimed, recorded
 from lt_kernels.train.methods.build import total_epochs
-from lt_kernels.train.output.pages import STYLE, html_figure, html_table
+from lt_kernels.train.output import figures
+from lt_kernels.train.output.pages import Picture, Table, extremes, page, picture
 from lt_kernels.train.recipes import read_config
 
 PAGE = "analysis.html"
@@ -31,32 +31,32 @@ def write_analysis(analyses: Analyses, out: Path, title: str, step: int) -> Path
     """
     fresh_folder(out / TENSORBOARD)
     recorded = any(analysis.history is not None for analysis in analyses)
-    parts = [_head(title), _summary(analyses), _remarks(analyses)]
     write_whole(out / "summary.csv", tables.summary(analyses))
     pictures: dict[str, bytes] = {}
+    shown: list[Picture] = []
     for entry in ENTRIES:
         if (entry.epochs and not recorded) or not any(map(entry.shows, analyses)):
             continue
-        picture = pictures[entry.stem] = entry.draw(analyses)
-        write_whole(out / f"{entry.stem}.png", picture)
-        write_whole(out / f"{entry.stem}.csv", entry.table(analyses))
-        parts.append(f"<h2>{html.escape(entry.title)}</h2>")
-        parts.append(html_figure(picture, entry.title, f"{entry.caption} Numbers: {entry.stem}.csv."))
-    page = out / PAGE
-    write_whole(page, "\n".join([*parts, "</body></html>"]))
+        figure, numbers = entry.draw(analyses), f"{entry.stem}.csv"
+        pictures[entry.stem] = figures.png(figure)
+        write_whole(out / f"{entry.stem}.png", pictures[entry.stem])
+        write_whole(out / numbers, entry.table(analyses))
+        finding = extremes(entry.what, {one.name: entry.number(one) for one in analyses})
+        caption = f"{finding} {entry.caption}"
+        shown.append(picture(figure, entry.stem.replace("_", "-"), entry.title, caption, finding, numbers))
+    values = {"title": title, "finding": _finding(analyses), "remarks": _remarks(analyses)}
+    text = page("analysis.html", summary=_summary(analyses), pictures=shown, **values)
+    write_whole(out / PAGE, text)
     # Last of all: its thread writes later than it is asked to, so that a full disk would be noticed there by chance.
     with SummaryWriter(str(out / TENSORBOARD)) as writer:
-        for stem, picture in pictures.items():
-            writer.add_image(stem, image.imread(io.BytesIO(picture))[:, :, :3], step, dataformats="HWC")
-    return page
+        for stem, drawn in pictures.items():
+            writer.add_image(stem, image.imread(io.BytesIO(drawn))[:, :, :3], step, dataformats="HWC")
+    return out / PAGE
 
 
-def _head(title: str) -> str:
-    safe = html.escape(title)
-    head = (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{safe}</title><style>{STYLE}</style></head>"
-    )
-    return f"{head}<body><h1>{safe}</h1>"
+def _finding(analyses: Analyses) -> str:
+    means = {analysis.name: analysis.summary.get("accuracy_all", float("nan")) for analysis in analyses}
+    return extremes("mean class accuracy", means, " %", ".1f")
 
 
 COLUMNS = {
@@ -77,12 +77,12 @@ def _number(name: str, value: float) -> str:
     return f"{value:,.0f}" if name == "errors" else f"{value:.3g}"
 
 
-def _summary(analyses: Analyses) -> str:
+def _summary(analyses: Analyses) -> Table:
     names = [
         name for name in COLUMNS if any(a.summary.get(name, float("nan")) == a.summary.get(name) for a in analyses)
     ]
     lines = [[a.name, *(_number(name, a.summary[name]) for name in names)] for a in analyses]
-    return html_table(["run", *(COLUMNS[name] for name in names)], lines, {})
+    return Table(["run", *(COLUMNS[name] for name in names)], lines)
 
 
 def _remarks(analyses: Analyses) -> str:
@@ -96,7 +96,7 @@ def _remarks(analyses: Analyses) -> str:
     without = [f"{a.name}: {a.components}" for a in analyses if isinstance(a.components, str)]
     if without:
         text += f" Gradient components are not applicable to some runs ({'; '.join(without)})."
-    return f"<p>{html.escape(text)}</p>"
+    return text
 
 
 def find_runs(folders: Sequence[str]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.output.cells import csv_text
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
-HEADINGS = ("method", "beside", "difference of all", "seeds above")
+HEADINGS = ("method", "beside", "difference of all", "95 % from", "95 % to", "seeds above")
 # What a method adds something to, where that is not plain cross-entropy.
 BUILT_ON: Mapping[str, str] = {
     "dbm-bs": "bs",
@@ -46,10 +47,20 @@ class Pair:
     above: int
     seeds: int
 
+    def interval(self) -> tuple[float, float]:
+        """Where the mean difference lies with 95 % confidence, by Student's t; NaN for a single seed."""
+        if self.difference.deviation is None:
+            return math.nan, math.nan
+        from scipy.special import stdtrit  # scikit-learn brings it along
+
+        half = float(stdtrit(self.seeds - 1, 0.975)) * self.difference.deviation / math.sqrt(self.seeds)
+        return self.difference.mean - half, self.difference.mean + half
+
     def cells(self) -> list[str]:
         """One row as text."""
         sign = "+" if self.difference.mean >= 0 else ""
-        return [self.method, self.beside, sign + self.difference.text(), f"{self.above} of {self.seeds}"]
+        ends = ["" if math.isnan(end) else f"{end:+.1f}" for end in self.interval()]
+        return [self.method, self.beside, sign + self.difference.text(), *ends, f"{self.above} of {self.seeds}"]
 
 
 def beside(name: str, results: Results) -> str | None:
@@ -65,16 +76,19 @@ def beside(name: str, results: Results) -> str | None:
 
 
 def paired(results: Results) -> list[Pair]:
-    """Every method that has something to stand beside; runs are matched by their seeds."""
-    pairs = []
-    for name, runs in results.items():
+    """Every method that has something to stand beside."""
+    pairs: list[Pair] = []
+    for name in results:
         other = beside(name, results)
-        if other is None:
-            continue
-        base = {run["config"]["seed"]: run["accuracy"]["all"] for run in results[other]}
-        gains = [run["accuracy"]["all"] - base[run["config"]["seed"]] for run in runs]
-        pairs.append(Pair(name, other, spread(gains), sum(gain > 0 for gain in gains), len(gains)))
+        pairs += [] if other is None else [pair_of(name, other, results)]
     return pairs
+
+
+def pair_of(name: str, other: str, results: Results) -> Pair:
+    """One method beside another; runs are matched by their seeds."""
+    base = {run["config"]["seed"]: run["accuracy"]["all"] for run in results[other]}
+    gains = [run["accuracy"]["all"] - base[run["config"]["seed"]] for run in results[name]]
+    return Pair(name, other, spread(gains), sum(gain > 0 for gain in gains), len(gains))
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:

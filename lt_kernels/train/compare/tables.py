@@ -162,15 +162,26 @@ def runs_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def classes_csv(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """One row a method and class, unrounded: accuracy and intersection over union in percent, where pixels have
-    classes; means over seeds.
+    """One row a method and class, unrounded: accuracy, and where pixels have classes also intersection over union, in
+    percent; means over seeds.
     """
-    rows: list[Sequence[Any]] = [["method", "class", "training_count", "accuracy", "iou"]]
+    names = {"per_class": "accuracy", "per_class_iou": "iou"}
+    there = [name for name in names if all(name in run for runs in results.values() for run in runs)]
+    rows: list[Sequence[Any]] = [["method", "class", "training_count", *(names[name] for name in there)]]
     for method, runs in results.items():
         for label, count in enumerate(runs[0]["class_counts"]):
-            means = [statistics.fmean(run[name][label] for run in runs) for name in ("per_class", "per_class_iou")]
+            means = (statistics.fmean(run[name][label] for run in runs) for name in there)
             rows.append([method, label, count, *means])
     return csv_text(rows)
+
+
+def training_csv(rows: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str:
+    """One row a method, run (from 0, by seed) and epoch, unrounded: the loss, and where it is known the accuracy."""
+    lines: list[Sequence[Any]] = [["method", "run", "epoch", "loss", "all"]]
+    for method, runs in rows.items():
+        for place, run in enumerate(runs):
+            lines += [[method, place, row["epoch"], row["loss"], row.get("all")] for row in run]
+    return csv_text(lines)
 
 
 def evaluated_on(config: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""Figures as every report draws them: panels, styles of methods, names, curves over the class counts, and PNG."""
+"""Figures as every report draws them: panels, styles of methods, names, curves over the class counts, PNG and SVG."""
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -22,7 +25,12 @@ GROUP_LABELS = {
     "miou": "mean\nintersection\nover union",
     "macc": "mean pixel\naccuracy",
 }
-MARKERS = "osD^vP*Xh<>"
+MARKERS = "oD^vP*Xh<>p"  # and a square for cross-entropy
+# "Muted" of Paul Tol's colour schemes (SRON/EPS/TN/09-002): told apart with any colour vision. Lines take the first
+# SERIES of them, which stand out from white, and so do once the page's dark scheme inverts them.
+INDIGO, ROSE, GREEN, WINE, PURPLE, OLIVE = "#332288", "#cc6677", "#117733", "#882255", "#aa4499", "#999933"
+MUTED = (INDIGO, ROSE, GREEN, WINE, PURPLE, OLIVE, "#44aa99", "#88ccee", "#ddcc77", "#bbbbbb")
+SERIES = 6
 # Up to this many classes each is a point; beyond, classes of like counts are averaged.
 POINTS = 40
 BINS = 12
@@ -49,35 +57,52 @@ def literal(name: str) -> str:
     return (" " + short if short.startswith("_") else short).replace("$", "\\$")
 
 
-def encoded(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
+def svg(figure: Figure, key: str, says: str) -> str:
+    """The figure as an <svg> element of a page, without a background, its text as text; the same bytes each time.
+
+    `key` stands before each id, so that pictures with other keys have other ids; `says` is read to those who do not see
+    it. Colours are for white paper: the style sheet inverts them for the dark scheme.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", buffer.getvalue(), flags=re.DOTALL)
+    tag, inside = text[text.index("<svg") :].split(">", 1)
+    inside = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{key}-", inside)
+    inside = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", inside)
+    box, width = re.findall(r'viewBox="[^"]*"', tag)[0], round(72 * figure.get_figwidth())
+    return f'<svg {box} style="--width: {width}px" role="img" aria-label="{html.escape(says)}">{inside}'
+
+
 def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each method; cross-entropy is black and dashed: the rest is read against it."""
     names = [method for method in methods if method != "ce"]
-    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20"].colors
     styles = {
-        name: {"color": colours[index % len(colours)], "marker": MARKERS[index % len(MARKERS)], "linestyle": "-"}
+        name: {"color": MUTED[index % SERIES], "marker": MARKERS[index % len(MARKERS)], "linestyle": "-"}
         for index, name in enumerate(names)
     }
     return {**styles, "ce": {"color": "black", "marker": "s", "linestyle": "--"}}
 
 
-def side_legend(figure: Figure, axis: Axes) -> None:
-    """What an axis shows, named to the right of the figure."""
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """What an axis shows, named below the figure, in as many columns as it is wide enough for."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
+    columns = int(13 * figure.get_figwidth() / (5 + max(map(len, labels), default=0)))
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=max(1, min(columns, len(labels))))
 
 
 def class_colours(classes: int) -> np.ndarray:
     """A colour a class, [C, 3]."""
-    if classes <= 20:
-        return np.array(matplotlib.colormaps["tab10" if classes <= 10 else "tab20"].colors)[:classes]
-    return matplotlib.colormaps["turbo"](np.linspace(0, 1, classes))[:, :3]
+    if classes <= len(MUTED):
+        return np.array([to_rgb(colour) for colour in MUTED[:classes]])
+    return matplotlib.colormaps["viridis"](np.linspace(0, 1, classes))[:, :3]
 
 
 def class_legend(figure: Figure, axis: Axes, counts: np.ndarray, colours: np.ndarray) -> None:
@@ -115,9 +140,9 @@ def class_bins(counts: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(bins == index) for index in range(BINS) if np.any(bins == index)]
 
 
-def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> bytes:
+def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> Figure:
     """Class-wise accuracy against the class's number of training samples, mean over seeds."""
-    figure, (axis,) = canvas(10, 4.6)
+    figure, (axis,) = canvas(5, 4.4)
     styles = method_styles(list(results))
     classes, counted = 0, "samples"
     for method, runs in results.items():
@@ -132,11 +157,7 @@ def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> b
     axis.set_ylim(-2, 102)
     axis.set_xlabel(f"training {counted} of the class (log scale)")
     axis.set_ylabel("accuracy of the class [%]")
-    what = (
-        "Accuracy of each class against its"
-        if classes <= POINTS
-        else f"Accuracy of {classes} classes, in ranges of like counts, against their"
-    )
-    axis.set_title(f"{what} number of training {counted}{remark}", fontsize=11)
-    side_legend(figure, axis)
-    return encoded(figure)
+    what = "each class" if classes <= POINTS else f"{classes:,} classes, in ranges of like counts,"
+    axis.set_title(f"Accuracy of {what}\nby the number of training {counted}{remark}", fontsize=10)
+    legend_below(figure, axis)
+    return figure

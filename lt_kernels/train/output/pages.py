@@ -1,37 +1,62 @@
-"""HTML pages that need no file beside them: their style, tables and pictures."""
+"""HTML pages that need no file beside them: templates with one style sheet, tables, and pictures with findings."""
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.4rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } td.best { font-weight: 700; }
-figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .92rem; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; } .wide { overflow-x: auto; }
-"""
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
+from lt_kernels.train.output import figures
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], marked: Mapping[tuple[int, int], bool]) -> str:
-    """A table in HTML; the cells (row, column) of `marked` are bold."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = ""
-    for line, row in enumerate(rows):
-        parts = [
-            f'<td class="best">{html.escape(cell)}</td>' if (line, place) in marked else f"<td>{html.escape(cell)}</td>"
-            for place, cell in enumerate(row)
-        ]
-        body += f"<tr>{''.join(parts)}</tr>\n"
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>\n{body}</tbody></table></div>'
+PAGES = Environment(
+    loader=PackageLoader("lt_kernels.train.output"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
-def html_figure(picture: bytes, title: str, caption: str) -> str:
-    """A picture within the page itself, with its caption."""
-    data = base64.b64encode(picture).decode()
-    text = f"<figcaption>{html.escape(caption)}</figcaption>"
-    return f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">{text}</figure>'
+class Table(NamedTuple):
+    """A table, whose first cells name the rows; the cells (row, column) of `best` are bold."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: Collection[tuple[int, int]] = ()
+
+
+class Picture(NamedTuple):
+    """A picture in a page, what it is of, what one sees, and the table with its numbers in a file beside the page."""
+
+    svg: Markup
+    title: str
+    caption: str
+    numbers: str
+
+
+def picture(figure: Figure, key: str, title: str, caption: str, finding: str, numbers: str) -> Picture:
+    """A figure with what it shows in words; `key` is the page's own for it."""
+    return Picture(Markup(figures.svg(figure, key, f"{title}. {finding}")), title, caption, numbers)
+
+
+def page(template: str, **values: Any) -> str:
+    """The page that a template makes of values."""
+    return PAGES.get_template(template).render(values) + "\n"
+
+
+def extremes(what: str, values: Mapping[str, float], unit: str = "", form: str = ".3g") -> str:
+    """Which has the highest and which the lowest value: `bs has the highest accuracy, 86.9 %, ce the lowest, ...`."""
+    known = {name: value for name, value in values.items() if math.isfinite(value)}
+    if not known:
+        return f"There is no {what}."
+    high, low = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
+    first, last = (f"{known[name]:{form}}{unit}" for name in (high, low))
+    if len(known) == 1:
+        return f"{what[0].upper()}{what[1:]} of {high}: {first}."
+    if known[high] == known[low]:
+        return f"All have the same {what}, {first}."
+    return f"{high} has the highest {what}, {first}, {low} the lowest, {last}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,15 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 
 import matplotlib
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from lt_kernels.margins import DBM
 from lt_kernels.train.analysis import plots_classes, plots_offsets, plots_parts, plots_samples
 from lt_kernels.train.analysis.entries import ENTRIES
 from lt_kernels.train.analysis.margins import margin_curves
 from lt_kernels.train.analysis.measures import BLOCKS, GROUPS, Analysis, Histogram, Matrix, blocks
-from lt_kernels.train.compare import report
 from lt_kernels.train.output import figures
+from lt_kernels.train.output.pages import extremes
 from lt_kernels.train.run.components import NAMES, History
 from lt_kernels.train.run.parts import Parts
 
@@ -78,10 +78,10 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 60)
 
 
-def pixels(picture: bytes) -> np.ndarray:
-    assert picture.startswith(b"\x89PNG")
+def pixels(figure: Figure) -> np.ndarray:
+    picture = figures.png(figure)
     found = image.imread(io.BytesIO(picture))[:, :, :3]
-    assert 300 < found.shape[1] < 2500
+    assert 300 <= found.shape[1] < 2500
     colours = np.unique((255 * found[::2, ::2]).astype(int) @ [65536, 256, 1])
     assert len(colours) > 20
     return found
@@ -98,60 +98,64 @@ def test_pictures_of_one_run_and_ten_classes(stem: str) -> None:
     pixels(entry.draw([made("bs", 10)]))
 
 
+@pytest.mark.parametrize("entry", ENTRIES, ids=[entry.stem for entry in ENTRIES])
+def test_every_picture_says_which_run_has_the_highest_number(entry: Any) -> None:
+    runs = [made("ce", 30), made("bs", 30, 1), made("lade", 30, 2)]
+    numbers = {run.name: entry.number(run) for run in runs}
+    assert all(map(math.isfinite, numbers.values()))
+    said = extremes(entry.what, numbers)
+    high = max(numbers, key=lambda name: numbers[name])
+    assert said.startswith(f"{high} has the highest {entry.what}, {numbers[high]:.3g}, ") or "All have the same" in said
+
+
 def test_titles_captions_and_stems_are_there_once() -> None:
     assert len({entry.stem for entry in ENTRIES}) == len({entry.title for entry in ENTRIES}) == len(ENTRIES)
     assert all(entry.caption.endswith(".") for entry in ENTRIES)
 
 
-def figure_of(monkeypatch: pytest.MonkeyPatch, draw: Any, *arguments: Any) -> Any:
-    """The figure itself, instead of its picture."""
-    monkeypatch.setattr(figures, "encoded", lambda figure: figure)
-    return draw(*arguments)
-
-
-def test_many_classes_are_averaged_in_blocks_and_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_classes_are_averaged_in_blocks_and_ranges() -> None:
     large, small = made("bs", 2000), made("bs", 10)
     assert large.similarity.values.shape == (BLOCKS, BLOCKS)
     assert small.similarity.values.shape == (10, 10)
-    figure = figure_of(monkeypatch, plots_offsets.offsets, [large])
+    figure = plots_offsets.offsets([large])
     assert len(figure.axes[0].lines[0].get_xdata()) == figures.BINS
-    figure = figure_of(monkeypatch, plots_offsets.offsets, [small])
+    figure = plots_offsets.offsets([small])
     assert len(figure.axes[0].lines[0].get_xdata()) == 10
-    figure = figure_of(monkeypatch, plots_classes.history, [large], ("attraction", "repulsion"))
+    figure = plots_classes.history([large], ("attraction", "repulsion"))
     assert [len(axis.lines) for axis in figure.axes[:2]] == [figures.BINS, figures.BINS]
 
 
-def test_one_colour_scale_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_colour_scale_for_all_runs() -> None:
     weak = Matrix(np.array([[np.nan, 0.1], [0.1, np.nan]]), np.array([0, 1, 2]))
     strong = Matrix(np.array([[np.nan, -0.8], [-0.8, np.nan]]), np.array([0, 1, 2]))
     runs = [made("ce", 2, similarity=weak), made("bs", 2, similarity=strong)]
-    figure = figure_of(monkeypatch, plots_classes.similarity, runs)
+    figure = plots_classes.similarity(runs)
     assert [axis.images[0].get_clim() for axis in figure.axes[:2]] == [(-0.8, 0.8), (-0.8, 0.8)]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["300", "1"]
 
 
-def test_errors_spread_evenly_are_a_straight_line_for_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_spread_evenly_are_a_straight_line_for_each_run() -> None:
     runs = [made("ce", 10, cumulative=np.array([9, *range(10, 19)])), made("bs", 10, cumulative=np.arange(4, 14))]
-    (axis,) = figure_of(monkeypatch, plots_classes.false_positives, runs).axes
+    (axis,) = plots_classes.false_positives(runs).axes
     straight = [line for line in axis.lines if line.get_linestyle() == ":" and len(line.get_xdata())]
     assert [list(line.get_xdata()) for line in straight] == [[0, 10], [0, 10]]
     assert [list(line.get_ydata()) for line in straight] == [[0, 18], [0, 13]]
     assert straight[0].get_color() == axis.lines[0].get_color() == "black"
 
 
-def test_balance_metrics_stand_under_the_affinities(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balance_metrics_stand_under_the_affinities() -> None:
     balance = {"balance_dot": 0.25, "balance_angle": 0.031, "balance_norm": 4.0}
     run = made("bs", 10)
     run.summary.update(balance)
-    figure = figure_of(monkeypatch, plots_classes.affinity, [run, made("ce", 10)])
+    figure = plots_classes.affinity([run, made("ce", 10)])
     text = figure.axes[0].get_xlabel()
     assert text.splitlines()[1] == "$B_D^2$ 0.25, $B_A^2$ 0.031, $B_L^2$ 4"
-    assert "\n" not in figure_of(monkeypatch, plots_classes.similarity, [run]).axes[0].get_xlabel()
+    assert "\n" not in plots_classes.similarity([run]).axes[0].get_xlabel()
 
 
-def test_mean_logits_of_all_runs_are_on_one_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mean_logits_of_all_runs_are_on_one_axis() -> None:
     tall = {sign: np.linspace(0, 40, 10) for sign in ("positive", "negative")}
-    figure = figure_of(monkeypatch, plots_classes.logit_means, [made("lade", 10), made("bs", 10, logit_means=tall)])
+    figure = plots_classes.logit_means([made("lade", 10), made("bs", 10, logit_means=tall)])
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     assert figure.axes[0].get_ylim()[1] >= 40
     assert [list(axis.lines[2].get_ydata()) for axis in figure.axes] == [[math.log(10)] * 2] * 2
@@ -182,71 +186,58 @@ def test_angles_are_of_groups_and_of_a_few_classes() -> None:
     assert [label.splitlines()[0] for label in labels] == ["many", "medium", "few"]
 
 
-def test_violins_are_where_there_are_angles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_violins_are_where_there_are_angles() -> None:
     """One angle, many alike, none: a violin for each group that has some, at its angles, however many there are."""
     counts, target = np.array([200, 50, 2]), np.array([0] * 20000 + [1])
     kinds = {"weight": np.append(np.full(20000, 30.0), 80), "mean": np.append(np.linspace(0, 60, 20000), 20)}
     run = made("ce", 3, counts=counts, order=np.arange(3), target=target, angles=kinds)
-    figure = figure_of(monkeypatch, plots_samples.angles, [run])
+    figure = plots_samples.angles([run])
     assert len(figure.axes[0].collections) == len(figure.axes[1].collections) == 2 * 3  # violin, quartiles, mean
     body = figure.axes[1].collections[0].get_paths()[0].vertices
     assert (body[:, 1].min(), body[:, 1].max()) == (0, 60)
     assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [30, 80]
 
 
-def test_parts_of_the_rarest_class_are_lines_and_stars(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_the_rarest_class_are_lines_and_stars() -> None:
     counts, epochs = np.array([30, 2, 7]), np.arange(1, 9)
     values = np.arange(1.0, 25).reshape(8, 3, 1)
     values[7, 2] = 0  # in no batch with it: no point on a log axis
     history = History(epochs, {}, Parts(epochs, np.array([1]), values))
     runs = [made("ce", 3, counts=counts, history=history), made("ldam", 3, counts=counts, history=None)]
-    figure = figure_of(monkeypatch, plots_parts.gradient_parts, runs)
+    figure = plots_parts.gradient_parts(runs)
     lines = figure.axes[0].lines
     assert len(lines) == 2 * plots_parts.LINES
     assert (lines[0].get_xdata().tolist(), lines[0].get_ydata().tolist()) == ([7, 30], [3, 1])
     assert (lines[1].get_xdata().tolist(), lines[1].get_ydata().tolist()) == ([2], [2])
     assert (lines[-2].get_xdata().tolist(), lines[-2].get_ydata().tolist()) == ([30], [22])
     assert [axis.get_title() for axis in figure.axes[:-1]] == ["ce"]
-    figure = figure_of(monkeypatch, plots_parts.gradient_parts, runs[1:])
+    figure = plots_parts.gradient_parts(runs[1:])
     assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
 
 
-def test_a_bias_has_a_panel_where_some_run_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bias_has_a_panel_where_some_run_has_one() -> None:
     without = made("zero-offset", 10, offsets={"test features": np.arange(10.0)}, boundaries=None)
-    figure = figure_of(monkeypatch, plots_offsets.offsets, [made("bs", 10), without])
+    figure = plots_offsets.offsets([made("bs", 10), without])
     assert [axis.get_ylabel() for axis in figure.axes][-1] == "$-b_c$ [logit]"
     assert [len(axis.lines) for axis in figure.axes] == [2, 1, 1, 1]
-    assert len(figure_of(monkeypatch, plots_offsets.offsets, [without]).axes) == 1
-    figure = figure_of(monkeypatch, plots_offsets.boundaries, [without])
+    assert len(plots_offsets.offsets([without]).axes) == 1
+    figure = plots_offsets.boundaries([without])
     assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
 
 
-def test_runs_without_components_are_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_without_components_are_left_out_and_named() -> None:
     without = made("ldam", 10, components="its loss has a margin", history=None)
-    figure = figure_of(monkeypatch, plots_classes.components, [made("bs", 10), without])
+    figure = plots_classes.components([made("bs", 10), without])
     assert [line.get_label() for line in figure.axes[0].lines] == ["bs"]
-    figure = figure_of(monkeypatch, plots_classes.components, [without])
+    figure = plots_classes.components([without])
     assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
     gone = {name: np.full((3, 10), np.nan) for name in NAMES}
-    figure = figure_of(
-        monkeypatch, plots_classes.history, [made("ldam", 10, history=History(np.arange(3), gone))], NAMES
-    )
+    figure = plots_classes.history([made("ldam", 10, history=History(np.arange(3), gone))], NAMES)
     assert [text.get_text() for text in figure.axes[0].texts] == ["not applicable"]
 
 
 def test_values_that_are_not_there_are_no_error() -> None:
     nothing = np.full(10, np.nan)
     hole = made("ce", 10, offsets={"test features": nothing}, components="its loss is focal")
-    assert plots_offsets.offsets([hole]).startswith(b"\x89PNG")
-    assert plots_classes.components([hole]).startswith(b"\x89PNG")
-
-
-def test_the_report_shows_the_analyses_that_there_are(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "analysis"
-    folder.mkdir(parents=True)
-    assert report._analyses([folder, tmp_path / "none"]) == []
-    (folder / "balance.png").write_bytes(plots_samples.balance([made("bs", 10)]))
-    title, part = report._analyses([folder, tmp_path / "none"])
-    assert "learnt" in title
-    assert part.count("data:image/png;base64,") == 1
-    assert str(tmp_path / "runs") in part
+    assert figures.png(plots_offsets.offsets([hole])).startswith(b"\x89PNG")
+    assert figures.png(plots_classes.components([hole])).startswith(b"\x89PNG")

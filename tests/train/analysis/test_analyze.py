@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lt_kernels.train.analysis.entries import ENTRIES
 from lt_kernels.train.analysis.measures import Analysis, analyze, blocks, calibration, groups_of, histogram
 from lt_kernels.train.analysis.report import find_runs, name_runs
 from lt_kernels.train.model.readings import Reading
+from tests.pages import Page
 
 # Three classes in the plane: 0 is rare, 1 frequent, 2 in between. Each has two test samples.
 COUNTS = torch.tensor([2, 200, 50])
@@ -198,7 +200,12 @@ def test_the_command_writes_every_picture_and_its_numbers(runs: Path, capsys: py
         assert len(np.unique((255 * pixels[::3, ::3]).astype(int) @ [65536, 256, 1])) > 20
         first = "ldam" if stem == "margins" else "ce"  # which has none
         assert rows_of((out / f"{stem}.csv").read_text())[0]["run"] == first
-    assert page.count("data:image/png;base64,") == len(stems)
+    read = Page(page)
+    assert len(read.pictures) == len(stems)
+    assert all(re.search("ce|ldam", said) for said in read.pictures)
+    assert len(set(read.ids)) == len(read.ids)
+    assert read.outside() == []
+    assert all((out / one).exists() for one in read.addresses if one.endswith(".csv"))
     assert "ldam: its logits are not linear in the features" in page
     assert list((out / "tensorboard").iterdir())
     epochs = rows_of((out / "gradients_by_epoch.csv").read_text())

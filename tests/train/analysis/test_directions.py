@@ -102,7 +102,7 @@ def test_the_files_hold_the_directions(tmp_path: Path) -> None:
     assert [float(row["y"]) for row in rows] == [0, 2, 0, -0.5, -0.5, -0.5]
     assert [row["training_samples"] for row in rows[:3]] == ["9", "3", "1"]
     pixels = (255 * image.imread(tmp_path / "planar_directions.png")[:, :, :3]).astype(int)
-    blue, black = (np.all(abs(pixels - colour) < 3, axis=2).sum() for colour in ([31, 119, 180], [0, 0, 0]))
+    blue, black = (np.all(abs(pixels - colour) < 3, axis=2).sum() for colour in ([51, 34, 136], [0, 0, 0]))
     assert blue > 100
     assert black > 100
 

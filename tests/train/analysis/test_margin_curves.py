@@ -19,7 +19,6 @@ from lt_kernels.margins import DBM, LDAM, ArcFace, CosFace, Margin, SphereFace
 from lt_kernels.train.analysis import plots_margins, tables
 from lt_kernels.train.analysis.margins import margin_curves
 from lt_kernels.train.model.readings import margin_of
-from lt_kernels.train.output import figures
 
 COUNTS = torch.tensor([4, 256, 1, 81])
 ORDER = torch.tensor([1, 3, 0, 2])
@@ -106,9 +105,8 @@ class Run:
         self.name, self.margins = name, None if margin is None else margin_curves(margin, ORDER)
 
 
-def test_the_picture_has_a_panel_a_run_with_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_has_a_panel_a_run_with_a_margin() -> None:
     runs: list[Any] = [Run("ce", None), Run("dbm", DBM(COUNTS, 0.2)), Run("cosface", CosFace(0.35))]
-    monkeypatch.setattr(figures, "encoded", lambda figure: figure)
     figure: Any = plots_margins.margins(runs)
     labels = [[line.get_label() for line in axis.lines] for axis in figure.axes]
     kinds = ("easy", "hard")

@@ -25,7 +25,7 @@ def test_runs_are_matched_by_seed() -> None:
     assert (pair.method, pair.beside, pair.above, pair.seeds) == ("bs", "ce", 2, 3)
     assert pair.difference.mean == pytest.approx(2.0)  # of 2, -1 and 5
     assert pair.difference.deviation == pytest.approx(3.0)
-    assert pairs_csv([pair]).splitlines()[1] == "bs,ce,+2.0 ± 3.0,2 of 3"
+    assert pairs_csv([pair]).splitlines()[1] == "bs,ce,+2.0 ± 3.0,-5.5,+9.5,2 of 3"
 
 
 def test_a_method_stands_beside_what_it_builds_on() -> None:
