@@ -31,12 +31,13 @@ template <class A> int64_t absent_target(const Rows& args) {
 template <class A> struct Losses {
   Rows args;
   Margins margins;
-  const A* total;
+  const A *total, *sample_weight;  // the sums of shares; a weight for each row, or none
   A *losses, *numbers;
   double divisor = 1;
 
-  Losses(const Rows& rows, const Margins& margins, const A* total, int64_t reduction, A* losses, A* saved, A* rival)
-      : args(rows), margins(margins), total(total), losses(losses), numbers(saved) {
+  Losses(const Rows& rows, const Margins& margins, const A* total, const A* sample_weight, int64_t reduction, A* losses,
+         A* saved, A* rival)
+      : args(rows), margins(margins), total(total), sample_weight(sample_weight), losses(losses), numbers(saved) {
     const int64_t n = args.n;
     args.rest_out = numbers, args.top_out = numbers + n, args.own_out = numbers + 3 * n;
     args.rival_out = margins.needs_rival() ? rival : nullptr;
@@ -50,8 +51,9 @@ template <class A> struct Losses {
     divisor = 0;
     for (int64_t i = 0; i < args.n; ++i)
       if (int64_t y = args.column(i, 0); y >= 0)
-        divisor += reduction == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1);
+        divisor += (reduction == kWeightedMean ? Margins::per_class<A>(margins.weight, 1.0, y) : A(1)) * weight_of(i);
   }
+  A weight_of(int64_t i) const { return sample_weight ? sample_weight[i] : A(1); }
   // Where no row counts, the divisor is 0; the slopes then stay 0 instead of NaN.
   A divided(A slope) const { return slope == 0 ? A(0) : A(slope / divisor); }
 
@@ -63,7 +65,7 @@ template <class A> struct Losses {
     A rival = args.rival_out ? static_cast<A*>(args.rival_out)[i] : A(0);
     Numbers<A> in{numbers[i], numbers[n + i], numbers[3 * n + i], rival, own_offset, A(1)};
     if (share) in.mean = numbers[5 * n + i], in.total = total[args.share.row(i)], in.share = y >= 0 ? share[y] : A(0);
-    Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr);
+    Result<A> out = margins.row<A>(in, y, y >= 0, share != nullptr, weight_of(i));
     losses[i] = out.loss, numbers[2 * n + i] = divided(out.d_rest), numbers[3 * n + i] = divided(out.d_own);
     numbers[4 * n + i] = divided(out.d_offset), numbers[5 * n + i] = divided(out.d_mean);
   }
@@ -71,9 +73,11 @@ template <class A> struct Losses {
   // Whether the memory of the gradient has room for the kept exponentials.
   static bool in_place(Type type) { return sizeof(A) == (type == kDouble ? 8 : type == kFloat ? 4 : 2); }
 
-  // Whether csrc/short.h serves: short rows, and a loss without margin, scale, focal factor or smoothing.
+  // Whether csrc/short.h serves: short rows, and a loss without margin, scale, focal factor, smoothing, z-loss or weights
+  // of rows.
   bool short_plain_rows() const {
     return args.c > 0 && args.c <= kBlock && margins.kind == kPlain && margins.gamma == 0 && !args.share.data &&
+           margins.z_loss == 0 && !sample_weight &&
            args.scale == 1 && margins.scale == 1 && !args.row_scale && !args.column_scale;
   }
 

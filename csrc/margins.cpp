@@ -9,7 +9,7 @@ namespace lt {
 namespace {
 
 struct Columns {
-  const void *rest, *top, *own, *rival, *own_offset, *norm, *mean, *total, *share;
+  const void *rest, *top, *own, *rival, *own_offset, *norm, *mean, *total, *share, *sample_weight;
   const int64_t* target;
   int64_t n, ignore_index, classes;  // classes: of the per-class tables, or -1 if there is none
 };
@@ -27,7 +27,7 @@ template <class A> void all_rows(const Columns& in, const Margins& margins, A* l
     STD_TORCH_CHECK(!valid || in.classes < 0 || (in.target[i] >= 0 && in.target[i] < in.classes), "target holds ",
                     in.target[i], "; allowed are 0 to ", in.classes - 1);
     if (valid) check_present(row.offset, in.target[i]);
-    Result<A> out = margins.row<A>(row, in.target[i], valid, smoothed);
+    Result<A> out = margins.row<A>(row, in.target[i], valid, smoothed, pick<A>(in.sample_weight, i, 1));
     loss[i] = out.loss, slopes[i] = out.d_rest, slopes[in.n + i] = out.d_own, slopes[2 * in.n + i] = out.d_offset;
     slopes[3 * in.n + i] = in.norm ? out.d_norm : A(0), slopes[4 * in.n + i] = out.d_mean;
   }
@@ -35,8 +35,9 @@ template <class A> void all_rows(const Columns& in, const Margins& margins, A* l
 
 std::tuple<Tensor, Tensor> margins(
     Tensor rest, Tensor top, Tensor own, Tensor rival, Tensor target, Optional own_offset, Optional norm, Optional mean,
-    Optional total, Optional share, Optional weight, Optional class_margin, Optional class_smoothing, double scale,
-    int64_t kind, double margin, double instance, bool guard, double gamma, double smoothing, int64_t ignore_index) {
+    Optional total, Optional share, Optional weight, Optional sample_weight, Optional class_margin,
+    Optional class_smoothing, double scale, int64_t kind, double margin, double instance, bool guard, double gamma,
+    double smoothing, double z_loss, int64_t ignore_index) {
   TensorHolder held;
   const ScalarType type = rest.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   expect(rest, "rest", type, {kAny});
@@ -47,9 +48,9 @@ std::tuple<Tensor, Tensor> margins(
   auto by_class = [&](const Optional& tensor, const char* name) { return held.numbers(tensor, type, name, {classes}); };
   Columns in{numbers(rest, "rest"), numbers(top, "top"), numbers(own, "own"), numbers(rival, "rival"),
              numbers(own_offset, "own_offset"),
-             numbers(norm, "norm"), numbers(mean, "mean"), numbers(total, "total"), numbers(share, "share"),
+             numbers(norm, "norm"), numbers(mean, "mean"), numbers(total, "total"), numbers(share, "share"), numbers(sample_weight, "sample_weight"),
              held.indices(target, "target", {n}), n, ignore_index, classes};
-  Margins settings{scale, kind, margin, instance, guard, gamma, smoothing};
+  Margins settings{scale, kind, margin, instance, guard, gamma, smoothing, z_loss};
   check_kind(settings);
   STD_TORCH_CHECK(!in.mean == !in.total && !in.mean == !in.share, "lt_kernels: mean, total and share must be given together");
   settings.weight = by_class(weight, "weight");

@@ -58,7 +58,7 @@ struct Margins {
   int64_t kind;
   double margin, instance;
   bool guard;
-  double gamma, smoothing;
+  double gamma, smoothing, z_loss;
   const void *weight = nullptr, *class_margin = nullptr, *class_smoothing = nullptr;  // [C], or none: the value above
 
   bool needs_rival() const { return kind == kAngular && instance != 0; }  // to tell whether the row is hard
@@ -77,8 +77,9 @@ struct Margins {
     }
   }
 
-  // The loss and slopes of one row; all zero if its target is ignored.
-  template <class A> Result<A> row(const Numbers<A>& in, int64_t target, bool valid, bool smoothed) const {
+  // The loss and slopes of one row, times its own weight; all zero if its target is ignored.
+  template <class A>
+  Result<A> row(const Numbers<A>& in, int64_t target, bool valid, bool smoothed, A sample_weight) const {
     if (!valid) return {0, 0, 0, 0, 0, 0};
     Phi<A> p = phi(in, target);
     const A infinity = std::numeric_limits<A>::infinity();
@@ -101,6 +102,12 @@ struct Margins {
       d_v = (1 - part) * d_v + part * in.total * p_wrong;
       d_mean = -part;
     }
+    if (z_loss != 0) {
+      A lse = (in.top == -infinity ? A(0) : in.top) + (v > 0 ? in.rest : own) + std::log1p(small);
+      A steep = 2 * A(z_loss) * lse;
+      loss += A(z_loss) * lse * lse, d_v += steep * p_wrong, d_u += steep * p_target;
+    }
+    loss *= sample_weight, d_v *= sample_weight, d_u *= sample_weight, d_mean *= sample_weight;
     return {loss, d_v, d_u * A(scale) * p.slope, d_u, d_u * A(scale) * p.norm_slope, d_mean};
   }
 };

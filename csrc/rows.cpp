@@ -112,7 +112,7 @@ void check_offsets(const Rows& args, bool is_double) {
 
 // The loss, and if `keep` the numbers that the backward pass needs. What is not returned is in one scratch array.
 template <class A>
-std::tuple<Tensor, Optional> losses_of(Inputs& in, const Margins& margins, const void* totals, int64_t reduction, bool keep) {
+std::tuple<Tensor, Optional> losses_of(Inputs& in, const Margins& margins, const void* totals, const void* by_row, int64_t reduction, bool keep) {
   const int64_t n = in.args.n, spare = (reduction == kNone ? 0 : n) + (keep ? 0 : kSaved * n) + (margins.needs_rival() ? n : 0);
   auto numbers = [](const Tensor& tensor) { return static_cast<A*>(tensor.mutable_data_ptr()); };
   Tensor loss = reduction == kNone ? empty({n}, in.sums) : empty({}, in.sums);
@@ -122,14 +122,14 @@ std::tuple<Tensor, Optional> losses_of(Inputs& in, const Margins& margins, const
   A* free = scratch.get();
   auto take = [&free](int64_t count) { return std::exchange(free, free + count); };
   A *each = reduction == kNone ? numbers(loss) : take(n), *kept = keep ? numbers(*saved) : take(kSaved * n);
-  const Losses<A> losses(in.args, margins, static_cast<const A*>(totals), reduction, each, kept, free);
+  const Losses<A> losses(in.args, margins, static_cast<const A*>(totals), static_cast<const A*>(by_row), reduction, each, kept, free);
   losses.run(in.type);
   if (reduction != kNone) *numbers(loss) = losses.reduced(reduction);
   return {loss, saved};
 }
 
 std::tuple<Tensor, Optional> evaluate(
-    Inputs& in, const Optional& total, const Optional& weight, const Optional& class_margin,
+    Inputs& in, const Optional& total, const Optional& weight, const Optional& sample_weight, const Optional& class_margin,
     const Optional& class_smoothing, Margins margins, int64_t reduction, bool keep) {
   bool is_double = in.sums == ScalarType::Double;
   check_offsets(in.args, is_double);
@@ -138,32 +138,34 @@ std::tuple<Tensor, Optional> evaluate(
   margins.weight = in.numbers(weight, in.sums, "weight", {in.args.c});
   margins.class_margin = in.numbers(class_margin, in.sums, "class_margin", {in.args.c});
   margins.class_smoothing = in.numbers(class_smoothing, in.sums, "class_smoothing", {in.args.c});
+  const void* by_row = in.numbers(sample_weight, in.sums, "sample_weight", {in.args.n});
   const void* totals = in.numbers(total, in.sums, "total", {in.args.share.rows});
   STD_TORCH_CHECK(total.has_value() == in.smoothed, "lt_kernels: total and mean_weight must be given together");
-  return is_double ? losses_of<double>(in, margins, totals, reduction, keep)
-                   : losses_of<float>(in, margins, totals, reduction, keep);
+  return is_double ? losses_of<double>(in, margins, totals, by_row, reduction, keep)
+                   : losses_of<float>(in, margins, totals, by_row, reduction, keep);
 }
 
 std::tuple<Tensor, Tensor> rows_loss(
     Tensor logits, Tensor target, Optional offset, Optional offset_row, Optional mean_weight, Optional total,
-    Optional weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind, double margin,
-    double instance, bool guard, double gamma, double smoothing, int64_t ignore_index, int64_t reduction) {
+    Optional weight, Optional sample_weight, Optional class_margin, Optional class_smoothing, double scale, int64_t kind,
+    double margin, double instance, bool guard, double gamma, double smoothing, double z_loss, int64_t ignore_index,
+    int64_t reduction) {
   Inputs in(logits, target, scale, {}, {}, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
-  Margins margins{scale, kind, margin, instance, guard, gamma, smoothing};
-  auto [loss, saved] = evaluate(in, total, weight, class_margin, class_smoothing, margins, reduction, true);
+  Margins margins{scale, kind, margin, instance, guard, gamma, smoothing, z_loss};
+  auto [loss, saved] = evaluate(in, total, weight, sample_weight, class_margin, class_smoothing, margins, reduction, true);
   return {loss, *saved};
 }
 
 std::tuple<Tensor, Tensor> rows_loss_gradient(
     Tensor logits, Tensor target, Optional row_scale, Optional column_scale, Optional offset, Optional offset_row,
-    Optional mean_weight, Optional total, Optional weight, Optional class_margin, Optional class_smoothing, double scale,
-    int64_t kind, double margin, double instance, bool guard, double gamma, double smoothing, int64_t ignore_index,
-    int64_t reduction) {
+    Optional mean_weight, Optional total, Optional weight, Optional sample_weight, Optional class_margin,
+    Optional class_smoothing, double scale, int64_t kind, double margin, double instance, bool guard, double gamma,
+    double smoothing, double z_loss, int64_t ignore_index, int64_t reduction) {
   Inputs in(logits, target, scale, row_scale, column_scale, offset, offset_row, mean_weight, 0, 0, ignore_index, false);
   Tensor d_logits = empty({in.args.n, in.args.c}, logits.scalar_type());
   in.args.d_logits = d_logits.mutable_data_ptr();
-  Margins margins{scale, kind, margin, instance, guard, gamma, smoothing};
-  return {std::get<0>(evaluate(in, total, weight, class_margin, class_smoothing, margins, reduction, false)), d_logits};
+  Margins margins{scale, kind, margin, instance, guard, gamma, smoothing, z_loss};
+  return {std::get<0>(evaluate(in, total, weight, sample_weight, class_margin, class_smoothing, margins, reduction, false)), d_logits};
 }
 
 std::tuple<Tensor, Tensor> rows_loss_backward(

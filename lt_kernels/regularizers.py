@@ -14,6 +14,7 @@ from lt_kernels import functional
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import add_rows
 from lt_kernels.core.tables import TableModule
+from lt_kernels.functional.regularizers import reduced
 from lt_kernels.ops.columns import ignored_rows
 from lt_kernels.ops.neighbours import NeighbourList
 from lt_kernels.ops.ranks import batches, placements
@@ -90,7 +91,7 @@ class LogitWeightRepulsion(nn.Module):
             return functional.logit_weight_repulsion(
                 linear_weight, threshold=self.threshold, project=self.project, reduction=self.reduction, group=group
             )
-        return functional.reduced(value, self.reduction, linear_weight)
+        return reduced(value, self.reduction, linear_weight)
 
 
 class LADERegularizer(Dealt, TableModule):

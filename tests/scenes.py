@@ -15,6 +15,7 @@ from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, Sphe
 
 N, C, D = 6, 5, 3
 TARGET, SECOND = torch.tensor([0, 3, 1, -100, 2, 0]), torch.tensor([3, 0, 2, 1, 2, 1])
+BY_ROW = normal(N, seed=412).abs().index_fill(0, torch.tensor(1), 0.0)  # a weight for each row, one of them 0
 WEIGHT, COUNTS = normal(C, seed=401).abs() + 0.1, counts_of(C, 402)
 SOFT = normal(N, C, seed=403).softmax(1)
 
@@ -62,6 +63,13 @@ def of_features(function: Any, *extra: str, target: Any = TARGET, budget: int | 
             return function(input, linear_weight, target, **named, **options)
 
     return Scene(call, (*vectors(), *(values[name] for name in extra)))
+
+
+def of_places(function: Any, **options: Any) -> Scene:
+    """The same of features [2, 3, d]."""
+    input, linear_weight = vectors()
+    target = TARGET.reshape(2, 3)
+    return Scene(lambda x, w: function(x, w, target, **options), (input.reshape(2, 3, D), linear_weight))
 
 
 def row_scenes() -> dict[str, Scene]:
@@ -130,6 +138,26 @@ def feature_scenes() -> dict[str, Scene]:
     }
 
 
+def language_scenes() -> dict[str, Scene]:
+    """Weights of rows, the z-loss, features of many dimensions, targets further on."""
+    linear, cosine = functional.linear_cross_entropy, functional.cosine_margin_cross_entropy
+    mixed = MixedTarget(TARGET, SECOND, 0.3)
+    return {
+        "sample weight": of_logits(sample_weight=BY_ROW, weight=WEIGHT, label_smoothing=0.1),
+        "sample weight none": of_logits((logits(), offset(C)), sample_weight=BY_ROW, reduction="none"),
+        "sample weight mixed": of_logits(target=mixed, sample_weight=BY_ROW, z_loss=0.1),
+        "sample weight probabilities": of_logits((logits(), offset(C)), target=SOFT, sample_weight=BY_ROW, z_loss=0.1),
+        "z-loss": of_logits((logits(), offset(C)), z_loss=0.2, weight=WEIGHT, focal_gamma=1.0),
+        "shift": of_logits((normal(N, C, 4, seed=413),), target=torch.arange(4 * N).reshape(N, 4) % C, shift=1),
+        "linear sample weight": of_features(linear, "offset", sample_weight=BY_ROW, z_loss=0.1, weight=WEIGHT),
+        "linear sample weight slabs": of_features(linear, sample_weight=BY_ROW, z_loss=0.1, budget=24, reduction="sum"),
+        "linear many axes": of_places(linear, sample_weight=BY_ROW.reshape(2, 3), shift=1),
+        "linear many axes none": of_places(linear, z_loss=0.1, reduction="none"),
+        "cosine sample weight": of_features(cosine, margin=ArcFace(0.4), scale=5.0, sample_weight=BY_ROW, z_loss=0.1),
+        "cosine many axes": of_places(cosine, margin=DBM(COUNTS, 0.3), scale=5.0, shift=2),
+    }
+
+
 def of_loss(loss: torch.nn.Module, cosines: bool = False) -> Scene:
     loss.double()
     return Scene(lambda z: loss(z, SECOND), (logits().tanh() if cosines else logits(),))
@@ -148,7 +176,7 @@ def loss_scenes() -> dict[str, Scene]:
 
 
 def all_scenes() -> dict[str, Scene]:
-    return row_scenes() | feature_scenes() | loss_scenes()
+    return row_scenes() | feature_scenes() | language_scenes() | loss_scenes()
 
 
 def names() -> list[str]:

@@ -157,15 +157,17 @@ def same_device(name: str, value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
-def features(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, part: bool = False) -> None:
-    """Features [N, d] or [d], class weights [C, d] and a bias [C] that belong together; a `part` may have no class."""
+def features(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, part: bool = False, form: str = "N"
+) -> None:
+    """Features [d] or [N, d], or of any `form` "..."; class weights [C, d] (a `part` may have none), a bias [C]."""
     floating("input", input)
     floating("linear_weight", linear_weight)
     if linear_weight.ndim != 2 or (linear_weight.shape[0] == 0 and not part):
         raise ValueError(f"linear_weight must be [C, d] with C at least 1, got {list(linear_weight.shape)}")
-    if input.ndim not in (1, 2) or input.shape[-1] != linear_weight.shape[1]:
+    if input.ndim == 0 or (input.ndim > 2 and form == "N") or input.shape[-1] != linear_weight.shape[1]:
         raise ValueError(
-            f"input must be [N, {linear_weight.shape[1]}] or [{linear_weight.shape[1]}] to match linear_weight "
+            f"input must be [{form}, {linear_weight.shape[1]}] or [{linear_weight.shape[1]}] to match linear_weight "
             f"{list(linear_weight.shape)}, got {list(input.shape)}"
         )
     same_device("linear_weight", linear_weight, input)
@@ -274,18 +276,14 @@ def counts(class_counts: Any, *, positive: bool = False, name: str = "class_coun
         return value
     least, most = (end.item() for end in value.aminmax())  # NaN if there is one
     if not (least >= 0 and most < math.inf):
-        raise ValueError(f"{name} must be finite and >= 0, got {_first_bad(value)}")
+        where = int((~torch.isfinite(value) | (value < 0)).nonzero()[0])
+        raise ValueError(f"{name} must be finite and >= 0, got {float(value[where])} for class {where}")
     if most == 0:
         raise ValueError(f"{name} must have a class with a count above 0, got zeros only")
     if positive and least == 0:
         where = int((value == 0).nonzero()[0])
         raise ValueError(f"{name} must be above 0 for every class here, got 0 for class {where}")
     return value
-
-
-def _first_bad(value: Tensor) -> str:
-    where = int((~torch.isfinite(value) | (value < 0)).nonzero()[0])
-    return f"{float(value[where])} for class {where}"
 
 
 def indices(name: str, target: Any, shape: Sequence[int], like: Tensor) -> Tensor:

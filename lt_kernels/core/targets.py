@@ -49,9 +49,10 @@ def counted(grad: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return torch.where(target == ignore_index, 0.0, grad)
 
 
-def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What a mean divides by: the sum of the rows' weights, ignored rows left out."""
+def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int, sample_weight: Tensor | None = None) -> Tensor:
+    """What a mean divides by: the sum of the rows' weights, of class and sample, ignored rows left out."""
     counted = target != ignore_index
-    if weight is None:
+    if weight is None and sample_weight is None:
         return counted.sum()
-    return torch.where(counted, weight[target.clamp(0, weight.shape[0] - 1)], 0.0).sum()
+    amount = 1.0 if weight is None else weight[target.clamp(0, weight.shape[0] - 1)]
+    return torch.where(counted, amount if sample_weight is None else amount * sample_weight, 0.0).sum()

@@ -42,6 +42,7 @@ class Terms(NamedTuple):
     )
     total: Tensor | None = None  # the sums of mean_weight's rows
     weight: Tensor | None = None  # [C]
+    sample_weight: Tensor | None = None  # [N]: a factor for all of a row's loss, z-loss included
     class_margin: Tensor | None = None  # [C]; else `margin` for every class. SphereFace: annealing, else `instance`
     class_smoothing: Tensor | None = None  # [C]; else `smoothing` for every class
     scale: float = 1.0
@@ -51,6 +52,7 @@ class Terms(NamedTuple):
     guard: bool = False
     gamma: float = 0.0
     smoothing: float = 0.0
+    z_loss: float = 0.0  # times the squared log-sum-exp of the whole row
     ignore_index: int = -100
 
 

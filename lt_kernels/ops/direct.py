@@ -100,7 +100,7 @@ class RowsLoss(torch.autograd.Function):
             loss, saved = rows.loss_op(logits, target, *terms, code)
         if wanted or learned:
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(logits, target, terms.offset, terms.weight, saved)
+            ctx.save_for_backward(logits, target, terms.offset, terms.weight, terms.sample_weight, saved)
             ctx.terms, ctx.code = terms, code
         return loss
 
@@ -109,7 +109,7 @@ class RowsLoss(torch.autograd.Function):
         wanted, learned, *_ = ctx.needs_input_grad
         if grad is None:
             return None, None, None, None, None
-        logits, target, _, _, saved = ctx.saved_tensors
+        logits, target, *_, saved = ctx.saved_tensors
         made = gpu.handed_out(ctx, grad, target) if ctx.on_gpu else handed_out(ctx, grad)
         if made is not None:
             return made, _of_offset(made, ctx.terms) if learned else None, None, None, None
@@ -123,9 +123,11 @@ class RowsLoss(torch.autograd.Function):
 
 
 def is_plain(terms: Terms, code: int) -> bool:
-    """Whether a loss is cross-entropy of scaled logits with at most one offset for all rows, weights and smoothing."""
+    """Whether a loss is cross-entropy of scaled logits with at most one offset, class weights and smoothing."""
     offset, row = terms.offset, terms.offset_row
     if terms.kind != Phi.PLAIN or terms.gamma or terms.class_smoothing is not None or code not in _REDUCTIONS:
+        return False
+    if terms.sample_weight is not None or terms.z_loss:
         return False
     return offset is None or (row is None and (not terms.smoothing or bool(offset.isfinite().all())))
 

@@ -77,7 +77,8 @@ class _Walk(slabs.Backward):
 
         rest, own, rival, mean, top, *_ = reference.by_slabs(part, False, norm, self.product)
         shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
-        t = t._replace(total=total, **tables)
+        by_row = None if t.sample_weight is None else t.sample_weight[rows]
+        t = t._replace(total=total, sample_weight=by_row, **tables)
         losses, slopes = margins.loss(rest, top, own[:, 0], rival, part.target[:, 0], shift, mean, t)
         slopes = slopes if self.divisor is None else counted(slopes / self.divisor, part.target[:, 0], t.ignore_index)
         d_rest, d_own, _, d_mean = self.slopes
@@ -133,6 +134,7 @@ class _WalkOnGpu(reference.Backward):
         offset, offset_row, mean_weight = p.tables(rows, slice(None))
         total = None if t.total is None else p.cut(t.total[:, None], rows, slice(None))[:, 0]  # type: ignore[index]
         part = t._replace(offset=offset, offset_row=offset_row, mean_weight=mean_weight, total=total)
+        part = part if t.sample_weight is None else part._replace(sample_weight=t.sample_weight[rows])
         by_row = None if self.row_scale is None else self.row_scale[rows]
         logits = gpu.product(p.input[rows], self.weight.t(), p.input.dtype, padded=True)
         logits = logits if p.bias is None else logits.add_(p.bias)

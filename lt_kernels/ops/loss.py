@@ -39,26 +39,42 @@ def _evaluate(
     margin: Margin | None = None,
     class_margin: Tensor | None = None,
     average: str = "weighted",
+    sample_weight: Tensor | None = None,
+    shift: int = 0,
     **settings: Any,
 ) -> Tensor:
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
     places = shape[:1] + shape[2:] if len(shape) > 1 else ()
     like, classes = source.tensor, source.classes
-    source = _saying(source, target, reduction, average, settings)
+    ahead = prepare.Ahead(shift, places, source.ranks is not None)
+    by_row = prepare.sample_weights(sample_weight, places, like, ahead)
+    source = _saying(source, target, reduction, average, by_row, settings)
     if prepare.is_probability(target):
-        losses = _probabilities(source, shape, target, settings, scale, margin)
-        return finish([(losses, None, 1.0)], places, reduction, None, -100, source)
-    settings.update(scale=scale, margin=margin, class_margin=class_margin)
+        ahead.refuse(target)
+        losses = _probabilities(source, shape, target, by_row, settings, scale, margin)
+        return finish([(losses, None, 1.0)], places, reduction, Terms(sample_weight=by_row), source)
+    settings.update(scale=scale, margin=margin, class_margin=class_margin, sample_weight=by_row)
     if isinstance(target, MixedTarget):
-        return _mixed(source, shape, target, reduction, average, settings)
-    flat = checks.indices("target", target, places, like).reshape(-1)
+        return _mixed(source, shape, target, reduction, average, ahead, settings)
+    flat = _counting(checks.indices("target", target, places, like), ahead, settings)
     terms = prepare.terms(like, shape, classes, flat, **settings)
-    weight = terms.weight if average == "weighted" else None
     if source.ranks is None and (whole := source.reduced(flat, terms, reduction, average)) is not None:
         return _as_expected(whole, places, reduction, like)
     losses = None if source.ranks is None or reduction == "none" else source.reduced(flat, terms, "sum", average)
     losses = source.loss(flat, terms) if losses is None else losses
-    return finish([(losses, flat, 1.0)], places, reduction, weight, terms.ignore_index, source)
+    return finish([(losses, flat, 1.0)], places, reduction, _averaged(terms, average), source)
+
+
+def _counting(target: Tensor, ahead: prepare.Ahead, settings: dict[str, Any]) -> Tensor:
+    """The targets [N]; rows of weight 0 are ignored, so that they have no gradient whatever their logits are."""
+    by_row, skipped = settings["sample_weight"], checks.ignored("ignore_index", settings["ignore_index"])
+    flat = ahead.of(target, skipped).reshape(-1)
+    return flat if by_row is None else torch.where(by_row == 0, skipped, flat)
+
+
+def _averaged(terms: Terms, average: str) -> Terms:
+    """The terms that a mean divides by: with average="batch" without the class weights."""
+    return terms if average == "weighted" else terms._replace(weight=None)
 
 
 def _mixed(
@@ -67,12 +83,13 @@ def _mixed(
     target: MixedTarget,
     reduction: str,
     average: str,
+    ahead: prepare.Ahead,
     settings: dict[str, Any],
 ) -> Tensor:
     """The loss for two targets a row, in one pass over the classes."""
     places, like = shape[:1] + shape[2:] if len(shape) > 1 else (), source.tensor
     named = (("first", target.first), ("second", target.second))
-    flat = [checks.indices(name, value, places, like).reshape(-1) for name, value in named]
+    flat = [_counting(checks.indices(name, value, places, like), ahead, settings) for name, value in named]
     lams = _lams(target.lam, places)  # checked before the ranks of a sharded head exchange anything
     terms = [prepare.terms(like, shape, source.classes, one, **settings) for one in flat]
     if terms[0].offset_row is None:
@@ -82,8 +99,7 @@ def _mixed(
     else:  # an offset that depends on the target's class makes two different rows of logits
         losses = [source.loss(one, term) for one, term in zip(flat, terms, strict=True)]
     parts = list(zip(losses, flat, lams, strict=True))
-    weight = terms[0].weight if average == "weighted" else None
-    return finish(parts, places, reduction, weight, terms[0].ignore_index, source)
+    return finish(parts, places, reduction, _averaged(terms[0], average), source)
 
 
 def simple(
@@ -96,12 +112,16 @@ def simple(
     focal_gamma: float,
     label_smoothing: float | Tensor,
     ignore_index: int,
+    z_loss: float,
+    shift: int = 0,
     scale: float = 1.0,
     margin: Margin | None = None,
 ) -> Tensor | None:
     """The loss of the public functions' most frequent calls, with the fewest steps; None for every other call."""
     kinds = (type(focal_gamma), type(label_smoothing), type(ignore_index), type(reduction))
     if kinds != (float, float, int, str) or label_smoothing or not 0 <= focal_gamma < math.inf:
+        return None
+    if z_loss != 0.0 or shift != 0:
         return None
     if (margin is not None and margin.per_class is not None) or reduction not in CODES:
         return None
@@ -128,7 +148,9 @@ def one_target(source: Source, target: Tensor, terms: Terms, reduction: str, ave
     return loss.to(like.dtype)
 
 
-def _saying(source: Source, target: Any, reduction: str, average: str, settings: dict[str, Any]) -> Source:
+def _saying(
+    source: Source, target: Any, reduction: str, average: str, by_row: Tensor | None, settings: dict[str, Any]
+) -> Source:
     """The source, with the settings that must be equal on every rank if its classes or its rows are sharded."""
     if source.ranks is not None:
         same = {name: value for name, value in settings.items() if not (isinstance(value, Tensor) and value.ndim > 1)}
@@ -139,6 +161,7 @@ def _saying(source: Source, target: Any, reduction: str, average: str, settings:
     lam = target.lam if isinstance(target, MixedTarget) else None
     sample = None if source.chosen is None else source.chosen.sampling
     said = (("reduction", reduction), ("average", average), ("lam", lam), ("sample", sample))
+    said += (("sample_weight", by_row), ("z_loss", settings.get("z_loss", 0.0)))
     return source._replace(shard=source.shard._replace(said=said))
 
 
@@ -153,12 +176,34 @@ def _lams(lam: float | Tensor, places: tuple[int, ...]) -> list[Any]:
 
 
 def _probabilities(
-    source: Source, shape: tuple[int, ...], target: Tensor, settings: dict[str, Any], scale: float, margin: Any
+    source: Source,
+    shape: tuple[int, ...],
+    target: Tensor,
+    by_row: Tensor | None,
+    settings: dict[str, Any],
+    scale: float,
+    margin: Any,
 ) -> Tensor:
     """The loss for class probabilities: total * rest - mean, with the probabilities as the shares of the mean.
 
-    Both are taken of u less the row's largest, which leaves the difference unchanged.
+    Both are taken of u less the row's largest, which leaves the difference unchanged; the z-loss is of u itself.
     """
+    _check_dense(source, shape, target, settings, margin)
+    source = source if by_row is None else source.without(by_row == 0)
+    flat = target[None] if target.ndim == 1 else target.movedim(1, -1).reshape(-1, source.classes)
+    terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
+    if target.requires_grad:
+        found = _dense(source, terms)
+    else:
+        rest, _, _, mean, _, top, _ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
+        found = terms.total * rest - mean
+        found = found + terms.z_loss * (rest + top).square() if terms.z_loss else found
+        found = found * torch.where(top == -torch.inf, torch.nan, 1.0)  # without any class there is no softmax
+    return found if by_row is None else by_row * found
+
+
+def _check_dense(source: Source, shape: tuple[int, ...], target: Tensor, settings: dict[str, Any], margin: Any) -> None:
+    """Raise for probabilities of another shape or place, or with what is defined for class indices alone."""
     if margin is not None:
         raise ValueError("target must hold class indices where a margin is set, got probabilities (see MixedTarget)")
     if settings["focal_gamma"]:
@@ -167,14 +212,6 @@ def _probabilities(
         raise ValueError("label_smoothing must be a number with probabilities as target, got one for each class")
     check_shapes(target, shape)
     checks.same_device("target", checks.stored("target", target), source.tensor)
-    flat = target[None] if target.ndim == 1 else target.movedim(1, -1).reshape(-1, source.classes)
-    terms = prepare.probability_terms(source.tensor, shape, source.classes, flat, scale=scale, **settings)
-    if target.requires_grad:
-        return _dense(source, terms)
-    rest, _, _, mean, _, top, _ = source.statistics(flat.new_empty((flat.shape[0], 0), dtype=torch.int64), terms)
-    return (terms.total * rest - mean) * torch.where(
-        top == -torch.inf, torch.nan, 1.0
-    )  # without any class there is no softmax
 
 
 def check_shapes(target: Any, shape: tuple[int, ...]) -> None:
@@ -199,23 +236,26 @@ def _dense(source: Source, terms: Terms) -> Tensor:
     u = terms.scale * source.values.to(share.dtype)
     u = u if terms.offset is None else u + terms.offset
     nothing = (u == -torch.inf) & (share == 0)  # 0 * log 0 is 0
-    return -(share * torch.log_softmax(u, 1).masked_fill(nothing, 0.0)).sum(1)
+    found = -(share * torch.log_softmax(u, 1).masked_fill(nothing, 0.0)).sum(1)
+    return found + terms.z_loss * u.logsumexp(1).square() if terms.z_loss else found
 
 
 def finish(
     parts: list[tuple[Tensor, Tensor | None, Any]],
     places: tuple[int, ...],
     reduction: str,
-    weight: Tensor | None,
-    ignore_index: int,
+    terms: Terms,
     source: Source,
 ) -> Tensor:
-    """Sum of share * reduced loss over the parts (loss [N], target or None, share), in the dtype users expect."""
+    """Sum of share * reduced loss over the parts (loss [N], target or None, share), in the dtype users expect.
+
+    A mean divides by the weights in `terms`.
+    """
     values, divisors = [], []
     for loss, target, share in parts:
         value = loss if isinstance(share, float) and share == 1.0 else share * loss
         values.append(value if reduction == "none" or value.ndim == 0 else value.sum())
-        divisors.append(_divisor(loss, target, weight, ignore_index) if reduction == "mean" else None)
+        divisors.append(_divisor(loss, target, terms) if reduction == "mean" else None)
     if source.ranks is not None:
         values = source.ranks.reduced(values, divisors, reduction)
     elif reduction == "mean":
@@ -231,8 +271,10 @@ def _as_expected(result: Tensor, places: tuple[int, ...], reduction: str, like: 
     return result.to(like.dtype)
 
 
-def _divisor(loss: Tensor, target: Tensor | None, weight: Tensor | None, ignore_index: int) -> Any:
+def _divisor(loss: Tensor, target: Tensor | None, terms: Terms) -> Any:
     """What "mean" divides by: the rows' weights, ignored rows left out; the number of places for probabilities."""
-    if target is None:
-        return max(loss.shape[0], 0) if loss.shape[0] else loss.new_zeros(())
-    return divisor_of(target, weight, ignore_index)
+    if target is not None:
+        return divisor_of(target, terms.weight, terms.ignore_index, terms.sample_weight)
+    if terms.sample_weight is not None:
+        return terms.sample_weight.sum()
+    return max(loss.shape[0], 0) if loss.shape[0] else loss.new_zeros(())

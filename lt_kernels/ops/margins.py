@@ -23,15 +23,16 @@ def _fake(rest: Tensor, *_: Any) -> tuple[Tensor, ...]:
 margins_op = define(
     "margins",
     "margins(Tensor rest, Tensor top, Tensor own, Tensor rival, Tensor target, Tensor? own_offset, Tensor? norm, "
-    "Tensor? mean, Tensor? total, Tensor? share, Tensor? weight, Tensor? class_margin, Tensor? class_smoothing, "
-    "float scale, int kind, float margin, float instance, bool guard, float gamma, float smoothing, int ignore_index) "
+    "Tensor? mean, Tensor? total, Tensor? share, Tensor? weight, Tensor? sample_weight, Tensor? class_margin, "
+    "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
+    "float smoothing, float z_loss, int ignore_index) "
     "-> (Tensor, Tensor)",
     reference.margins,
     _fake,
 )
 
 
-@takes(21)
+@takes(23)
 class Margins(torch.autograd.Function):
     """loss [N] from the statistics, with gradients for rest, own, own_offset, norm and mean; top is held constant."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import checks
@@ -62,6 +63,41 @@ def _smoothing(value: float | Tensor, classes: int, like: Tensor) -> tuple[float
     return checks.number("label_smoothing", value, 0.0, 1.0), None
 
 
+class Ahead:
+    """Targets that stand `shift` places further on in the last of their dimensions, as the next token's does."""
+
+    def __init__(self, shift: int, places: tuple[int, ...], dealt: bool) -> None:
+        self.shift = checks.whole("shift", shift, 0)
+        if self.shift and (not places or (dealt and len(places) == 1)):
+            where = "whose rows are sharded over ranks" if places else "without a dimension"
+            raise ValueError(f"shift must be 0 for targets {list(places)} {where}, got {shift}")
+
+    def of(self, value: Tensor, none: int) -> Tensor:
+        """The values for each place, `none` at the last ones."""
+        if not self.shift:
+            return value
+        return F.pad(value[..., self.shift :], (0, min(self.shift, value.shape[-1])), value=none)
+
+    def refuse(self, target: Tensor) -> None:
+        """Raise for probabilities, which are not moved."""
+        if self.shift:
+            raise ValueError(f"shift must be 0 with probabilities as target {list(target.shape)}, got {self.shift}")
+
+
+def sample_weights(value: Tensor | None, places: tuple[int, ...], like: Tensor, ahead: Ahead) -> Tensor | None:
+    """The weights of the rows, flat [N], in the dtype of the arithmetic."""
+    if value is None:
+        return None
+    checks.same_device("sample_weight", checks.floating("sample_weight", value), like)
+    if tuple(value.shape) != places:
+        raise ValueError(f"sample_weight must have shape {list(places)}, one number a row, got {list(value.shape)}")
+    if value.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            "sample_weight must not require a gradient, which it has not here: multiply the losses of reduction='none'"
+        )
+    return ahead.of(value, 0).reshape(-1).to(accumulate_type(like.dtype))
+
+
 def _shares(
     table: Tensor | None, weight: Tensor | None, classes: int, like: Tensor, kind: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -86,13 +122,14 @@ def terms(
     focal_gamma: float,
     label_smoothing: float | Tensor,
     ignore_index: Any,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
     scale: float = 1.0,
     margin: Margin | None = None,
     class_margin: Tensor | None = None,
 ) -> Terms:
     """Checked settings for logits of `shape` with class indices `target` (flat; None for probability targets)."""
-    kind = accumulate_type(like.dtype)
-    ignore_index = checks.ignored("ignore_index", ignore_index)
+    kind, ignore_index = accumulate_type(like.dtype), checks.ignored("ignore_index", ignore_index)
     gamma = checks.number("focal_gamma", focal_gamma, 0.0)
     smoothing, class_smoothing = _smoothing(label_smoothing, classes, like)
     if weight is not None:
@@ -113,8 +150,10 @@ def terms(
         share,
         total,
         weight,
+        sample_weight,
         scale=scale,
         gamma=gamma,
+        z_loss=checks.number("z_loss", z_loss, 0.0),
         smoothing=smoothing,
         ignore_index=ignore_index,
         class_smoothing=None if class_smoothing is None else class_smoothing.to(kind),
@@ -185,7 +224,7 @@ class Recipe:
             share, total = _shares(offset, weight, share.shape[1], share, kind)
         margins = None if margins is None else margins.to(kind).expand_as(checked.class_margin)
         smoothing = None if smoothing is None else smoothing.to(kind)
-        return Terms(offset, None, share, total, weight, margins, smoothing, *checked[7:])
+        return Terms(offset, None, share, total, weight, None, margins, smoothing, *checked[8:])
 
 
 def with_margin(

@@ -20,12 +20,12 @@ _VALUES = (
     "int start, int classes, int ignore_index"
 )
 _SETTINGS = (
-    f"{_TABLES}, Tensor? total, Tensor? weight, Tensor? class_margin, "
+    f"{_TABLES}, Tensor? total, Tensor? weight, Tensor? sample_weight, Tensor? class_margin, "
     "Tensor? class_smoothing, float scale, int kind, float margin, float instance, bool guard, float gamma, "
-    "float smoothing, int ignore_index, int reduction"
+    "float smoothing, float z_loss, int ignore_index, int reduction"
 )
 _LOSS = f"Tensor logits, Tensor target, {_SETTINGS}"
-_LOSS_INPUTS = 18
+_LOSS_INPUTS = 20
 
 
 def _numbers(logits: Tensor, *sizes: int) -> Tensor:
@@ -105,7 +105,7 @@ class RowLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:5], output[1])
-        ctx.scale, ctx.ignore_index, ctx.made = inputs[9], inputs[16], inputs[-1]
+        ctx.scale, ctx.ignore_index, ctx.made = inputs[10], inputs[18], inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:

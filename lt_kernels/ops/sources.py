@@ -36,6 +36,10 @@ class Logits(NamedTuple):
     def classes(self) -> int:
         return self.values.shape[1]
 
+    def without(self, rows: Tensor) -> Logits:
+        """The same with 0 in the place of some rows [N], which then have no gradient."""
+        return self._replace(values=self.values.masked_fill(rows[:, None], 0.0))
+
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         return rows.statistics(self.values, target, terms)
@@ -74,6 +78,10 @@ class Features(NamedTuple):
     def classes(self) -> int:
         return self.weight.shape[0] if self.shard is None else self.shard.classes
 
+    def without(self, rows: Tensor) -> Features:
+        """The same with 0 in the place of some rows [N], which then have no gradient."""
+        return self._replace(input=self.input.masked_fill(rows[:, None], 0.0))
+
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         if self.shard is None:
@@ -96,7 +104,7 @@ class Features(NamedTuple):
         if not groups.serve(self.input, self.weight, terms, reduction):
             return None
         weight = terms.weight if average == "weighted" else None
-        divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index)
+        divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index, terms.sample_weight)
         return groups.GroupedLoss.apply(*self.in_range(), self.bias, target, terms, self.normalize, divisor)
 
     def in_range(self) -> tuple[Tensor, Tensor]:
@@ -140,7 +148,7 @@ def features(
     group: Any,
     draw: Callable[[Tensor, int], sampling.Chosen] | None = None,
     ranks: Batch | None = None,
-) -> Source:
+) -> Features:
     """The source for features, which are cast as autocast asks (float32 class weights are not).
 
     `group` is the process group over which the classes are sharded, or the shard itself where it is known. `draw`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core.numbers import finite
@@ -103,6 +104,16 @@ def _check_offset(own_offset: Tensor | None, valid: Tensor, target: Tensor) -> N
         )
 
 
+def _with_z_loss(
+    loss: Tensor, rest: Tensor, above: Tensor, top: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor | float]:
+    """The loss with the z-loss of the row's log-sum-exp, and the derivative of that by the log-sum-exp."""
+    if not z_loss:
+        return loss, 0.0
+    lse = finite(top) + torch.maximum(rest, above) + F.softplus(-(rest - above).abs())
+    return loss + z_loss * lse * lse, 2 * z_loss * lse
+
+
 def margins(
     rest: Tensor,
     top: Tensor,
@@ -144,5 +155,8 @@ def margins(
         d_u = -(1 - part) * d_v + part * (total * hit - share)
         d_v = (1 - part) * d_v + part * total * miss
         d_mean = -part
+    loss, steep = _with_z_loss(loss, rest, above, top, t.z_loss)
+    d_v, d_u = d_v + steep * miss, d_u + steep * hit
     slopes = torch.stack((d_v, d_u * t.scale * slope, d_u, d_u * t.scale * norm_slope, d_mean))
-    return torch.where(valid, loss, 0.0), torch.where(valid, slopes, 0.0)
+    by_row = 1.0 if t.sample_weight is None else t.sample_weight
+    return torch.where(valid, by_row * loss, 0.0), torch.where(valid, by_row * slopes, 0.0)

@@ -88,7 +88,7 @@ def _loss(
     slopes = torch.cat((slopes[:3], slopes[4:]))
     if reduction in (Reduce.WEIGHTED_MEAN, Reduce.MEAN):
         weight = t.weight if reduction == Reduce.WEIGHTED_MEAN else None
-        divisor = divisor_of(target, weight, t.ignore_index).to(loss.dtype)
+        divisor = divisor_of(target, weight, t.ignore_index, t.sample_weight).to(loss.dtype)
         loss, slopes = loss.sum() / divisor, torch.where(target == t.ignore_index, 0.0, slopes / divisor)
     elif reduction == Reduce.SUM:
         loss = loss.sum()

@@ -15,7 +15,7 @@ from torch import Tensor
 from lt_kernels.core.terms import Terms, loss_terms
 from lt_kernels.triton.launch import blocks, launch
 from lt_kernels.triton.numbers import number, part, times
-from lt_kernels.triton.phi import SPHERE, focal_loss, phi, smoothed, target_above
+from lt_kernels.triton.phi import SPHERE, focal_loss, phi, smoothed, target_above, weighed, with_z_loss
 
 BLOCK = 256  # rows per program: a row takes only some hundred instructions
 
@@ -43,6 +43,7 @@ def row_loss(
     total,
     share,
     weight,
+    sample_weight,
     class_margin,
     class_smoothing,
     classes,
@@ -52,9 +53,11 @@ def row_loss(
     instance,
     gamma,
     smoothing,
+    z_loss,
     kind: tl.constexpr,
     guard: tl.constexpr,
     focal: tl.constexpr,
+    squared: tl.constexpr,
 ):
     """(loss, d_rest, d_own, d_offset, d_norm, d_mean) of rows that are not ignored."""
     scale, instance = number(scale, own.dtype), number(instance, own.dtype)
@@ -67,14 +70,15 @@ def row_loss(
     if mean is not None:
         part = at_class(class_smoothing, smoothing, target, classes, own)
         loss, d_v, d_u, d_mean = smoothed(loss, d_v, rest, above, miss, hit, mean, total, share, part)
-    return loss, d_v, d_u * slope * scale, d_u, d_u * norm_slope * scale, d_mean
+    loss, d_v, d_u = with_z_loss(loss, d_v, d_u, rest, above, top, miss, hit, z_loss, squared)
+    return weighed((loss, d_v, d_u * slope * scale, d_u, d_u * norm_slope * scale, d_mean), sample_weight)
 
 
 @triton.jit(do_not_specialize=["rows", "ignore", "order"])
 def margins_kernel(
     loss_out,  # [N]
     slopes_out,  # [5, N]
-    rest,  # [N], as all up to share; own_offset to share may be absent
+    rest,  # [N], as all up to sample_weight; from own_offset on each may be absent
     top,
     own,
     rival,
@@ -84,6 +88,7 @@ def margins_kernel(
     mean,
     total,
     share,
+    sample_weight,
     weight,  # [C], as the next two; each may be absent
     class_margin,
     class_smoothing,
@@ -96,9 +101,11 @@ def margins_kernel(
     instance: tl.float64,
     gamma: tl.float64,
     smoothing: tl.float64,
+    z_loss: tl.float64,
     kind: tl.constexpr,
     guard: tl.constexpr,
     focal: tl.constexpr,
+    squared: tl.constexpr,
     block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
@@ -116,6 +123,7 @@ def margins_kernel(
         part(total, row, inside),
         part(share, row, inside),
         weight,
+        part(sample_weight, row, inside),
         class_margin,
         class_smoothing,
         classes,
@@ -125,9 +133,11 @@ def margins_kernel(
         instance,
         gamma,
         smoothing,
+        z_loss,
         kind,
         guard,
         focal,
+        squared,
     )
     counts = label != ignore
     tl.store(loss_out + row, tl.where(counts, found[0], 0.0), mask=inside)
@@ -136,11 +146,17 @@ def margins_kernel(
 
 
 def loss_settings(t: Terms) -> dict[str, Any]:
-    """The arguments of a kernel that calls `row_loss`: per-class tables, numbers, and compile-time constants."""
-    tables = {"weight": t.weight, "class_margin": t.class_margin, "class_smoothing": t.class_smoothing}
+    """The arguments of a kernel that calls `row_loss`: tables, numbers, and compile-time constants."""
+    tables = {
+        "weight": t.weight,
+        "sample_weight": t.sample_weight,
+        "class_margin": t.class_margin,
+        "class_smoothing": t.class_smoothing,
+    }
     tables = {name: None if table is None else table.contiguous() for name, table in tables.items()}
     numbers = {"scale": t.scale, "margin": t.margin, "instance": t.instance, "gamma": t.gamma, "smoothing": t.smoothing}
-    kinds = {"kind": t.kind, "guard": t.guard, "focal": t.gamma != 0}
+    numbers["z_loss"] = t.z_loss
+    kinds = {"kind": t.kind, "guard": t.guard, "focal": t.gamma != 0, "squared": t.z_loss != 0}
     return {**tables, **numbers, **kinds, "order": int(t.margin), "ignore": t.ignore_index}
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from lt_kernels.core import terms
-from lt_kernels.triton.numbers import exp, finite, log1p
+from lt_kernels.triton.numbers import exp, finite, log1p, number
 
 ADDITIVE: tl.constexpr = tl.constexpr(int(terms.Phi.ADDITIVE))
 ANGULAR: tl.constexpr = tl.constexpr(int(terms.Phi.ANGULAR))
@@ -165,3 +165,24 @@ def smoothed(loss, d_v, rest, above, miss, hit, mean, total, share, part):
     loss = (1 - part) * loss + part * (total * tail + larger - mean)
     d_u = -(1 - part) * d_v + part * (total * hit - share)
     return loss, (1 - part) * d_v + part * total * miss, d_u, -part
+
+
+@triton.jit
+def with_z_loss(loss, d_v, d_u, rest, above, top, miss, hit, z_loss, squared: tl.constexpr):
+    """The loss and its slopes with z_loss times the square of the row's log-sum-exp, if there is one."""
+    if squared:
+        z = number(z_loss, loss.dtype)
+        lse = finite(top) + tl.where(rest > above, rest, above) + log1p(exp(-tl.abs(rest - above)))
+        loss, d_v, d_u = loss + z * lse * lse, d_v + 2 * z * lse * miss, d_u + 2 * z * lse * hit
+    return loss, d_v, d_u
+
+
+@triton.jit
+def weighed(found, by_row):
+    """The loss of rows and its five slopes times the rows' weights, if there are any."""
+    if by_row is None:
+        loss, d_rest, d_own, d_offset, d_norm, d_mean = found
+    else:
+        loss, d_rest, d_own = found[0] * by_row, found[1] * by_row, found[2] * by_row
+        d_offset, d_norm, d_mean = found[3] * by_row, found[4] * by_row, found[5] * by_row
+    return loss, d_rest, d_own, d_offset, d_norm, d_mean

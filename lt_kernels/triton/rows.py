@@ -207,11 +207,11 @@ def _in_one_launch(
     logits: Tensor, target: Tensor, scales: tuple[Tensor | None, ...], settings: tuple[Any, ...], gradient: Tensor
 ) -> Tensor:
     """The reduced loss; the gradient is written."""
-    offset, offset_row, share, total, weight, margins, smoothing = settings[:7]
+    offset, offset_row, share, total, weight, sample_weight, margins, smoothing = settings[:8]
     share, by_row, by_class = None if total is None else share, *scales
     logits = _adjacent(logits)
-    shape = _shape(logits, gradient, offset, share, offset_row is not None, by_class is not None, settings[7] != 1.0)
-    once, reduce = _once(shape, settings[7:])
+    shape = _shape(logits, gradient, offset, share, offset_row is not None, by_class is not None, settings[8] != 1.0)
+    once, reduce = _once(shape, settings[8:])
     kind = accumulate_type(logits.dtype)
     losses, loss = logits.new_empty(shape.rows + 1, dtype=kind), logits.new_empty((), dtype=kind)
     once(
@@ -226,6 +226,7 @@ def _in_one_launch(
         share=_dense(share),
         share_total=None if share is None else _dense(total),
         weight=_dense(weight),
+        sample_weight=_dense(sample_weight),
         class_margin=_dense(margins),
         class_smoothing=_dense(smoothing),
         **({} if reduce else {"loss_out": loss}),
@@ -241,7 +242,7 @@ def _once(shape: Shape, settings: tuple[Any, ...]) -> tuple[Prepared, Prepared |
 
     settings: the numbers among the fields of `Terms`, and the reduction.
     """
-    t, plan = Terms(*[None] * 7, *settings[:-1]), one_launch(shape)
+    t, plan = Terms(*[None] * 8, *settings[:-1]), one_launch(shape)
     programs = min(plan.parts, blocks(plan.rows, plan.tile["R"]))
     fixed = {**plan.fixed, **plan.tile, **loss_settings(t), "reduction": settings[-1]}
     fixed |= {"out_stride": plan.out_stride, "scaled": t.scale != 1.0}
@@ -251,16 +252,17 @@ def _once(shape: Shape, settings: tuple[Any, ...]) -> tuple[Prepared, Prepared |
     else:
         kernel, alone = long_once_kernel, False
         fixed |= {"ranked": _ranked(t), "alike": plan.out_stride == plan.fixed["stride"]}
-    known = {name: value for name, value in fixed.items() if name not in ("weight", "class_margin", "class_smoothing")}
+    tables = ("weight", "sample_weight", "class_margin", "class_smoothing")
+    known = {name: value for name, value in fixed.items() if name not in tables}
     once = Prepared(kernel, (programs,), known, warps=plan.warps)
     return once, None if alone else Prepared(sum_losses_kernel, (1,), {"rows": plan.rows, "block": 1024})
 
 
 # The arguments that the kernel for the loss takes besides the statistics.
 _LOSS = (
-    *("target", "offset", "offset_row", "share", "share_total", "weight", "class_margin", "class_smoothing"),
-    *("offset_kind", "share_kind", "offset_lines", "share_lines", "ignore", "order", "scale", "margin", "instance"),
-    *("gamma", "smoothing", "kind", "guard", "focal"),
+    *("target", "offset", "offset_row", "share", "share_total", "weight", "sample_weight", "class_margin"),
+    *("class_smoothing", "offset_kind", "share_kind", "offset_lines", "share_lines", "ignore", "order", "scale"),
+    *("margin", "instance", "gamma", "smoothing", "z_loss", "kind", "guard", "focal", "squared"),
 )
 
 

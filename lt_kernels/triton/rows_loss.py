@@ -7,7 +7,7 @@ import triton.language as tl
 
 from lt_kernels.core import terms
 from lt_kernels.triton.margins import at_class, row_loss
-from lt_kernels.triton.numbers import part
+from lt_kernels.triton.numbers import number, part
 from lt_kernels.triton.rows_statistics import merged
 from lt_kernels.triton.rows_tiles import line_of
 
@@ -26,21 +26,51 @@ def at_target(table, kind: tl.constexpr, row, offset_row, lines, label, width, i
 @triton.jit
 def row_slopes(
     rest, high, own, best, middle, row, label, inside, ignore, offset, offset_kind: tl.constexpr, offset_row,
-    offset_lines, share, share_kind: tl.constexpr, share_lines, share_total, weight, class_margin, class_smoothing,
-    width, order, scale, margin, instance, gamma, smoothing, kind: tl.constexpr, guard: tl.constexpr,
-    focal: tl.constexpr,
+    offset_lines, share, share_kind: tl.constexpr, share_lines, share_total, weight, sample_weight,
+    class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, z_loss, kind: tl.constexpr,
+    guard: tl.constexpr, focal: tl.constexpr, squared: tl.constexpr,
 ):  # fmt: skip
     """(loss, d_rest, d_own, d_offset, d_mean) of rows from their statistics; 0 where they are ignored."""
     own_offset = at_target(offset, offset_kind, row, offset_row, offset_lines, label, width, inside)
     own_share = at_target(share, share_kind, row, offset_row, share_lines, label, width, inside)
     all_shares = part(share_total, line_of(share_kind, row, offset_row, share_lines, inside), inside)
     loss, d_rest, d_own, d_offset, _, d_mean = row_loss(
-        rest, high, own, best, label, own_offset, None, middle, all_shares, own_share, weight, class_margin,
-        class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal
+        rest, high, own, best, label, own_offset, None, middle, all_shares, own_share, weight,
+        part(sample_weight, row, inside), class_margin, class_smoothing, width, order, scale, margin, instance, gamma,
+        smoothing, z_loss, kind, guard, focal, squared
     )  # fmt: skip
     counts = label != ignore
     loss, d_rest, d_own = tl.where(counts, loss, 0.0), tl.where(counts, d_rest, 0.0), tl.where(counts, d_own, 0.0)
     return loss, d_rest, d_own, tl.where(counts, d_offset, 0.0), tl.where(counts, d_mean, 0.0)
+
+
+@triton.jit
+def amounts(label, weight, sample_weight, row, inside, width, reduction: tl.constexpr, like):
+    """What each row adds to the number that a mean divides by."""
+    amount = at_class(weight if reduction == WEIGHTED_MEAN else None, 1.0, label, width, like)
+    return amount if sample_weight is None else amount * part(sample_weight, row, inside)
+
+
+@triton.jit
+def divisor_of(
+    target, weight, sample_weight, rows, width, ignore, reduction: tl.constexpr, block: tl.constexpr, A: tl.constexpr
+):  # fmt: skip
+    """What the reduction divides by; every program sums the same numbers in the same order."""
+    total = tl.zeros((block,), A)
+    if reduction != SUM:
+        for first in range(0, rows, block):
+            row = first + tl.arange(0, block)
+            label = tl.load(target + row, mask=row < rows, other=ignore)
+            amount = amounts(label, weight, sample_weight, row, row < rows, width, reduction, total)
+            total += tl.where(label != ignore, amount, 0.0)
+    return tl.sum(total, 0) if reduction != SUM else number(1.0, A)
+
+
+@triton.jit
+def divided(found, divisor, counts):
+    """(d_rest, d_own, d_offset, d_mean) of rows, divided where they count: 0 / 0 is no gradient."""
+    d_rest, d_own = tl.where(counts, found[1] / divisor, 0.0), tl.where(counts, found[2] / divisor, 0.0)
+    return d_rest, d_own, tl.where(counts, found[3] / divisor, 0.0), tl.where(counts, found[4] / divisor, 0.0)
 
 
 @triton.jit
@@ -69,6 +99,7 @@ def loss_kernel(
     offset_row,  # [N]
     share,  # as offset
     share_total,  # [1], [N] or [R]: the sums of its lines
+    sample_weight,  # [N]
     weight,  # [C], as the next two
     class_margin,
     class_smoothing,
@@ -84,9 +115,11 @@ def loss_kernel(
     instance: tl.float64,
     gamma: tl.float64,
     smoothing: tl.float64,
+    z_loss: tl.float64,
     kind: tl.constexpr,
     guard: tl.constexpr,
     focal: tl.constexpr,
+    squared: tl.constexpr,
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
     reduction: tl.constexpr,
@@ -108,15 +141,15 @@ def loss_kernel(
     best = rest if rival is None else best
     loss, d_rest, d_own, d_offset, d_mean = row_slopes(
         rest, high, part(own, row, inside), best, middle, row, label, inside, ignore, offset, offset_kind, offset_row,
-        offset_lines, share, share_kind, share_lines, share_total, weight, class_margin, class_smoothing, width, order,
-        scale, margin, instance, gamma, smoothing, kind, guard, focal,
+        offset_lines, share, share_kind, share_lines, share_total, weight, sample_weight, class_margin,
+        class_smoothing, width, order, scale, margin, instance, gamma, smoothing, z_loss, kind, guard, focal, squared,
     )  # fmt: skip
 
     if reduction == NONE:
         tl.store(loss_out + row, loss, mask=inside)
     else:
         sum = tl.sum(loss, 0)
-        amount = at_class(weight if reduction == WEIGHTED_MEAN else None, 1.0, label, width, loss)
+        amount = amounts(label, weight, sample_weight, row, inside, width, reduction, loss)
         divisor = tl.sum(tl.where(counts, amount, 0.0), 0)
         if not alone:
             tl.store(sums_out + tl.program_id(0), sum)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lt_kernels.triton.margins import at_class
 from lt_kernels.triton.numbers import as_stored, exp, finite, log_total, number, part
 from lt_kernels.triton.rows_gradient import d_block, d_logits_of, d_values, in_logits, place_targets
-from lt_kernels.triton.rows_loss import SUM, WEIGHTED_MEAN, row_slopes
+from lt_kernels.triton.rows_loss import divided, divisor_of, row_slopes
 from lt_kernels.triton.rows_statistics import add_logits, gathered, joined, no_statistics
 from lt_kernels.triton.rows_tiles import (
     NOTHING,
@@ -36,38 +35,18 @@ from lt_kernels.triton.rows_tiles import (
 
 
 @triton.jit
-def divisor_of(target, weight, rows, width, ignore, reduction: tl.constexpr, block: tl.constexpr, A: tl.constexpr):
-    """What the reduction divides by; every program sums the same numbers in the same order."""
-    total = tl.zeros((block,), A)
-    if reduction != SUM:
-        for first in range(0, rows, block):
-            row = first + tl.arange(0, block)
-            label = tl.load(target + row, mask=row < rows, other=ignore)
-            amount = at_class(weight if reduction == WEIGHTED_MEAN else None, 1.0, label, width, total)
-            total += tl.where(label != ignore, amount, 0.0)
-    return tl.sum(total, 0) if reduction != SUM else number(1.0, A)
-
-
-@triton.jit
-def divided(found, divisor, counts):
-    """(d_rest, d_own, d_offset, d_mean) of rows, divided where they count: 0 / 0 is no gradient."""
-    d_rest, d_own = tl.where(counts, found[1] / divisor, 0.0), tl.where(counts, found[2] / divisor, 0.0)
-    return d_rest, d_own, tl.where(counts, found[3] / divisor, 0.0), tl.where(counts, found[4] / divisor, 0.0)
-
-
-@triton.jit
 def finished(
     losses, rest, high, own, rival, mean, divisor, row, rows, target, inside, ignore, offset,
     offset_kind: tl.constexpr, offset_row, offset_lines, share, share_kind: tl.constexpr, share_lines, share_total,
-    weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind: tl.constexpr,
-    guard: tl.constexpr, focal: tl.constexpr,
+    weight, sample_weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing,
+    z_loss, kind: tl.constexpr, guard: tl.constexpr, focal: tl.constexpr, squared: tl.constexpr,
 ):  # fmt: skip
     """(loss, d_rest, d_own, d_offset, d_mean) of rows from their statistics, the slopes divided; all are stored."""
     label = tl.load(target + row, mask=inside, other=ignore)
     found = row_slopes(
         rest, high, own, rival, mean, row, label, inside, ignore, offset, offset_kind, offset_row, offset_lines, share,
-        share_kind, share_lines, share_total, weight, class_margin, class_smoothing, width, order, scale, margin,
-        instance, gamma, smoothing, kind, guard, focal,
+        share_kind, share_lines, share_total, weight, sample_weight, class_margin, class_smoothing, width, order, scale,
+        margin, instance, gamma, smoothing, z_loss, kind, guard, focal, squared,
     )  # fmt: skip
     slopes = divided(found, divisor, label != ignore)
     tl.store(losses + row, found[0], mask=inside)
@@ -154,6 +133,7 @@ def long_once_kernel(
     offset_row,  # [N]
     share,  # as offset
     share_total,  # [1], [N] or [R]: the sums of its lines
+    sample_weight,  # [N]
     weight,  # [C], as the next two
     class_margin,
     class_smoothing,
@@ -170,10 +150,12 @@ def long_once_kernel(
     instance: tl.float64,
     gamma: tl.float64,
     smoothing: tl.float64,
+    z_loss: tl.float64,
     scaled: tl.constexpr,
     kind: tl.constexpr,
     guard: tl.constexpr,
     focal: tl.constexpr,
+    squared: tl.constexpr,
     ranked: tl.constexpr,  # a margin needs the rival
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
@@ -198,7 +180,7 @@ def long_once_kernel(
     from_row = lanes if R == 1 else across(each * stride.to(tl.int32)) + lanes  # 32 bits: fewer registers
     to_row = lanes if R == 1 else across(each * by.to(tl.int32)) + lanes
     ahead = first_block(logits, earliest.to(tl.int64), rows, width, stride, from_row, coarse, group, early, R)
-    divisor = divisor_of(target, weight, rows, width, ignore, reduction, block, A)
+    divisor = divisor_of(target, weight, sample_weight, rows, width, ignore, reduction, block, A)
     tl.store(losses + rows, divisor, mask=tl.program_id(0) == 0)
     for begin in range(earliest, rows, programs):
         leader = tl.zeros((), tl.int64) + begin
@@ -245,8 +227,8 @@ def long_once_kernel(
         _, d_rest, d_own, _, d_mean = finished(
             losses, rest, high, z, found[2], None if share is None else found[3], divisor, row, rows, target,
             present, ignore, offset, offset_kind, offset_row, offset_lines, share, share_kind, share_lines, share_total,
-            weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard,
-            focal,
+            weight, sample_weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma,
+            smoothing, z_loss, kind, guard, focal, squared,
         )  # fmt: skip
         high, d_high, d_middle = finite(high), d_rest * exp(-finite(rest)), None if share is None else d_mean
         one = in_logits(d_own, first, by_row, column_scale, present)
@@ -283,6 +265,7 @@ def short_once_kernel(
     offset_row,  # [N]
     share,  # as offset
     share_total,  # [1], [N] or [R]: the sums of its lines
+    sample_weight,  # [N]
     weight,  # [C], as the next two
     class_margin,
     class_smoothing,
@@ -299,10 +282,12 @@ def short_once_kernel(
     instance: tl.float64,
     gamma: tl.float64,
     smoothing: tl.float64,
+    z_loss: tl.float64,
     scaled: tl.constexpr,
     kind: tl.constexpr,
     guard: tl.constexpr,
     focal: tl.constexpr,
+    squared: tl.constexpr,
     offset_kind: tl.constexpr,
     share_kind: tl.constexpr,
     reduction: tl.constexpr,
@@ -316,7 +301,7 @@ def short_once_kernel(
     exact: tl.constexpr = logits.dtype.element_ty == A
     width, s, total = width * unit, number(scale, A), tl.zeros((R,), A)
     column = tl.arange(0, W)[None, :]
-    divisor = divisor_of(target, weight, rows, width, ignore, reduction, block, A)
+    divisor = divisor_of(target, weight, sample_weight, rows, width, ignore, reduction, block, A)
     tl.store(losses + rows, divisor, mask=tl.program_id(0) == 0)
     for begin in range(tl.program_id(0) * R, rows, tl.num_programs(0) * R):
         row = tl.arange(0, R).to(tl.int64) + begin
@@ -340,7 +325,8 @@ def short_once_kernel(
         loss, d_rest, d_own, _, d_mean = finished(
             losses, rest, high, z, rival, None if share is None else mean, divisor, row, rows, target, present,
             ignore, offset, offset_kind, offset_row, offset_lines, share, share_kind, share_lines, share_total, weight,
-            class_margin, class_smoothing, width, order, scale, margin, instance, gamma, smoothing, kind, guard, focal,
+            sample_weight, class_margin, class_smoothing, width, order, scale, margin, instance, gamma,
+            smoothing, z_loss, kind, guard, focal, squared,
         )  # fmt: skip
         total += loss
         high, d_high = finite(high)[:, None], (d_rest * exp(-finite(rest)))[:, None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import classes_of, counts_of, normal
-from scenes import C, N, all_scenes, feature_scenes, loss_scenes, row_scenes
+from scenes import C, N, all_scenes, feature_scenes, language_scenes, loss_scenes, row_scenes
 from tolerances import assert_close, error
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -82,7 +82,7 @@ def test_vmap_of_grad_by_row(options: dict[str, float]) -> None:
     assert_close(torch.func.vmap(one)(logits, target), leaf.grad)
 
 
-@pytest.mark.parametrize("name", [*row_scenes(), *feature_scenes()])
+@pytest.mark.parametrize("name", [*row_scenes(), *feature_scenes(), *language_scenes()])
 def test_vmap_of_grad_by_batch(name: str) -> None:
     """A stack of three problems at once equals the three one by one."""
     function, leaves = SCENES[name].function, SCENES[name].leaves

@@ -42,6 +42,9 @@ class Case:
     learned: bool = False  # whether the offset takes a gradient
     absent: bool = False  # whether some classes are not there
     gamma: float = 0.0
+    z_loss: float = 0.0
+    rows_weight: str = "none"  # of each row: or "given", "zeros"
+    ahead: int = 0  # the shift of the target
     smoothing: float | str = 0.0  # or "classes"
     reduction: str = "mean"
     margin: tuple[Any, ...] = ()  # its name and arguments; counts are the case's own

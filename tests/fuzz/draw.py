@@ -59,7 +59,7 @@ def shape(d: Draw, function: str) -> None:
     small = d.made["rows"] * d.made["classes"] < 600
     if function in ("offset", "loss") and small and d.of((False, True), 4):
         d.set("places", (2,), (3, 2), (1, 1), (2, 2, 2), (0,))
-    elif function in ("linear_head", "cosine_head") and small and d.of((False, True), 6):
+    elif function in ("linear_head", "cosine_head", "linear", "cosine") and small and d.of((False, True), 6):
         d.set("places", (2,), (2, 3))
     elif function in ("offset", "linear", "cosine", "loss") and d.made["rows"] == 1:
         d.set("single", False, True)
@@ -111,6 +111,11 @@ def tables(d: Draw, function: str) -> None:
         d.set("learned", False, True)
     if not soft:
         d.set("gamma", 0.0, 0.5, 1.0, 2.0, 5.0, usual=6)
+    d.set("z_loss", 0.0, 1e-3, 0.5, usual=6)
+    if d.made["rows"]:
+        d.set("rows_weight", "none", "given", "zeros", usual=3)
+    if not soft and not d.made.get("single"):
+        d.set("ahead", 0, 1, 2, usual=8)
     classes = () if soft else ("classes",)
     d.set("smoothing", 0.0, 0.1, 1.0, 0.9, *classes, usual=5)
 

@@ -50,29 +50,32 @@ def rows_loss(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tenso
         first = first * (1 - own.exp()) ** spec.gamma
     smoothing = in_dtype(spec.smoothing, log_p)
     eps = smoothing[target] if isinstance(smoothing, Tensor) else smoothing
+    more = spec.z_loss * torch.logsumexp(spec.scale * z + offset, 1) ** 2 if spec.z_loss else 0.0
     if isinstance(eps, float) and eps == 0:
-        return first
+        return first + more
     there = offset != -torch.inf
     uniform = -(weight * torch.where(there, log_p, 0.0)).sum(1) / there.sum(1)
-    return (1 - eps) * first + eps * uniform
+    return (1 - eps) * first + eps * uniform + more
 
 
 def reduced(loss: Tensor, target: Tensor, spec: Spec) -> Tensor:
     """Masked, and summed or averaged."""
     kept = target != spec.ignore
-    loss = torch.where(kept, loss, 0.0)
+    rows = torch.ones_like(loss) if spec.by_row is None else in_dtype(spec.by_row, loss)
+    loss = torch.where(kept, rows * loss, 0.0)
     if spec.reduction == "none":
         return loss
     if spec.reduction == "sum":
         return loss.sum()
     if spec.weight is None or spec.average == "batch":
-        return loss.sum() / kept.sum()
-    return loss.sum() / in_dtype(spec.weight, loss)[target[kept]].sum()
+        return loss.sum() / rows[kept].sum()
+    return loss.sum() / (in_dtype(spec.weight, loss)[target[kept]] * rows[kept]).sum()
 
 
 def plain(z: Tensor, target: Any, spec: Spec) -> bool:
     """Whether it is F.cross_entropy itself."""
     usual = isinstance(target, Tensor) and spec.phi == "plain" and spec.gamma == 0 and spec.average == "weighted"
+    usual = usual and spec.by_row is None and not spec.z_loss
     return usual and not isinstance(spec.smoothing, Tensor) and len(z) > 0
 
 
@@ -108,9 +111,11 @@ def probabilities(z: Tensor, target: Tensor, offset: Tensor | None, form: str, s
     share = share if spec.weight is None else share * in_dtype(spec.weight, z)
     log_p = torch.log_softmax(spec.scale * z + offset, 1)
     loss = -(share * torch.where(there > 0, log_p, 0.0)).sum(1)
+    loss = loss + spec.z_loss * torch.logsumexp(spec.scale * z + offset, 1) ** 2 if spec.z_loss else loss
+    rows = torch.ones_like(loss) if spec.by_row is None else in_dtype(spec.by_row, loss)
     if spec.reduction == "none":
-        return loss
-    return loss.sum() if spec.reduction == "sum" else loss.mean()
+        return rows * loss
+    return (rows * loss).sum() if spec.reduction == "sum" else (rows * loss).sum() / rows.sum()
 
 
 def cosines(x: Tensor, w: Tensor, sphere: bool) -> tuple[Tensor, Tensor | None]:

@@ -32,6 +32,8 @@ class Spec:
     weight: Tensor | None = None
     gamma: float = 0.0
     smoothing: float | Tensor = 0.0
+    z_loss: float = 0.0
+    by_row: Tensor | None = None  # a weight for each flat row
     ignore: int = -100
     reduction: str = "mean"
     average: str = "weighted"
@@ -66,23 +68,23 @@ def turned(own: Tensor, rival: Tensor, target: Tensor, spec: Spec, norm: Tensor 
     return own
 
 
-def adjusted(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tensor | None) -> Tensor:
-    """What enters the softmax [R, C], less a number of each row; the target's has its margin."""
+def adjusted(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What enters the softmax [R, C], less a number of each row [R]; the target's has its margin."""
     chosen = F.one_hot(target, z.shape[1]).bool()
     own, rival = z[chosen], z.masked_fill(chosen | (offset == -INF), -INF).amax(1)
     top = z.masked_fill(offset == -INF, -INF).amax(1).detach()
     top = torch.where(top.isfinite(), top, 0.0)[:, None]
     if spec.phi == "plain":
-        return spec.scale * (z - top) + offset
+        return spec.scale * (z - top) + offset, spec.scale * top[:, 0]
     value = turned(own, rival, target, spec, norm)
-    return spec.scale * (torch.where(chosen, value[:, None], z) - top) + offset
+    return spec.scale * (torch.where(chosen, value[:, None], z) - top) + offset, spec.scale * top[:, 0]
 
 
 def rows_loss(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tensor | None = None) -> Tensor:
     """(1 - e) w_y (1 - p_y)^gamma (-log p_y) + e / K sum_c w_c (-log p_c) of each row that counts."""
     if not len(z):
         return z.sum(1)
-    u = adjusted(z, target, offset, spec, norm)
+    u, taken = adjusted(z, target, offset, spec, norm)
     chosen, there = F.one_hot(target, z.shape[1]).bool(), offset != -INF
     weight = torch.ones_like(z[0]) if spec.weight is None else spec.weight
     others = u.masked_fill(chosen, -INF)
@@ -96,6 +98,8 @@ def rows_loss(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tenso
         log_p = torch.where(there, torch.log_softmax(u, 1), 0.0)
         uniform = -torch.where(weight != 0, weight * log_p, 0.0).sum(1) / there.sum(1)  # 0 log 0 is 0
         first = (1 - eps) * first + torch.where(eps > 0, eps * uniform, 0.0)
+    if spec.z_loss:
+        first = first + spec.z_loss * (u.logsumexp(1) + taken) ** 2
     return first * torch.where((u == INF).any(1), math.nan, 1.0)  # as torch has it: inf - inf
 
 
@@ -103,6 +107,7 @@ def kept_rows(z: Tensor, target: Tensor, offset: Tensor, spec: Spec, norm: Tenso
     """The loss of each row, 0 for those that do not count."""
     kept = (target != spec.ignore).nonzero()[:, 0]
     part = rows_loss(z[kept], target[kept], offset[kept], spec, None if norm is None else norm[kept])
+    part = part if spec.by_row is None else part * spec.by_row[kept]
     return torch.zeros_like(z[:, 0]).index_put((kept,), part)
 
 
@@ -114,7 +119,9 @@ def reduced(loss: Tensor, target: Tensor, spec: Spec) -> Tensor:
         return loss.sum()
     kept = target[target != spec.ignore]
     weights = spec.weight[kept] if spec.weight is not None and spec.average == "weighted" else torch.ones_like(kept)
-    return loss.sum() / weights.to(loss.dtype).sum()
+    weights = weights.to(loss.dtype)
+    weights = weights if spec.by_row is None else weights * spec.by_row[target != spec.ignore]
+    return loss.sum() / weights.sum()
 
 
 def spread_offset(offset: Tensor | None, form: str, target: Tensor, z: Tensor) -> Tensor:
@@ -148,12 +155,15 @@ def probabilities(z: Tensor, target: Tensor, offset: Tensor, spec: Spec) -> Tens
     there = (offset != -INF).to(z.dtype)
     share = (1 - spec.smoothing) * target + spec.smoothing * there / there.sum(1, keepdim=True)
     share = share if spec.weight is None else share * spec.weight
-    u = adjusted(z, torch.zeros(len(z), dtype=torch.long), offset, spec, None)
+    rows = torch.ones(len(z), dtype=z.dtype) if spec.by_row is None else spec.by_row
+    z = torch.where((rows == 0)[:, None], 0.0, z)
+    u, taken = adjusted(z, torch.zeros(len(z), dtype=torch.long), offset, spec, None)
     log_p = torch.where(share != 0, torch.log_softmax(u, 1), 0.0)
     loss = -(share * log_p).sum(1) * torch.where((u == INF).any(1), math.nan, 1.0)
+    loss = rows * (loss + spec.z_loss * (u.logsumexp(1) + taken) ** 2 if spec.z_loss else loss)
     if spec.reduction == "none":
         return loss
-    return loss.sum() if spec.reduction == "sum" else loss.sum() / len(loss)
+    return loss.sum() if spec.reduction == "sum" else loss.sum() / rows.sum()
 
 
 def directions(rows: Tensor, hold: bool = False) -> Tensor:

@@ -48,6 +48,9 @@ def settings_of(problem: Problem) -> dict[str, Any]:
         settings["focal_gamma"] = case.gamma
     if isinstance(problem.smoothing, Tensor) or problem.smoothing:
         settings["label_smoothing"] = problem.smoothing
+    settings |= {"z_loss": case.z_loss, "shift": case.ahead}
+    if problem.by_row is not None:
+        settings["sample_weight"] = problem.by_row
     return settings | {"ignore_index": case.ignore_index, "reduction": case.reduction}
 
 
@@ -122,6 +125,8 @@ def spec_of(problem: Problem) -> tuple[Spec, Tensor | None]:
     if case.function not in NAMED:
         smoothing = problem.smoothing
         spec.gamma, spec.smoothing = case.gamma, smoothing.double() if isinstance(smoothing, Tensor) else smoothing
+        spec.z_loss = case.z_loss
+        spec.by_row = problem.flat_weight
         return judge_tables.with_margin(spec, case.margin, problem.counts), None
     if case.loss == "CrossEntropyLoss":
         spec.smoothing = problem.smoothing

@@ -26,6 +26,8 @@ class Problem:
     smoothing: Any
     absent: Tensor  # [C], which classes are not there
     flat: Any  # the target as rows: what judge and eager take
+    by_row: Tensor | None = None  # a weight for each row, of the shape of class indices
+    flat_weight: Tensor | None = None  # the same for flat rows, moved as the target is
     frozen: dict[str, Tensor] = field(default_factory=dict)  # given like leaves, without a gradient
     seen: dict[str, Tensor] = field(default_factory=dict)  # the judge's own logits or cosines
 
@@ -142,8 +144,8 @@ def offset_of(case: Case, source: Source, absent: Tensor) -> Tensor | None:
 
 def soft_targets(case: Case, source: Source, absent: Tensor) -> Tensor:
     """Probabilities of the input's shape, 0 where a class is not there."""
-    shape = shape_of(case) if case.takes_logits else ((case.classes,) if case.single else (case.rows, case.classes))
-    axis = 1 if len(shape) > 1 else 0
+    shape = shape_of(case) if case.takes_logits else (*places_of(case), case.classes)
+    axis = 1 if len(shape) > 1 and case.takes_logits else -1
     value = torch.softmax(2 * source.normal(*shape).movedim(axis, -1).masked_fill(absent, -INF), -1)
     return value.movedim(-1, axis).contiguous().to(case.kind)
 
@@ -167,9 +169,37 @@ def as_rows(case: Case, target: Any) -> Any:
             lam = lam.double().reshape(-1, *(1,) * len(case.places)).expand(places_of(case)).reshape(-1)
         return first.reshape(-1), second.reshape(-1), lam
     if target.is_floating_point():
+        if not case.takes_logits:
+            return target.reshape(-1, case.classes).double()
         rows = target if target.ndim > 1 else target[None]
         return rows.movedim(1, -1).reshape(-1, case.classes).double()
     return target.reshape(-1)
+
+
+def moved(case: Case, value: Tensor, none: float) -> Tensor:
+    """Values that stand `ahead` places further on, `none` where there is no such place."""
+    found, width = torch.full_like(value, none), value.shape[-1] - case.ahead if value.ndim else 0
+    if width > 0:
+        found[..., :width] = value[..., case.ahead :]
+    return found
+
+
+def counted(case: Case, target: Any, by_row: Tensor | None) -> Any:
+    """The target as it is judged: moved, and ignored where a row has no weight."""
+    if isinstance(target, tuple):
+        return *(counted(case, one, by_row) for one in target[:2]), target[2]
+    if target.is_floating_point():
+        return target
+    found = moved(case, target, case.ignore_index) if case.ahead else target
+    return found if by_row is None else torch.where(by_row == 0, case.ignore_index, found)
+
+
+def row_weights(case: Case, source: Source) -> Tensor | None:
+    """A weight for each row; some are 0."""
+    if case.rows_weight == "none":
+        return None
+    found = source.uniform(*places_of(case)) + 0.1
+    return torch.where(source.uniform(*places_of(case)) < 0.3, 0.0, found) if case.rows_weight == "zeros" else found
 
 
 def narrow(case: Case, target: Any) -> Any:
@@ -224,4 +254,10 @@ def build(case: Case, bounded: bool) -> Problem:
         fixed["offset"] = ready.pop("offset")
     if case.frozen and "linear_weight" in ready and len(ready) > 1:
         fixed["linear_weight"] = ready.pop("linear_weight")
-    return Problem(case, ready, narrow(case, target), weight, counts, smoothing, absent, as_rows(case, target), fixed)
+    by_row = row_weights(case, source)
+    by_row = None if by_row is None else by_row.to(case.kind)
+    ahead = by_row if by_row is None or not case.ahead else moved(case, by_row, 0.0)
+    flat = as_rows(case, counted(case, target, ahead))
+    rows = None if ahead is None else ahead.double().reshape(-1)
+    given = narrow(case, target), weight, counts, smoothing, absent, flat
+    return Problem(case, ready, *given, by_row, rows, fixed)

@@ -93,12 +93,13 @@ def slopes(i: Inputs, found: tuple[Tensor, ...], grad: bool) -> tuple[Any, ...]:
 
 
 def terms(sizes: tuple[int, int], dtype: torch.dtype, offset: str | None, smooth: str | None, **fields: Any) -> Terms:
-    """Settings with a table or two."""
+    """Settings with a table or two; each row has a weight where its z-loss counts."""
     share = table(smooth, sizes, 8, dtype, True)
     row = torch.randint(0, 4, (sizes[0],), generator=generator(9)) if "picked" in (offset, smooth) else None
     weight = normal(sizes[1], seed=10, dtype=dtype).abs()
     total = None if share is None else share.sum(1)
-    found = Terms(table(offset, sizes, 6, dtype, False), row, share, total, weight, smoothing=0.1, **fields)
+    by_row = normal(sizes[0], seed=11, dtype=dtype).abs() if "z_loss" in fields else None
+    found = Terms(table(offset, sizes, 6, dtype, False), row, share, total, weight, by_row, smoothing=0.1, **fields)
     return Terms(*(value.to(DEVICE) if isinstance(value, Tensor) else value for value in found))
 
 
@@ -108,7 +109,9 @@ LOSSES = [
     {"kind": Phi.PLAIN, "offset": "each", "smooth": "each", "gamma": 0.5},
     {"kind": Phi.PLAIN, "offset": "picked", "smooth": "one"},
     {"kind": Phi.PLAIN, "offset": "picked", "smooth": "picked", "gamma": 1.0},
+    {"kind": Phi.PLAIN, "offset": "one", "smooth": None, "z_loss": 0.2},
     {"kind": Phi.ADDITIVE, "offset": "one", "smooth": "one", "margin": 0.3, "scale": 5.0},
+    {"kind": Phi.ADDITIVE, "offset": "each", "smooth": "one", "margin": 0.3, "scale": 5.0, "z_loss": 0.1, "gamma": 1.0},
     {"kind": Phi.ANGULAR, "offset": None, "smooth": "one", "margin": 0.5, "scale": 5.0, "guard": True},
     {"kind": Phi.ANGULAR, "offset": "each", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},
     {"kind": Phi.ANGULAR_ALL, "offset": "one", "smooth": None, "margin": 0.7, "scale": 5.0, "instance": 0.9},

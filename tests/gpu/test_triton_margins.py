@@ -50,9 +50,11 @@ def problem(n: int, dtype: torch.dtype, kind: tuple[Any, ...], smooth: bool, gam
     vectors = [rest, top, own, rival, target]
     vectors += [normal(n, seed=6, dtype=dtype) if tables else None, norm]
     vectors += [normal(n, seed=seed, dtype=dtype).abs() if smooth else None for seed in (7, 8, 9)]
-    classes = [normal(C, seed=seed, dtype=dtype).abs() if tables else None for seed in (10, 11)]
+    classes = [
+        normal(size, seed=seed, dtype=dtype).abs() if tables else None for size, seed in ((C, 10), (n, 14), (C, 11))
+    ]
     classes.append(normal(C, seed=12, dtype=dtype).abs() / 4 if tables and smooth else None)
-    found = [*vectors, *classes, 3.0, code, margin, instance, guard, gamma, 0.1, -100]
+    found = [*vectors, *classes, 3.0, code, margin, instance, guard, gamma, 0.1, 0.2 if tables else 0.0, -100]
     return [value.to(DEVICE) if isinstance(value, Tensor) else value for value in found]
 
 
@@ -95,7 +97,7 @@ def alone(own: Tensor, kind: tuple[Any, ...]) -> list[Any]:
     code, margin, instance, guard = kind
     zero = torch.zeros_like(own)
     vectors = [zero + 1e4, zero, own, zero + 2, torch.zeros(len(own), dtype=torch.int64, device=own.device)]
-    return [*vectors, *(None,) * 8, 1.0, code, margin, instance, guard, 0.0, 0.0, -100]
+    return [*vectors, *(None,) * 9, 1.0, code, margin, instance, guard, 0.0, 0.0, 0.0, -100]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -119,7 +121,8 @@ def test_slopes_of_phi(kind: tuple[Any, ...], dtype: torch.dtype) -> None:
 def of_distance(v: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """loss and slopes of plain rows with rest - own = v."""
     zero, target = torch.zeros_like(v), torch.zeros(len(v), dtype=torch.int64, device=v.device)
-    return margins.margins(v, zero, zero, zero, target, *(None,) * 8, 1.0, Phi.PLAIN, 0.0, 0.0, False, gamma, 0.0, -100)
+    numbers = (1.0, Phi.PLAIN, 0.0, 0.0, False, gamma, 0.0, 0.0, -100)
+    return margins.margins(v, zero, zero, zero, target, *(None,) * 9, *numbers)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 5.0])

@@ -19,7 +19,7 @@ from lt_kernels.ops import use_kernels
 
 pytestmark = [pytest.mark.usefixtures("tensor_float"), *MARKS]
 N, C, D = 19, 40, 6
-COUNTS = counts_of(C, 30)
+COUNTS, BY_ROW = counts_of(C, 30), normal(N, seed=31).abs()
 LEAVES = {"z": (N, C), "x": (N, D), "w": (C, D), "b": (C,), "o": (C,)}
 Leaves = dict[str, Tensor]
 Case = Callable[[Leaves, Tensor, Tensor], Tensor]
@@ -49,6 +49,7 @@ def cosines(leaves: Leaves, target: Any, margin: Any, scale: float = 6.0) -> Ten
 OF_FEATURES: dict[str, Case] = {
     "linear": lambda t, y, _: linear(t, y, label_smoothing=0.1, focal_gamma=1.5),
     "bias": lambda t, y, _: linear(t, y, linear_bias=t["b"], reduction="sum"),
+    "weights of rows, z-loss": lambda t, y, _: linear(t, y, sample_weight=BY_ROW.to(t["x"]), z_loss=0.1),
     "mixed": lambda t, y, _: linear(t, mixed(y), label_smoothing=0.1, focal_gamma=1.5),
     "probabilities": lambda t, _, y: linear(t, soft(t["z"], y), linear_bias=t["b"], reduction="none"),
     "sphereface": lambda t, y, _: cosines(t, y, SphereFace(3), 2.0),

@@ -128,6 +128,7 @@ TABLES: Options = [
     {"offset": lambda made: made((N, C)), "focal_gamma": 1.5},
     {"label_smoothing": 0.1, "reduction": "none"},
     {"label_smoothing": lambda made: made((C,)).sigmoid()},
+    {"sample_weight": lambda made: made((N,)).abs(), "z_loss": 0.1, "weight": lambda made: made((C,)).abs()},
 ]
 MARGINS: Options = [
     *({"margin": margin} for margin in (None, CosFace(0.3), ArcFace(0.4), SphereFace(3), SphereFace(3, 1.5))),

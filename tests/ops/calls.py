@@ -55,9 +55,18 @@ TENSORS = {
 }
 BY_CLASS = ("class_margin", "class_smoothing", "scale", "slope", "step", "error", "shift")
 BY_ROW = ("rest", "top", "own", "rival", "own_offset", "norm", "mean", "share", "d_rest", "d_mean", "grad")
+BY_ROW = (*BY_ROW, "sample_weight")
 TENSORS |= {name: numbers(C) for name in BY_CLASS} | {name: numbers(N) for name in BY_ROW}
 NUMBERS: dict[str, Any] = {"scale": 1.0, "start": 0, "classes": C, "ignore_index": -100, "kind": 0, "margin": 0.1}
-NUMBERS |= {"instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.1, "reduction": 1, "want_offset": True}
+NUMBERS |= {
+    "instance": 0.0,
+    "guard": False,
+    "gamma": 0.0,
+    "smoothing": 0.1,
+    "z_loss": 0.1,
+    "reduction": 1,
+    "want_offset": True,
+}
 NUMBERS |= {
     "normalize": 2,
     "row_slab": 2,

@@ -76,6 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "focal": {"focal_gamma": 1.5},
     "weight": {"weight": counts_of(CLASSES, 954) / 100},
     "weight, sum": {"weight": counts_of(CLASSES, 954) / 100, "reduction": "sum"},
+    "weights of rows, z-loss": {"sample_weight": normal(ROWS, seed=956).abs(), "z_loss": 0.2},
     "smoothing": {"label_smoothing": 0.2},
     "smoothing by class": {"label_smoothing": normal(CLASSES, seed=955).sigmoid()},
     "ignored": {"ignore_index": int(TARGET[0])},

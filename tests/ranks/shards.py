@@ -52,6 +52,11 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], Any]] = {
         {"weight": WEIGHT, "focal_gamma": 2.0, "label_smoothing": SMOOTHING},
         TARGET,
     ),
+    "weights of rows, z-loss": (
+        linear_cross_entropy,
+        {"sample_weight": normal(N, seed=14).abs(), "z_loss": 0.2, "weight": WEIGHT},
+        TARGET,
+    ),
     "offset": (linear_cross_entropy, {"offset": normal(C, seed=10), "label_smoothing": 0.2}, TARGET),
     "absent": (linear_cross_entropy, {"offset": ABSENT, "label_smoothing": 0.2, "reduction": "none"}, PRESENT),
     "offset of rows": (linear_cross_entropy, {"offset": normal(N, C, seed=11), "reduction": "none"}, TARGET),

@@ -75,10 +75,10 @@ template <class A> void bind_numbers(py::module_& m) {
   }, py::arg("own").noconvert(), py::arg("order"), py::arg("norm"), py::arg("annealing") = 0.0);
   // the loss and its slopes of one row for each entry of v = rest - own: [6, n]
   m.def("margin_rows", [](py::array_t<A, py::array::c_style> rest, py::array_t<A, py::array::c_style> own, double gamma) {
-    Margins margins{1.0, kPlain, 0.0, 0.0, false, gamma, 0.0};
+    Margins margins{1.0, kPlain, 0.0, 0.0, false, gamma, 0.0, 0.0};
     py::array_t<A> out({py::ssize_t(6), own.size()});
     for (py::ssize_t i = 0; i < own.size(); ++i) {
-      Result<A> r = margins.row<A>({rest.data()[i], 0, own.data()[i], 0, 0, 1, 0, 0, 0}, 0, true, false);
+      Result<A> r = margins.row<A>({rest.data()[i], 0, own.data()[i], 0, 0, 1, 0, 0, 0}, 0, true, false, A(1));
       A values[] = {r.loss, r.d_rest, r.d_own, r.d_offset, r.d_norm, r.d_mean};
       for (int k = 0; k < 6; ++k) out.mutable_at(k, i) = values[k];
     }

@@ -47,6 +47,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "DBM of all": {"kind": 4, "class_margin": True, "instance": 1.0, "scale": 30.0, "reduction": 1},
     "SphereFace": {"kind": 3, "margin": 4.0, "reduction": 1},
     "SphereFace annealed": {"kind": 3, "margin": 4.0, "class_margin": True, "reduction": 1},
+    "z-loss, weights of rows": {"z_loss": 1e-4, "sample_weight": True, "reduction": 1},
     "smoothing by class": {"class_smoothing": True, "reduction": 1},
 }
 
@@ -58,7 +59,7 @@ def _losses() -> Iterator[Call]:
     ):
         rows, classes, _ = SIZES[name]
         given = {"logits": meta(rows, classes, dtype=dtype), "target": meta(rows, dtype=torch.int64), "reduction": 1}
-        given |= tables(rows, classes, dtype).get(option, {}) | settings(option, classes, sums(dtype))
+        given |= tables(rows, classes, dtype).get(option, {}) | settings(option, rows, classes, sums(dtype))
         if given.get("class_smoothing") is not None:
             given["mean_weight"] = meta(1, classes, dtype=sums(dtype))
         if given.get("mean_weight") is not None:
@@ -87,11 +88,11 @@ def _at_once(forward: Call, given: dict[str, Any]) -> Iterator[Call]:
     yield times
 
 
-def settings(option: str, classes: int, kind: torch.dtype) -> dict[str, Any]:
-    """The settings of a loss, with a table [C] where they say True."""
+def settings(option: str, rows: int, classes: int, kind: torch.dtype) -> dict[str, Any]:
+    """The settings of a loss, with a table [C], or [N] for the rows, where they say True."""
     found = LOSSES.get(option, {})
-    named = ("weight", "class_margin", "class_smoothing")
-    return {key: meta(classes, dtype=kind) if key in named else value for key, value in found.items()}
+    named = dict.fromkeys(("weight", "class_margin", "class_smoothing"), classes) | {"sample_weight": rows}
+    return {key: meta(named[key], dtype=kind) if key in named else value for key, value in found.items()}
 
 
 def of_margins() -> Iterator[Call]:
@@ -99,7 +100,7 @@ def of_margins() -> Iterator[Call]:
         for rows, kind in ((256, FP32), (8_192, FP32), (256, FP64)):
             vector = meta(rows, dtype=kind)
             given = dict.fromkeys(("rest", "top", "own", "rival"), vector) | {"target": meta(rows, dtype=torch.int64)}
-            given |= settings(option, 8_142, kind) | ({"norm": vector} if option.startswith("SphereFace") else {})
+            given |= settings(option, rows, 8_142, kind) | ({"norm": vector} if option.startswith("SphereFace") else {})
             given.pop("reduction", None)
             if option.endswith(("smoothing", "smoothing by class")):
                 given |= dict.fromkeys(("own_offset", "mean", "total", "share"), vector)

@@ -33,7 +33,7 @@ _DTYPES = {
 # For each argument a word for its dtype, and a letter for each size; equal letters are equal sizes. "|" means "or".
 _TABLES = {"offset": "number R C", "offset_row": "index N", "mean_weight": "number S C"}
 _NUMBERS = {"rest": "number N", "top": "number N", "d_rest": "number N", "d_own": "number N K"}
-_NUMBERS |= {"d_own_offset": "number N K", "d_mean": "number N", "grad": "number N"}
+_NUMBERS |= {"d_own_offset": "number N K", "d_mean": "number N", "grad": "number N", "sample_weight": "number N"}
 _LOGITS = {"logits": "values N C", "target": "index N K", "row_scale": "number N", "column_scale": "number C"}
 _BY_CLASS = dict.fromkeys(("weight", "class_margin", "class_smoothing"), "number C")
 _ROWS = {**_LOGITS, **_TABLES, **_NUMBERS}
@@ -43,7 +43,7 @@ _SCALES = {"row_scale": "number N | number 0", "column_scale": "number C | numbe
 _FEATURES = {"input": "values N D", "weight": "floating C D", "bias": "floating C", "target": "index N K"}
 _LINEAR = {**_FEATURES, **_TABLES, **_NUMBERS, **_SCALES}
 _MARGINS = dict.fromkeys(("top", "own", "rival", "own_offset", "norm", "mean", "total", "share"), "number N")
-_MARGINS |= {"rest": "real N", "target": "index N", **_BY_CLASS}
+_MARGINS |= {"sample_weight": "number N", "rest": "real N", "target": "index N", **_BY_CLASS}
 _PAIRS = {"first": "place P", "second": "place P", "value": "number P", "count": "index 1"}
 _GRAM = dict.fromkeys(("scale", "slope", "own", "total", "grad", "step", "error", "shift"), "number C")
 _GRAM |= {"weight": "values C D", "unit": "byte C D", "product": "real H W", "dense": "flag T T", **_PAIRS}
