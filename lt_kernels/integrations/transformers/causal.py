@@ -1,0 +1,190 @@
+"""Causal language models whose training step goes from features to the loss, without the logits of all tokens."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, losses, named, plan_of
+from lt_kernels.integrations.transformers.labels import OfKeywords, fitting
+from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, reduced, shifted
+from lt_kernels.losses import CrossEntropyLoss, Loss
+
+Model = TypeVar("Model")
+CAP = "final_logit_softcapping"  # of a configuration: logits c tanh(logits / c)
+_NAMES = inspect.signature(losses.ForCausalLMLoss)
+_CLOSE = 1e-2  # half precision rounds by less, and a cap or a mask changes the logits that are tried by more
+
+
+def fuse_causal_lm(model: Model, loss: Loss | None = None) -> Model:
+    """Make training steps of a causal language model go from its features to the loss, and return the model.
+
+    In training, with labels, `lm_head` hands on the features [B, T, d] and the loss is that of
+    `lt_kernels.functional.linear_cross_entropy` with its class weights: the logits [B, T, V] are never there, and
+    outputs have none. All else is the forward of the model's class, with its auxiliary losses. Evaluation, prediction
+    and generation have the logits as before.
+
+    Args:
+        model: a language model whose `lm_head` is an `nn.Linear`; its logits may be scaled. Change it before it is
+            compiled, sharded or prepared.
+        loss: one of `lt_kernels.losses` of logits, for evaluation too; None is cross-entropy, the library's own.
+
+    Raises:
+        TypeError, ValueError: naming the argument, if something else stands between `lm_head` and the loss. This is
+            seen in a forward of four tokens.
+    """
+    base = base_of(model)
+    loss = checked(CrossEntropyLoss() if loss is None else loss)
+    if loss.needs_logits:
+        raise ValueError(f"loss must not need all logits, got {type(loss).__name__}")
+    fitting(base, loss)
+    _check_class(base)
+    _check_head(base)
+    if type(loss) is not CrossEntropyLoss:
+        base.loss_function = OfKeywords(LabelLoss(loss, True))
+    base.__class__ = in_front(_Fused, type(base))
+    base._lt_loss = _OfFeatures(loss)
+    return model
+
+
+def _check_class(model: Any) -> None:
+    name = type(model).__name__
+    if isinstance(model, _Fused) or "_loss_function" in vars(model):
+        raise ValueError(f"model must have the loss of its class, got a {name} with another: give that as loss")
+    if _cap(model) is not None:
+        raise ValueError(f"model must have logits without a cap, got {CAP}={_cap(model)}")
+    plan = plan_of(model)
+    if not (plan.calls and plan.shift):
+        raise ValueError(f"model must be a causal language model that calls its loss_function, got a {name}")
+    _linear(model)
+
+
+def _linear(model: Any) -> nn.Linear:
+    """The layer that makes the logits."""
+    head = model._modules.get("lm_head")
+    if type(head) is not nn.Linear:
+        raise ValueError(f"model must have an nn.Linear as lm_head, got {type(head).__name__}")
+    return head
+
+
+@contextmanager
+def _standing_in(model: Any, head: nn.Module, loss: Callable[..., Any], capped: bool = False) -> Iterator[None]:
+    """Let the class's forward meet another `lm_head` and another loss, and no cap of the logits."""
+    parts, held = model._modules, vars(model)
+    before, config, own = parts["lm_head"], held["config"], held.get("_loss_function")
+    held["config"], held["_loss_function"] = config if capped else _uncapped(config), loss
+    parts["lm_head"] = head
+    try:
+        yield
+    finally:
+        parts["lm_head"], held["config"] = before, config
+        if own is None:
+            del held["_loss_function"]
+        else:
+            held["_loss_function"] = own
+
+
+def _uncapped(config: Any) -> Any:
+    if getattr(config, CAP, None) is None:
+        return config
+    config = copy.copy(config)
+    setattr(config, CAP, None)
+    return config
+
+
+class _Given(nn.Module):
+    """Stands in for `lm_head`: what it is called with, or what it was given."""
+
+    def __init__(self, output: Tensor | None = None) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features if self.output is None else self.output
+
+
+@torch.no_grad()
+def _check_head(model: Any) -> None:
+    """Raise unless the loss is computed from `lm_head`'s output times a number, capped as the configuration says."""
+    head = _linear(model)
+    ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
+    rows = head.weight.new_tensor([[-90.0], [-3.0], [2.0], [40.0]])
+    features, logits = rows.expand(1, 4, head.in_features), rows.expand(1, 4, head.out_features)
+    passed, seen = _reaching_the_loss(model, ids, features, capped=False), _reaching_the_loss(model, ids, logits)
+    scale = (passed[0, 0, 0] / rows[0, 0]).item() if passed.shape == features.shape else 0.0
+    cap = _cap(model)
+    expected = scale * rows.double()
+    expected = expected if cap is None else cap * torch.tanh(expected / cap)
+    kept = torch.allclose(passed.double(), scale * features.double(), rtol=_CLOSE)
+    same = seen.shape == logits.shape and torch.allclose(seen.double(), expected.expand_as(seen), rtol=_CLOSE)
+    if not (kept and same) or (scale != 1 and (head.bias is not None or cap is not None)):
+        raise ValueError(
+            f"model must compute its loss from lm_head's logits, at most scaled, or capped by {CAP}; "
+            f"a {type(model).__name__} does more"
+        )
+
+
+def _reaching_the_loss(model: Any, ids: Tensor, output: Tensor, capped: bool = True) -> Tensor:
+    """What the loss of a model is computed from if this is the output of its `lm_head`; the model is as before."""
+    found: list[Tensor] = []
+
+    def loss(*args: Any, **kwargs: Any) -> Tensor:
+        found.append(_NAMES.bind(*args, **kwargs).arguments["logits"])
+        return output.new_zeros(())
+
+    training = [(part, part.training) for part in model.modules()]
+    model.eval()
+    with _standing_in(model, _Given(output), loss, capped):
+        model(input_ids=ids, labels=ids, use_cache=False)
+    for part, was in training:
+        part.training = was
+    return found[0]
+
+
+def _cap(model: Any) -> float | None:
+    return getattr(model.config, CAP, None)
+
+
+def _full(features: Tensor) -> AbstractContextManager[Any]:
+    """Autocast of the features' own dtype: the loss of half precision is then float32, as that of transformers is."""
+    half = features.dtype in (torch.float16, torch.bfloat16)
+    return torch.autocast(features.device.type, features.dtype) if half else nullcontext()
+
+
+class _OfFeatures:
+    """The protocol of `model.loss_function`, called with features [B, T, d] in the place of logits."""
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def __call__(self, head: nn.Linear, *args: Any, **kwargs: Any) -> Tensor:
+        given = _NAMES.bind(*args, **kwargs).arguments
+        features, next_ones = given["logits"], given.get("shift_labels")
+        labels = shifted(given["labels"]) if next_ones is None else next_ones
+        labels = labels.reshape(-1).to(features.device)
+        follow(self.loss, features.device)
+        rows = (features.reshape(-1, features.shape[-1]), head.weight, labels, head.bias)
+        with _full(features):
+            return reduced(self.loss, self.loss.from_features, labels, given.get("num_items_in_batch"), *rows)
+
+
+class _Fused(Replaced):
+    """A model whose `lm_head` hands on the features in training."""
+
+    _lt_loss: _OfFeatures
+
+    def around(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        model: Any = self
+        if not model.training or labels_of(forward, args, kwargs)[0] is None:
+            return forward(*args, **kwargs)
+        with _standing_in(model, _Given(), partial(self._lt_loss, _linear(model))):
+            outputs, as_tuple = named(forward, model.config, args, kwargs)
+        outputs = type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
+        return outputs.to_tuple() if as_tuple else outputs
