@@ -34,6 +34,7 @@ PUBLIC = {
     "ops": "memory_budget use_kernels linear_policy extension_status kernels_status instruction_set",
     "distributed": "RankError clip_grad_norm_ gather_batch",
     "doctor": "main report",
+    "integrations.transformers": "compute_loss_func fuse_causal_lm use_loss",
 }
 # What is promised beside a library, by its name: only where that is installed.
 INTEGRATIONS = {
