@@ -34,7 +34,6 @@ PUBLIC = {
     "ops": "memory_budget use_kernels linear_policy extension_status kernels_status instruction_set",
     "distributed": "RankError clip_grad_norm_ gather_batch",
     "doctor": "main report",
-    "integrations.transformers": "compute_loss_func fuse_causal_lm use_loss",
 }
 # What is promised beside a library, by its name: only where that is installed.
 INTEGRATIONS = {
@@ -43,6 +42,7 @@ INTEGRATIONS = {
         "integrations.torchmetrics",
     ): "BalancedAccuracy ExpectedCalibrationError GeometricMean GroupAccuracy",
     ("skorch", "integrations.skorch"): "LongTailClassifier probabilities",
+    ("transformers", "integrations.transformers"): "compute_loss_func fuse_causal_lm use_loss",
 }
 PUBLIC |= {module: names for (library, module), names in INTEGRATIONS.items() if importlib.util.find_spec(library)}
 NAMES = {f"{module}.{name}": (module, name) for module, names in PUBLIC.items() for name in names.split()}
