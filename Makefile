@@ -9,7 +9,7 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,empirical-offset,bs-l
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile gpu-versions readme clean
+.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile gpu-versions readme docs clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
@@ -25,6 +25,7 @@ help:
 	@echo "make gpu-compile  compile every GPU kernel for four generations of GPUs, without one, and predict times; ARGS=--write puts the tables into docs"
 	@echo "make gpu-versions  compile some variants of each by three versions of Triton; ARGS=--write as above"
 	@echo "make readme  write the tables of README and docs from the measured files"
+	@echo "make docs    build the site of the documents into build/site; a warning is an error"
 	@echo "make clean   remove what was built; .venv stays"
 
 # Beside a CPU build of torch an installed torchvision breaks the packages that look for it, so it lies in a folder of
@@ -115,6 +116,9 @@ readme: setup
 	$(BIN)/python -m benchmarks.tables.methods
 	$(BIN)/python -m benchmarks.tables.recipes
 	$(BIN)/python -m benchmarks.tables.reliability
+
+docs: setup
+	$(BIN)/python -m tools.site $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info lt_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis
