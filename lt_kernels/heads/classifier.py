@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lt_kernels.core import checks
 from lt_kernels.core.tables import reset_loss
+from lt_kernels.core.terms import Phi
+from lt_kernels.heads import centers as subcentres
 from lt_kernels.heads import rows
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
@@ -35,6 +37,7 @@ class _Head(nn.Linear):
         mesh: Any,
         sample: float | None,
         logq_correction: bool,
+        centers: int = 1,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features = checks.whole("in_features", in_features)
@@ -44,7 +47,7 @@ class _Head(nn.Linear):
         self.loss, self.sampling = loss, _sampling(sample, logq_correction, loss)
         if mesh is not None:
             loss.shardable()
-        self.weight = rows.empty((self.num_classes, self.in_features), mesh)
+        self.weight = rows.empty((self.num_classes * centers, self.in_features), mesh)
         self.register_parameter("bias", rows.empty((self.num_classes,), mesh) if bias else None)
 
     def __call__(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
@@ -58,6 +61,10 @@ class _Head(nn.Linear):
 
     def draw(self) -> None:
         """Draw the weights of the head itself; a sharded head has the rows that the whole one would have."""
+        raise NotImplementedError
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """The logits [..., C] whose softmax gives the classes' probabilities, without the loss's margin and offset."""
         raise NotImplementedError
 
     def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
@@ -177,6 +184,14 @@ class LinearHead(_Head):
             return logits if offset is None else logits + offset.to(logits.dtype)
         return self.of_features(features, target, linear_bias=self.bias)
 
+    def scaled(self, features: Tensor) -> Tensor:
+        """The logits [..., C] as the loss scales them: softmax gives the probabilities of the classes.
+
+        They hold the prior that the loss has trained them to hold: none with balanced softmax, that of the training set
+        with cross-entropy.
+        """
+        return self(features) * self.loss.scale
+
 
 class CosineHead(_Head):
     """Cosines and the loss of them: head(features, target) -> loss, head(features) -> cosines.
@@ -185,7 +200,10 @@ class CosineHead(_Head):
         in_features, num_classes: d and C.
         loss: one of `lt_kernels.losses`; a margin loss brings its own scale.
         scale: what cosines are multiplied by for a loss that takes logits.
-        mesh, sample, logq_correction: as for `LinearHead`.
+        centers: K class weights for each class, of which the nearest counts (sub-centres, Deng et al., 2020): `weight`
+            is [C K, d], the K of class 0 first, and a class's cosine is the largest of its K. In memory are the
+            cosines [N, C] that are chosen and which they are, and of all [N, C K] a part within the memory budget.
+        mesh, sample, logq_correction: as for `LinearHead`; with one centre alone.
     """
 
     def __init__(
@@ -195,16 +213,20 @@ class CosineHead(_Head):
         loss: Loss,
         *,
         scale: float = 30.0,
+        centers: int = 1,
         mesh: Any = None,
         sample: float | None = None,
         logq_correction: bool = False,
     ) -> None:
-        super().__init__(in_features, num_classes, loss, False, mesh, sample, logq_correction)
+        several = checks.whole("centers", centers)
+        if several > 1 and (mesh is not None or sample is not None):
+            raise ValueError(f"centers must be 1 with mesh or sample, got {centers}")
+        super().__init__(in_features, num_classes, loss, False, mesh, sample, logq_correction, several)
         if loss.needs_features:
             raise ValueError(
                 f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead"
             )
-        self.scale = checks.number("scale", scale, above=0.0)
+        self.scale, self.centers = checks.number("scale", scale, above=0.0), several
         self.draw()
 
     def draw(self) -> None:
@@ -213,9 +235,24 @@ class CosineHead(_Head):
 
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss, or without a target the cosines [..., C]."""
+        if self.centers > 1:
+            return subcentres.evaluate(self, features, target)
         if target is None:
             return placements.columns(_cosines, features, self.weight)
         return self.of_features(features, target, cosine=True, scale=self.scale)
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """The scaled cosines [..., C]: softmax gives the probabilities of the classes, as the loss takes them.
+
+        The scale is that of a margin loss, or the head's own; with `SphereFaceLoss` the features' norms belong to it.
+        They hold the prior that the loss has trained them to hold: none with balanced softmax.
+        """
+        margin = self.loss.margin
+        found = self(features) * (self.loss.scale if self.loss.input_kind == "cosine" else self.scale)
+        return found if margin is None or margin.kind != Phi.SPHERE else found * features.norm(dim=-1, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", centers={self.centers}" if self.centers > 1 else "")
 
 
 def _cosines(features: Tensor, linear_weight: Tensor, _: None = None) -> Tensor:

@@ -43,6 +43,7 @@ INTEGRATIONS = {
     ): "BalancedAccuracy ExpectedCalibrationError GeometricMean GroupAccuracy",
     ("skorch", "integrations.skorch"): "LongTailClassifier probabilities",
     ("transformers", "integrations.transformers"): "compute_loss_func fuse_causal_lm use_loss",
+    ("pytorch_metric_learning", "integrations.metric_learning"): "from_pml miner_weights",
 }
 PUBLIC |= {module: names for (library, module), names in INTEGRATIONS.items() if importlib.util.find_spec(library)}
 NAMES = {f"{module}.{name}": (module, name) for module, names in PUBLIC.items() for name in names.split()}
