@@ -37,7 +37,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "MixtralForCausalLM": ("MixtralConfig", {**LLAMA, "output_router_logits": True, "num_local_experts": 2}),
     "CohereForCausalLM": ("CohereConfig", LLAMA),
     "PhiForCausalLM": ("PhiConfig", LLAMA),
-    "Gemma2ForCausalLM": ("Gemma2Config", LLAMA),
+    "Gemma2ForCausalLM": ("Gemma2Config", {**LLAMA, "final_logit_softcapping": 2.0}),
 }
 CAUSAL = [name for name in CONFIGS if name.endswith(("ForCausalLM", "LMHeadModel"))]
 # What calls nn.CrossEntropyLoss by itself, whatever is set as its loss_function.
@@ -52,8 +52,9 @@ def model(library: Any, name: str, **more: Any) -> Any:
     for part in made.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
+    last = [part for part in made.modules() if isinstance(part, nn.Linear)][-1]
     with torch.no_grad():
-        made.get_parameter(next(n for n, p in reversed(list(made.named_parameters())) if p.ndim > 1)).mul_(20.0)
+        last.weight.mul_(20.0)
     return made.train()
 
 

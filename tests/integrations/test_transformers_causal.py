@@ -21,14 +21,13 @@ transformers = pytest.importorskip("transformers", reason="the extra [integratio
 from lt_kernels.integrations.transformers import fuse_causal_lm, use_loss  # noqa: E402
 
 LLAMA = "LlamaForCausalLM"
-FUSED = [name for name in CAUSAL if name != "Gemma2ForCausalLM"]  # whose logits have a cap
 
 
 def fused(name: str, *loss: losses.Loss) -> Any:
     return fuse_causal_lm(model(transformers, name), *loss)
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_loss_and_gradients_are_the_library_s(name: str):
     own, ours, inputs = model(transformers, name), fused(name), batch(name)
     for more in ({}, {"num_items_in_batch": ITEMS}, {"num_items_in_batch": 40}):
@@ -66,7 +65,7 @@ def test_labels_that_are_shifted_already():
     assert ours(**inputs).loss != ours(**batch(LLAMA)).loss
 
 
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", CAUSAL)
 def test_another_loss_holds_in_training_and_evaluation(name: str):
     inputs, own, ours = batch(name), model(transformers, name), fused(name, losses.BalancedSoftmaxLoss(counts(name)))
     offset = torch.tensor(counts(name)).float().log()
@@ -74,6 +73,21 @@ def test_another_loss_holds_in_training_and_evaluation(name: str):
     wanted = gradients(own, inputs, lambda out: by_hand(name, out.logits, inputs["labels"], offset, ITEMS) + extra(out))
     same(gradients(ours, {**inputs, "num_items_in_batch": ITEMS}), wanted)
     torch.testing.assert_close(ours.eval()(**inputs, num_items_in_batch=ITEMS).loss, wanted[0])
+
+
+@pytest.mark.parametrize("budget", [2**28, 4 * V * 16])
+@pytest.mark.parametrize("loss", ["weight", "batch", "smoothed"])
+def test_capped_logits_by_groups_of_tokens(loss: str, budget: int):
+    """A mean that divides by weights, a prior of the whole batch, and smoothing, in one group and in many."""
+    weight = torch.linspace(0.5, 2.0, V)
+    made: Any = {"weight": losses.Loss(weight=weight), "batch": losses.ARBLoss(counts="batch")}.get(loss)
+    made = losses.CrossEntropyLoss(label_smoothing=0.2) if made is None else made
+    ours, inputs = fused("Gemma2ForCausalLM", made), batch("Gemma2ForCausalLM")
+    with memory_budget(budget):
+        found = gradients(ours, inputs)
+    same(found, gradients(ours.eval(), inputs))
+    plain = model(transformers, "Gemma2ForCausalLM", final_logit_softcapping=None)
+    assert abs(found[0] - gradients(fuse_causal_lm(plain, made), inputs)[0]) > 1e-3
 
 
 class Largest(TorchDispatchMode):
@@ -87,11 +101,12 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_no_tensor_is_as_large_as_the_logits():
+@pytest.mark.parametrize("name", [LLAMA, "Gemma2ForCausalLM"])
+def test_no_tensor_is_as_large_as_the_logits(name: str):
     with memory_budget(N * V * 4), Largest() as ours:
-        gradients(fused(LLAMA), batch(LLAMA))
+        gradients(fused(name), batch(name))
     with Largest() as own:
-        gradients(model(transformers, LLAMA), batch(LLAMA))
+        gradients(model(transformers, name), batch(name))
     assert own.found >= N * T * V > 2 * ours.found
 
 
@@ -171,7 +186,6 @@ def refused(name: str) -> Any:
         "bert": lambda: fuse_causal_lm(model(transformers, "BertForSequenceClassification")),
         "masked": lambda: fuse_causal_lm(model(transformers, "ModernBertForMaskedLM")),
         "head": lambda: fuse_causal_lm(plain),
-        "cap": lambda: fused("Gemma2ForCausalLM"),
         "twice": lambda: fuse_causal_lm(fuse_causal_lm(plain)),
         "other": lambda: fuse_causal_lm(use_loss(plain, losses.CrossEntropyLoss())),
         "lade": lambda: fuse_causal_lm(plain, losses.LADELoss(counts(LLAMA))),
@@ -187,7 +201,6 @@ def refused(name: str) -> Any:
         ("masked", "a causal language model that calls its loss_function, got a ModernBertForMaskedLM"),
         ("head", "nn.Linear as lm_head, got Sequential"),
         ("clamped", "a ClampedForCausalLM does more"),
-        ("cap", "without a cap, got final_logit_softcapping=30.0"),
         ("twice", "got a LlamaForCausalLM with another: give that as loss"),
         ("other", "got a LlamaForCausalLM with another: give that as loss"),
         ("lade", "loss must not need all logits, got LADELoss"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -12,14 +11,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, losses, named, plan_of
+from lt_kernels.integrations.transformers.capped import capped
+from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, named, plan_of
 from lt_kernels.integrations.transformers.labels import OfKeywords, fitting
 from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, reduced, shifted
 from lt_kernels.losses import CrossEntropyLoss, Loss
 
 Model = TypeVar("Model")
 CAP = "final_logit_softcapping"  # of a configuration: logits c tanh(logits / c)
-_NAMES = inspect.signature(losses.ForCausalLMLoss)
 _CLOSE = 1e-2  # half precision rounds by less, and a cap or a mask changes the logits that are tried by more
 
 
@@ -32,8 +31,8 @@ def fuse_causal_lm(model: Model, loss: Loss | None = None) -> Model:
     and generation have the logits as before.
 
     Args:
-        model: a language model whose `lm_head` is an `nn.Linear`; its logits may be scaled. Change it before it is
-            compiled, sharded or prepared.
+        model: a language model whose `lm_head` is an `nn.Linear`; its logits may be scaled, or capped (Gemma 2).
+            Change it before it is compiled, sharded or prepared.
         loss: one of `lt_kernels.losses` of logits, for evaluation too; None is cross-entropy, the library's own.
 
     Raises:
@@ -41,16 +40,16 @@ def fuse_causal_lm(model: Model, loss: Loss | None = None) -> Model:
             seen in a forward of four tokens.
     """
     base = base_of(model)
-    loss = checked(CrossEntropyLoss() if loss is None else loss)
-    if loss.needs_logits:
+    used = checked(CrossEntropyLoss() if loss is None else loss)
+    if used.needs_logits:
         raise ValueError(f"loss must not need all logits, got {type(loss).__name__}")
-    fitting(base, loss)
+    fitting(base, used)
     _check_class(base)
     _check_head(base)
-    if type(loss) is not CrossEntropyLoss:
+    if loss is not None:
         base.loss_function = OfKeywords(LabelLoss(loss, True))
     base.__class__ = in_front(_Fused, type(base))
-    base._lt_loss = _OfFeatures(loss)
+    base._lt_loss = _OfFeatures(used, _cap(base))
     return model
 
 
@@ -58,8 +57,6 @@ def _check_class(model: Any) -> None:
     name = type(model).__name__
     if isinstance(model, _Fused) or "_loss_function" in vars(model):
         raise ValueError(f"model must have the loss of its class, got a {name} with another: give that as loss")
-    if _cap(model) is not None:
-        raise ValueError(f"model must have logits without a cap, got {CAP}={_cap(model)}")
     plan = plan_of(model)
     if not (plan.calls and plan.shift):
         raise ValueError(f"model must be a causal language model that calls its loss_function, got a {name}")
@@ -110,6 +107,9 @@ class _Given(nn.Module):
         return features if self.output is None else self.output
 
 
+_FEATURES = _Given()
+
+
 @torch.no_grad()
 def _check_head(model: Any) -> None:
     """Raise unless the loss is computed from `lm_head`'s output times a number, capped as the configuration says."""
@@ -135,8 +135,8 @@ def _reaching_the_loss(model: Any, ids: Tensor, output: Tensor, capped: bool = T
     """What the loss of a model is computed from if this is the output of its `lm_head`; the model is as before."""
     found: list[Tensor] = []
 
-    def loss(*args: Any, **kwargs: Any) -> Tensor:
-        found.append(_NAMES.bind(*args, **kwargs).arguments["logits"])
+    def loss(logits: Tensor, *others: Any, **named: Any) -> Tensor:
+        found.append(logits)
         return output.new_zeros(())
 
     training = [(part, part.training) for part in model.modules()]
@@ -161,18 +161,26 @@ def _full(features: Tensor) -> AbstractContextManager[Any]:
 class _OfFeatures:
     """The protocol of `model.loss_function`, called with features [B, T, d] in the place of logits."""
 
-    def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+    def __init__(self, loss: Loss, cap: float | None) -> None:
+        self.loss, self.evaluate = loss, loss.from_features if cap is None else partial(capped, loss, cap)
 
-    def __call__(self, head: nn.Linear, *args: Any, **kwargs: Any) -> Tensor:
-        given = _NAMES.bind(*args, **kwargs).arguments
-        features, next_ones = given["logits"], given.get("shift_labels")
-        labels = shifted(given["labels"]) if next_ones is None else next_ones
+    def __call__(
+        self,
+        head: nn.Linear,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        features, labels = logits, shifted(labels) if shift_labels is None else shift_labels
         labels = labels.reshape(-1).to(features.device)
         follow(self.loss, features.device)
         rows = (features.reshape(-1, features.shape[-1]), head.weight, labels, head.bias)
         with _full(features):
-            return reduced(self.loss, self.loss.from_features, labels, given.get("num_items_in_batch"), *rows)
+            return reduced(self.loss, self.evaluate, labels, num_items_in_batch, *rows)
 
 
 class _Fused(Replaced):
@@ -184,7 +192,7 @@ class _Fused(Replaced):
         model: Any = self
         if not model.training or labels_of(forward, args, kwargs)[0] is None:
             return forward(*args, **kwargs)
-        with _standing_in(model, _Given(), partial(self._lt_loss, _linear(model))):
+        with _standing_in(model, _FEATURES, partial(self._lt_loss, _linear(model))):
             outputs, as_tuple = named(forward, model.config, args, kwargs)
         outputs = type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
         return outputs.to_tuple() if as_tuple else outputs

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from lt_kernels.heads import CosineHead
-from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, losses, named, plan_of
+from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, named, plan_of
 from lt_kernels.integrations.transformers.rows import LabelLoss
 from lt_kernels.losses import Loss
 
@@ -92,15 +91,20 @@ class _OfOutputs:
 class OfKeywords:
     """The protocol of `model.loss_function`: the arguments of the losses of transformers, by place or by name."""
 
-    _names = inspect.signature(losses.ForCausalLMLoss)  # the masked one has the same, but for `shift_labels`
-
     def __init__(self, loss: LabelLoss) -> None:
         self.loss = loss
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        given = self._names.bind(*args, **kwargs).arguments
-        items, next_ones = given.get("num_items_in_batch"), given.get("shift_labels")
-        return self.loss(given["logits"], given["labels"], items, next_ones)
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        return self.loss(logits, labels, num_items_in_batch, shift_labels)
 
 
 class _WithLoss(Replaced):

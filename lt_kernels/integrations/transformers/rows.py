@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,17 @@ def shifted(labels: Tensor) -> Tensor:
     return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
 
 
+@contextmanager
+def summing(loss: Loss) -> Iterator[None]:
+    """Let the loss be the sum of its rows."""
+    before = loss.reduction
+    loss.reduction = "sum"
+    try:
+        yield
+    finally:
+        loss.reduction = before
+
+
 def reduced(
     loss: Loss, evaluate: Callable[..., Tensor], labels: Tensor, items: Tensor | int | None, *given: Any
 ) -> Tensor:
@@ -44,12 +56,8 @@ def reduced(
     items = items.to(labels.device) if isinstance(items, Tensor) else items
     if loss.needs_logits:
         return evaluate(*given) * (labels != IGNORED).sum() / items
-    before = loss.reduction
-    loss.reduction = "sum"
-    try:
+    with summing(loss):
         return evaluate(*given) / items
-    finally:
-        loss.reduction = before
 
 
 def follow(loss: Loss, device: torch.device) -> None:
