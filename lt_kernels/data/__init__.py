@@ -1,6 +1,6 @@
 """Imbalance profiles, data sets, samplers and a loader that resumes at the exact batch."""
 
-from lt_kernels.data import cifar, cityscapes, digits, folders, idx, images, scenes, words
+from lt_kernels.data import cifar, cityscapes, digits, folders, hanzi, idx, images, scenes, words
 from lt_kernels.data.base import READERS, LongTailedData, load
 from lt_kernels.data.loader import DealtLoader, ResumableLoader
 from lt_kernels.data.own import folder
@@ -16,6 +16,7 @@ __all__ = [
     "digits",
     "folder",
     "folders",
+    "hanzi",
     "idx",
     "images",
     "load",
