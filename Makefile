@@ -37,7 +37,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml setup.py $(wildcard csrc/*)
-	$(PIP) --no-build-isolation -e '.[train,triton,integrations,export,docs,dev]'
+	$(PIP) --no-build-isolation -e '.[train,triton,integrations,export,hanzi,docs,dev]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/vision torchvision timm
 	@$(BIN)/python -m lt_kernels.doctor
 	@touch $@

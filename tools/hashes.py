@@ -2,7 +2,8 @@
 
 python -m tools.hashes asks pip for the wheels of the pins that the file has not yet, for every Python that serves;
 --all asks for all of them, which takes minutes. Not in it: torch, whose wheels differ between the CPU's and CUDA's
-builds and from registry to registry, nor torchvision, and the peers of the benchmarks, which no setup installs.
+builds and from registry to registry, torchvision and timm, which lie in a folder of their own, jieba, which has no
+wheel, and the peers of the benchmarks, which no setup installs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from tools.pins import PYTHONS, ROOT, Pin, asked, key, pins
 
 FILE = ROOT / "constraints-hashed.txt"
-LEFT_OUT = {"torch", "torchvision", "liger-kernel", "cut-cross-entropy"}
+LEFT_OUT = {"torch", "torchvision", "timm", "jieba", "liger-kernel", "cut-cross-entropy"}
 HEAD = """# The pins of constraints.txt, with the SHA-256 of their wheels for Linux on x86-64 (python -m tools.hashes).
 # `make verify` installs them, and nothing whose hash is another.
 """

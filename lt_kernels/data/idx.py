@@ -6,7 +6,7 @@ import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -109,6 +109,30 @@ def _part(source: Source, root: Path, part: str) -> tuple[Tensor, Tensor]:
     return (pixels.mT.contiguous() if source.sideways else pixels).unsqueeze(1), target
 
 
+def _read(name: str, imbalance: float | None, seed: int, root: Any, samples: str) -> LongTailedData:
+    source = SOURCES[name]
+    checks.choice("samples", samples, ("drawn", "first"))
+    if root is None:
+        raise ValueError(f"root must be the folder with the files of {source.title}, got None")
+    folder = as_path("root", root)
+    images, target = _part(source, folder, "train")
+    rarest = int(torch.bincount(target, minlength=len(source.names)).min())
+    counts = exponential_counts(rarest, len(source.names), 100 if imbalance is None else imbalance)
+    kept = choose(target, counts, seed if samples == "drawn" else None)
+    mean, deviation = _moments(images)
+    return LongTailedData(
+        name=name,
+        train=(images[kept], target[kept]),
+        test=_part(source, folder, "test"),
+        class_counts=torch.tensor(counts),
+        num_classes=len(counts),
+        input_kind="image",
+        class_names=source.names,
+        pixel_mean=(mean,),
+        pixel_deviation=(deviation,),
+    )
+
+
 def _reader(name: str) -> Callable[..., LongTailedData]:
     source = SOURCES[name]
 
@@ -119,26 +143,7 @@ def _reader(name: str) -> Callable[..., LongTailedData]:
         root: str | Path | None = source.root,
         samples: Literal["drawn", "first"] = "drawn",
     ) -> LongTailedData:
-        checks.choice("samples", samples, ("drawn", "first"))
-        if root is None:
-            raise ValueError(f"root must be the folder with the files of {source.title}, got None")
-        folder = as_path("root", root)
-        images, target = _part(source, folder, "train")
-        rarest = int(torch.bincount(target, minlength=len(source.names)).min())
-        counts = exponential_counts(rarest, len(source.names), 100 if imbalance is None else imbalance)
-        kept = choose(target, counts, seed if samples == "drawn" else None)
-        mean, deviation = _moments(images)
-        return LongTailedData(
-            name=name,
-            train=(images[kept], target[kept]),
-            test=_part(source, folder, "test"),
-            class_counts=torch.tensor(counts),
-            num_classes=len(counts),
-            input_kind="image",
-            class_names=source.names,
-            pixel_mean=(mean,),
-            pixel_deviation=(deviation,),
-        )
+        return _read(name, imbalance, seed, root, samples)
 
     where = f" (without it {source.root}, of Debian's package {source.package})" if source.root else ""
     read.__name__ = name.replace("-", "_")

@@ -217,18 +217,13 @@ def not_clipped(rank: int, world: int, group: Any) -> None:
     with pytest.raises(RankError, match="must be the same on every rank, but their norms are"):
         clip_grad_norm_(model.parameters(), 0.01)
     model.body.weight.grad.div_(1 + rank)
-    bias = model.head.bias.grad
-    model.head.bias.grad = None if rank else bias
+    bias, model.head.bias.grad = model.head.bias.grad, None if rank else model.head.bias.grad
     with pytest.raises(RankError, match="the number of gradients of DTensors must be the same on every rank"):
         clip_grad_norm_(model.parameters(), 0.01)
     model.head.bias.grad = bias
     for wrong in ({"max_norm": -1.0}, {"max_norm": math.nan}, {"norm_type": 0}, {"norm_type": -1.0}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a number above 0, or inf, got"):
-            clip_grad_norm_(model.parameters(), **{"max_norm": 1.0, **wrong})
-        name, bad = next(iter(wrong)), world - 1
-        told = f"rank {bad}: ValueError: {name} must be a number above 0"
-        with pytest.raises(ValueError if rank == bad else RankError, match=f"^{name}" if rank == bad else told):
-            clip_grad_norm_(model.parameters(), **{"max_norm": 1.0, **(wrong if rank == bad else {})})
+        with pytest.raises(RankError if rank else ValueError, match=f"{next(iter(wrong))} must be a number above 0"):
+            clip_grad_norm_(model.parameters(), **{"max_norm": 1.0, **({} if rank else wrong)})
     for name in ("max_norm", "norm_type"):
         with pytest.raises(RankError, match=f"{name} must be the same on every rank"):
             clip_grad_norm_(model.parameters(), **{"max_norm": 1.0, name: 1.0 + rank})
