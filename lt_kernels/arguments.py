@@ -124,6 +124,7 @@ def _add_analyze(commands: Any) -> None:
         "runs", nargs="+", metavar="RUN", help="a run's folder; that of a comparison stands for its runs of seed 0"
     )
     analyze.add_argument("--out", metavar="FOLDER", help="where the files go (default: analysis in the runs' folder)")
+    serving.add_checkpoint(analyze)
     analyze.set_defaults(run=_analyze)
 
 
@@ -243,7 +244,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
     _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
     from lt_kernels.train.commands import analyze
 
-    return analyze(arguments.runs, arguments.out)
+    return analyze(arguments.runs, arguments.out, arguments.checkpoint)
 
 
 def _planar(arguments: argparse.Namespace) -> int:

@@ -29,6 +29,8 @@ class LongTailedData:
     Photographs are pixels, uint8 or float32 in 0..1: `pixel_mean` and `pixel_deviation` [channels] are what a network
     takes off and divides by. Inputs, and targets of scenes, may also be `lazy.LazyRows`, which read files when a batch
     is asked for; what such targets hold is not looked at here.
+    resize: what the shorter side of a picture was scaled to before its middle was cut out (0: the inputs' side).
+    validation: samples as those of `test` that training may be stopped by, where some are held out for it.
     Errors: TypeError or ValueError naming the field that contradicts another.
     """
 
@@ -45,6 +47,8 @@ class LongTailedData:
     units: tuple[str, str] = ("samples", "samples")
     pixel_mean: tuple[float, ...] = ()
     pixel_deviation: tuple[float, ...] = ()
+    validation: tuple[Tensor, Tensor] | None = None
+    resize: int = 0
 
     def __post_init__(self) -> None:
         parts: tuple[Literal["train", "test"], ...] = ("train", "test")

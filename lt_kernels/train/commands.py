@@ -16,7 +16,7 @@ from lt_kernels.train.compare.jobs import available_cores, default_jobs, plan, r
 from lt_kernels.train.compare.tables import evaluated_on, rich_table
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed, ToldElsewhere
-from lt_kernels.train.files import COMPARISON, LAST
+from lt_kernels.train.files import COMPARISON, LAST, Which
 from lt_kernels.train.files.folder import claimed, config_text, hinting, prepare_comparison
 from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.plainyaml import written
@@ -41,6 +41,9 @@ def train(arguments: argparse.Namespace) -> int:
 
         result = train_run(settings, folder, resume, None if arguments.quiet else Screen(stderr=True))
     if launch.rank() == 0:
+        if "stopping" in result:
+            told = "after {epochs} epochs; best on validation after {best}, {validation:.2f} %; kept: that after {kept}"
+            print(told.format_map(result["stopping"]))
         words = ", ".join(f"{name} {value:.2f} %" for name, value in result["accuracy"].items())
         print(f"{settings.method} on {settings.data}: {words}\nrun: {folder}")
     return 0
@@ -138,12 +141,12 @@ def go_on_with(words: Sequence[str]) -> str:
     return f"go on with: {shlex.join(['lt-kernels', *resumed])}"
 
 
-def analyze(runs: Sequence[str], out: str | None) -> int:
+def analyze(runs: Sequence[str], out: str | None, checkpoint: Which | None = None) -> int:
     """Draw what finished runs have learnt, and name the page."""
     from lt_kernels.train.analysis.report import analyze_folders
 
     with hinting("the same command writes all of it anew"):
-        page = analyze_folders(runs, out)
+        page = analyze_folders(runs, out, checkpoint)
     print(f"analysis: {page}")
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lt_kernels.data.samplers import SAMPLERS
 from lt_kernels.system.spelling import did_you_mean
@@ -31,9 +31,11 @@ class TrainConfig:
     `augment_views` the one of the views after the first (where a method has several), `augment_crop` the side of the
     crop that augmented scenes have (0: their shorter side); `record` keeps what the analyses draw over the epochs.
     `validation` above 0 puts so many training samples of each class, drawn with `seed`, in the place of the test set,
-    to choose settings on (`data.validation_split`). `validate_every` and `checkpoint_epochs` are in epochs,
-    `checkpoint_steps` in steps within an epoch (0: none);
-    `threads` 0 leaves torch's own number of threads.
+    to choose settings on (`data.validation_split`); with `patience` or `keep_best`, beside it. Then training ends once
+    the mean class accuracy of these samples has not risen for `patience` epochs (0: never), and with `keep_best` the
+    result, on the test set, is that of the epoch after which it was highest. `validate_every` and `checkpoint_epochs`
+    are in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's own number of
+    threads.
 
     `batch_size` counts the samples of an optimiser's step, over all processes and its `accumulate` micro-batches.
     `devices` are the processes on each of `nodes` machines (0: as torchrun started them, else 1), `strategy` how the
@@ -78,6 +80,8 @@ class TrainConfig:
     timeout: int = 600
     seed: int = 0
     validation: int = 0
+    patience: int = 0
+    keep_best: bool = False
     validate_every: int = 1
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
@@ -92,6 +96,11 @@ class TrainConfig:
         """A copy with some settings changed, checked again."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def stops(self) -> bool:
+        """Whether samples held out for validation say when training ends, or which epoch is kept."""
+        return self.patience > 0 or self.keep_best
+
     def settings(self) -> dict[str, Any]:
         """What makes a run the run that it is: `as_dict` without the keys of PLACEMENT."""
         return {key: value for key, value in self.as_dict().items() if key not in PLACEMENT}
@@ -99,6 +108,12 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: what YAML, JSON and a checkpoint can hold."""
         return {key: _plain(getattr(self, key)) for key in FIELDS}
+
+
+def judged_on(settings: Mapping[str, Any]) -> Literal["validation", "test"]:
+    """What a run's accuracies are of: the test set, or training samples in its place."""
+    stops = settings.get("patience") or settings.get("keep_best")
+    return "validation" if settings.get("validation") and not stops else "test"
 
 
 def _plain(value: Any) -> Any:
@@ -145,6 +160,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "timeout": values.integer(1, DAY),
     "seed": values.integer(0),
     "validation": values.integer(0),
+    "patience": values.integer(0),
+    "keep_best": values.flag,
     "validate_every": values.integer(1),
     "checkpoint_epochs": values.integer(1),
     "checkpoint_steps": values.integer(0),

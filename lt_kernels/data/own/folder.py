@@ -41,13 +41,14 @@ def find_pictures(folder: Path) -> Found:
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        inside = sorted(str(path.relative_to(folder)) for path in (folder / name).rglob("*") if _is_picture(path))
+        inside = sorted(str(path.relative_to(folder)) for path in (folder / name).rglob("*") if is_picture(path))
         files += inside
         labels += [label] * len(inside)
     return Found(folder, files, labels, classes)
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -125,4 +126,5 @@ def folder(
             (_list(other, (side, test_cut), threads), torch.tensor(other.labels, dtype=torch.int64)),
         )
     both = [(stored(rows, lazy), target) for rows, target in parts]
-    return assembled("folder", both[0], both[1], found.classes, **pixels(pixel_mean, pixel_deviation))
+    centred = pixels(pixel_mean, pixel_deviation)
+    return assembled("folder", both[0], both[1], found.classes, resize=side, **centred)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lt_kernels import metrics
 from lt_kernels.train.analysis.margins import MarginCurves, margin_curves
+from lt_kernels.train.files import Which
 from lt_kernels.train.model.readings import Reading, evenly, take_reading
 from lt_kernels.train.run.components import History, read_history
 
@@ -92,11 +93,11 @@ class Analysis:
         return whole
 
 
-def analyze_run(name: str, folder: Path) -> Analysis:
-    """Analyse the finished run of a folder; errors are those of `load_run`."""
+def analyze_run(name: str, folder: Path, checkpoint: Which | None = None) -> Analysis:
+    """Analyse the finished run of a folder; checkpoint and errors are those of `load_run`."""
     from lt_kernels.train.run.loading import load_run
 
-    _, data, module = load_run(folder)
+    _, data, module = load_run(folder, checkpoint)
     history = read_history(folder, data.num_classes)
     return analyze(name, take_reading(module, data), data.class_names, history)
 

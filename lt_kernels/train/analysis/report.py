@@ -15,7 +15,7 @@ from lt_kernels.train.analysis import tables
 from lt_kernels.train.analysis.entries import ENTRIES, Analyses
 from lt_kernels.train.analysis.measures import analyze_run
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD
+from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD, Which
 from lt_kernels.train.files.folder import claimed, recorded
 from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.output import figures
@@ -134,22 +134,22 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def analyze_folders(folders: Sequence[str], out: str | None) -> Path:
+def analyze_folders(folders: Sequence[str], out: str | None, checkpoint: Which | None = None) -> Path:
     """Analyse finished runs on one data set together; return the page's path.
 
     Without `out`, the files are in `analysis` in the run's folder, or in the folder that all runs have in common.
-    Errors: ConfigError naming the folder that cannot be analysed.
+    checkpoint: as for `load_run`. Errors: ConfigError naming the folder that cannot be analysed.
     """
     runs = find_runs(folders)
     names = name_runs(runs)
     common = Path(os.path.commonpath([folder.resolve() for folder in runs]))
     target = Path(out) if out else (runs[0] if len(runs) == 1 else common) / "analysis"
     with claimed(target):
-        return _analyze(runs, names, target)
+        return _analyze(runs, names, target, checkpoint)
 
 
-def _analyze(runs: Sequence[Path], names: Sequence[str], target: Path) -> Path:
-    analyses = [analyze_run(name, folder) for name, folder in zip(names, runs, strict=True)]
+def _analyze(runs: Sequence[Path], names: Sequence[str], target: Path, checkpoint: Which | None) -> Path:
+    analyses = [analyze_run(name, folder, checkpoint) for name, folder in zip(names, runs, strict=True)]
     for analysis, folder in zip(analyses, runs, strict=True):
         if analysis.counts.tolist() != analyses[0].counts.tolist():
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lt_kernels.train.config import judged_on
 from lt_kernels.train.published import Figure, figures_for
 
 HEADING = "published"
@@ -12,7 +13,7 @@ HEADING = "published"
 
 def published_for(name: str, config: Mapping[str, Any]) -> tuple[Figure, ...]:
     """The figures of a method or variant for a run's data, imbalance, network and epochs; none for a validation set."""
-    if config.get("validation"):
+    if judged_on(config) == "validation":
         return ()
     return tuple(figures_for(config, name) or figures_for(config, name, "miou"))
 

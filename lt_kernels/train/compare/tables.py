@@ -14,6 +14,7 @@ from rich.table import Table
 from lt_kernels import doctor
 from lt_kernels.system.terminal import shown
 from lt_kernels.train.compare.beside import HEADING, cell, footnotes, published_for, sources
+from lt_kernels.train.config import judged_on
 from lt_kernels.train.methods.variants import title_of
 from lt_kernels.train.model.scores import GROUPS
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
@@ -186,7 +187,7 @@ def training_csv(rows: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) ->
 
 def evaluated_on(config: Mapping[str, Any]) -> str:
     """What a run's accuracies are of."""
-    return "validation samples" if config.get("validation") else "the balanced test set"
+    return "the balanced test set" if judged_on(config) == "test" else "validation samples"
 
 
 def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | int]:
@@ -200,7 +201,7 @@ def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | i
         "counted": units["counts"],
         "grouped": units["groups"],
         "training_samples": result["samples"]["train"],
-        f"{'validation' if config.get('validation') else 'test'}_samples": result["samples"]["test"],
+        f"{judged_on(config)}_samples": result["samples"]["test"],
         "network": config["network"],
         "epochs": config["epochs"],
         "seeds": seeds,

@@ -11,7 +11,7 @@ from lt_kernels.system import storage
 from lt_kernels.system.interrupts import Interrupted
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed
-from lt_kernels.train.files import COMPARISON, CONFIG, FAILED, KEPT, LAST, OWN, RESULT
+from lt_kernels.train.files import BEST, COMPARISON, CONFIG, FAILED, KEPT, LAST, OWN, RESULT
 from lt_kernels.train.files.results import checked_result
 from lt_kernels.train.plainyaml import written
 from lt_kernels.train.recipes import read_config, read_settings
@@ -74,6 +74,8 @@ def begin_run(config: TrainConfig, folder: Path) -> None:
 
         (folder / LAST).unlink(missing_ok=True)
         remove_shards(folder)
+    if not (folder / LAST).exists():
+        (folder / BEST).unlink(missing_ok=True)
     (folder / FAILED).unlink(missing_ok=True)
     write_config(config, folder / CONFIG)
 

@@ -28,12 +28,19 @@ def load_data(config: TrainConfig) -> LongTailedData:
     """
     try:
         data = load(config.data, config.imbalance, **config.data_options)
-        return validation_split(data, config.validation, config.seed) if config.validation else data
+        if config.validation:
+            data = validation_split(data, config.validation, config.seed, "validation" if config.stops else "test")
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"data {config.data}, imbalance {config.imbalance}, data_options {config.data_options}, validation "
             f"{config.validation}: {error}"
         ) from error
+    if config.stops and data.validation is None:
+        raise ConfigError(
+            f"validation must be above 0 where patience or keep_best is set, so that training is not stopped by the "
+            f"test set, got {config.validation}"
+        )
+    return data
 
 
 def build_module(config: TrainConfig, data: LongTailedData, ranks: Ranks = ALONE) -> Classifier:

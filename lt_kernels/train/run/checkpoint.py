@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lt_kernels.data import LongTailedData
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.files import LAST
+from lt_kernels.train.files import BEST, LAST
 from lt_kernels.train.files.folder import is_given_up, same_settings
 from lt_kernels.train.files.shards import check_shards, remove_shards
 from lt_kernels.train.files.tensors import read_sealed, write_sealed
@@ -35,6 +36,7 @@ def data_facts(data: LongTailedData) -> dict[str, Any]:
         "training samples": len(data.train[1]),
         "test samples": len(data.test[1]),
         "class counts": hashlib.sha256(counts.tobytes()).hexdigest(),
+        **({} if data.validation is None else {"validation samples": len(data.validation[1])}),
     }
 
 
@@ -103,15 +105,16 @@ def saved_for(config: TrainConfig, data: LongTailedData, folder: Path, ranks: Ra
 
 
 class ExactResume(Callback):
-    """Save `last.ckpt` every `steps` steps within an epoch (0: never) and after every `epochs`-th epoch and the last
-    one.
+    """Save `last.ckpt` every `checkpoint_steps` steps within an epoch (0: never), after every `checkpoint_epochs`-th
+    epoch and after the last one; and before it `best.ckpt`, where `best` says that the epoch is that. A run that is
+    killed between the two repeats the epoch, and writes both.
 
     Must be the last callback: what it saves is the state after every other callback's work.
     """
 
-    def __init__(self, folder: Path, epochs: int, steps: int, ranks: Ranks) -> None:
-        self.path = folder / LAST
-        self.epochs, self.steps, self.ranks = epochs, steps, ranks
+    def __init__(self, folder: Path, config: TrainConfig, ranks: Ranks, best: Callable[[], bool]) -> None:
+        self.folder, self.ranks, self.best = folder, ranks, best
+        self.epochs, self.steps = config.checkpoint_epochs, config.checkpoint_steps
         self._between_epochs = False
         self._states: dict[str, Any] | None = None
 
@@ -142,15 +145,17 @@ class ExactResume(Callback):
         """Save within an epoch, between two steps; after its last batch `on_train_epoch_end` does."""
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self.steps and trainer.global_step % self.steps == 0 and between and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.folder / LAST)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after an epoch."""
         done = trainer.current_epoch + 1
-        if done % self.epochs == 0 or done == trainer.max_epochs or self.steps:
-            self._between_epochs = True
-            trainer.save_checkpoint(self.path)
-            self._between_epochs = False
+        due = done % self.epochs == 0 or done == trainer.max_epochs or self.steps or trainer.should_stop
+        for name, wanted in ((BEST, self.best()), (LAST, due)):
+            if wanted:
+                self._between_epochs = True
+                trainer.save_checkpoint(self.folder / name)
+                self._between_epochs = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the loops' counters as they are between two epochs: the trainer repeats or loses an epoch if saved a

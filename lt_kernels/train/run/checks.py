@@ -25,6 +25,19 @@ def check_ranks(config: TrainConfig, ranks: Ranks) -> None:
         raise ConfigError("record must be false with several processes or accumulate above 1, got true")
     if config.sync_batch_norm and ranks.world > 1 and not torch.cuda.is_available():
         raise ConfigError("sync_batch_norm must be false without GPUs, for which torch has it alone, got true")
+    if config.keep_best and ranks.world > 1 and "sharded" in (config.head, {"fsdp": "sharded"}.get(config.strategy)):
+        raise ConfigError("keep_best must be false where processes hold shares of the network or the head, got true")
+
+
+def check_stopping(config: TrainConfig) -> None:
+    """A method that goes on after its last epoch, with a second stage or the head, has no epoch to be stopped at."""
+    method = find_method(config.method)
+    if config.stops and (method.second is not None or method.closing is not None):
+        key = "patience" if config.patience else "keep_best"
+        raise ConfigError(
+            f"{key} must be left out with the method {config.method}, which needs its last epoch, got "
+            f"{getattr(config, key)}"
+        )
 
 
 def check_mixing(config: TrainConfig, data: LongTailedData) -> None:

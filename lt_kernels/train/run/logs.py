@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class EpochLog(Callback):
 
     def __init__(self, folder: Path, data: LongTailedData, every: int, ranks: Ranks = ALONE) -> None:
         self.folder, self.data, self.every, self.ranks = folder, data, every, ranks
+        held = data.validation
+        self.judged = data if held is None else dataclasses.replace(data, test=held)
         self.rows: list[dict[str, float]] = []
         self.started = 0.0
         self._clear()
@@ -115,7 +118,7 @@ class EpochLog(Callback):
             "seconds": self._elapsed(),
         }
         if done % self.every == 0 or done == trainer.max_epochs:
-            row.update(judge(pl_module, self.data, self.ranks).groups)
+            row.update(judge(pl_module, self.judged, self.ranks).groups)
         self.rows.append(row)
         self._clear()
         self.started = time.perf_counter()

@@ -23,7 +23,7 @@ from lt_kernels.system import interrupts
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.files import LAST, RESULT
+from lt_kernels.train.files import BEST, LAST, RESULT
 from lt_kernels.train.files.folder import begin_run, claimed, noting_failure, prepare_run, read_result
 from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.model import readings
@@ -32,11 +32,13 @@ from lt_kernels.train.model.scores import judge
 from lt_kernels.train.ranks.group import Ranks, noticing_loss, together
 from lt_kernels.train.run.build import build_module, load_data
 from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO, saved_for
+from lt_kernels.train.run.checks import check_stopping
 from lt_kernels.train.run.components import ComponentLog
-from lt_kernels.train.run.loading import add_teacher
+from lt_kernels.train.run.loading import add_teacher, fill
 from lt_kernels.train.run.logs import EpochLog
 from lt_kernels.train.run.parts import PartLog
 from lt_kernels.train.run.progress import EpochBar
+from lt_kernels.train.run.stopping import Stopping
 from lt_kernels.train.run.strategy import placed, precision_of
 
 
@@ -73,14 +75,16 @@ def _train(config: TrainConfig, folder: Path, resume: bool, console: Console | N
         saved = ranks.alike(lambda: saved_for(config, log.data, folder, ranks))
         ranks.lead(lambda: begin_run(config, folder))  # not before the settings are known to be good
         with noting_failure(folder), noticing_loss(config):
-            fit(config, module, log, order, folder, console if ranks.first else None, saved)
-            result = summarize(config, module, log)
+            stopping = fit(config, module, log, order, folder, console if ranks.first else None, saved)
+            about = {"stopping": stopping.about(config.keep_best)} if config.stops else {}
+            result = summarize(config, module, log) | about
         ranks.lead(lambda: write_whole(folder / RESULT, json.dumps(result, indent=1)))
     return result
 
 
 def _made(config: TrainConfig, folder: Path, ranks: Ranks) -> tuple[Classifier, Order, EpochLog]:
     """The classifier, the order of its samples and the record of a run."""
+    check_stopping(config)
     data = load_data(config)
     module = build_module(config, data, ranks)
     add_teacher(module, data)
@@ -95,17 +99,21 @@ def fit(
     folder: Path,
     console: Console | None,
     saved: SealedCheckpointIO | None = None,
-) -> None:
-    """Train to the last epoch, from `last.ckpt` where there is one."""
+) -> Stopping:
+    """Train to the last epoch, from `last.ckpt` where there is one, and leave the module as it or the epoch that is
+    kept left it.
+    """
     bar = [EpochBar(log, console)] if console is not None else []
     recorder = [ComponentLog(folder, log.data), PartLog(folder, log.data)] if config.record else []
-    saver = ExactResume(folder, config.checkpoint_epochs, config.checkpoint_steps, log.ranks)
+    stopping = Stopping(log, config.patience)
+    watching = [stopping] if config.stops else []
+    saver = ExactResume(folder, config, log.ranks, lambda: config.keep_best and stopping.improved)
     last = folder / LAST
     with quiet_trainer():
         trainer = Trainer(
             max_epochs=total_epochs(config.method, config.epochs, config.method_options),
             plugins=[saved or SealedCheckpointIO(config, log.data), precision_of(config)],
-            callbacks=[EpochSettings(log.ranks), Closing(log.data), log, *bar, *recorder, saver],
+            callbacks=[EpochSettings(log.ranks), Closing(log.data), log, *bar, *recorder, *watching, saver],
             limit_train_batches=config.epoch_steps * config.accumulate or 1.0,
             limit_val_batches=0,
             logger=False,
@@ -117,6 +125,9 @@ def fit(
         )
         loader = loader_of(config, log.data, order, log.ranks)
         trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if config.keep_best:
+        fill(module, folder / BEST, config, log.data)
+    return stopping
 
 
 def loader_of(config: TrainConfig, data: LongTailedData, order: Order, ranks: Ranks) -> ResumableLoader:
@@ -195,10 +206,11 @@ def order_of(module: Classifier, data: LongTailedData) -> Order:
 
 
 def summarize(config: TrainConfig, module: Classifier, log: EpochLog) -> dict[str, Any]:
-    """What a run came to, as plain numbers: accuracies in percent after the last epoch (never the best one)."""
+    """What a run came to, as plain numbers: accuracies in percent after the last epoch, or the one that is kept."""
     data = log.data
     final = judge(module, data, log.ranks)
     counts, grouped = data.units
+    held = {} if data.validation is None else {"validation": len(data.validation[1])}
     return {
         "config": config.as_dict(),
         "accuracy": final.groups,
@@ -206,7 +218,7 @@ def summarize(config: TrainConfig, module: Classifier, log: EpochLog) -> dict[st
         **({} if final.per_class_iou is None else {"per_class_iou": final.per_class_iou}),
         "class_counts": data.class_counts.tolist(),
         "units": {"counts": counts, "groups": grouped},
-        "samples": {"train": len(data.train[1]), "test": len(data.test[1])},
+        "samples": {"train": len(data.train[1]), "test": len(data.test[1]), **held},
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in log.rows),
         "seconds": sum(row["seconds"] for row in log.rows),

@@ -7,6 +7,7 @@ from typing import Any
 
 from lt_kernels.train import need
 
+CHECKPOINT = "the state after the last epoch or the best one (default: the one whose accuracies the run's result has)"
 PRIOR = "class prior of the probabilities: uniform, train (that of the training set), or a CSV file with the columns "
 PRIOR += "class,prior (default: that of the method's own prediction)"
 
@@ -30,8 +31,14 @@ def _add_predict(commands: Any) -> None:
     what.add_argument("--split", choices=("test",), default="test", help="the run's test set (default)")
     predict.add_argument("--top", type=int, metavar="K", help="how many classes a line has (default: 5, or all)")
     predict.add_argument("--prior", metavar="WHICH", help=PRIOR)
+    add_checkpoint(predict)
     predict.add_argument("--out", metavar="FILE", help="the CSV file (default: predictions.csv in the run's folder)")
     predict.set_defaults(run=_predict)
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    """The argument that says which of a run's checkpoints is read."""
+    command.add_argument("--checkpoint", choices=("last", "best"), help=CHECKPOINT)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.data.images import FORMATS, ImageList
+from lt_kernels.data.images import ImageList
+from lt_kernels.data.own.folder import is_picture
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.serve.scoring import Standardized
 
@@ -40,17 +41,11 @@ def files_of(paths: Sequence[str]) -> list[str]:
     for path in map(Path, paths):
         if not path.exists():
             raise ConfigError(f"--input must name files or folders, got {str(path)!r}, which is missing")
-        inside = [path] if not path.is_dir() else sorted(file for file in path.rglob("*") if _is_picture(file))
+        inside = [path] if not path.is_dir() else sorted(file for file in path.rglob("*") if is_picture(file))
         if not inside:
             raise ConfigError(f"--input must name folders with pictures, got {str(path)!r} with none")
         found += map(str, inside)
     return found
-
-
-def _is_picture(file: Path) -> bool:
-    from PIL import Image
-
-    return Image.registered_extensions().get(file.suffix.lower()) in FORMATS and file.is_file()
 
 
 def pictures_of(files: Sequence[str], data: LongTailedData) -> ImageList:
@@ -60,11 +55,8 @@ def pictures_of(files: Sequence[str], data: LongTailedData) -> ImageList:
     """
     channels, *size = check_pictures(data)
     test: Any = data.test[0]
-    if isinstance(test, ImageList):
-        resize, crop, threads = test.resize, test.crop, test.threads
-    else:
-        resize, crop, threads = size[0], size[0], 0
-    return (ImageList if channels == 3 else GreyList)(files, "", resize, crop, threads)
+    resize, threads = (test.resize, test.threads) if isinstance(test, ImageList) else (data.resize or size[0], 0)
+    return (ImageList if channels == 3 else GreyList)(files, "", resize, size[0], threads)
 
 
 def check_pictures(data: LongTailedData) -> list[int]:

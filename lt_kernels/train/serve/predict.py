@@ -26,7 +26,7 @@ PREDICTIONS = "predictions.csv"
 
 def predict(arguments: argparse.Namespace) -> int:
     """Write the likeliest classes of files, or of the run's test set, and name the file."""
-    config, data, module = load_run(arguments.run_folder)
+    config, data, module = load_run(arguments.run_folder, arguments.checkpoint)
     if data.input_kind == "scene":
         raise ConfigError(f"the run must have one class an input, got {data.name}, where each pixel has one")
     top = min(5, data.num_classes) if arguments.top is None else arguments.top

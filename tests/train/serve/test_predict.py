@@ -106,6 +106,25 @@ def test_colours_become_grey_as_pillow_makes_them(tmp_path: Path) -> None:
     assert (grey[0][0].int() - expected.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_photographs_are_cut_as_the_test_set_is(lazy: bool, tmp_path: Path) -> None:
+    """Their shorter side is scaled to 12 pixels and the middle 8 are cut out, also where they are kept in memory."""
+    draw = np.random.default_rng(0)
+    for part, label, number in (("train", "a", 8), ("train", "b", 4), ("test", "a", 3), ("test", "b", 3)):
+        (tmp_path / part / label).mkdir(parents=True)
+        for place in range(number):
+            pixels = draw.integers(0, 256, (20, 24 + place, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / label / f"{place}.png")
+    options = {"root": str(tmp_path), "resize": 12, "train_crop": 8, "crop": 8, "lazy": lazy}
+    train_run(QUICK.replace(data="folder", data_options=options), tmp_path / "run")
+    run = str(tmp_path / "run")
+    known, found = (
+        lines([run, *words], tmp_path / "p.csv") for words in ([], ["--input", str(tmp_path / "test"), "--top", "2"])
+    )
+    assert [cells[2:] for cells in known] == [cells[1:] for cells in found]
+    assert {cells[1] for cells in known[1:]} == {"a", "b"} == set(found[1][1::2])
+
+
 def test_wrong_words(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text("class,prior\n0,1\n0,1\n")
