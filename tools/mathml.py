@@ -8,6 +8,8 @@ from typing import Any
 
 # What pymdownx.arithmatex leaves in a page: \(...\) within a line, \[...\] as a block.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+# The converter leaves no space between the name of a function and what it is of.
+FUNCTION = re.compile(r"(<mi>(?:log|exp|cos|sin|max|min|arccos|arcsin|arctan)</mi>)(?=<m(?:i|n|sub|sup|frac|over)\b)")
 
 
 def mathml(formula: str, block: bool) -> str:
@@ -23,7 +25,7 @@ def mathml(formula: str, block: bool) -> str:
     unknown = re.search(r"\\[A-Za-z]+", found)
     if unknown is not None:
         raise ValueError(f"{unknown[0]} is not understood in the formula {formula.strip()!r}")
-    return found
+    return FUNCTION.sub(r'\1<mspace width="0.17em"/>', found)
 
 
 def on_page_content(text: str, page: Any, **more: Any) -> str:

@@ -77,19 +77,24 @@ def gather(pages: Path) -> None:
 
 
 def nested(text: str) -> str:
-    """Markdown whose lists are indented by four columns, as Python-Markdown wants it, and not as far as their text."""
-    lines, widths, fence = [], [], False
+    """Markdown with the lists that Python-Markdown wants: indented by four columns, and not as far as their text; and
+    with an empty line before an entry that comes after an entry of several paragraphs.
+    """
+    lines: list[str] = []
+    widths: list[int] = []
+    fence = parts = False  # inside code; after an empty line within an entry
     for line in text.splitlines():
-        depth = len(line) - len(line.lstrip())
-        inside = [width for width in widths if depth >= width] if line.strip() else widths
-        if not fence and line.strip():
-            widths = inside
-        moved = " " * 4 * len(inside) + line[inside[-1] if inside else 0 :] if line.strip() else line
-        lines.append(moved)
+        if line.strip() and not fence:
+            widths = [width for width in widths if len(line) - len(line.lstrip()) >= width]
+        mark = None if fence else re.match(r" *(?:[-*]|\d+\.) +(?=\S)", line)
+        if mark and parts and lines[-1]:
+            lines.append("")
+        start = min(widths[-1] if widths else 0, len(line) - len(line.lstrip()))
+        lines.append(" " * 4 * len(widths) + line[start:] if line.strip() else "")
         fence ^= line.lstrip().startswith("```")
-        mark = re.match(r" *(?:[-*]|\d+\.) +(?=\S)", line)
-        if mark and not fence:
-            widths = [*inside, mark.end()]
+        parts = bool(widths) and not mark and (parts or not line.strip())
+        if mark:
+            widths = [*widths, mark.end()]
     return "\n".join(lines) + "\n"
 
 

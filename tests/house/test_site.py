@@ -106,7 +106,9 @@ GIVEN = """1. one
      code
        deep
      ```
+   still one
 2. two
+3. three
 
 end
   same
@@ -120,7 +122,10 @@ MOVED = """1. one
         code
           deep
         ```
+    still one
+
 2. two
+3. three
 
 end
   same
@@ -140,6 +145,7 @@ def test_anchors_are_those_of_github() -> None:
 @needs_mkdocs
 def test_formulas() -> None:
     assert mathml("n_c", False).startswith("<math")
+    assert "<mi>log</mi><mspace" in mathml(r"\log p", False)
     assert 'display="block"' in mathml(r"\frac{1}{n_c}", True)
     with pytest.raises(ValueError, match=r"\\nosuch is not understood in the formula 'a \\+\\nosuch'"):
         mathml(r"a \nosuch", False)
