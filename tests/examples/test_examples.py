@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from vision import beside
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 LINES = 60
 
 
@@ -33,3 +35,33 @@ def test_an_example_runs(path: Path, tmp_path: Path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short(path: Path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < LINES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_cell_by_cell(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """In one namespace, as a kernel does it; every figure that a cell shows has something in it."""
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    shown: list[int] = []
+
+    def show() -> None:
+        shown.extend(len(axes.lines) + len(axes.images) for axes in pyplot.gcf().axes)
+        pyplot.close("all")
+
+    monkeypatch.setattr(pyplot, "show", show)
+    space: dict[str, object] = {"__name__": "__main__"}
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), space)
+    assert shown
+    assert min(shown) > 0
+    assert "geometric mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_without_output(path: Path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        assert cell["cell_type"] == "markdown" or (cell["outputs"] == [] and cell["execution_count"] is None)
