@@ -11,6 +11,7 @@ from benchmarks.tables.markdown import markdown, section
 from lt_kernels.train.config import make_config
 from lt_kernels.train.published import carried, network_name
 from lt_kernels.train.recipes import RECIPES, read_settings
+from lt_kernels.train.values import title
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
 # Recipes of data sets that need no files, or those of the user.
@@ -33,7 +34,7 @@ def row(path: Path) -> list[str]:
     config = make_config(read_settings(path))
     sources = dict.fromkeys(figure.where() for figure in carried(path.stem))
     network = network_name(config.as_dict())
-    way = f"{config.epochs}, {config.batch_size}, {config.lr:g} {config.schedule}"
+    way = f"{config.epochs}, {config.batch_size}, {config.lr:g} {title(config.schedule)}"
     none = f"`{config.method}`: none here"
     link = f"[{path.stem}](../lt_kernels/recipes/{path.name})"
     return [link, network, way, ", ".join(figures_of(path.stem)) or none, "; ".join(sources) or "-"]

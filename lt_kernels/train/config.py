@@ -37,6 +37,11 @@ class TrainConfig:
     are in epochs, `checkpoint_steps` in steps within an epoch (0: none); `threads` 0 leaves torch's own number of
     threads.
 
+    `network`, `optimizer` and `schedule` may be {class_path, init_args}: a class of one's own or of a library.
+    `schedule_interval` says after what such a schedule is stepped. The rest choose parameters by patterns such as
+    `network.layers.0.*`, `*` standing for anything: `freeze` those that are not trained, `no_decay` those without
+    weight decay; `lr_factors` and, by the depth of the network's blocks, `layer_decay` multiply learning rates.
+
     `batch_size` counts the samples of an optimiser's step, over all processes and its `accumulate` micro-batches.
     `devices` are the processes on each of `nodes` machines (0: as torchrun started them, else 1), `strategy` how the
     network is held on them, `head` whether each has all class weights; `timeout` is in seconds. `clip` is the largest
@@ -46,19 +51,25 @@ class TrainConfig:
     data: str = "digits-lt"
     imbalance: float | None = None
     data_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    network: str = "mlp"
+    network: str | Mapping[str, Any] = "mlp"
     network_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     method: str = "ce"
     method_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     epochs: int = 100
     epoch_steps: int = 0
     batch_size: int = 64
+    optimizer: str | Mapping[str, Any] = "sgd"
     lr: float = 0.1
+    lr_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    no_decay: tuple[str, ...] = ()
     nesterov: bool = False
     warmup_epochs: int = 5
-    schedule: str = "cosine"
+    schedule: str | Mapping[str, Any] = "cosine"
+    schedule_interval: str = "epoch"
     milestones: tuple[int, ...] = ()
     gammas: tuple[float, ...] = ()
     poly_power: float = POLY_POWER
@@ -91,6 +102,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, CHECKS[field.name](field.name, getattr(self, field.name)))
         _check_steps(self)
+        _check_optimizer(self)
 
     def replace(self, **changes: Any) -> TrainConfig:
         """A copy with some settings changed, checked again."""
@@ -126,19 +138,25 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "data": values.name,
     "imbalance": values.number(1, optional=True),
     "data_options": values.options,
-    "network": values.name,
+    "network": values.or_class(values.name),
     "network_options": values.options,
     "method": values.name,
     "method_options": values.options,
     "epochs": values.integer(1),
     "epoch_steps": values.integer(0),
     "batch_size": values.integer(1),
+    "optimizer": values.or_class(values.choice("sgd")),
     "lr": values.number(0, open_low=True),
+    "lr_factors": values.factors,
+    "layer_decay": values.number(0, 1, open_low=True),
+    "freeze": values.several(values.name, "a list of patterns"),
     "momentum": values.number(0, 1),
     "weight_decay": values.number(0),
+    "no_decay": values.several(values.name, "a list of patterns"),
     "nesterov": values.flag,
     "warmup_epochs": values.integer(0),
-    "schedule": values.choice("cosine", "step", "constant", "poly"),
+    "schedule": values.or_class(values.choice("cosine", "step", "constant", "poly")),
+    "schedule_interval": values.choice("epoch", "step"),
     "milestones": values.several(values.integer(0), "a list of epochs"),
     "gammas": values.several(values.number(0), "a list of factors"),
     "poly_power": values.number(0, open_low=True),
@@ -185,8 +203,24 @@ def _check_steps(config: TrainConfig) -> None:
         raise values.reject("milestones", list(config.milestones), "given with schedule: step, and only then")
     if config.accumulate > config.batch_size:
         raise values.reject("accumulate", config.accumulate, f"at most the batch_size, {config.batch_size}")
+    if isinstance(config.schedule, str) and config.schedule_interval != "epoch":
+        raise values.reject("schedule_interval", config.schedule_interval, "epoch, unless schedule is a class")
     if config.schedule != "poly" and config.poly_power != POLY_POWER:
         raise values.reject("poly_power", config.poly_power, "given with schedule: poly, and only then")
+
+
+def _check_optimizer(config: TrainConfig) -> None:
+    """Rates and decay are keys of their own, whatever the optimizer; momentum is SGD's."""
+    if isinstance(config.optimizer, str):
+        return
+    for key in ("lr", "weight_decay"):
+        if key in config.optimizer["init_args"]:
+            given = config.optimizer["init_args"][key]
+            raise values.reject(f"optimizer.init_args.{key}", given, f"left out: the key {key} says it")
+    for key, usual in (("momentum", 0.9), ("nesterov", False)):
+        if getattr(config, key) != usual:
+            hint = f"left out where optimizer is not sgd: optimizer.init_args may have a {key}"
+            raise values.reject(key, getattr(config, key), hint)
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ConfigError:

@@ -21,6 +21,7 @@ from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.plainyaml import written
 from lt_kernels.train.published import Figure, carried, figures
 from lt_kernels.train.recipes import every_recipe, read_settings
+from lt_kernels.train.values import title
 
 COLUMNS = ("recipe", "data", "imbalance", "network", "epochs", "method", "published rows")
 PUBLISHED = ("source", "data", "imbalance", "network", "method", "figure", "of", "command")
@@ -55,7 +56,7 @@ def recipe_row(path: Path) -> list[str]:
     config = make_config(read_settings(path))
     imbalance = "" if config.imbalance is None else f"{config.imbalance:g}"
     rows = str(len(carried(path.stem)) or "")
-    return [path.stem, config.data, imbalance, config.network, str(config.epochs), config.method, rows]
+    return [path.stem, config.data, imbalance, title(config.network), str(config.epochs), config.method, rows]
 
 
 def text_of(path: Path) -> str:

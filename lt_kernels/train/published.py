@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lt_kernels.train.values import title
+
 FILE = Path(__file__).with_name("published.csv")
 GROUPS = ("all", "many", "medium", "few")
 
@@ -77,7 +79,7 @@ def network_name(config: Mapping[str, Any]) -> str:
     """A run's network as tables name it: resnet32x4 is four times as wide as resnet32."""
     width = config.get("network_options", {}).get("width", 16)
     wide = config["network"] == "resnet32" and width % 16 == 0 and width != 16
-    return f"{config['network']}x{width // 16}" if wide else str(config["network"])
+    return f"{config['network']}x{width // 16}" if wide else title(config["network"])
 
 
 def fits(figure: Figure, config: Mapping[str, Any]) -> bool:

@@ -116,7 +116,9 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> di
         value = parse(text, f"--set {item!r}") if text else ""
         *outer, last = key.strip().split(".")
         inside: Any = result
-        for name in outer:
+        for name, following in zip(outer, [*outer, last][1:], strict=True):
+            if following == "class_path" and isinstance(inside.get(name), str):
+                inside[name] = {}  # a class stands in the place of a name
             inside = inside.setdefault(name, {})
             if not isinstance(inside, dict):
                 raise ConfigError(f"--set {item!r}: {name} holds no options")

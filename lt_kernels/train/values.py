@@ -114,3 +114,30 @@ def several(check: Callable[[str, Any], Any], allowed: str) -> Callable[[str, An
         return tuple(check(f"{key}[{index}]", item) for index, item in enumerate(value))
 
     return check_all
+
+
+def factors(key: str, value: Any) -> dict[str, float]:
+    """A mapping of patterns to factors above 0."""
+    return {name: number(0, open_low=True)(f"{key}.{name}", item) for name, item in options(key, value).items()}  # type: ignore[misc]
+
+
+def or_class(check: Callable[[str, Any], str]) -> Callable[[str, Any], str | dict[str, Any]]:
+    """A word that `check` takes, or a class or function by its path: {class_path: PACKAGE.NAME, init_args: {...}}."""
+
+    def check_either(key: str, value: Any) -> str | dict[str, Any]:
+        if not isinstance(value, Mapping):
+            return check(key, value)
+        path = value.get("class_path")
+        if not isinstance(path, str) or "." not in path.strip("."):
+            raise reject(f"{key}.class_path", path, "the path of a class or function, such as torch.optim.AdamW")
+        for name in value:
+            if name not in ("class_path", "init_args"):
+                raise reject(key, name, "a mapping with class_path and init_args alone")
+        return {"class_path": path, "init_args": options(f"{key}.init_args", value.get("init_args"))}
+
+    return check_either
+
+
+def title(value: str | Mapping[str, Any]) -> str:
+    """What a setting that `or_class` takes is called where it is shown: the word, or the name of the class."""
+    return value if isinstance(value, str) else str(value["class_path"]).rpartition(".")[2]

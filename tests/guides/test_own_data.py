@@ -44,3 +44,13 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert accuracy > 50  # of ten classes
     assert (tmp_path / "runs" / "digits-bs" / "analysis" / "analysis.html").stat().st_size > 10_000
     assert (tmp_path / "runs" / "digits" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    section = GUIDE.read_text(encoding="utf-8").split("## A network of your own\n")[1]
+    (tmp_path / "mynet.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.S)[0], encoding="utf-8")
+    run(["python", "examples/digits_folder.py", "digits"], tmp_path)
+    printed = [run(words, tmp_path) for words in commands("A network of your own")]
+    assert float(re.findall(r"all ([\d.]+) %", printed[0])[0]) > 30  # cross-entropy, of ten classes
+    assert (tmp_path / "runs" / "digits-net" / "analysis" / "analysis.html").stat().st_size > 10_000

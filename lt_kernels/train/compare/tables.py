@@ -19,6 +19,7 @@ from lt_kernels.train.methods.variants import title_of
 from lt_kernels.train.model.scores import GROUPS
 from lt_kernels.train.output.cells import csv_text, markdown_cell, markdown_table
 from lt_kernels.train.published import Figure
+from lt_kernels.train.values import title
 
 HEADINGS: Mapping[str, str] = {
     "many": "many",
@@ -202,7 +203,7 @@ def facts(result: Mapping[str, Any], seeds: int, jobs: int) -> dict[str, str | i
         "grouped": units["groups"],
         "training_samples": result["samples"]["train"],
         f"{judged_on(config)}_samples": result["samples"]["test"],
-        "network": config["network"],
+        "network": title(config["network"]),
         "epochs": config["epochs"],
         "seeds": seeds,
         "device": doctor.device_name(),

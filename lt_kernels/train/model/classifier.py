@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lt_kernels.train.augment import augmentations
 from lt_kernels.train.augment.mixing import cut_batch, mix_batch
@@ -17,6 +18,8 @@ from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.methods.method import MethodParts
 from lt_kernels.train.model.dealt import Dealt, clip_gradients, gathered, nothing
 from lt_kernels.train.model.layout import put_together
+from lt_kernels.train.model.optimizers import make_optimizer, make_schedule
+from lt_kernels.train.model.parameters import frozen_parts, grouped
 
 
 def rate_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
@@ -27,7 +30,7 @@ def rate_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float
     """
     time = epoch + step / steps
     if time < config.warmup_epochs:
-        return min(1.0, (time + 1 / steps) / config.warmup_epochs)
+        return warm_up(config, epoch, step, steps)
     if config.schedule == "cosine":
         return (1 + math.cos(math.pi * time / config.epochs)) / 2
     if config.schedule == "poly":
@@ -36,15 +39,10 @@ def rate_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float
     return passed[-1] if passed else 1.0
 
 
-class Experts(nn.Module):
-    """Several networks of one kind on the same inputs, their features side by side: [N, ...] -> [N, experts * d]."""
-
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.cat([network(inputs) for network in self.networks], 1)
+def warm_up(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
+    """The share of the rate that linear warm-up lets through at a step; 1 after it."""
+    time = epoch + step / steps
+    return 1.0 if time >= config.warmup_epochs else min(1.0, (time + 1 / steps) / config.warmup_epochs)
 
 
 class Classifier(LightningModule):
@@ -65,9 +63,12 @@ class Classifier(LightningModule):
         self.second_head = parts.second.head if parts.second is not None else None
         self.parts, self.strength, self.in_second = parts, 0.0, False
         self._teacher: tuple[nn.Module, ...] = ()  # a tuple: no submodule
+        self.schedule: LRScheduler | None = None  # one of torch's, where the config names its class
+        self._kept = frozen_parts(network) if config.freeze else []
         self._frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.dealt: Dealt | None = None  # how batches are dealt, where they are
         self.watch: Callable[[nn.Module, Tensor, Any], None] | None = None  # sees each batch's features and targets
+        self.train()
 
     def learn_from(self, teacher: nn.Module) -> None:
         """Give every later loss the teacher's logits of the first view; the teacher is not part of the state."""
@@ -93,10 +94,10 @@ class Classifier(LightningModule):
             self.head.loss.set_annealing(self.parts.annealing(step))
 
     def train(self, mode: bool = True) -> Classifier:
-        """As of any module, but a network that is no longer trained stays in evaluation mode."""
+        """As of any module, but a network, or what is frozen of it, that is not trained stays in evaluation mode."""
         super().train(mode)
-        if self.in_second:
-            self.network.eval()
+        for part in [self.network] if self.in_second else self._kept:
+            part.eval()
         return self
 
     def rate(self, epoch: int, step: int, steps: int) -> float:
@@ -108,6 +109,13 @@ class Classifier(LightningModule):
             return self.config.lr * rate_factor(self.config, epoch, step, steps)
         time = (epoch - self.config.epochs + step / steps) / second.epochs
         return self.config.lr * second.rate * (1 + math.cos(math.pi * time)) / 2
+
+    def rates(self, epoch: int, step: int, steps: int) -> list[float]:
+        """The learning rate of each group of parameters: `rate` times its factor, or what a class of schedules says."""
+        if self.schedule is not None and not (self.parts.second is not None and epoch >= self.config.epochs):
+            return [rate * warm_up(self.config, epoch, step, steps) for rate in self.schedule.get_last_lr()]
+        rate = self.rate(epoch, step, steps)
+        return [rate * factor for factor in self._factors]
 
     @property
     def active_head(self) -> nn.Module:
@@ -198,20 +206,17 @@ class Classifier(LightningModule):
             clip_gradients([one for group in optimizer.param_groups for one in group["params"]], self.config.clip)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD over every parameter that any stage trains, weight decay included, as the papers have it; a learned
-        temperature has none.
-        """
-        config, (decayed, others) = self.config, self._trained()
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}]
-        if others:
-            groups.append({"params": others, "weight_decay": 0.0})
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+        """The config's optimizer over every parameter that any stage trains, and its schedule."""
+        groups = self._groups()
+        self._factors = [float(group["factor"]) for group in groups]
+        optimizer = make_optimizer(self.config, groups)
+        self.schedule = make_schedule(self.config, optimizer)
+        return optimizer
 
-    def _trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters that any stage trains, and those of them that are not decayed."""
-        named = [(name, parameter) for name, parameter in self.named_parameters() if name not in self._frozen]
-        decayed = [parameter for name, parameter in named if not name.endswith("log_temperature")]
-        return decayed, [parameter for name, parameter in named if name.endswith("log_temperature")]
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters that any stage trains, in groups of one learning rate and weight decay."""
+        named = {name: parameter for name, parameter in self.named_parameters() if name not in self._frozen}
+        return grouped(self.config, self.network, named)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Have the settings of the epoch and the step, which are no part of the state, and read what earlier versions
@@ -227,7 +232,7 @@ class Classifier(LightningModule):
             for moments in optimizer["state"].values():
                 if isinstance(moved := moments.get("momentum_buffer"), Tensor) and moved.ndim == 0:
                     moments["momentum_buffer"] = moved.reshape(1)
-        put_together(checkpoint, self, [one for some in self._trained() for one in some])
+        put_together(checkpoint, self, [one for group in self._groups() for one in group["params"]])
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from lt_kernels.core.checks import is_dtensor
 from lt_kernels.train.files.shards import read_shards, write_shards
 
 SHARDS = "shards"  # where a checkpoint says what lies beside it
-MOMENTUM = "momentum_buffer"
 
 
 def take_apart(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -36,17 +35,18 @@ def _without(values: dict[Any, Any], prefix: str, apart: dict[str, Tensor]) -> d
 
 
 def put_together(checkpoint: dict[str, Any], module: nn.Module, parameters: Iterable[Tensor]) -> None:
-    """Give a checkpoint's weights and momentum the layout of `module`, in place, and read what was written beside it,
-    in the folder that `checkpoint["shards"]["beside"]` names.
+    """Give a checkpoint's weights, and what the optimizer keeps of each, the layout of `module`, in place, and read
+    what was written beside it, in the folder that `checkpoint["shards"]["beside"]` names.
 
-    parameters: those of the optimiser, in its order, which is the one that the momentum has.
+    parameters: those of the optimiser, in its order. What it keeps of a parameter (SGD momentum, Adam two moments) has
+    the parameter's shape and layout, or is a number.
     """
     like = {f"state.{name}": value for name, value in module.state_dict().items()}
-    momentum = {f"optimizer.{index}.{MOMENTUM}": value for index, value in enumerate(parameters)}
+    of_each = {f"optimizer.{index}": value for index, value in enumerate(parameters)}
     about = checkpoint.pop(SHARDS, None)
     if about is not None:
-        known = {**like, **momentum}
-        read = {name: torch.zeros_like(known[name]) for name in about["names"] if name in known}
+        known = {name: like.get(name, of_each.get(name.rpartition(".")[0])) for name in about["names"]}
+        read = {name: torch.zeros_like(value) for name, value in known.items() if value is not None}
         read_shards(about, Path(about["beside"]), read)
         for name, value in read.items():
             kind, _, rest = name.partition(".")
@@ -55,17 +55,19 @@ def put_together(checkpoint: dict[str, Any], module: nn.Module, parameters: Iter
             else:
                 index, _, key = rest.partition(".")
                 checkpoint["optimizer_states"][0]["state"].setdefault(int(index), {})[key] = value
-    _fit(checkpoint["state_dict"], "state.{}", like)
+    _fit(checkpoint["state_dict"], {key: like.get(f"state.{key}") for key in checkpoint["state_dict"]})
     for one in checkpoint.get("optimizer_states", ()):
         for index, values in one["state"].items():
-            _fit(values, f"optimizer.{index}.{{}}", momentum)
+            _fit(values, dict.fromkeys(values, of_each.get(f"optimizer.{index}")))
 
 
-def _fit(values: dict[Any, Any], form: str, like: dict[str, Tensor]) -> None:
-    """Shard whole tensors where the module's are."""
+def _fit(values: dict[Any, Any], like: dict[Any, Tensor | None]) -> None:
+    """Shard whole tensors where the module's of the same shape are."""
     for key, value in values.items():
-        target = like.get(form.format(key))
-        if target is not None and is_dtensor(target) and not is_dtensor(value):
+        target = like[key]
+        if target is None or not is_dtensor(target) or not isinstance(value, Tensor) or is_dtensor(value):
+            continue
+        if value.shape == target.shape:
             values[key] = sharded_as(value, target)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,10 @@ from lt_kernels.data.base import LongTailedData
 from lt_kernels.train.model import resnet
 from lt_kernels.train.model.clip import ClipImages
 from lt_kernels.train.model.deeplab import DeepLab
+from lt_kernels.train.model.own import own_network
 from lt_kernels.train.model.timm_images import PREFIX, TimmImages
 from lt_kernels.train.model.unet import UNet
+from lt_kernels.train.model.wrappers import Pixels
 
 
 def _kaiming(module: nn.Module) -> None:
@@ -133,23 +135,6 @@ class WordNetwork(nn.Module):
         return F.relu(self.hidden(joined))
 
 
-class Pixels(nn.Module):
-    """A network behind the step from pixels to numbers: channel c of the pixels, in 0..1, becomes
-    (x - mean_c) / deviation_c. Bytes 0..255 are divided by 255 first.
-    """
-
-    def __init__(self, network: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
-        super().__init__()
-        self.network = network
-        self.out_features = network.out_features
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1), persistent=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        pixels = input if input.is_floating_point() else input.float() / 255
-        return self.network((pixels - self.mean) / self.deviation)
-
-
 Maker = Callable[..., nn.Module]
 
 
@@ -190,17 +175,20 @@ def _known(name: str) -> tuple[str, Maker]:
     return NETWORKS[name]
 
 
-def build_network(name: str, data: LongTailedData, **options: Any) -> nn.Module:
-    """Return the network `name`, one of NETWORKS or timm:NAME, for the inputs of `data`, with attribute `out_features`.
+def build_network(name: str | Mapping[str, Any], data: LongTailedData, **options: Any) -> nn.Module:
+    """Return the network `name`, one of NETWORKS, timm:NAME or {class_path, init_args}, for the inputs of `data`, with
+    attribute `out_features`.
 
     Options are those of MLP (hidden), ResNet32 (width, blocks), WordNetwork (embedding, features, combine), UNet
     (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained), ClipImages (weights,
-    rank, alpha, size) and TimmImages (weights, pretrained, and those of timm). Where the data name their pixels' mean
-    and deviation, the network begins with that step; CLIP and stored networks of timm have their own. Weights are drawn
-    from torch's global generator. Errors: ImportError naming a library that is missing; ValueError for an unknown name,
-    a network that does not fit the data's input_kind or an option out of range; TypeError naming an option that the
-    network does not have.
+    rank, alpha, size), TimmImages (weights, pretrained, and those of timm) and `own_network` (out_features). Where the
+    data name their pixels' mean and deviation, the network begins with that step; CLIP and stored networks of timm have
+    their own. Weights are drawn from torch's global generator. Errors: ImportError naming a library that is missing;
+    ValueError for an unknown name, a network that does not fit the data's input_kind or an option out of range;
+    TypeError naming an option that the network does not have.
     """
+    if not isinstance(name, str):
+        return own_network(name, data, **options)
     kind, make = _known(name)
     if data.input_kind != kind:
         fitting = [known for known, (fits, _) in NETWORKS.items() if fits == data.input_kind]

@@ -13,9 +13,11 @@ from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method, run_options
 from lt_kernels.train.methods.method import Setting
-from lt_kernels.train.model.classifier import Classifier, Experts
+from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.model.dealt import Dealt
 from lt_kernels.train.model.networks import build_network
+from lt_kernels.train.model.parameters import freeze
+from lt_kernels.train.model.wrappers import Experts
 from lt_kernels.train.ranks.group import ALONE, Ranks
 from lt_kernels.train.ranks.mesh import mesh_of, shard_network
 from lt_kernels.train.run import checks
@@ -65,7 +67,7 @@ def build_module(config: TrainConfig, data: LongTailedData, ranks: Ranks = ALONE
     setting = Setting(data.class_counts, network.out_features, config.epochs, sharded)
     parts = build_method(config.method, setting, config.method_options)
     others = [build_network(config.network, data, **config.network_options) for _ in range(1, parts.experts)]
-    network = Experts([network, *others]) if others else network
+    network = freeze(Experts([network, *others]) if others else network, config.freeze)
     checks.check_pixels(config, data, parts.head)
     if ranks.world > 1 and config.sync_batch_norm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

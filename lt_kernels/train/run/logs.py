@@ -26,9 +26,9 @@ class EpochLog(Callback):
     """Keep a row for every epoch, in the checkpoint too; the files are written anew from these rows when a run is
     resumed.
 
-    Row: epochs done, steps done, the last learning rate, the means over the epoch's samples of the loss and of the
-    regularizer (with its strength), seconds of training, and on every `every`-th epoch and the last one the
-    accuracies of the balanced test set, or of what is held out for validation, in percent.
+    Row: epochs done, steps done, the last learning rate (the largest of all groups of parameters), the means over the
+    epoch's samples of the loss and of the regularizer (with its strength), seconds of training, and on every `every`-th
+    epoch and the last one the accuracies of the balanced test set, or of what is held out for validation, in percent.
     """
 
     def __init__(self, folder: Path, data: LongTailedData, every: int, ranks: Ranks = ALONE) -> None:
@@ -112,7 +112,7 @@ class EpochLog(Callback):
         row: dict[str, float] = {
             "epoch": done,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             "loss": loss / max(1, samples),
             "regularizer": regularizer / max(1, samples),
             "seconds": self._elapsed(),

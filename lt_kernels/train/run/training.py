@@ -38,6 +38,7 @@ from lt_kernels.train.run.loading import add_teacher, fill
 from lt_kernels.train.run.logs import EpochLog
 from lt_kernels.train.run.parts import PartLog
 from lt_kernels.train.run.progress import EpochBar
+from lt_kernels.train.run.schedule import ScheduleSteps
 from lt_kernels.train.run.stopping import Stopping
 from lt_kernels.train.run.strategy import placed, precision_of
 
@@ -88,6 +89,7 @@ def _made(config: TrainConfig, folder: Path, ranks: Ranks) -> tuple[Classifier, 
     data = load_data(config)
     module = build_module(config, data, ranks)
     add_teacher(module, data)
+    module.configure_optimizers()  # what does not fit is said before anything is written
     return module, order_of(module, data), EpochLog(folder, data, config.validate_every, ranks)
 
 
@@ -104,6 +106,7 @@ def fit(
     kept left it.
     """
     bar = [EpochBar(log, console)] if console is not None else []
+    steps = [ScheduleSteps(log)] if not isinstance(config.schedule, str) else []
     recorder = [ComponentLog(folder, log.data), PartLog(folder, log.data)] if config.record else []
     stopping = Stopping(log, config.patience)
     watching = [stopping] if config.stops else []
@@ -113,7 +116,7 @@ def fit(
         trainer = Trainer(
             max_epochs=total_epochs(config.method, config.epochs, config.method_options),
             plugins=[saved or SealedCheckpointIO(config, log.data), precision_of(config)],
-            callbacks=[EpochSettings(log.ranks), Closing(log.data), log, *bar, *recorder, *watching, saver],
+            callbacks=[EpochSettings(log.ranks), Closing(log.data), log, *steps, *bar, *recorder, *watching, saver],
             limit_train_batches=config.epoch_steps * config.accumulate or 1.0,
             limit_val_batches=0,
             logger=False,
@@ -161,8 +164,8 @@ class EpochSettings(Callback):
         parts = trainer.accumulate_grad_batches
         pl_module.apply_step(trainer.global_step)
         steps = int(trainer.num_training_batches) // parts
-        rate = pl_module.rate(trainer.current_epoch, batch_idx // parts, steps)
-        for group in trainer.optimizers[0].param_groups:
+        rates = pl_module.rates(trainer.current_epoch, batch_idx // parts, steps)
+        for group, rate in zip(trainer.optimizers[0].param_groups, rates, strict=True):
             group["lr"] = rate
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Classifier) -> None:
