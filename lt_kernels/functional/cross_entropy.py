@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import Margin, MixedTarget
@@ -29,6 +30,7 @@ def offset_cross_entropy(
     z_loss: float = 0.0,
     sample_weight: Tensor | None = None,
     shift: int = 0,
+    accuracy: Accuracy | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
 ) -> Tensor:
@@ -52,6 +54,7 @@ def offset_cross_entropy(
             is as one that is ignored, whatever its logits are.
         shift: logits at place t of the last dimension are judged against the target (and the sample weight) at
             t + shift; the last places have none, and are ignored. 1 for causal language models.
+        accuracy: an `Accuracy`, which counts the rows that are right as the loss looks at them.
         ignore_index: rows with this target have no loss and exactly no gradient.
         reduction: "mean" divides by the sum of w_y times the sample weight over rows that count; with probabilities by
             the sum of the sample weights, which is N without them.
@@ -69,6 +72,7 @@ def offset_cross_entropy(
     """
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma, "z_loss": z_loss}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "shift": shift}
+    settings["accuracy"] = accuracy
     if isinstance(logits, Tensor) and logits.ndim == 2 and sample_weight is None:
         found = simple(Logits(logits), target, reduction, **settings)
         if found is not None:
@@ -107,6 +111,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     sample_weight: Tensor | None = None,
     shift: int = 0,
+    accuracy: Accuracy | None = None,
     ignore_index: int | None = -100,
     reduction: Reduction = "mean",
     group: Any = None,
@@ -133,7 +138,7 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma, "z_loss": z_loss}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
-    settings["shift"] = shift
+    settings |= {"shift": shift, "accuracy": accuracy}
     rows = {"input": input, "target": target, "sample_weight": sample_weight}
     weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
     return placements.call(_linear, rows, weights, settings, group)
@@ -207,6 +212,7 @@ def cosine_margin_cross_entropy(
     z_loss: float = 0.0,
     sample_weight: Tensor | None = None,
     shift: int = 0,
+    accuracy: Accuracy | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
     group: Any = None,
@@ -229,7 +235,7 @@ def cosine_margin_cross_entropy(
     """
     chosen: dict[str, Any] = {"margin": margin, "scale": scale, "weight": weight, "offset": offset}
     chosen |= {"focal_gamma": focal_gamma, "label_smoothing": label_smoothing, "ignore_index": ignore_index}
-    chosen |= {"z_loss": z_loss, "shift": shift, "reduction": reduction}
+    chosen |= {"z_loss": z_loss, "shift": shift, "accuracy": accuracy, "reduction": reduction}
     rows = {"input": input, "target": target, "sample_weight": sample_weight}
     return placements.call(_cosine, rows, {"linear_weight": linear_weight}, chosen, group)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import private
+from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.linear import Normalize, Problem
 from lt_kernels.core.targets import counted
 from lt_kernels.core.terms import Reduce, Terms
@@ -52,6 +53,7 @@ class _Walk(slabs.Backward):
         saved = numbers(0), row_scale, column_scale, numbers(rows), numbers(rows)
         super().__init__(problem, saved, slopes, (*wants, False))
         self.terms, self.divisor = terms, divisor
+        self.accuracy: Accuracy | None = None
         self.made: dict[int, Tensor] = {}  # the logits of the group, by the first class of their slab
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
@@ -76,6 +78,8 @@ class _Walk(slabs.Backward):
             return self.column_scale if values is p.weight else self.row_scale[rows]  # type: ignore[index]
 
         rest, own, rival, mean, top, *_ = reference.by_slabs(part, False, norm, self.product)
+        if self.accuracy is not None:
+            self.accuracy.compare(own[:, 0], rival, part.target[:, 0] != p.ignore_index)
         shift = own_offsets(offset, offset_row, part.target, own)[:, 0]
         by_row = None if t.sample_weight is None else t.sample_weight[rows]
         t = t._replace(total=total, sample_weight=by_row, **tables)
@@ -166,7 +170,7 @@ class _WalkOnGpu(reference.Backward):
 class GroupedLoss(torch.autograd.Function):
     """The loss, a sum or a mean, of features and class weights; the forward pass computes the gradients too.
 
-    input [N, d], weight [C, d], bias [C] or None, then target [N], terms, normalize, divisor (None for a sum).
+    input [N, d], weight [C, d], bias [C] or None, target [N], terms, normalize, divisor (None for a sum), accuracy.
     """
 
     @staticmethod
@@ -179,12 +183,14 @@ class GroupedLoss(torch.autograd.Function):
         terms: Terms,
         normalize: int,
         divisor: Tensor | None,
+        accuracy: Accuracy | None = None,
     ) -> Tensor:
         classes, group = weight.shape[0], budget.group_rows(input, weight.shape[0])
         wide = budget.choose(input[:group], classes, input.element_size()).class_slab
         whole = problem((input, weight, bias, target[:, None]), terms, normalize, 0, classes, slabs=(group, wide))
         ctx.on_gpu = calling.on_gpu(input)
         walk = (_WalkOnGpu if ctx.on_gpu else _Walk)(whole, terms, ctx.needs_input_grad[:3], divisor)
+        walk.accuracy = accuracy
         total = walk.walk().sum()
         ctx.gradients, ctx.target, ctx.ignore_index = walk.found()[:3], target, terms.ignore_index
         ctx.save_for_backward(input, weight, bias)  # so that a second derivative is an error and not 0
@@ -194,7 +200,7 @@ class GroupedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         made = first_order(_handed_out, ctx, grad, *ctx.saved_tensors)
         needs = ctx.needs_input_grad[:3]
-        return *(value if need else None for value, need in zip(made, needs, strict=True)), *(None,) * 4
+        return *(value if need else None for value, need in zip(made, needs, strict=True)), *(None,) * 5
 
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:

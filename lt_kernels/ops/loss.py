@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.targets import divisor_of
 from lt_kernels.core.terms import CODES, Terms
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import margins, prepare
 from lt_kernels.ops.backends import library
-from lt_kernels.ops.sources import Logits, Source, summed
+from lt_kernels.ops.sources import Logits, Source, judged, summed
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
@@ -41,6 +42,7 @@ def _evaluate(
     average: str = "weighted",
     sample_weight: Tensor | None = None,
     shift: int = 0,
+    accuracy: Accuracy | None = None,
     **settings: Any,
 ) -> Tensor:
     checks.choice("reduction", reduction, ("none", "mean", "sum"))
@@ -48,6 +50,7 @@ def _evaluate(
     like, classes = source.tensor, source.classes
     ahead = prepare.Ahead(shift, places, source.ranks is not None)
     by_row = prepare.sample_weights(sample_weight, places, like, ahead)
+    _countable(accuracy, target)
     source = _saying(source, target, reduction, average, by_row, settings)
     if prepare.is_probability(target):
         ahead.refuse(target)
@@ -58,11 +61,21 @@ def _evaluate(
         return _mixed(source, shape, target, reduction, average, ahead, settings)
     flat = _counting(checks.indices("target", target, places, like), ahead, settings)
     terms = prepare.terms(like, shape, classes, flat, **settings)
-    if source.ranks is None and (whole := source.reduced(flat, terms, reduction, average)) is not None:
-        return _as_expected(whole, places, reduction, like)
-    losses = None if source.ranks is None or reduction == "none" else source.reduced(flat, terms, "sum", average)
-    losses = source.loss(flat, terms) if losses is None else losses
+    given = flat, terms, reduction if source.ranks is None else "sum", average, accuracy
+    losses = None if source.ranks is not None and reduction == "none" else source.reduced(*given)
+    if source.ranks is None and losses is not None:
+        return _as_expected(losses, places, reduction, like)
+    if losses is None:
+        losses = source.loss(flat, terms) if accuracy is None else judged(source, flat, terms, accuracy)
     return finish([(losses, flat, 1.0)], places, reduction, _averaged(terms, average), source)
+
+
+def _countable(accuracy: Accuracy | None, target: Any) -> None:
+    """Raise where no single class is right."""
+    if accuracy is not None and not isinstance(accuracy, Accuracy):
+        raise TypeError(f"accuracy must be a functional.Accuracy or None, got {type(accuracy).__name__}")
+    if accuracy is not None and (isinstance(target, MixedTarget) or prepare.is_probability(target)):
+        raise ValueError(f"accuracy must be None where a target is no class index, got {type(target).__name__}")
 
 
 def _counting(target: Tensor, ahead: prepare.Ahead, settings: dict[str, Any]) -> Tensor:
@@ -114,6 +127,7 @@ def simple(
     ignore_index: int,
     z_loss: float,
     shift: int = 0,
+    accuracy: Accuracy | None = None,
     scale: float = 1.0,
     margin: Margin | None = None,
 ) -> Tensor | None:
@@ -121,7 +135,7 @@ def simple(
     kinds = (type(focal_gamma), type(label_smoothing), type(ignore_index), type(reduction))
     if kinds != (float, float, int, str) or label_smoothing or not 0 <= focal_gamma < math.inf:
         return None
-    if z_loss != 0.0 or shift != 0:
+    if z_loss != 0.0 or shift != 0 or accuracy is not None:
         return None
     if (margin is not None and margin.per_class is not None) or reduction not in CODES:
         return None

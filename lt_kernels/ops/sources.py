@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import autocast
 from lt_kernels.core.targets import divisor_of
@@ -48,11 +49,13 @@ class Logits(NamedTuple):
         """The loss of each row [N] for one target a row."""
         if self.norm is None:
             return rows.loss(self.values, target, terms)
-        return _from_statistics(self, target, terms)
+        return judged(self, target, terms)
 
-    def reduced(self, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
-        """The reduced loss in one call; None where phi reads norms."""
-        if self.norm is not None:
+    def reduced(
+        self, target: Tensor, terms: Terms, reduction: str, average: str, accuracy: Accuracy | None = None
+    ) -> Tensor | None:
+        """The reduced loss in one call; None where phi reads norms, or for an accuracy."""
+        if self.norm is not None or accuracy is not None:
             return None
         loss = direct.rows_loss if calling.direct(self.values) else rows.loss
         return loss(self.values, target, terms, code_of(reduction, average))
@@ -92,20 +95,26 @@ class Features(NamedTuple):
 
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
         """The loss of each row [N] for one target a row."""
-        return _from_statistics(self, target, terms)
+        return judged(self, target, terms)
 
-    def reduced(self, target: Tensor, terms: Terms, reduction: str, average: str) -> Tensor | None:
-        """The reduced loss with its gradients: of all logits at once where they fit, else by groups of rows."""
+    def reduced(
+        self, target: Tensor, terms: Terms, reduction: str, average: str, accuracy: Accuracy | None = None
+    ) -> Tensor | None:
+        """The reduced loss with its gradients: of all logits at once where they fit, else by groups of rows.
+
+        An accuracy is counted with groups on a CPU alone.
+        """
         if self.shard is not None or self.norm is not None or self.chosen is not None:
             return None
-        if self._whole(terms, reduction):
+        if accuracy is None and self._whole(terms, reduction):
             problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
             return direct.features_loss(*problem, code_of(reduction, average))
-        if not groups.serve(self.input, self.weight, terms, reduction):
+        uncounted = accuracy is not None and calling.on_gpu(self.input)
+        if uncounted or not groups.serve(self.input, self.weight, terms, reduction):
             return None
         weight = terms.weight if average == "weighted" else None
         divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index, terms.sample_weight)
-        return groups.GroupedLoss.apply(*self.in_range(), self.bias, target, terms, self.normalize, divisor)
+        return groups.GroupedLoss.apply(*self.in_range(), self.bias, target, terms, self.normalize, divisor, accuracy)
 
     def in_range(self) -> tuple[Tensor, Tensor]:
         """Features and class weights; of cosines on the direct way those whose norms do not overflow."""
@@ -174,9 +183,12 @@ def features(
     return Features(input, weight, bias, normalize, norm, shard, None, ranks)
 
 
-def _from_statistics(source: Source, target: Tensor, terms: Terms) -> Tensor:
+def judged(source: Source, target: Tensor, terms: Terms, accuracy: Accuracy | None = None) -> Tensor:
+    """The loss of each row [N] from its statistics; `accuracy` counts the rows whose own logit no rival exceeds."""
     rest, own, own_offset, mean, rival, top, shares = source.statistics(target[:, None], terms)
     terms = summed(source, terms, shares, target[:, None])
+    if accuracy is not None:
+        accuracy.compare(own[:, 0], rival, target != terms.ignore_index)
     return margins.loss(rest, top, own[:, 0], rival, target, own_offset[:, 0], mean, terms, source.norm)[0]
 
 

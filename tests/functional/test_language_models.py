@@ -11,7 +11,7 @@ from helpers import assert_same, classes_of, gradients, normal
 from torch import Tensor
 
 from lt_kernels import memory_budget
-from lt_kernels.functional import ArcFace, MixedTarget, cosine_margin_cross_entropy
+from lt_kernels.functional import Accuracy, ArcFace, MixedTarget, cosine_margin_cross_entropy
 from lt_kernels.functional import linear_cross_entropy as linear
 from lt_kernels.functional import offset_cross_entropy as offset_ce
 
@@ -149,6 +149,51 @@ def test_features_of_many_dimensions_are_rows() -> None:
     )
 
 
+@pytest.mark.parametrize("budget", [2**20, 80])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_accuracy_counts_what_the_largest_logit_has_right(shift: int, budget: int) -> None:
+    """Over two calls; the loss and its gradients are the same as without."""
+    accuracy, target, rows = Accuracy(), TARGET.clamp_max(2), BY_ROW
+    leaves = {"x": LEAVES["x"], "w": LEAVES["w"][:3]}
+    options: dict[str, Any] = {"offset": 5 * OFFSET[:3], "shift": shift, "sample_weight": rows, "z_loss": 0.1}
+    with memory_budget(budget):
+        assert_same(
+            lambda x, w: linear(x, w, target, accuracy=accuracy, **options),
+            lambda x, w: linear(x, w, target, **options),
+            leaves,
+        )
+    logits = leaves["x"] @ leaves["w"].T
+    offset_ce(logits.movedim(-1, 1), target, accuracy=accuracy, **options)
+    counted = ((target != -100) & (rows != 0))[:, shift:]
+    right = int(((logits.argmax(-1)[:, : T - shift] == target[:, shift:]) & counted).sum())
+    assert accuracy.right is not None
+    assert accuracy.counted is not None
+    assert (int(accuracy.right), int(accuracy.counted)) == (2 * right, 2 * int(counted.sum()))
+    assert 0 < right < int(counted.sum())
+    assert float(accuracy.value()) == right / int(counted.sum())
+    accuracy.reset()
+    with pytest.raises(RuntimeError, match="accuracy must be given"):
+        accuracy.value()
+
+
+@pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
+def test_accuracy_in_a_compiled_step() -> None:
+    """It is counted in the graph, without a break."""
+    accuracy = Accuracy()
+
+    def step(x: Tensor, w: Tensor) -> Tensor:
+        return linear(x, w, TARGET, accuracy=accuracy, shift=1)
+
+    x, w = LEAVES["x"], LEAVES["w"]
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled(x, w), compiled(x, w)
+    plain = Accuracy()
+    linear(x, w, TARGET, accuracy=plain, shift=1)
+    assert accuracy.right is not None
+    assert plain.right is not None
+    assert int(accuracy.right) == 2 * int(plain.right)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -161,6 +206,8 @@ def test_features_of_many_dimensions_are_rows() -> None:
         ("shift", {"shift": -1}),
         ("shift", {"shift": 1.0}),
         ("shift", {"shift": 1, "target": SOFT}),
+        ("accuracy", {"accuracy": True}),
+        ("accuracy", {"accuracy": Accuracy(), "target": SOFT}),
         ("target", {"target": TARGET.reshape(-1)}),
         ("target", {"target": SOFT.movedim(-1, 1)}),
         ("input", {"input": LEAVES["x"][..., 1:]}),

@@ -17,7 +17,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # What is promised, by module.
 PUBLIC = {
     "functional": "offset_cross_entropy linear_cross_entropy cosine_margin_cross_entropy logit_weight_repulsion "
-    "lade_regularizer CosFace ArcFace SphereFace LDAM DBM MixedTarget",
+    "lade_regularizer Accuracy CosFace ArcFace SphereFace LDAM DBM MixedTarget",
     "losses": "Loss CrossEntropyLoss BalancedSoftmaxLoss LogitAdjustmentLoss ARBLoss FocalLoss ClassBalancedLoss "
     "LDAMLoss DBMLoss CosFaceLoss ArcFaceLoss SphereFaceLoss LADELoss EstimatedOffsetLoss LabelAwareSmoothingLoss "
     "BalancedContrastiveLoss GMLLoss NCLLoss",

@@ -16,6 +16,7 @@ from lt_kernels import heads, losses, memory_budget
 from lt_kernels.functional import (
     DBM,
     LDAM,
+    Accuracy,
     ArcFace,
     MixedTarget,
     SphereFace,
@@ -67,6 +68,21 @@ def same(made: list[int], function: Callable[..., Tensor], leaves: dict[str, Ten
         parts = gradients(function, leaves)
     for key, value in whole.items():
         assert_close(parts[key], value, name=key)
+
+
+def test_accuracy(small: list[int]) -> None:
+    """Counted group by group, as of whole logits."""
+    counts = []
+    for budget_of in (2**20, BUDGET):
+        accuracy = Accuracy()
+        small.clear()
+        leaves = {key: leaf.clone().requires_grad_() for key, leaf in leaves_for(ROWS).items()}
+        with memory_budget(budget_of):
+            linear_cross_entropy(**leaves, target=classes_of(ROWS, 3, 957), accuracy=accuracy).backward()
+        counts.append((int(accuracy.right or 0), int(accuracy.counted or 0)))
+        assert bool(small) == (budget_of == BUDGET)
+    right = int((leaves["input"] @ leaves["linear_weight"].T).argmax(1).eq(classes_of(ROWS, 3, 957)).sum())
+    assert counts == [(right, ROWS)] * 2
 
 
 TARGET = classes_of(ROWS, CLASSES, 953)
