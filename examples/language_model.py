@@ -41,13 +41,13 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 for step in range(STEPS):
     start = torch.randint(len(tokens) - LENGTH, (BATCH, 1))
     batch = tokens[start + torch.arange(LENGTH)]  # [B, T]
-    known = (batch != 0).float()  # a word without a place of its own is not to be learned
     loss = linear_cross_entropy(
         model(batch),
         model.embedding.weight,
         batch,
         shift=1,  # the state at t predicts the word at t + 1
-        sample_weight=known,
+        sample_weight=(batch != 0).float(),  # a word without a place of its own is not to be learned
+        softcap=30.0,
         z_loss=1e-4,
         accuracy=accuracy,
     )

@@ -32,6 +32,7 @@ class Problem(NamedTuple):
     ignore_index: int
     row_slab: int
     class_slab: int
+    softcap: float = 0.0  # logits z become softcap tanh(z / softcap); 0 leaves them
 
     def class_slabs(self) -> Iterator[slice]:
         """Blocks of classes; the outer loop, so that each block of the weight gradient is written once."""

@@ -54,6 +54,11 @@ def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
         total.index_put_((index.long(),), part, accumulate=True)
 
 
+def cap_(logits: Tensor, softcap: float) -> Tensor:
+    """softcap tanh(logits / softcap) in their place; 0 leaves them as they are."""
+    return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
+
+
 def mixed(words: Tensor) -> Tensor:
     """The mixing function of splitmix64 (Steele, Lea and Flood, 2014) on int64: one to one, and even in all bits."""
     words = (words ^ _shifted(words, 30)) * -4658895280553007687

@@ -28,6 +28,7 @@ def offset_cross_entropy(
     focal_gamma: float = 0.0,
     label_smoothing: float | Tensor = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     sample_weight: Tensor | None = None,
     shift: int = 0,
     accuracy: Accuracy | None = None,
@@ -50,6 +51,7 @@ def offset_cross_entropy(
         focal_gamma: at least 0 (Lin et al., 2017); 0 is plain cross-entropy.
         label_smoothing: in [0, 1], or a tensor [C] with one for each target class.
         z_loss: at least 0; keeps the log-sum-exp of a row near 0 (Chowdhery et al., 2022), whatever its class's weight.
+        softcap: above 0; logits z become softcap tanh(z / softcap) before the offset is added (Bello et al., 2017).
         sample_weight: a factor for each row, of the shape of the class indices, without a gradient. A row of weight 0
             is as one that is ignored, whatever its logits are.
         shift: logits at place t of the last dimension are judged against the target (and the sample weight) at
@@ -73,11 +75,11 @@ def offset_cross_entropy(
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma, "z_loss": z_loss}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "shift": shift}
     settings["accuracy"] = accuracy
-    if isinstance(logits, Tensor) and logits.ndim == 2 and sample_weight is None:
+    if isinstance(logits, Tensor) and logits.ndim == 2 and sample_weight is None and softcap is None:
         found = simple(Logits(logits), target, reduction, **settings)
         if found is not None:
             return found
-    settings["reduction"] = reduction
+    settings |= {"reduction": reduction, "softcap": softcap}
     rows = {"logits": logits, "target": target, "sample_weight": sample_weight}
     return placements.call(_of_logits, rows, {}, settings)
 
@@ -94,6 +96,10 @@ def _of_logits(
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
+    cap = settings.pop("softcap")
+    if cap is not None:
+        cap = checks.number("softcap", cap, above=0.0)
+        logits = cap * torch.tanh(logits / cap)
     source = Logits(prepare.as_rows(logits), None, ranks)
     return evaluate(source, shape, target, sample_weight=sample_weight, **settings)
 
@@ -109,6 +115,7 @@ def linear_cross_entropy(
     focal_gamma: float = 0.0,
     label_smoothing: float | Tensor = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
     sample_weight: Tensor | None = None,
     shift: int = 0,
     accuracy: Accuracy | None = None,
@@ -138,7 +145,7 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma, "z_loss": z_loss}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "reduction": reduction}
-    settings |= {"shift": shift, "accuracy": accuracy}
+    settings |= {"shift": shift, "accuracy": accuracy, "softcap": softcap}
     rows = {"input": input, "target": target, "sample_weight": sample_weight}
     weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
     return placements.call(_linear, rows, weights, settings, group)
@@ -160,6 +167,8 @@ def _linear(
     checks.features(input, linear_weight, linear_bias, group is not None, form="...")
     rows = input.reshape(-1, input.shape[-1])
     source = features(rows, linear_weight, linear_bias, Normalize.NOTHING, None, group, ranks=ranks)
+    cap = settings.pop("softcap")
+    source = source if cap is None else source._replace(softcap=checks.number("softcap", cap, above=0.0))
     return _of_features(source, tuple(input.shape[:-1]), target, sample_weight, settings)
 
 

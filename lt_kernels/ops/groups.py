@@ -25,10 +25,11 @@ from lt_kernels.ops.rows import own_offsets
 from lt_kernels.reference import linear as reference
 
 
-def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str) -> bool:
+def serve(input: Tensor, weight: Tensor, terms: Terms, reduction: str, softcap: float = 0.0) -> bool:
     """Whether groups are used for the loss of features [N, d] and class weights [C, d], in an eager call."""
     return (
         reduction != "none"
+        and not (softcap and calling.on_gpu(input))  # whose gradient overwrites the logits
         and (input.dtype == weight.dtype or (calling.on_gpu(input) and weight.dtype == torch.float32))
         and torch.is_grad_enabled()
         and (input.requires_grad or weight.requires_grad)
@@ -170,7 +171,8 @@ class _WalkOnGpu(reference.Backward):
 class GroupedLoss(torch.autograd.Function):
     """The loss, a sum or a mean, of features and class weights; the forward pass computes the gradients too.
 
-    input [N, d], weight [C, d], bias [C] or None, target [N], terms, normalize, divisor (None for a sum), accuracy.
+    input [N, d], weight [C, d], bias [C] or None, target [N], terms, normalize, divisor (None for a sum),
+    accuracy, softcap.
     """
 
     @staticmethod
@@ -184,10 +186,12 @@ class GroupedLoss(torch.autograd.Function):
         normalize: int,
         divisor: Tensor | None,
         accuracy: Accuracy | None = None,
+        softcap: float = 0.0,
     ) -> Tensor:
         classes, group = weight.shape[0], budget.group_rows(input, weight.shape[0])
         wide = budget.choose(input[:group], classes, input.element_size()).class_slab
-        whole = problem((input, weight, bias, target[:, None]), terms, normalize, 0, classes, slabs=(group, wide))
+        given, slabs = (input, weight, bias, target[:, None]), (group, wide)
+        whole = problem(given, terms, normalize, 0, classes, slabs=slabs, softcap=softcap)
         ctx.on_gpu = calling.on_gpu(input)
         walk = (_WalkOnGpu if ctx.on_gpu else _Walk)(whole, terms, ctx.needs_input_grad[:3], divisor)
         walk.accuracy = accuracy
@@ -200,7 +204,7 @@ class GroupedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         made = first_order(_handed_out, ctx, grad, *ctx.saved_tensors)
         needs = ctx.needs_input_grad[:3]
-        return *(value if need else None for value, need in zip(made, needs, strict=True)), *(None,) * 5
+        return *(value if need else None for value, need in zip(made, needs, strict=True)), *(None,) * 6
 
 
 def _handed_out(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:

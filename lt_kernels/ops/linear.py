@@ -19,7 +19,7 @@ from lt_kernels.reference import linear as reference
 _VALUES = (
     "Tensor input, Tensor weight, Tensor? bias, Tensor target, Tensor? offset, Tensor? offset_row, "
     "Tensor? mean_weight, float scale, int normalize, int start, int classes, int ignore_index, int row_slab, "
-    "int class_slab"
+    "int class_slab, float softcap"
 )
 _SHARED = len(reference.Problem._fields)
 
@@ -68,7 +68,7 @@ serve("linear_forward", slabs.linear_forward)
 serve("linear_backward", slabs.linear_backward)
 
 
-@takes(15)
+@takes(16)
 class LinearStatistics(torch.autograd.Function):
     """(rest, own, own_offset, mean, rival, top, shares, ...) of features and class weights; gradients as of rows.
 
@@ -81,7 +81,9 @@ class LinearStatistics(torch.autograd.Function):
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         p, keep = reference.Problem(*inputs[:-1]), inputs[-1]
         slabs = (max(1, p.input.shape[0]), p.weight.shape[0]) if keep else (p.row_slab, p.class_slab)
-        rest, own, rival, mean, *saved = forward_op(*p[:-2], *slabs, keep)  # one product for logits that are kept
+        rest, own, rival, mean, *saved = forward_op(
+            *p[:-3], *slabs, p.softcap, keep
+        )  # one product for logits that are kept
         return rest, own, own_offsets(p.offset, p.offset_row, p.target - p.start, own), mean, rival, *saved
 
     @staticmethod
@@ -89,7 +91,7 @@ class LinearStatistics(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[4:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:7], output[0], output[5], *output[7:])
-        ctx.settings, ctx.inputs, ctx.own_shape = inputs[7:14], len(inputs), output[1].shape
+        ctx.settings, ctx.inputs, ctx.own_shape = inputs[7:15], len(inputs), output[1].shape
 
     @staticmethod
     def backward(ctx: Any, d_rest: Any, d_own: Any, d_own_offset: Any, d_mean: Any, *_: Any) -> tuple[Any, ...]:
@@ -144,13 +146,15 @@ def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     return policy._replace(reason=f"{size} within {held / 2**20:,.1f} MiB: {policy.reason}{both}")
 
 
-def problem(inputs: tuple[Any, ...], terms: Terms, *places: int, slabs: tuple[int, int]) -> reference.Problem:
+def problem(
+    inputs: tuple[Any, ...], terms: Terms, *places: int, slabs: tuple[int, int], softcap: float = 0.0
+) -> reference.Problem:
     """The problem of a loss of `inputs`, from the features to the target, whose settings are `terms`.
 
     places: normalize, start and classes. slabs: rows and classes of a block.
     """
     tables = (terms.offset, terms.offset_row, terms.mean_weight, terms.scale)
-    return reference.Problem._make((*inputs, *tables, *places, terms.ignore_index, *slabs))
+    return reference.Problem._make((*inputs, *tables, *places, terms.ignore_index, *slabs, softcap))
 
 
 def statistics(
@@ -162,10 +166,11 @@ def statistics(
     normalize: int,
     start: int = 0,
     classes: int | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """(rest, own, own_offset, mean, rival, top, shares) of input [N, d] and weight [C, d], as those of rows."""
     policy = budget.choose(input, weight.shape[0], reference.product_type(input).itemsize)
     classes = weight.shape[0] if classes is None else classes
     slabs = policy.row_slab, policy.class_slab
-    whole = problem((input, weight, bias, target), terms, normalize, start, classes, slabs=slabs)
+    whole = problem((input, weight, bias, target), terms, normalize, start, classes, slabs=slabs, softcap=softcap)
     return LinearStatistics.apply(*whole, policy.keep)[:7]

@@ -175,7 +175,7 @@ def _saying(
     lam = target.lam if isinstance(target, MixedTarget) else None
     sample = None if source.chosen is None else source.chosen.sampling
     said = (("reduction", reduction), ("average", average), ("lam", lam), ("sample", sample))
-    said += (("sample_weight", by_row), ("z_loss", settings.get("z_loss", 0.0)))
+    said += (("softcap", source.softcap), ("sample_weight", by_row), ("z_loss", settings.get("z_loss", 0.0)))
     return source._replace(shard=source.shard._replace(said=said))
 
 

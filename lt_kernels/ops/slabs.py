@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core.linear import Problem
-from lt_kernels.core.numbers import inverse_norm, product_type
+from lt_kernels.core.numbers import cap_, inverse_norm, product_type
 from lt_kernels.ops import directions, products
 from lt_kernels.reference import linear as reference
 
@@ -44,7 +44,7 @@ class Backward(reference.Backward):
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """The logits of a block, computed again."""
-        return logits(self.problem, rows, classes)
+        return cap_(logits(self.problem, rows, classes), self.problem.softcap)
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
         """total = left @ right the first time, += afterwards."""

@@ -72,6 +72,7 @@ class Features(NamedTuple):
     shard: shards.Shard | None = None
     chosen: sampling.Chosen | None = None
     ranks: Batch | None = None
+    softcap: float = 0.0
 
     @property
     def tensor(self) -> Tensor:
@@ -89,9 +90,11 @@ class Features(NamedTuple):
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         if self.shard is None:
             problem = (*self.in_range(), self.bias, target, terms, self.normalize)
-            return linear.statistics(*problem) if self.chosen is None else self.chosen.statistics(*problem)
+            if self.chosen is None:
+                return linear.statistics(*problem, softcap=self.softcap)
+            return self.chosen.statistics(*problem)
         problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
-        return self.shard.statistics(*problem, self.chosen)
+        return self.shard.statistics(*problem, self.chosen, self.softcap)
 
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
         """The loss of each row [N] for one target a row."""
@@ -106,15 +109,16 @@ class Features(NamedTuple):
         """
         if self.shard is not None or self.norm is not None or self.chosen is not None:
             return None
-        if accuracy is None and self._whole(terms, reduction):
+        if accuracy is None and not self.softcap and self._whole(terms, reduction):
             problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
             return direct.features_loss(*problem, code_of(reduction, average))
         uncounted = accuracy is not None and calling.on_gpu(self.input)
-        if uncounted or not groups.serve(self.input, self.weight, terms, reduction):
+        if uncounted or not groups.serve(self.input, self.weight, terms, reduction, self.softcap):
             return None
         weight = terms.weight if average == "weighted" else None
         divisor = None if reduction == "sum" else divisor_of(target, weight, terms.ignore_index, terms.sample_weight)
-        return groups.GroupedLoss.apply(*self.in_range(), self.bias, target, terms, self.normalize, divisor, accuracy)
+        given = (*self.in_range(), self.bias, target, terms, self.normalize)
+        return groups.GroupedLoss.apply(*given, divisor, accuracy, self.softcap)
 
     def in_range(self) -> tuple[Tensor, Tensor]:
         """Features and class weights; of cosines on the direct way those whose norms do not overflow."""

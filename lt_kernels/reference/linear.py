@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core.linear import Normalize, Problem, blocks
-from lt_kernels.core.numbers import accumulate_type, as_they_are, finite, inverse_norm, product_type
+from lt_kernels.core.numbers import accumulate_type, as_they_are, cap_, finite, inverse_norm, product_type
 
 
 def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
@@ -59,7 +59,7 @@ def by_slabs(
         column_scale = norm(p.weight) if p.normalize >= Normalize.CLASSES else None
         for classes in p.class_slabs():
             for rows in p.row_slabs():
-                logits = product(p, rows, classes)
+                logits = cap_(product(p, rows, classes), p.softcap)
                 part = rows_forward(
                     logits,
                     p.target[rows],
@@ -109,7 +109,7 @@ class Backward:
 
     def logits(self, rows: slice, classes: slice) -> Tensor:
         """The logits of a block, computed again."""
-        return _product(self.problem, rows, classes)
+        return cap_(_product(self.problem, rows, classes), self.problem.softcap)
 
     def slab(self, rows: slice, classes: slice) -> Tensor:
         """The gradient of the block's raw product; also adds to the gradient of the offset."""
@@ -134,7 +134,15 @@ class Backward:
         )
         if self.want_offset:
             p.cut(self.d_offset, rows, classes).add_(d_table)  # type: ignore[union-attr]
-        return d_logits
+        return self.before_cap(d_logits, logits)
+
+    def before_cap(self, d_logits: Tensor, logits: Tensor) -> Tensor:
+        """The gradient of what was capped, from that of the capped logits of a block, which are not needed again."""
+        cap = self.problem.softcap
+        if not cap:
+            return d_logits
+        logits = logits.clone() if self.kept.numel() else logits
+        return d_logits.mul_(logits.div_(cap).square_().neg_().add_(1.0))
 
     def classes(self, classes: slice) -> None:
         """All gradients of one slab of classes."""

@@ -112,10 +112,10 @@ def parts_for(high: int, wide: int, programs: int) -> int:
 
 
 def on_matrix_units(p: Problem) -> bool:
-    """Whether tiles are used: if the library would use the matrix units too, and the scale is positive."""
+    """Whether tiles are used: if the library would use the matrix units too; not for scales below 0 or a cap."""
     kind = p.input.dtype
     short = kind == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return p.scale > 0 and p.input.shape[0] > 0 and (short or kind in (torch.bfloat16, torch.float16))
+    return p.scale > 0 and not p.softcap and p.input.shape[0] > 0 and (short or kind in (torch.bfloat16, torch.float16))
 
 
 def dense(p: Problem) -> Problem:

@@ -176,6 +176,19 @@ def test_accuracy_counts_what_the_largest_logit_has_right(shift: int, budget: in
         accuracy.value()
 
 
+def test_accuracy_of_groups_of_rows() -> None:
+    """Counted group by group where the logits do not fit, as of whole logits."""
+    x, w = normal(600, 256, seed=810, dtype=torch.float32), normal(300, 256, seed=811, dtype=torch.float32)
+    target, counts = (x @ w.T).topk(2).indices[torch.arange(600), classes_of(600, 2, 812)], []
+    for bytes in (2**22, 700_000):
+        leaves, accuracy = (x.clone().requires_grad_(), w.clone().requires_grad_()), Accuracy()
+        with memory_budget(bytes):
+            linear(*leaves, target, accuracy=accuracy).backward()
+        assert accuracy.right is not None
+        counts.append(int(accuracy.right))
+    assert counts == [int((classes_of(600, 2, 812) == 0).sum())] * 2
+
+
 @pytest.mark.filterwarnings("ignore:.*Function.*should not be instantiated:DeprecationWarning")
 def test_accuracy_in_a_compiled_step() -> None:
     """It is counted in the graph, without a break."""
@@ -194,6 +207,47 @@ def test_accuracy_in_a_compiled_step() -> None:
     assert int(accuracy.right) == 2 * int(plain.right)
 
 
+@pytest.mark.parametrize("budget", [2**20, 8 * 10])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_softcap(reduction: Any, budget: int) -> None:
+    """The offset is added after the cap; features in one piece and in slabs, and their logits."""
+    options: dict[str, Any] = {"reduction": reduction, "weight": WEIGHT, "z_loss": 0.1, "sample_weight": BY_ROW}
+    bias = 2 * OFFSET
+
+    def formula(x: Tensor, w: Tensor, b: Tensor, o: Tensor) -> Tensor:
+        return dense(1.5 * torch.tanh((x @ w.T + b) / 1.5) + o, TARGET, BY_ROW, 0.1, reduction)
+
+    def ours(x: Tensor, w: Tensor, b: Tensor, o: Tensor) -> Tensor:
+        return linear(x, w, TARGET, linear_bias=b, offset=o, softcap=1.5, **options)
+
+    def of_logits(x: Tensor, w: Tensor, b: Tensor, o: Tensor) -> Tensor:
+        return offset_ce((x @ w.T + b).movedim(-1, 1), TARGET, offset=o, softcap=1.5, **options)
+
+    leaves = LEAVES | {"b": bias, "o": OFFSET}
+    with memory_budget(budget):
+        assert_same(ours, formula, leaves)
+        assert_same(of_logits, formula, leaves)
+
+
+@pytest.mark.parametrize("budget", [2**20, 8 * 10])
+def test_softcap_of_other_targets(budget: int) -> None:
+    """Two targets a row, probabilities, and the rows that are right."""
+    pair, accuracy = MixedTarget(TARGET, TARGET.flip(0), 0.3), Accuracy()
+
+    def capped(x: Tensor, w: Tensor) -> Tensor:
+        return (1.5 * torch.tanh(x @ w.T / 1.5)).movedim(-1, 1)
+
+    with memory_budget(budget):
+        assert_same(lambda x, w: linear(x, w, pair, softcap=1.5), lambda x, w: offset_ce(capped(x, w), pair), LEAVES)
+        of_logits = SOFT.movedim(-1, 1)
+        assert_same(
+            lambda x, w: linear(x, w, SOFT, softcap=1.5), lambda x, w: offset_ce(capped(x, w), of_logits), LEAVES
+        )
+        linear(LEAVES["x"], LEAVES["w"], TARGET, softcap=1.5, accuracy=accuracy)
+    assert accuracy.right is not None
+    assert int(accuracy.right) == int((capped(**LEAVES).argmax(1) == TARGET).sum())
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -206,6 +260,9 @@ def test_accuracy_in_a_compiled_step() -> None:
         ("shift", {"shift": -1}),
         ("shift", {"shift": 1.0}),
         ("shift", {"shift": 1, "target": SOFT}),
+        ("softcap", {"softcap": 0.0}),
+        ("softcap", {"softcap": -30.0}),
+        ("softcap", {"softcap": torch.nan}),
         ("accuracy", {"accuracy": True}),
         ("accuracy", {"accuracy": Accuracy(), "target": SOFT}),
         ("target", {"target": TARGET.reshape(-1)}),

@@ -43,6 +43,7 @@ class Case:
     absent: bool = False  # whether some classes are not there
     gamma: float = 0.0
     z_loss: float = 0.0
+    softcap: float = 0.0
     rows_weight: str = "none"  # of each row: or "given", "zeros"
     ahead: int = 0  # the shift of the target
     smoothing: float | str = 0.0  # or "classes"

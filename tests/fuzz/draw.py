@@ -112,6 +112,8 @@ def tables(d: Draw, function: str) -> None:
     if not soft:
         d.set("gamma", 0.0, 0.5, 1.0, 2.0, 5.0, usual=6)
     d.set("z_loss", 0.0, 1e-3, 0.5, usual=6)
+    if function != "cosine":
+        d.set("softcap", 0.0, 1.5, 30.0, usual=8)
     if d.made["rows"]:
         d.set("rows_weight", "none", "given", "zeros", usual=3)
     if not soft and not d.made.get("single"):

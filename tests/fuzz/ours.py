@@ -49,6 +49,7 @@ def settings_of(problem: Problem) -> dict[str, Any]:
     if isinstance(problem.smoothing, Tensor) or problem.smoothing:
         settings["label_smoothing"] = problem.smoothing
     settings |= {"z_loss": case.z_loss, "shift": case.ahead}
+    settings |= {"softcap": case.softcap} if case.softcap else {}
     if problem.by_row is not None:
         settings["sample_weight"] = problem.by_row
     return settings | {"ignore_index": case.ignore_index, "reduction": case.reduction}
@@ -157,6 +158,7 @@ def dense(problem: Problem, by: ModuleType) -> Call:
             given = {"threshold": 0.4, "project": True} | case.options
             return by.repulsion(leaves["linear_weight"], reduction=case.reduction, **given)
         z, norm = logits(case, spec, by, *(leaves.get(name) for name in ("input", "linear_weight", "linear_bias")))
+        z = case.softcap * torch.tanh(z / case.softcap) if case.softcap else z
         if by is judge:
             problem.seen["z"] = z
         if case.function == "lade":

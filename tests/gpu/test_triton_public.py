@@ -50,6 +50,7 @@ OF_FEATURES: dict[str, Case] = {
     "linear": lambda t, y, _: linear(t, y, label_smoothing=0.1, focal_gamma=1.5),
     "bias": lambda t, y, _: linear(t, y, linear_bias=t["b"], reduction="sum"),
     "weights of rows, z-loss": lambda t, y, _: linear(t, y, sample_weight=BY_ROW.to(t["x"]), z_loss=0.1),
+    "softcap": lambda t, y, _: linear(t, y, softcap=1.5, linear_bias=t["b"]),
     "mixed": lambda t, y, _: linear(t, mixed(y), label_smoothing=0.1, focal_gamma=1.5),
     "probabilities": lambda t, _, y: linear(t, soft(t["z"], y), linear_bias=t["b"], reduction="none"),
     "sphereface": lambda t, y, _: cosines(t, y, SphereFace(3), 2.0),

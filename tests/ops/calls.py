@@ -64,6 +64,7 @@ NUMBERS |= {
     "gamma": 0.0,
     "smoothing": 0.1,
     "z_loss": 0.1,
+    "softcap": 2.0,
     "reduction": 1,
     "want_offset": True,
 }

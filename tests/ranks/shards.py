@@ -57,6 +57,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], dict[str, Any], Any]] = {
         {"sample_weight": normal(N, seed=14).abs(), "z_loss": 0.2, "weight": WEIGHT},
         TARGET,
     ),
+    "softcap": (linear_cross_entropy, {"softcap": 1.5, "offset": normal(C, seed=10)}, TARGET),
     "offset": (linear_cross_entropy, {"offset": normal(C, seed=10), "label_smoothing": 0.2}, TARGET),
     "absent": (linear_cross_entropy, {"offset": ABSENT, "label_smoothing": 0.2, "reduction": "none"}, PRESENT),
     "offset of rows": (linear_cross_entropy, {"offset": normal(N, C, seed=11), "reduction": "none"}, TARGET),

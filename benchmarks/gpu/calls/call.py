@@ -21,7 +21,7 @@ SIZES = SHAPES | CUDA_SHAPES | {"odd": (8_192, 50_257, 768), "lwr-100k": (0, 100
 # What a schema asks for and a call does not say; an optional tensor is None.
 DEFAULTS: dict[str, Any] = {"scale": 1.0, "start": 0, "ignore_index": -100, "want_offset": False}
 DEFAULTS |= {"kind": 0, "margin": 0.0, "instance": 0.0, "guard": False, "gamma": 0.0, "smoothing": 0.0, "z_loss": 0.0}
-DEFAULTS["reduction"] = 0
+DEFAULTS |= {"reduction": 0, "softcap": 0.0}
 DEFAULTS |= {"normalize": 0, "keep": False, "threshold": 0.4, "project": True, "raw": False}
 
 

@@ -115,6 +115,7 @@ class Shard(NamedTuple):
         terms: Terms,
         normalize: int,
         chosen: Chosen | None = None,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, ...]:
         """The statistics over all ranks' classes, or those chosen; input, target and terms are equal on all ranks."""
         with exchange.told(self.group, weight):
@@ -131,7 +132,7 @@ class Shard(NamedTuple):
             local = self.terms(terms)
             if self.size:
                 problem = (copied, weight, bias, target, local, normalize, self.start, self.classes)
-                found = linear.statistics(*problem) if chosen is None else chosen.statistics(*problem)
+                found = linear.statistics(*problem, softcap) if chosen is None else chosen.statistics(*problem)
             else:
                 check_target(target, self.classes, terms.ignore_index)
                 found = _of_no_classes(copied, weight, bias, target, local)
