@@ -27,9 +27,10 @@ class TrainConfig:
     Epochs and milestones count passes over the training set from 0; with `epoch_steps` an epoch ends after so many
     steps, on other samples each time (0: after all samples). `lr` is the peak rate, reached after `warmup_epochs` of
     linear warm-up; `gammas` multiply the peak rate (not the rate before) from each milestone on; `poly_power` is the
-    exponent of the schedule poly. `sampler` is a name of `data.samplers.make_order`, `augment` one of AUGMENTATIONS,
-    `augment_views` the one of the views after the first (where a method has several), `augment_crop` the side of the
-    crop that augmented scenes have (0: their shorter side); `record` keeps what the analyses draw over the epochs.
+    exponent of the schedule poly. `sampler` is a name of `data.samplers.make_order`, `augment` one of AUGMENTATIONS or
+    kornia:NAME with `augment_options`, `augment_views` the one of the views after the first (where a method has
+    several), `augment_crop` the side of the crop that augmented scenes have (0: their shorter side); `record` keeps
+    what the analyses draw over the epochs.
     `validation` above 0 puts so many training samples of each class, drawn with `seed`, in the place of the test set,
     to choose settings on (`data.validation_split`); with `patience` or `keep_best`, beside it. Then training ends once
     the mean class accuracy of these samples has not risen for `patience` epochs (0: never), and with `keep_best` the
@@ -77,6 +78,7 @@ class TrainConfig:
     cutmix_alpha: float = 0.0
     sampler: str = "instance"
     augment: str = "none"
+    augment_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     augment_views: str = "same"
     augment_crop: int = 0
     record: bool = False
@@ -164,6 +166,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "cutmix_alpha": values.number(0),
     "sampler": values.choice(*SAMPLERS),
     "augment": values.name,
+    "augment_options": values.options,
     "augment_views": values.name,
     "augment_crop": values.integer(0, SIDE),
     "record": values.flag,

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lt_kernels.core import checks
-from lt_kernels.train.augment import colour, policies
+from lt_kernels.train.augment import colour, library, policies
 
 Augmentation = Callable[[Tensor], Tensor]
 PAD = 4  # pixels around a CIFAR image
@@ -167,19 +168,23 @@ _FOR_WORDS = ("none", "word-dropout")
 _FOR_IMAGES = tuple(name for name in AUGMENTATIONS if name != "word-dropout")
 
 
-def augment(name: str, inputs: Tensor) -> Tensor:
-    """Return a batch augmented as `name` says, one of AUGMENTATIONS; two calls give two views.
+def augment(name: str, inputs: Tensor, options: Mapping[str, Any] | None = None) -> Tensor:
+    """Return a batch augmented as `name` says, one of AUGMENTATIONS or kornia:NAME; two calls give two views.
 
     inputs: images [N, channels, H, W], floating or uint8 (which come back as float32, divided by 255), or integer words
-    [N, places]. The operations on colours and the black of a border or a cutout take values in 0..1. Errors: ValueError
-    naming what is allowed for this kind of input.
+    [N, places]. The operations on colours and the black of a border or a cutout take values in 0..1. options: of
+    kornia's augmentation, and `after`, the one of AUGMENTATIONS that comes before it. Errors: ValueError naming what is
+    allowed for this kind of input.
     """
     if inputs.ndim == 2 and not inputs.is_floating_point():
         checks.choice("augment for words", name, _FOR_WORDS)
     elif inputs.ndim == 4:
-        checks.choice("augment for images", name, _FOR_IMAGES)
-        if inputs.dtype == torch.uint8:
-            inputs = inputs.float() / 255
+        inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+        if name.startswith(library.PREFIX):
+            own = dict(options or {})
+            before = checks.choice("augment_options.after", own.pop("after", "none"), _FOR_IMAGES)
+            return library.augmented(name, AUGMENTATIONS[before](inputs), own)
+        checks.choice("augment for images", name, (*_FOR_IMAGES, f"{library.PREFIX}NAME"))
     else:
         checks.choice(f"augment for inputs of shape {list(inputs.shape)}", name, ("none",))
     return AUGMENTATIONS[name](inputs)

@@ -35,6 +35,7 @@ TRAINING = (
     "cutmix_alpha",
     "sampler",
     "augment",
+    "augment_options",
     "augment_views",
 )
 

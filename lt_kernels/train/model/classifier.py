@@ -183,7 +183,7 @@ class Classifier(LightningModule):
         if config.augment != "none" or self.parts.views > 1 or inputs.dtype == torch.uint8:
             later = config.augment if config.augment_views == "same" else config.augment_views
             names = [config.augment, *[later] * (self.parts.views - 1)]
-            inputs = torch.cat([augmentations.augment(name, inputs) for name in names])
+            inputs = torch.cat([augmentations.augment(name, inputs, config.augment_options) for name in names])
         if self.in_second:
             return inputs, target
         if config.mixup_alpha > 0:

@@ -8,6 +8,7 @@ from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
 from lt_kernels.losses.base import Loss
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
+from lt_kernels.train.augment.library import PREFIX
 from lt_kernels.train.augment.scenes import SCENE_AUGMENTATIONS
 from lt_kernels.train.config import TrainConfig, unknown_name
 from lt_kernels.train.errors import ConfigError
@@ -52,24 +53,35 @@ def check_mixing(config: TrainConfig, data: LongTailedData) -> None:
 
 def check_augmentations(config: TrainConfig, data: LongTailedData) -> None:
     """Try both on one sample: a name that does not fit must not wait for the first batch. Nothing is drawn for it."""
+    if config.augment_options and not config.augment.startswith(PREFIX):
+        raise ConfigError(
+            f"augment_options must be left out with augment: {config.augment}, which has none, got "
+            f"{dict(config.augment_options)}"
+        )
     if data.input_kind == "scene":
         return _check_scenes(config, data)
     if config.augment_crop:
         raise ConfigError(f"augment_crop must be 0 for {data.name}, which has no scenes, got {config.augment_crop}")
-    sample, before = data.train[0][:1] if isinstance(data.train[0], torch.Tensor) else None, torch.get_rng_state()
+    before = torch.get_rng_state()
     for key in ("augment", "augment_views"):
         name = getattr(config, key)
-        if name == "same" and key == "augment_views":
-            continue
-        if name not in AUGMENTATIONS:
-            raise unknown_name(key, name, AUGMENTATIONS)
-        try:
-            if sample is not None and len(sample):
-                augment(name, sample)
-        except ValueError as error:
-            raise ConfigError(f"{key} {name!r} does not fit the inputs of {data.name}: {error}") from error
+        if key == "augment" and name.startswith(PREFIX):
+            _try(key, name, torch.zeros(1, *data.train[0].shape[1:], dtype=data.train[0].dtype), config, data)
+        elif name not in AUGMENTATIONS and (key, name) != ("augment_views", "same"):
+            raise unknown_name(key, name, [*AUGMENTATIONS, f"{PREFIX}NAME"] if key == "augment" else AUGMENTATIONS)
+        elif name != "same" and isinstance(data.train[0], torch.Tensor) and len(data.train[0]):
+            _try(key, name, data.train[0][:1], config, data)
     torch.set_rng_state(before)
     return None
+
+
+def _try(key: str, name: str, sample: torch.Tensor, config: TrainConfig, data: LongTailedData) -> None:
+    try:
+        augment(name, sample, config.augment_options)
+    except Exception as error:  # kornia's own checks are of many kinds
+        if not name.startswith(PREFIX) and not isinstance(error, ValueError):
+            raise
+        raise ConfigError(f"{key} {name!r} does not fit the inputs of {data.name}: {error}") from error
 
 
 def _check_scenes(config: TrainConfig, data: LongTailedData) -> None:
