@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lt_kernels import losses
+from lt_kernels.margins import CosFace
 from lt_kernels.ops import memory_budget
 
 transformers = pytest.importorskip("transformers", reason="the extra [integrations] is not installed: transformers")
@@ -190,6 +191,7 @@ def refused(name: str) -> Any:
         "other": lambda: fuse_causal_lm(use_loss(plain, losses.CrossEntropyLoss())),
         "lade": lambda: fuse_causal_lm(plain, losses.LADELoss(counts(LLAMA))),
         "cosine": lambda: fuse_causal_lm(plain, losses.CosFaceLoss()),
+        "margin": lambda: fused("Gemma2ForCausalLM", losses.Loss(margin=CosFace(0.1))),
         "labels": lambda: fuse_causal_lm(plain, losses.CrossEntropyLoss(ignore_index=0)),
     }[name]()
 
@@ -205,6 +207,7 @@ def refused(name: str) -> Any:
         ("other", "got a LlamaForCausalLM with another: give that as loss"),
         ("lade", "loss must not need all logits, got LADELoss"),
         ("cosine", "loss must take what the model computes, logits"),
+        ("margin", "loss must have no margin, since the model caps its logits"),
         ("labels", "ignore_index=-100"),
     ],
 )

@@ -46,6 +46,8 @@ def fuse_causal_lm(model: Model, loss: Loss | None = None) -> Model:
     fitting(base, used)
     _check_class(base)
     _check_head(base)
+    if _cap(base) is not None and used.margin is not None:
+        raise ValueError(f"loss must have no margin, since the model caps its logits, got {used.margin!r}")
     if loss is not None:
         base.loss_function = OfKeywords(LabelLoss(loss, True))
     base.__class__ = in_front(_Fused, type(base))
