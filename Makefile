@@ -9,7 +9,7 @@ METHODS := ce,bs,ldam-drw,dbm-bs,lade,arb,estimated-offset,empirical-offset,bs-l
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile gpu-versions readme docs clean
+.PHONY: help setup verify demo test fuzz inject compat sanitize lint bench gpu-check gpu-compile gpu-versions readme docs release clean
 
 help:
 	@echo "make demo    set up and compare the methods on digits-lt (report in runs/demo)"
@@ -26,6 +26,7 @@ help:
 	@echo "make gpu-versions  compile some variants of each by three versions of Triton; ARGS=--write as above"
 	@echo "make readme  write the tables of README and docs from the measured files"
 	@echo "make docs    build the site of the documents into build/site; a warning is an error"
+	@echo "make release  build the source distribution and the wheel into build/release/dist, and try them; uploads nothing"
 	@echo "make clean   remove what was built; .venv stays"
 
 # Beside a CPU build of torch an installed torchvision breaks the packages that look for it, so it lies in a folder of
@@ -119,6 +120,9 @@ readme: setup
 
 docs: setup
 	$(BIN)/python -m tools.site $(ARGS)
+
+release: setup
+	$(BIN)/python -m tools.release
 
 clean:
 	rm -rf build dist *.egg-info lt_kernels/_C*.so .pytest_cache .ruff_cache .hypothesis

@@ -20,6 +20,8 @@ try:
 except ImportError:  # an isolated build, or no torch yet
     include_paths = library_paths = None
 
+# What to do where the kernels are wanted, and not built.
+WITH_KERNELS = "`pip install --no-build-isolation` where torch, setuptools and a C++ compiler are builds them"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # The stable ABI of torch 2.10 and the limited API of Python 3.10: one binary serves every later torch and Python.
 MACROS = [("TORCH_TARGET_VERSION", "0x020a000000000000"), ("Py_LIMITED_API", "0x030a0000")]
@@ -114,7 +116,8 @@ def extensions() -> list[Extension]:
     """lt_kernels._C, or nothing where it is not wanted or cannot be built."""
     reason = why_pure()
     if reason or include_paths is None or library_paths is None:
-        print(f"lt_kernels: C++ kernels not built ({reason}); the package is pure Python, the reference kernels serve.")
+        way = "" if reason == "LT_KERNELS_PURE=1" else f"; {WITH_KERNELS}"
+        print(f"lt_kernels: C++ kernels not built ({reason}): the reference kernels serve, in plain torch{way}")
         return []
     sources = sorted(glob("csrc/*.cpp"))
     if not X86:

@@ -93,11 +93,8 @@ def _dispatch(command: str, words: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("benchmarks", "benchmarks.run"):
             raise
-        print(
-            f"lt-kernels bench: the folder benchmarks/ of the repository is needed, and not found in {ROOT}",
-            file=sys.stderr,
-        )
-        return 2
+        text = "the benchmarks are not in the installed package, but in its repository and source distribution"
+        return _say(["bench"], text, "unpack that, and there: make bench", 2)
     return module.main(words)
 
 

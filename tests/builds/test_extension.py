@@ -87,6 +87,7 @@ def test_a_missing_extension_is_an_error_where_it_is_demanded():
     )
     said = "ImportError LT_KERNELS_{} asks for C++ kernels, but the C++ extension was not built: "
     assert required.startswith(said.format("REQUIRE_EXTENSION"))
+    assert "`pip install --no-build-isolation` where torch, setuptools and a C++ compiler are builds it" in required
     assert chosen.startswith(said.format("CPU"))
     assert wrong == "ValueError LT_KERNELS_REQUIRE_EXTENSION must be 0 or 1, got 'yes'"
     assert optional == "imported none"

@@ -119,7 +119,7 @@ def test_bench_without_the_repository_says_so(
     for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["bench"]) == 2
-    assert "the folder benchmarks/ of the repository is needed" in capsys.readouterr().err
+    assert "source distribution; unpack that, and there: make bench" in capsys.readouterr().err
 
 
 def test_bench_and_doctor_read_their_own_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,8 @@ def _load() -> tuple[Any, str]:
     try:
         return importlib.import_module("lt_kernels._C"), ""
     except ModuleNotFoundError:
-        why = "no torch or no compiler when the package was built, or LT_KERNELS_PURE=1 (pip install -v shows it)"
+        why = "no torch (as in an isolated build), no compiler, or LT_KERNELS_PURE=1; "
+        why += "`pip install --no-build-isolation` where torch, setuptools and a C++ compiler are builds it"
         return None, f"the C++ extension was not built: {why}"
     except ImportError as error:
         return None, f"the C++ extension does not load: {error}"
