@@ -16,7 +16,7 @@ help:
 	@echo "make test    set up and run the tests"
 	@echo "make verify  set up .venv-verified from wheels whose hashes are known; then make test VENV=.venv-verified"
 	@echo "make fuzz    judge CASES=20000 random calls of every public function; SEED=7 repeats a run"
-	@echo "make inject  kill runs at 30 moments, fill disks, damage files, send signals; resume and compare every bit"
+	@echo "make inject  kill runs at 30 moments, send signals at 10, fill disks, damage files; resume and compare every bit"
 	@echo "make compat  set up and run the tests with the oldest torch; TORCH=2.12.1 PYTHON=python3.13 names others"
 	@echo "make sanitize  the kernels with address and undefined-behaviour sanitizers, under a part of the tests; ARGS=FILES names another"
 	@echo "make lint    ruff and pyright"
@@ -72,7 +72,7 @@ fuzz: setup
 
 # Kills, full disks, signals and odd files; the figure of the kills is printed as it is measured.
 inject: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/injection $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/injection --moments 10 $(ARGS)
 
 # What a torch pins is left to it, but the setuptools that some Pythons bring is older than pyproject.toml asks for. NumPy 2.4 is
 # too new for the interpreter of Triton 3.6, which torch 2.11 asks for.

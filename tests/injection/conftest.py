@@ -11,6 +11,17 @@ from tests.injection.nursery import Nursery
 from tests.injection.runs import recipe
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Known only where this folder is asked for by its name, as `make inject` does."""
+    parser.addoption("--moments", type=int, default=2, help="at how many moments each signal is sent")
+
+
+@pytest.fixture(scope="session")
+def number_of_moments(request: pytest.FixtureRequest) -> int:
+    """At how many moments a signal is sent."""
+    return request.config.getoption("--moments", default=2)
+
+
 @pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     """Where children are forked; one for all tests of a process."""

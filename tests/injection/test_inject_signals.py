@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.injection.nursery import Child, Nursery, until
+from tests.injection.processes import group
 from tests.injection.runs import bits, left_over, recipe, same
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -102,43 +103,46 @@ def begun(nursery: Nursery, out: Path, epochs: int) -> tuple[Child, list[str]]:
     return child, words
 
 
-def group(number: int) -> list[int]:
-    """The processes of a group that are running; one that ended, and is not yet asked for its status, is not."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        if int(fields[2]) == number and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
 def workers_of(child: Child) -> list[int]:
     """The processes that train, of those that a comparison has started."""
     lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in group(child.pid)}
     return [pid for pid, line in lines.items() if b"spawn_main" in line]
 
 
+STAGES = ("comparison.yaml", "*/*/config.yaml", "*/*/last.ckpt", "*/*/result.json", "table.csv")
+
+
+def reached(out: Path) -> int:
+    """How far a comparison of four runs is, up to 14: the files that it has made."""
+    return sum(len(list(out.glob(name))) for name in STAGES)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to find processes in")
-def test_ctrl_c_ends_a_comparison_and_all_of_its_processes(nursery: Nursery, tmp_path: Path) -> None:
-    """It reaches the whole group, as from a terminal; what is done is not done again."""
-    child, words = begun(nursery, tmp_path / "out", epochs=400)
-    os.killpg(child.pid, signal.SIGINT)
-    assert child.wait() == 130
-    found = re.fullmatch(
-        r"lt-kernels compare: interrupted by SIGINT; (\d) of 4 runs are done, and what the others have saved is kept; "
-        r"go on with: lt-kernels (.*)\n",
-        child.text(),
-    )
-    assert found is not None, child.text()
-    assert found[2] == " ".join([*words, "--resume"])
-    until(lambda: group(child.pid) == [], seconds=10)
-    assert not list(tmp_path.rglob("*.lock"))
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert len(list((tmp_path / "out").glob("*/seed-0/last.ckpt"))) == 2
+@pytest.mark.parametrize("number", [*STATUS, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_comparison_and_all_of_its_processes_end(
+    nursery: Nursery, tmp_path: Path, number: signal.Signals, number_of_moments: int
+) -> None:
+    """Ctrl-C reaches the whole group, as from a terminal, the others the comparison alone; once in the suite, within
+    the first runs, and from its first file to its report with `make inject`.
+    """
+    count = number_of_moments
+    stages = [5] if count == 2 else [1 + round(13 * place / (count - 1)) for place in range(count)]
+    for stage in stages:
+        out = tmp_path / str(stage)
+        words = [*COMPARE, "--epochs", "60", "--out", str(out)]
+        child = nursery.start(*words)
+        until(lambda out=out, stage=stage: reached(out) >= stage)
+        (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
+        assert child.wait() == STATUS.get(number, -number), child.text()
+        if number != signal.SIGKILL:
+            line = f"lt-kernels compare: interrupted by {number.name}; .* go on with: lt-kernels (.*)\n"
+            found = re.fullmatch(line, child.text())
+            assert found is not None, child.text()
+            assert found[1] == " ".join([*words, "--resume"])
+            assert not list(out.rglob("*.lock"))
+            assert not list(out.rglob("*.tmp"))
+        until(lambda pid=child.pid: group(pid) == [], seconds=10)
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ def class_rows(results: Results, names: Sequence[str] | None, classes: Sequence[
     rows, best = [], set()
     for line, index in enumerate(classes):
         numbers = means[:, index]
-        rows.append([str(names[index] if names else index), f"{counts[index]:,}", *(f"{one:.1f}" for one in numbers)])
+        shown = [f"{one:.1f}" if np.isfinite(one) else "" for one in numbers]
+        rows.append([str(names[index] if names else index), f"{counts[index]:,}", *shown])
         if np.isfinite(numbers).any():
             best |= {(line, place + 2) for place in np.flatnonzero(numbers == np.nanmax(numbers)).tolist()}
     return Table(["class", f"training {grouped}", *results], rows, best)

@@ -9,6 +9,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -31,6 +32,7 @@ class Worker:
         """device: the GPU that the process has for itself, as CUDA_VISIBLE_DEVICES names it; None leaves all."""
         self.connection, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_serve, args=(theirs, work, device))
+        resource_tracker.ensure_running()  # its start would let SIGINT through again, to the first process
         with _blocked():  # what a process starts with it keeps: Ctrl-C reaches all of them, and the parent decides
             self.process.start()
         theirs.close()
@@ -121,6 +123,7 @@ def _blocked() -> Iterator[None]:
 
 def _serve(connection: Connection, work: Work, device: str | None) -> None:
     """What a process does: jobs until there are none, or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whatever a library does to the signals that are blocked
     if device is not None:  # before CUDA is first asked for anything
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     threading.Thread(target=_end_with_parent, daemon=True).start()

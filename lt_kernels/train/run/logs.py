@@ -129,8 +129,9 @@ class EpochLog(Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
-        """Close the files."""
+        """Close the files that are open: a signal may come between the two."""
         if hasattr(self, "writer"):
             self.writer.close()
+        if hasattr(self, "file"):
             with naming(self.folder / METRICS):
                 close_whole(self.file)
