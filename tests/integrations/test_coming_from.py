@@ -1,4 +1,4 @@
-"""docs/coming_from.md: each call of another library has the value of the call that stands beside it."""
+"""docs/coming_from.md: each call of another library, or its formula, has the value of the call beside it."""
 
 from __future__ import annotations
 
