@@ -261,7 +261,7 @@ class NCLHead(_ClassifierHead):
     def each(self, features: Tensor) -> Tensor:
         """Each expert's logits or raw cosines [K, N, C] of features [N, K d]."""
         _features(features, self.experts * self.in_features)
-        rows = features.reshape(len(features) * self.experts, self.in_features)
+        rows = features.reshape(-1, self.in_features)
         weight = self.weight
         if self.bias is None:
             rows, weight = unit(rows), unit(weight)

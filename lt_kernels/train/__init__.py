@@ -1,6 +1,6 @@
 """The training harness: recipes, methods by name, resumable runs, comparisons of them, and what they have learnt.
 
-The command line alone imports it, and it imports the trainer only when a run starts.
+The trainer is imported only when a run starts. `fit` trains from Python, and the command line is the other door.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class MissingTrainer(RuntimeError):
     """A package of the extra [train] is not installed."""
 
 
-def need(*modules: str) -> None:
+def need(*modules: str, extra: str = "train", what: str = "training") -> None:
     """Say which extra is missing if one of its modules is not installed; imports none of them."""
     for module in modules:
         try:
@@ -22,7 +22,7 @@ def need(*modules: str) -> None:
         except ModuleNotFoundError:
             installed = False
         if not installed:
-            raise MissingTrainer(_missing(module))
+            raise MissingTrainer(_missing(module, extra, what))
 
 
 def require(module: str) -> Any:
@@ -33,5 +33,12 @@ def require(module: str) -> Any:
         raise MissingTrainer(_missing(error.name or module)) from error
 
 
-def _missing(module: str) -> str:
-    return f"training needs {module}, which is not installed; install the extra: pip install 'lt-kernels[train]'"
+def _missing(module: str, extra: str = "train", what: str = "training") -> str:
+    return f"{what} needs {module}, which is not installed; install the extra: pip install 'lt-kernels[{extra}]'"
+
+
+def __getattr__(name: str) -> Any:
+    """`fit`, which stands on what is in this file."""
+    if name == "fit":
+        return importlib.import_module("lt_kernels.train.fitting").fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

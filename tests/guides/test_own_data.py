@@ -43,6 +43,11 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     accuracy = float(re.findall(r"all ([\d.]+) %", printed["lt-kernels train"])[0])
     assert accuracy > 50  # of ten classes
     assert (tmp_path / "runs" / "digits-bs" / "analysis" / "analysis.html").stat().st_size > 10_000
+    lines = [line.split(",") for line in (tmp_path / "predictions.csv").read_text().splitlines()[1:]]
+    right = [Path(cells[0]).parent.name == cells[1] for cells in lines]
+    assert len(right) == 500
+    assert 100 * sum(right) / 500 == pytest.approx(accuracy)
+    assert (tmp_path / "digits.pt2").stat().st_size > 10_000
     assert (tmp_path / "runs" / "digits" / "report.html").stat().st_size > 10_000
 
 

@@ -1,4 +1,4 @@
-"""The arguments of `lt-kernels predict`; what it runs is imported when it runs."""
+"""The arguments of `lt-kernels predict` and `export`; what they run is imported when they run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ PRIOR += "class,prior (default: that of the method's own prediction)"
 
 
 def add_commands(commands: Any) -> None:
-    """The command, with its arguments."""
+    """Both commands, with their arguments."""
     _add_predict(commands)
+    _add_export(commands)
 
 
 def _add_predict(commands: Any) -> None:
@@ -36,6 +37,22 @@ def _add_predict(commands: Any) -> None:
     predict.set_defaults(run=_predict)
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a finished run as a file of torch.export or ONNX",
+        description="Write the network and the head of a finished run, from inputs to probabilities or logits, to one "
+        "file that runs without this package, on any number of inputs at a time.",
+    )
+    export.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
+    export.add_argument("--format", choices=("torch", "onnx"), required=True, help="a .pt2 or an .onnx file")
+    export.add_argument("--logits", action="store_true", help="logits in the place of probabilities")
+    export.add_argument("--prior", metavar="WHICH", help=PRIOR)
+    add_checkpoint(export)
+    export.add_argument("--out", metavar="FILE", help="the file (default: model.pt2 or model.onnx in the run's folder)")
+    export.set_defaults(run=_export)
+
+
 def add_checkpoint(command: argparse.ArgumentParser) -> None:
     """The argument that says which of a run's checkpoints is read."""
     command.add_argument("--checkpoint", choices=("last", "best"), help=CHECKPOINT)
@@ -46,3 +63,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     from lt_kernels.train.serve.predict import predict
 
     return predict(arguments)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    need("lightning", "rich", "yaml", "tensorboard")
+    from lt_kernels.train.serve.export import export
+
+    return export(arguments)

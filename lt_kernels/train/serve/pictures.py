@@ -65,12 +65,16 @@ def check_pictures(data: LongTailedData) -> list[int]:
     Errors: ConfigError where it has none, or it is not known how they are made from bytes.
     """
     shape = list(data.test[0].shape[1:])
-    square = data.input_kind == "image" and len(shape) == 3 and shape[0] in (1, 3) and shape[1] == shape[2]
-    if not square:
+    if data.input_kind != "image" or len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
         raise ConfigError(f"--input must be left out for {data.name}, whose inputs {shape} are no square pictures")
-    if not _takes_bytes(data) and not {"pixel_mean", "pixel_deviation"} <= data.facts.keys():
+    if not takes_pictures(data):
         raise ConfigError(f"--input must be left out for {data.name}: how its inputs are made of bytes is not known")
     return shape
+
+
+def takes_pictures(data: LongTailedData) -> bool:
+    """Whether it is known how the inputs of a data set are made of pictures as bytes."""
+    return _takes_bytes(data) or {"pixel_mean", "pixel_deviation"} <= data.facts.keys()
 
 
 def _takes_bytes(data: LongTailedData) -> bool:
