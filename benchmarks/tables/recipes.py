@@ -15,8 +15,17 @@ from lt_kernels.train.values import title
 
 DOCUMENT = ROOT / "docs" / "recipes.md"
 # Recipes of data sets that need no files, or those of the user.
-OURS = {"digits-lt", "digits-lt-dbm", "digits-lt-decay", "digits-lt-lade", "digit-scenes", "stdlib-words", "folder"}
-OURS |= {"fashion-lt", "hanzi-lt"}
+OURS = {
+    "digits-lt",
+    "digits-lt-dbm",
+    "digits-lt-decay",
+    "digits-lt-lade",
+    "digit-scenes",
+    "stdlib-words",
+    "folder",
+    "dataset",
+}
+OURS |= {"dataset", "fashion-lt", "hanzi-lt"}
 HEADER = ("recipe", "network", "epochs, batch, rate", "published figures", "their source")
 
 

@@ -30,6 +30,8 @@ def held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     Errors: ValueError for a share outside of (0, 1), or if no class has two samples.
     """
     share = checks.number("test", share, 0, 1, above=0)
+    if share == 1:
+        raise ValueError(f"test must be a share below 1, got {share}")
     counts = torch.bincount(labels)
     taken = (counts * share).round().long().clamp(min=1).minimum(counts - 1).clamp(min=0)
     if not int(taken.sum()):

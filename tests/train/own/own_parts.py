@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 
 class Blocks(nn.Module):
@@ -51,3 +52,17 @@ class Wide(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.inner(torch.cat([inputs, inputs], -1).flatten(1))
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Rows of noise around the class, other noise each time that an item is read."""
+
+    def __init__(self, count: int = 60, train: bool = True) -> None:
+        self.count, self.train = count, train
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        label = row % 7 % 3
+        return torch.nn.functional.one_hot(torch.tensor(label), 3) + self.train * torch.rand(3), label
