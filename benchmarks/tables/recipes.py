@@ -25,7 +25,7 @@ OURS = {
     "folder",
     "dataset",
 }
-OURS |= {"dataset", "fashion-lt", "hanzi-lt"}
+OURS |= {"dataset", "hf", "fashion-lt", "hanzi-lt"}
 HEADER = ("recipe", "network", "epochs, batch, rate", "published figures", "their source")
 
 

@@ -3,7 +3,7 @@
 from lt_kernels.data import cifar, cityscapes, digits, folders, hanzi, idx, images, scenes, words
 from lt_kernels.data.base import READERS, LongTailedData, load
 from lt_kernels.data.loader import DealtLoader, ResumableLoader
-from lt_kernels.data.own import dataset, folder
+from lt_kernels.data.own import dataset, folder, hugging
 from lt_kernels.data.validation import validation_split
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "folder",
     "folders",
     "hanzi",
+    "hugging",
     "idx",
     "images",
     "load",

@@ -38,5 +38,5 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, lazy: bool) -> None:
 
 
 def test_what_does_not_fit_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data dataset.*must be among count, train; got size"):
+    with pytest.raises(ConfigError, match=r"data dataset.*must be among count, train; got size"):
         train_run(make_config({**SETTINGS, "data_options": {**NOISY, "init_args": {"size": 3}}}), tmp_path)
