@@ -165,7 +165,7 @@ def _linear(
     if linear_weight.ndim > 2 and group is None and ranks is None:
         return _many_positions(input, linear_weight, linear_bias, target, settings | {"sample_weight": sample_weight})
     checks.features(input, linear_weight, linear_bias, group is not None, form="...")
-    rows = input.reshape(-1, input.shape[-1])
+    rows = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
     source = features(rows, linear_weight, linear_bias, Normalize.NOTHING, None, group, ranks=ranks)
     cap = settings.pop("softcap")
     source = source if cap is None else source._replace(softcap=checks.number("softcap", cap, above=0.0))
@@ -262,6 +262,6 @@ def _cosine(
     margin, settings["scale"] = settings["margin"], checks.number("scale", settings["scale"], above=0.0)
     if margin is not None and not isinstance(margin, Margin):
         raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
-    rows = input.reshape(-1, input.shape[-1])
+    rows = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
     source = features(rows, linear_weight, None, Normalize.BOTH, margin, group, ranks=ranks)
     return _of_features(source, tuple(input.shape[:-1]), target, sample_weight, settings)
