@@ -57,5 +57,5 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mynet.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.S)[0], encoding="utf-8")
     run(["python", "examples/digits_folder.py", "digits"], tmp_path)
     printed = [run(words, tmp_path) for words in commands("A network of your own")]
-    assert float(re.findall(r"all ([\d.]+) %", printed[0])[0]) > 30  # cross-entropy, of ten classes
+    assert float(re.findall(r"all ([\d.]+) %", printed[0])[0]) > 40  # of ten classes
     assert (tmp_path / "runs" / "digits-net" / "analysis" / "analysis.html").stat().st_size > 10_000
