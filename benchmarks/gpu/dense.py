@@ -44,6 +44,8 @@ def entropy(logits: Tensor, target: Any, offset: Tensor | None = None, **options
     if isinstance(target, MixedTarget):
         first, second = (entropy(logits, one, offset, **options) for one in (target.first, target.second))
         return target.lam * first + (1 - target.lam) * second
+    if not options.keys().isdisjoint(("softcap", "z_loss", "sample_weight")):
+        return _of_language(logits, target, offset, **options)
     smoothing, gamma = options.get("label_smoothing", 0.0), options.get("focal_gamma", 0.0)
     missing = offset is not None and bool((offset == -torch.inf).any())
     if gamma or isinstance(smoothing, Tensor) or (missing and smoothing):
@@ -52,6 +54,22 @@ def entropy(logits: Tensor, target: Any, offset: Tensor | None = None, **options
         by_target = offset.ndim == 3 and offset.shape[0] == 1
         logits = logits + (offset[0][target.clamp_min(0)] if by_target else offset)
     return F.cross_entropy(logits, target, **{key: value for key, value in options.items() if key != "focal_gamma"})
+
+
+def _of_language(
+    logits: Tensor,
+    target: Tensor,
+    offset: Tensor | None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """The mean over the rows, none of them ignored, with the options that language models are trained with."""
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    losses = entropy(logits, target, offset, reduction="none", **options)
+    losses = losses + z_loss * (logits if offset is None else logits + offset).logsumexp(1).square()
+    return losses.mean() if sample_weight is None else (sample_weight * losses).sum() / sample_weight.sum()
 
 
 def _published(

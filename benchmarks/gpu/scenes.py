@@ -72,6 +72,8 @@ def row_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     yield _row(pool, shape, "the same, smoothing", target=pair[0], offset=missing, label_smoothing=0.1)
     yield _row(pool, shape, "probabilities", target=soft, offset=pool.normal(classes), label_smoothing=0.1)
     yield _row(pool, shape, "mixed", target=mixed, focal_gamma=1.0, label_smoothing=0.1, weight=weight)
+    yield _row(pool, shape, "z-loss, weights of rows", z_loss=1e-2, sample_weight=pool.positive(rows))
+    yield _row(pool, shape, "softcap", softcap=2.0, offset=pool.normal(classes))
     yield _row(pool, shape, "one row", logits=pool.normal(classes), target=pair[0][0])
     axes = {"logits": pool.normal(rows, classes, 2), "target": pool.classes(rows, 2, below=classes)}
     yield _row(pool, shape, "many axes", **axes, weight=weight)
@@ -122,7 +124,9 @@ def linear_options(pool: Pool, shape: tuple[int, ...]) -> Iterator[Scene]:
     yield _linear(pool, shape, "mixed, none", target=MixedTarget(pair[0], pair[1], 0.3), reduction="none")
     yield _linear(pool, shape, "offset by row", offset=pool.normal(rows, classes))
     yield _linear(pool, shape, "strided weight", linear_weight=pool.normal(size, classes, spread=size**-0.5).T)
+    yield _linear(pool, shape, "z-loss, weights of rows", z_loss=1e-2, sample_weight=pool.positive(rows))
     yield _linear(pool, shape, "slabs", slabs=True)
+    yield _linear(pool, shape, "slabs, softcap, z-loss", softcap=2.0, z_loss=1e-2, slabs=True)
     yield _linear(pool, shape, "slabs, bias, offset, smoothing", linear_bias=bias, offset=offset, **slabs)
     yield _linear(pool, shape, "slabs, mixed", target=MixedTarget(pair[0], pair[1], 0.3), **slabs)
 
