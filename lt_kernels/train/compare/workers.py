@@ -101,9 +101,8 @@ def run_all(jobs: Sequence[Any], number: int, work: Work) -> Iterator[tuple[Any,
 
 
 def _end(workers: Sequence[Worker]) -> None:
-    for worker in workers:
-        if worker.job is not None:
-            worker.process.terminate()
+    for worker in workers:  # also those that are done: Python takes seconds to end after torch, and nothing is open
+        worker.process.terminate()
     for worker in workers:
         worker.process.join(PATIENCE)
         if worker.process.is_alive():
