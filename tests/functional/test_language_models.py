@@ -269,7 +269,6 @@ def test_softcap_of_other_targets(budget: int) -> None:
         ("target", {"target": SOFT.movedim(-1, 1)}),
         ("input", {"input": LEAVES["x"][..., 1:]}),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named(name: str, options: dict[str, Any]) -> None:
     given = {"input": LEAVES["x"], "linear_weight": LEAVES["w"], "target": TARGET} | options
