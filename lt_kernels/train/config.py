@@ -14,8 +14,10 @@ from lt_kernels.train.errors import ConfigError
 THREADS = 4096
 PROCESSES = 2**20
 DAY = 86400  # seconds
-# Where a run is computed, and not what: it may go on with others.
-PLACEMENT = ("accumulate", "devices", "nodes", "strategy", "head", "timeout")
+# Where a run is computed and recorded, and not what: it may go on with others.
+PLACEMENT = ("accumulate", "devices", "nodes", "strategy", "head", "timeout", "logger")
+# of lightning.pytorch.loggers
+LOGGERS = {"csv": "CSVLogger", "tensorboard": "TensorBoardLogger", "wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
 SIDE = 8192  # pixels
 POLY_POWER = 0.9  # what segmentation networks are trained with (Chen et al., 2018)
 
@@ -47,6 +49,7 @@ class TrainConfig:
     `devices` are the processes on each of `nodes` machines (0: as torchrun started them, else 1), `strategy` how the
     network is held on them, `head` whether each has all class weights; `timeout` is in seconds. `clip` is the largest
     norm of a step's gradient (0: any), `sync_batch_norm` whether batch norm's statistics are those of all processes.
+    `logger` is one of LOGGERS or a class, which gets every epoch's row beside the run's own files.
     """
 
     data: str = "digits-lt"
@@ -91,6 +94,7 @@ class TrainConfig:
     head: str = "replicated"
     sync_batch_norm: bool = False
     timeout: int = 600
+    logger: str | Mapping[str, Any] = "none"
     seed: int = 0
     validation: int = 0
     patience: int = 0
@@ -179,6 +183,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "head": values.choice("replicated", "sharded"),
     "sync_batch_norm": values.flag,
     "timeout": values.integer(1, DAY),
+    "logger": values.or_class(values.choice("none", *LOGGERS)),
     "seed": values.integer(0),
     "validation": values.integer(0),
     "patience": values.integer(0),

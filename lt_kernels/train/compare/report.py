@@ -229,7 +229,7 @@ def used_settings(configs: Mapping[str, Mapping[str, Any]]) -> Table:
 
     rows = []
     for key, default in defaults.items():
-        values = {method: text(config[key]) for method, config in configs.items()}
+        values = {method: text(config.get(key, default)) for method, config in configs.items()}
         if key in UNUSED or set(values.values()) == {text(default)}:
             continue
         same = len(set(values.values())) == 1

@@ -109,7 +109,7 @@ class ExactResume(Callback):
     epoch and after the last one; and before it `best.ckpt`, where `best` says that the epoch is that. A run that is
     killed between the two repeats the epoch, and writes both.
 
-    Must be the last callback: what it saves is the state after every other callback's work.
+    Must be the last callback that has a state: what it saves is that after every other callback's work.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, ranks: Ranks, best: Callable[[], bool]) -> None:

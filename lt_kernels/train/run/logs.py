@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,14 @@ class EpochLog(Callback):
             return
         fresh_folder(self.folder / TENSORBOARD)
         self.writer = SummaryWriter(str(self.folder / TENSORBOARD))
-        self.file = open_whole(self.folder / METRICS, ",".join(COLUMNS) + "\r\n")
+        known = io.StringIO()
+        before = csv.DictWriter(known, COLUMNS)
+        before.writeheader()
+        before.writerows(self.rows)
+        self.file = open_whole(self.folder / METRICS, known.getvalue())  # whoever reads it now finds every row
         self.table = csv.DictWriter(self.file, COLUMNS)
         for row in self.rows:
-            self._write(row)
+            self._draw(row)
         self.started = time.perf_counter()
 
     def _write(self, row: dict[str, float]) -> None:
@@ -80,6 +85,9 @@ class EpochLog(Callback):
         with naming(self.folder / METRICS):
             self.table.writerow(row)
             self.file.flush()
+        self._draw(row)
+
+    def _draw(self, row: dict[str, float]) -> None:
         for name in COLUMNS[2:]:
             if name in row:
                 self.writer.add_scalar(name, row[name], int(row["epoch"]))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from lt_kernels.data import DealtLoader, LongTailedData, ResumableLoader
@@ -35,6 +36,7 @@ from lt_kernels.train.run.checkpoint import ExactResume, SealedCheckpointIO, sav
 from lt_kernels.train.run.checks import check_stopping
 from lt_kernels.train.run.components import ComponentLog
 from lt_kernels.train.run.loading import add_teacher, fill
+from lt_kernels.train.run.loggers import LoggerRows, make_logger
 from lt_kernels.train.run.logs import EpochLog
 from lt_kernels.train.run.parts import PartLog
 from lt_kernels.train.run.progress import EpochBar
@@ -72,25 +74,26 @@ def _train(config: TrainConfig, folder: Path, resume: bool, console: Console | N
         if config.threads:
             torch.set_num_threads(config.threads)
         stack.enter_context(deterministic())
-        module, order, log = ranks.alike(lambda: _made(config, folder, ranks))
+        logger, module, order, log = ranks.alike(lambda: _made(config, folder, ranks))
         saved = ranks.alike(lambda: saved_for(config, log.data, folder, ranks))
         ranks.lead(lambda: begin_run(config, folder))  # not before the settings are known to be good
         with noting_failure(folder), noticing_loss(config):
-            stopping = fit(config, module, log, order, folder, console if ranks.first else None, saved)
+            stopping = fit(config, module, log, order, folder, console if ranks.first else None, saved, logger)
             about = {"stopping": stopping.about(config.keep_best)} if config.stops else {}
             result = summarize(config, module, log) | about
         ranks.lead(lambda: write_whole(folder / RESULT, json.dumps(result, indent=1)))
     return result
 
 
-def _made(config: TrainConfig, folder: Path, ranks: Ranks) -> tuple[Classifier, Order, EpochLog]:
-    """The classifier, the order of its samples and the record of a run."""
+def _made(config: TrainConfig, folder: Path, ranks: Ranks) -> tuple[Logger | None, Classifier, Order, EpochLog]:
+    """The logger, the classifier, the order of its samples and the record of a run."""
     check_stopping(config)
+    logger = make_logger(config, folder) if ranks.first else None
     data = load_data(config)
     module = build_module(config, data, ranks)
     add_teacher(module, data)
     module.configure_optimizers()  # what does not fit is said before anything is written
-    return module, order_of(module, data), EpochLog(folder, data, config.validate_every, ranks)
+    return logger, module, order_of(module, data), EpochLog(folder, data, config.validate_every, ranks)
 
 
 def fit(
@@ -101,22 +104,18 @@ def fit(
     folder: Path,
     console: Console | None,
     saved: SealedCheckpointIO | None = None,
+    logger: Logger | None = None,
 ) -> Stopping:
     """Train to the last epoch, from `last.ckpt` where there is one, and leave the module as it or the epoch that is
     kept left it.
     """
-    bar = [EpochBar(log, console)] if console is not None else []
-    steps = [ScheduleSteps(log)] if not isinstance(config.schedule, str) else []
-    recorder = [ComponentLog(folder, log.data), PartLog(folder, log.data)] if config.record else []
     stopping = Stopping(log, config.patience)
-    watching = [stopping] if config.stops else []
-    saver = ExactResume(folder, config, log.ranks, lambda: config.keep_best and stopping.improved)
     last = folder / LAST
     with quiet_trainer():
         trainer = Trainer(
             max_epochs=total_epochs(config.method, config.epochs, config.method_options),
             plugins=[saved or SealedCheckpointIO(config, log.data), precision_of(config)],
-            callbacks=[EpochSettings(log.ranks), Closing(log.data), log, *steps, *bar, *recorder, *watching, saver],
+            callbacks=_callbacks(config, log, stopping, console, logger),
             limit_train_batches=config.epoch_steps * config.accumulate or 1.0,
             limit_val_batches=0,
             logger=False,
@@ -131,6 +130,19 @@ def fit(
     if config.keep_best:
         fill(module, folder / BEST, config, log.data)
     return stopping
+
+
+def _callbacks(
+    config: TrainConfig, log: EpochLog, stopping: Stopping, console: Console | None, logger: Logger | None
+) -> list[Callback]:
+    """In order: what acts, what records it, what saves both, and the logger, whose failure costs no checkpoint."""
+    found: list[Callback] = [EpochSettings(log.ranks), Closing(log.data), log]
+    found += [ScheduleSteps(log)] if not isinstance(config.schedule, str) else []
+    found += [EpochBar(log, console)] if console is not None else []
+    found += [ComponentLog(log.folder, log.data), PartLog(log.folder, log.data)] if config.record else []
+    found += [stopping] if config.stops else []
+    found += [ExactResume(log.folder, config, log.ranks, lambda: config.keep_best and stopping.improved)]
+    return found if logger is None else [*found, LoggerRows(logger, config, log)]
 
 
 def loader_of(config: TrainConfig, data: LongTailedData, order: Order, ranks: Ranks) -> ResumableLoader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ MOVING: dict[str, Any] = {
     "checkpoint_steps": 3,
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "ddp": {},
+    "ddp": {"logger": "csv"},
     "fsdp": {"strategy": "fsdp", "accumulate": 2},
     "sharded": {"head": "sharded"},
 }
@@ -60,6 +61,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cut(CUTS[1] + 4, lambda settings=settings: train_run(make_config(settings), root / "ddp", resume=True))
         train_run(make_config(settings), root / name, resume=True)
     return root
+
+
+def test_the_first_process_alone_tells_a_logger(root: Path) -> None:
+    """Trained in 2, 3, 1 and 1 processes: a record each, that of the last one whole."""
+    found = {}
+    for path in (root / "ddp" / "lightning_logs").glob("*/metrics.csv"):
+        with path.open(newline="") as file:
+            found[path.parent.name] = [row["step"] for row in csv.DictReader(file)]
+    assert found == {
+        "version_1": ["1"],
+        "version_2": ["1", "2"],
+        "version_3": ["1", "2", "3"],
+    }  # cut first in the first
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
