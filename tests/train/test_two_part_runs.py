@@ -82,7 +82,7 @@ def test_repulsion_acts_within_each_expert() -> None:
 def test_later_views_have_an_augmentation_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def remember(name: str, inputs: torch.Tensor) -> torch.Tensor:
+    def remember(name: str, inputs: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
         asked.append(name)
         return inputs + len(asked)
 
