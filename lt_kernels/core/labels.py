@@ -76,7 +76,12 @@ def _kept_labels(dataset: Any) -> Tensor | None:
     kept = next((getattr(dataset, name) for name in _NAMES[:2] if hasattr(dataset, name)), None)
     if kept is None or not hasattr(kept, "__len__") or len(kept) != len(dataset):
         return None
-    return _indices(kept if change is None else [change(label) for label in kept])
+    if change is None:
+        return _indices(kept)
+    if getattr(kept, "ndim", 1) > 1:  # a row of a tensor is no number, and only an item says what is changed of it
+        return None
+    # What is changed is a number, as it is in the items of such a dataset; the entries of a tensor would be tensors.
+    return _indices([change(label) for label in (kept.tolist() if hasattr(kept, "tolist") else kept)])
 
 
 def _one_pass(dataset: Any) -> Iterator[Tensor]:

@@ -102,12 +102,9 @@ class LongTailClassifier(Classifier):
 
     def _probabilities(self, output: Tensor) -> Tensor:
         """The probabilities of a batch, on the CPU."""
-        criterion, scale = self.criterion_, 1.0
+        criterion = self.criterion_
         with torch.no_grad():
             if isinstance(criterion, (LinearHead, CosineHead)):
-                output = criterion(output.to(criterion.weight.device))
-                criterion = criterion.loss
-                scale = getattr(self.criterion_, "scale", 1.0)
-            if isinstance(criterion, Loss) and criterion.input_kind == "cosine":
-                scale = criterion.scale
-            return probabilities(output, scale).cpu()
+                return probabilities(criterion.scaled(output.to(criterion.weight.device))).cpu()
+            cosine = isinstance(criterion, Loss) and criterion.input_kind == "cosine"
+            return probabilities(output, criterion.scale if cosine else 1.0).cpu()

@@ -122,6 +122,13 @@ def test_a_changed_label_counts_as_what_it_becomes() -> None:
     dataset = Kept("targets", LABELS.tolist(), target_transform=swap.__getitem__, transforms=object())
     assert class_counts_of(dataset, 4).tolist() == COUNTS[::-1]
     assert dataset.read == 0
+    for kept in (LABELS, LABELS.numpy()):  # whose items have the label as an integer, which is what is looked up here
+        dataset = Kept("targets", kept, target_transform=dict(enumerate(swap)).__getitem__)
+        assert class_counts_of(dataset, 4).tolist() == COUNTS[::-1]
+        assert dataset.read == 0
+    rows = Kept("targets", LABELS[:, None], target_transform=swap.__getitem__)  # whose items are not their entries
+    assert class_counts_of(rows, 4).tolist() == COUNTS
+    assert rows.read == 7
     joint = Kept("targets", LABELS.tolist(), transforms=object(), transform=None)  # may change both: the items are read
     joint.of = lambda label: swap[label]
     assert class_counts_of(joint, 4).tolist() == COUNTS[::-1]

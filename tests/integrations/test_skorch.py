@@ -93,6 +93,14 @@ def test_a_head_is_trained_with_the_features(name: str) -> None:
     assert net.history[-1, "train_loss"] < net.history[0, "train_loss"]
 
 
+def test_the_features_norms_belong_to_the_logits_of_sphereface() -> None:
+    options: dict[str, Any] = {"criterion__in_features": 6, "criterion__loss": losses.SphereFaceLoss}
+    net = LongTailClassifier(Net, module__out=6, criterion=heads.CosineHead, **options, **QUIET).fit(X, Y)
+    features = net.forward(X)
+    logits = features.norm(dim=1, keepdim=True) * net.criterion_(features) * net.criterion_.loss.scale
+    assert_close(torch.tensor(net.predict_proba(X)), logits.softmax(1).detach())
+
+
 def test_counts_are_those_of_the_labels() -> None:
     net = LongTailClassifier(Net, **QUIET).fit(X, Y)
     assert net.class_counts_.tolist() == [60, 20, 10]
