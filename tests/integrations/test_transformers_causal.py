@@ -19,7 +19,7 @@ from lt_kernels.ops import memory_budget
 
 transformers = pytest.importorskip("transformers", reason="the extra [integrations] is not installed: transformers")
 
-from lt_kernels.integrations.transformers import fuse_causal_lm, use_loss  # noqa: E402
+from lt_kernels.integrations.transformers import compute_loss_func, fuse_causal_lm, use_loss  # noqa: E402
 
 LLAMA = "LlamaForCausalLM"
 
@@ -177,10 +177,21 @@ class ClampedForCausalLM(transformers.LlamaForCausalLM):
         return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=logits)
 
 
+class ZLossForCausalLM(transformers.LlamaForCausalLM):
+    """A model that has a second loss of its logits, as BambaForCausalLM does."""
+
+    def forward(self, input_ids: Any, labels: Any = None, **kwargs: Any) -> Any:
+        logits = self.lm_head(self.model(input_ids).last_hidden_state)
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        loss = loss + 1e-4 * logits.logsumexp(-1).pow(2).mean()
+        return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=logits)
+
+
 def refused(name: str) -> Any:
     plain = model(transformers, LLAMA)
-    if name == "clamped":
-        return fuse_causal_lm(ClampedForCausalLM(plain.config))
+    if name in ("clamped", "second"):
+        own = ClampedForCausalLM if name == "clamped" else ZLossForCausalLM
+        return fuse_causal_lm(own(plain.config))
     if name == "head":
         plain.lm_head = torch.nn.Sequential(plain.lm_head)
     return {
@@ -189,6 +200,8 @@ def refused(name: str) -> Any:
         "head": lambda: fuse_causal_lm(plain),
         "twice": lambda: fuse_causal_lm(fuse_causal_lm(plain)),
         "other": lambda: fuse_causal_lm(use_loss(plain, losses.CrossEntropyLoss())),
+        "after": lambda: use_loss(fuse_causal_lm(plain), losses.CrossEntropyLoss()),
+        "trainer": lambda: compute_loss_func(fuse_causal_lm(plain), losses.CrossEntropyLoss()),
         "lade": lambda: fuse_causal_lm(plain, losses.LADELoss(counts(LLAMA))),
         "cosine": lambda: fuse_causal_lm(plain, losses.CosFaceLoss()),
         "margin": lambda: fused("Gemma2ForCausalLM", losses.Loss(margin=CosFace(0.1))),
@@ -203,6 +216,9 @@ def refused(name: str) -> Any:
         ("masked", "a causal language model that calls its loss_function, got a ModernBertForMaskedLM"),
         ("head", "nn.Linear as lm_head, got Sequential"),
         ("clamped", "a ClampedForCausalLM does more"),
+        ("second", "and nothing else from them; a ZLossForCausalLM does more"),
+        ("after", "must not be fused, got a fused LlamaForCausalLM"),
+        ("trainer", "must not be fused, got a fused LlamaForCausalLM"),
         ("twice", "got a LlamaForCausalLM with another: give that as loss"),
         ("other", "got a LlamaForCausalLM with another: give that as loss"),
         ("lade", "loss must not need all logits, got LADELoss"),
@@ -220,4 +236,13 @@ def test_an_adapter_of_the_head_is_refused_at_the_step():
     ours = fused(LLAMA)
     ours.lm_head = torch.nn.Sequential(ours.lm_head)
     with pytest.raises(ValueError, match=r"nn.Linear as lm_head, got Sequential"):
+        ours(**batch(LLAMA))
+
+
+@pytest.mark.parametrize("loss", [(), (losses.CrossEntropyLoss(),)])
+def test_another_function_set_after_fusing_is_refused_at_the_step(loss: tuple[losses.Loss, ...]):
+    ours = copy.deepcopy(fused(LLAMA, *loss))
+    ours(**batch(LLAMA))
+    ours.loss_function = lambda *others, **named: torch.tensor(1.0)
+    with pytest.raises(ValueError, match="keep the loss that it was fused with"):
         ours(**batch(LLAMA))

@@ -37,7 +37,7 @@ def fuse_causal_lm(model: Model, loss: Loss | None = None) -> Model:
 
     Raises:
         TypeError, ValueError: naming the argument, if something else stands between `lm_head` and the loss. This is
-            seen in a forward of four tokens.
+            seen in forwards of four tokens.
     """
     base = base_of(model)
     used = checked(CrossEntropyLoss() if loss is None else loss)
@@ -48,10 +48,11 @@ def fuse_causal_lm(model: Model, loss: Loss | None = None) -> Model:
     _check_head(base)
     if _cap(base) is not None and used.margin is not None:
         raise ValueError(f"loss must have no margin, since the model caps its logits, got {used.margin!r}")
-    if loss is not None:
-        base.loss_function = OfKeywords(LabelLoss(loss, True))
+    own = None if loss is None else OfKeywords(LabelLoss(loss, True))
+    if own is not None:
+        base.loss_function = own
     base.__class__ = in_front(_Fused, type(base))
-    base._lt_loss = _OfFeatures(used, _cap(base))
+    base._lt_loss = _OfFeatures(used, _cap(base), own)
     return model
 
 
@@ -114,40 +115,53 @@ _FEATURES = _Given()
 
 @torch.no_grad()
 def _check_head(model: Any) -> None:
-    """Raise unless the loss is computed from `lm_head`'s output times a number, capped as the configuration says."""
+    """Raise unless logits reach the loss alone, as `lm_head`'s output times a number, capped as the configuration says.
+
+    Two outputs are tried whose values, spread and width differ: what else is computed from them changes the loss.
+    """
     head = _linear(model)
-    ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
-    rows = head.weight.new_tensor([[-90.0], [-3.0], [2.0], [40.0]])
-    features, logits = rows.expand(1, 4, head.in_features), rows.expand(1, 4, head.out_features)
-    passed, seen = _reaching_the_loss(model, ids, features, capped=False), _reaching_the_loss(model, ids, logits)
-    scale = (passed[0, 0, 0] / rows[0, 0]).item() if passed.shape == features.shape else 0.0
+    features, logits = _tried(head, head.in_features, -1.25), _tried(head, head.out_features, 1.0)
+    (passed, first), (seen, second) = _reaching(model, features, capped=False), _reaching(model, logits)
+    scale = (passed[0, 0, 0] / features[0, 0, 0]).item() if passed.shape == features.shape else 0.0
     cap = _cap(model)
-    expected = scale * rows.double()
+    expected = scale * logits.double()
     expected = expected if cap is None else cap * torch.tanh(expected / cap)
     kept = torch.allclose(passed.double(), scale * features.double(), rtol=_CLOSE)
-    same = seen.shape == logits.shape and torch.allclose(seen.double(), expected.expand_as(seen), rtol=_CLOSE)
-    if not (kept and same) or (scale != 1 and (head.bias is not None or cap is not None)):
+    same = seen.shape == logits.shape and torch.allclose(seen.double(), expected, rtol=_CLOSE)
+    alone = torch.allclose(first, second, rtol=_CLOSE, equal_nan=True)
+    if not (kept and same and alone) or (scale != 1 and (head.bias is not None or cap is not None)):
         raise ValueError(
-            f"model must compute its loss from lm_head's logits, at most scaled, or capped by {CAP}; "
-            f"a {type(model).__name__} does more"
+            f"model must compute its loss from lm_head's logits, at most scaled, or capped by {CAP}, and nothing else "
+            f"from them; a {type(model).__name__} does more"
         )
 
 
-def _reaching_the_loss(model: Any, ids: Tensor, output: Tensor, capped: bool = True) -> Tensor:
-    """What the loss of a model is computed from if this is the output of its `lm_head`; the model is as before."""
+def _tried(head: nn.Linear, width: int, factor: float) -> Tensor:
+    """An output of `lm_head` for four tokens, from small to large, that differs from place to place."""
+    rows = factor * torch.tensor([[-90.0], [-3.0], [2.0], [40.0]]) * torch.linspace(1.0, 0.5, width)
+    return rows[None].to(head.weight)
+
+
+def _reaching(model: Any, output: Tensor, capped: bool = True) -> tuple[Tensor, Tensor]:
+    """What the loss of a model is computed from if this is the output of its `lm_head`, and what is added to the loss.
+
+    The model is as before.
+    """
     found: list[Tensor] = []
 
     def loss(logits: Tensor, *others: Any, **named: Any) -> Tensor:
         found.append(logits)
-        return output.new_zeros(())
+        return output.new_zeros((), dtype=torch.float32)
 
+    head = _linear(model)
+    ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
     training = [(part, part.training) for part in model.modules()]
     model.eval()
     with _standing_in(model, _Given(output), loss, capped):
-        model(input_ids=ids, labels=ids, use_cache=False)
+        outputs = model(input_ids=ids, labels=ids, use_cache=False, return_dict=True)
     for part, was in training:
         part.training = was
-    return found[0]
+    return found[0], outputs.loss
 
 
 def _cap(model: Any) -> float | None:
@@ -163,7 +177,8 @@ def _full(features: Tensor) -> AbstractContextManager[Any]:
 class _OfFeatures:
     """The protocol of `model.loss_function`, called with features [B, T, d] in the place of logits."""
 
-    def __init__(self, loss: Loss, cap: float | None) -> None:
+    def __init__(self, loss: Loss, cap: float | None, own: OfKeywords | None) -> None:
+        self.own = own  # the model's function in evaluation; None is the library's
         self.loss, self.evaluate = loss, loss.from_features if cap is None else partial(capped, loss, cap)
 
     def __call__(
@@ -194,6 +209,8 @@ class _Fused(Replaced):
         model: Any = self
         if not model.training or labels_of(forward, args, kwargs)[0] is None:
             return forward(*args, **kwargs)
+        if vars(model).get("_loss_function") is not self._lt_loss.own:
+            raise ValueError("model must keep the loss that it was fused with, got another loss_function afterwards")
         with _standing_in(model, _FEATURES, partial(self._lt_loss, _linear(model))):
             outputs, as_tuple = named(forward, model.config, args, kwargs)
         outputs = type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})

@@ -30,6 +30,7 @@ def compute_loss_func(model: Any, loss: Loss) -> Callable[..., Tensor]:
         TypeError, ValueError: naming the argument, if the class needs its labels for more than a loss of logits.
     """
     base = base_of(model)
+    _not_fused(base)
     plan = plan_of(base)
     if plan.calls and base.config.is_encoder_decoder:
         raise ValueError(f"model must not need its labels as inputs, got a {type(base).__name__}: take use_loss")
@@ -55,6 +56,7 @@ def use_loss(model: Model, loss: Loss) -> Model:
     if isinstance(base, _WithLoss):
         base._lt_loss = LabelLoss(fitting(base, loss), False)
         return model
+    _not_fused(base)
     plan = plan_of(base)
     label_loss = LabelLoss(fitting(base, loss), plan.shift)
     if plan.calls:
@@ -63,6 +65,12 @@ def use_loss(model: Model, loss: Loss) -> Model:
         base.__class__ = in_front(_WithLoss, type(base))
         base._lt_loss = label_loss
     return model
+
+
+def _not_fused(model: Any) -> None:
+    if isinstance(model, Replaced) and not isinstance(model, _WithLoss):
+        name = type(model).__name__
+        raise ValueError(f"model must not be fused, got a fused {name}: give the loss to fuse_causal_lm instead")
 
 
 def fitting(model: Any, loss: Loss) -> Loss:
