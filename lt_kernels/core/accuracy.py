@@ -9,8 +9,9 @@ from torch import Tensor
 class Accuracy:
     """Counts rows whose target has the largest raw logit (or cosine), over all calls that it is given to.
 
-    A tie counts as right; neither offset nor margin takes part. The numbers stay on the device of the rows: nothing
-    waits for it until they are read. Where rows are sharded over ranks they are this rank's.
+    A tie counts as right; neither offset nor margin takes part, but a class whose offset is -inf is not there, and no
+    rival. The numbers stay on the device of the rows: nothing waits for it until they are read. Where rows are sharded
+    over ranks they are this rank's.
     """
 
     def __init__(self) -> None:

@@ -55,8 +55,15 @@ def add_rows(total: Tensor, index: Tensor, part: Tensor) -> None:
 
 
 def cap_(logits: Tensor, softcap: float) -> Tensor:
-    """softcap tanh(logits / softcap) in their place; 0 leaves them as they are."""
-    return logits.div_(softcap).tanh_().mul_(softcap) if softcap else logits
+    """softcap tanh(logits / softcap), in their place if they have the dtype of the arithmetic; 0 leaves them."""
+    if not softcap:
+        return logits
+    return logits.to(accumulate_type(logits.dtype)).div_(softcap).tanh_().mul_(softcap)
+
+
+def cap_slope_(capped: Tensor, softcap: float) -> Tensor:
+    """The derivative of the cap in the place of its results; 1 for NaN, so that rows with gradient 0 keep it."""
+    return capped.div_(softcap).square_().neg_().add_(1.0).nan_to_num_(1.0)
 
 
 def mixed(words: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ from torch import Tensor
 from lt_kernels.core import checks
 from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.linear import Normalize
+from lt_kernels.core.numbers import autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import prepare
 from lt_kernels.ops.loss import evaluate, simple
 from lt_kernels.ops.ranks import placements
+from lt_kernels.ops.rows import Capped
 from lt_kernels.ops.sources import Features, Logits, features
 
 
@@ -51,7 +53,8 @@ def offset_cross_entropy(
         focal_gamma: at least 0 (Lin et al., 2017); 0 is plain cross-entropy.
         label_smoothing: in [0, 1], or a tensor [C] with one for each target class.
         z_loss: at least 0; keeps the log-sum-exp of a row near 0 (Chowdhery et al., 2022), whatever its class's weight.
-        softcap: above 0; logits z become softcap tanh(z / softcap) before the offset is added (Bello et al., 2017).
+        softcap: above 0; logits z become softcap tanh(z / softcap) before the offset is added (Bello et al., 2017). It
+            is computed in float32, or float64 for logits of that dtype.
         sample_weight: a factor for each row, of the shape of the class indices, without a gradient. A row of weight 0
             is as one that is ignored, whatever its logits are.
         shift: logits at place t of the last dimension are judged against the target (and the sample weight) at
@@ -96,12 +99,21 @@ def _of_logits(
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-    cap = settings.pop("softcap")
-    if cap is not None:
-        cap = checks.number("softcap", cap, above=0.0)
-        logits = cap * torch.tanh(logits / cap)
+    cap, given = _softcap(settings, ranks), logits
+    if cap:
+        logits = Capped.apply(logits, cap)
     source = Logits(prepare.as_rows(logits), None, ranks)
-    return evaluate(source, shape, target, sample_weight=sample_weight, **settings)
+    found = evaluate(source, shape, target, sample_weight=sample_weight, **settings)
+    return found if logits.dtype == given.dtype or autocast(given) else found.to(given.dtype)
+
+
+def _softcap(settings: dict[str, Any], ranks: Any) -> float:
+    """The softcap, which is taken from the settings, and 0 for None; ranks must agree on it."""
+    cap = settings.pop("softcap")
+    cap = 0.0 if cap is None else checks.number("softcap", cap, above=0.0)
+    if ranks is not None:
+        ranks.agree(("softcap", cap))
+    return cap
 
 
 def linear_cross_entropy(
@@ -167,8 +179,8 @@ def _linear(
     checks.features(input, linear_weight, linear_bias, group is not None, form="...")
     rows = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
     source = features(rows, linear_weight, linear_bias, Normalize.NOTHING, None, group, ranks=ranks)
-    cap = settings.pop("softcap")
-    source = source if cap is None else source._replace(softcap=checks.number("softcap", cap, above=0.0))
+    cap = _softcap(settings, ranks)
+    source = source._replace(softcap=cap) if cap else source
     return _of_features(source, tuple(input.shape[:-1]), target, sample_weight, settings)
 
 

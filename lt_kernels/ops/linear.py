@@ -32,7 +32,7 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, ...]:
     column_scale = classes if p.normalize >= Normalize.CLASSES else 0
     sizes = ((rows,), (rows, p.target.shape[1]), (rows,), (mean,), (rows,), (mean,))
     numbers = [p.input.new_empty(size, dtype=kind) for size in sizes]
-    kept = p.input.new_empty((rows, classes) if keep else (0,), dtype=reference.product_type(p.input))
+    kept = p.input.new_empty((rows, classes) if keep else (0,), dtype=reference.logits_type(p))
     return *numbers, kept, *(p.input.new_empty(size, dtype=kind) for size in (row_scale, column_scale))
 
 
@@ -129,7 +129,8 @@ def linear_policy(input: Tensor, linear_weight: Tensor) -> budget.Policy:
     """How linear_cross_entropy and cosine_margin_cross_entropy walk the logits of these features and classes, and why.
 
     Within the memory budget of the moment (`lt_kernels.memory_budget`). On a CPU, logits that fit with their gradient
-    are made whole instead, at once; under autocast pass the features as they are cast.
+    are made whole instead, at once; under autocast pass the features as they are cast. With a
+    softcap, logits of bfloat16 take 6 bytes instead of 2, and are walked accordingly.
 
     Args:
         input: features [N, d]; only their shape, dtype and device count.
@@ -169,7 +170,10 @@ def statistics(
     softcap: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """(rest, own, own_offset, mean, rival, top, shares) of input [N, d] and weight [C, d], as those of rows."""
-    policy = budget.choose(input, weight.shape[0], reference.product_type(input).itemsize)
+    kind = reference.product_type(input)
+    capped = accumulate_type(input.dtype)  # the cap is computed there, from products that stay until it is
+    size = kind.itemsize if not softcap or kind == capped else kind.itemsize + capped.itemsize
+    policy = budget.choose(input, weight.shape[0], size)
     classes = weight.shape[0] if classes is None else classes
     slabs = policy.row_slab, policy.class_slab
     whole = problem((input, weight, bias, target), terms, normalize, start, classes, slabs=slabs, softcap=softcap)

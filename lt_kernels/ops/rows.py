@@ -86,6 +86,27 @@ loss_backward_op = define(
 )
 
 
+class Capped(torch.autograd.Function):
+    """softcap tanh(logits / softcap) in the dtype of the arithmetic; where its gradient is 0, so is that of NaN."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, softcap: float) -> Tensor:
+        return softcap * torch.tanh(logits.to(accumulate_type(logits.dtype)) / softcap)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.softcap, ctx.kind = inputs[1], inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (capped,) = ctx.saved_tensors
+        slope = (1.0 - (capped / ctx.softcap).square()).nan_to_num(1.0)
+        return (grad * slope).to(ctx.kind), None
+
+
 @takes(_LOSS_INPUTS + 1)
 class RowLoss(torch.autograd.Function):
     """The loss, [N] or reduced, of logits [N, C] with one target per row; gradients for the logits and the offset.

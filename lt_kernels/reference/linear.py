@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core.linear import Normalize, Problem, blocks
-from lt_kernels.core.numbers import accumulate_type, as_they_are, cap_, finite, inverse_norm, product_type
+from lt_kernels.core.numbers import (
+    accumulate_type,
+    as_they_are,
+    cap_,
+    cap_slope_,
+    finite,
+    inverse_norm,
+    product_type,
+)
 
 
 def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
@@ -24,6 +32,11 @@ def _product(problem: Problem, rows: slice, classes: slice) -> Tensor:
         return logits if bias is None else logits.add_(bias)
     left, right = left.to(kind), right.to(kind)
     return left @ right.T if bias is None else torch.addmm(bias, left, right.T)
+
+
+def logits_type(problem: Problem) -> torch.dtype:
+    """The dtype of a block of logits: that of the products, or once they are capped that of the arithmetic."""
+    return accumulate_type(problem.input.dtype) if problem.softcap else product_type(problem.input)
 
 
 def _merge(first: tuple[Tensor, ...] | None, second: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -52,7 +65,7 @@ def by_slabs(
 ) -> tuple[Tensor, ...]:
     """The results of linear_forward; `norm` and `product` may be replaced by faster functions for a device."""
     rows_forward = torch.ops.lt_kernels.rows_forward.default
-    kept = p.input.new_empty(0, dtype=product_type(p.input))
+    kept = p.input.new_empty(0, dtype=logits_type(p))
     parts: dict[int, tuple[Tensor, ...]] = {}
     with as_they_are(p.input.device):
         row_scale = norm(p.input) if p.normalize == Normalize.BOTH else None
@@ -141,8 +154,8 @@ class Backward:
         cap = self.problem.softcap
         if not cap:
             return d_logits
-        logits = logits.clone() if self.kept.numel() else logits
-        return d_logits.mul_(logits.div_(cap).square_().neg_().add_(1.0))
+        slope = cap_slope_(logits.clone() if self.kept.numel() else logits, cap)
+        return d_logits.mul_(slope).to(product_type(self.problem.input))
 
     def classes(self, classes: slice) -> None:
         """All gradients of one slab of classes."""

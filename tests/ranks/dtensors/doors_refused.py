@@ -138,6 +138,7 @@ def told(rank: int, world: int, group: Any) -> None:
         ("reduction", {"reduction": "sum" if rank else "mean"}),
         ("weight", {"weight": TABLE.exp() + rank}),
         ("label_smoothing", {"label_smoothing": rank / 10}),
+        ("softcap", {"softcap": 1.5 if rank else None}),
     ):
         with pytest.raises(RankError, match=f"^{name} must be the same on every rank"):
             linear_cross_entropy(rows, WEIGHT, labels, **settings)
