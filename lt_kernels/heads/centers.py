@@ -16,6 +16,7 @@ from lt_kernels.ops.directions import unit
 
 def evaluate(head: Any, features: Tensor, target: Tensor | MixedTarget | None) -> Tensor:
     """The loss of a `CosineHead` with sub-centres, or without a target each class's largest cosine [..., C]."""
+    head.check(features)
     places = features.shape[:-1]
     if target is None:
         rows = features.reshape(-1, features.shape[-1])

@@ -96,11 +96,15 @@ class _Head(nn.Linear):
                 del state_dict[prefix + name]
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
-        """Features [..., d] and targets [...] as rows."""
+    def check(self, features: Tensor) -> None:
+        """Raise unless features are floating and [..., d]."""
         checks.floating("features", features, dtensor=True)
         if features.ndim == 0 or features.shape[-1] != self.in_features:
             raise ValueError(f"features must be [..., {self.in_features}], got {list(features.shape)}")
+
+    def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
+        """Features [..., d] and targets [...] as rows."""
+        self.check(features)
         if features.ndim == 2:
             return features, target
         if not isinstance(target, Tensor | MixedTarget):
@@ -205,6 +209,8 @@ class CosineHead(_Head):
             cosines [N, C] that are chosen and which they are, and of all [N, C K] a part within the memory budget.
         mesh, sample, logq_correction: as for `LinearHead`; with one centre alone.
     """
+
+    centers = 1  # of a head that was pickled before there were several
 
     def __init__(
         self,

@@ -39,7 +39,8 @@ _TAKEN: dict[str, Callable[[Any, Reduction], tuple[Loss, float]]] = {
 def from_pml(loss: Any, reduction: Reduction | None = None) -> CosineHead:
     """The head that computes what a classification loss of pytorch-metric-learning does, with a copy of its weights.
 
-    head(embeddings, labels) is the loss, head(embeddings) the cosines, head.scaled(embeddings) its `get_logits`.
+    head(embeddings, labels) is the loss, head(embeddings) the cosines, head.scaled(embeddings) its `get_logits`;
+    those of ProxyNCALoss are distances, of which minus softmax_scale times them has the same softmax.
 
     loss: ArcFaceLoss, CosFaceLoss, NormalizedSoftmaxLoss, ProxyNCALoss, SphereFaceLoss or SubCenterArcFaceLoss, with
     the distance it has by itself. reduction: of the rows' losses; None is that of its reducer, mean or sum. Errors:

@@ -209,7 +209,7 @@ class ExpectedCalibrationError(_Base):
         confidence, target_of = self.kept(best.values, target)
         right = self.kept(best.indices, target)[0] == target_of
         shares("preds", confidence)
-        for place, mask in enumerate(self.masks[:, target_of]):
+        for place, mask in enumerate(self.masks[:, target_of].bool()):
             self.gap[place] += gaps(confidence[mask], right[mask].double(), self.bins)
             self.total[place] += mask.sum()
 

@@ -73,6 +73,20 @@ def test_the_features_norms_belong_to_spherefaces_logits():
     assert_close(several.scaled(features), one.scaled(features))
 
 
+def test_prediction_names_features_as_the_loss_does():
+    with pytest.raises(ValueError, match=r"features must be \[..., 8\], got \[2, 5\]"):
+        head_of(ArcFaceLoss())(torch.zeros(2, 5))
+    with pytest.raises(TypeError, match="features must"):
+        head_of(ArcFaceLoss())(torch.zeros(2, SIZE, dtype=torch.int64))
+
+
+def test_a_head_from_before_there_were_centres():
+    head, features = head_of(ArcFaceLoss(), 1), normal(ROWS, SIZE, seed=3)
+    expected = head(features)
+    del head.__dict__["centers"]
+    assert torch.equal(head(features), expected)
+
+
 def test_shapes_pairs_of_targets_and_the_state():
     head = head_of(ArcFaceLoss(reduction="none"))
     features = normal(5, 3, SIZE, seed=5)

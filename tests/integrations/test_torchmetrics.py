@@ -138,6 +138,11 @@ def test_class_indices_are_predictions() -> None:
     same(metric.compute(), expected("groups"))
 
 
+def test_another_dtype_leaves_the_groups() -> None:
+    metric = gathered(ExpectedCalibrationError(C, COUNTS, bins=10, few=35).set_dtype(torch.float64))
+    same(metric.compute(), expected("ece of groups"))
+
+
 def test_probabilities_are_confidences() -> None:
     metric = ExpectedCalibrationError(C, bins=10, scores="probabilities")
     metric.update(LOGITS.softmax(1), TARGET)
