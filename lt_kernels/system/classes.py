@@ -23,9 +23,9 @@ def found(key: str, path: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())  # last, so that no file there stands in for an installed module
     try:
         value = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # of a module that others have written
         allowed = "the path of a class or function that can be imported"
-        raise ValueError(f"{key}.class_path must be {allowed}, got {path!r}: {error}") from error
+        raise ValueError(f"{key}.class_path must be {allowed}, got {path!r}: {_said(error)}") from error
     if not callable(value):
         raise ValueError(f"{key}.class_path must be the path of a class or function, got {path!r}, {value!r}")
     return value
@@ -47,11 +47,18 @@ def make(key: str, spec: Mapping[str, Any], base: type[Made], *first: Any) -> Ma
     arguments = _checked(key, make_one, spec.get("init_args", {}), known[: len(first)])
     try:
         made = make_one(*first, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError, OSError) as error:  # of what others have written
-        raise ValueError(f"{key}: {spec['class_path']} cannot be made: {error}") from error
+    except Exception as error:  # of what others have written
+        raise ValueError(f"{key}: {spec['class_path']} cannot be made: {_said(error)}") from error
     if not isinstance(made, base):
         raise ValueError(f"{key}.class_path must make a {base.__name__}, got a {type(made).__name__}")
     return made
+
+
+def _said(error: Exception) -> str:
+    """The message of an error, with its kind where that says more than the message alone."""
+    return (
+        str(error) if isinstance(error, (ValueError, RuntimeError, ImportError)) else f"{type(error).__name__}: {error}"
+    )
 
 
 def _returned(function: Callable[..., Any]) -> Any:

@@ -98,15 +98,23 @@ def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
             result.pop(key, None)
         elif isinstance(value, Mapping):
             known = result.get(key)
-            result[key] = _merged(known if isinstance(known, Mapping) else {}, value)
+            result[key] = _merged(_beneath(known, value.get("class_path")), value)
         else:
             result[key] = value
     return result
 
 
+def _beneath(known: Any, class_path: Any) -> dict[str, Any]:
+    """What another mapping is put over: the arguments of a class are left out where that names another class."""
+    found = dict(known) if isinstance(known, Mapping) else {}
+    if class_path is not None and found.get("class_path", class_path) != class_path:
+        found.pop("init_args", None)
+    return found
+
+
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Settings with `key=value` changes applied; `method_options.alpha=0.5` reaches inside a mapping, values are read
-    as YAML.
+    as YAML. Within a mapping null takes a key away, and another `class_path` the arguments of the class before it.
     """
     result = copy.deepcopy(dict(settings))
     for item in overrides:
@@ -122,7 +130,11 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> di
             inside = inside.setdefault(name, {})
             if not isinstance(inside, dict):
                 raise ConfigError(f"--set {item!r}: {name} holds no options")
+        if last == "class_path" and inside.get(last, value) != value:
+            inside.pop("init_args", None)
         inside[last] = value
+        if value is None and outer:  # as in a file: null takes an option away
+            del inside[last]
     return result
 
 

@@ -126,7 +126,10 @@ def or_class(check: Callable[[str, Any], str]) -> Callable[[str, Any], str | dic
 
     def check_either(key: str, value: Any) -> str | dict[str, Any]:
         if not isinstance(value, Mapping):
-            return check(key, value)
+            try:
+                return check(key, value)
+            except ConfigError as error:
+                raise ConfigError(f"{error}; or a class by its path, {key}.class_path=PACKAGE.NAME") from None
         path = value.get("class_path")
         if not isinstance(path, str) or "." not in path.strip("."):
             raise reject(f"{key}.class_path", path, "the path of a class or function, such as torch.optim.AdamW")

@@ -51,3 +51,11 @@ class WithTargets(Points):
     def __getitem__(self, row: int) -> Any:
         self.read.append(row)
         return super().__getitem__(row)
+
+
+class Named(Points):
+    """Its classes' names in an order of its own, as a folder that lacks a class numbers them."""
+
+    def __init__(self, labels: list[int], classes: list[str]) -> None:
+        super().__init__(labels)
+        self.classes = classes

@@ -50,6 +50,19 @@ def test_a_share_is_held_out() -> None:
     assert sorted(both.tolist()) == [0, 1, 2, 3, 4]
 
 
+def test_parts_that_number_their_classes_otherwise_agree_by_name() -> None:
+    train = {"labels": [0, 0, 1, 2], "classes": ["ant", "bee", "cat"]}
+
+    def named(labels: list[int], classes: list[str]) -> Any:
+        test = {"labels": labels, "classes": classes}
+        return load("dataset", class_path="own_datasets.Named", train=train, test=test)
+
+    assert named([0, 1, 1], ["ant", "cat"]).test[1].tolist() == [0, 2, 2]
+    assert named([2, 0], ["bee", "cat", "ant"]).test[1].tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"test must have classes of train \(ant, bee, cat\), got 'dog'"):
+        named([0, 1], ["ant", "dog"])
+
+
 def test_labels_need_no_items_where_they_are_known() -> None:
     data = load("dataset", class_path="own_datasets.WithTargets", lazy=True, **LABELS)
     source = data.train[0].data

@@ -37,6 +37,14 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "stored")
 
 
+def test_splits_that_number_their_classes_otherwise_agree_by_name(tmp_path: Path) -> None:
+    own, other = (datasets.ClassLabel(names=names) for names in (["a", "b", "c"], ["c", "a", "b"]))
+    both = datasets.DatasetDict({"train": split(LABELS, 0, own), "test": split([0, 1, 2], 100, other)})
+    both.save_to_disk(str(tmp_path / "stored"))
+    data = load("hf", path=str(tmp_path / "stored"))
+    assert [data.class_names[label] for label in data.test[1]] == ["c", "a", "b"]
+
+
 def test_columns_are_found_by_their_features(path: str) -> None:
     data = load("hf", path=path, crop=4)
     assert data.class_names == ("a", "b", "c")

@@ -175,7 +175,8 @@ def dataset(
     elif test is None:
         raise ValueError("test must be the arguments of the test part, or the share to hold out, such as 0.2, got None")
     else:
-        first, second = (inputs, labels), read_part(spec, _arguments("test", test), lazy, seed)[:2]
+        other, target, tested = read_part(spec, _arguments("test", test), lazy, seed)
+        first, second = (inputs, labels), (other, _renumbered(target, tested, made))
     if (second[0].shape[1:], second[0].dtype) != (inputs.shape[1:], inputs.dtype):
         what = f"{list(inputs.shape[1:])} of {inputs.dtype} as those of train"
         raise ValueError(f"test must have inputs {what}, got {list(second[0].shape[1:])} of {second[0].dtype}")
@@ -187,6 +188,23 @@ def _arguments(key: str, value: Any) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{key} must be a mapping of arguments, got {value!r}")
     return value or {}
+
+
+def _renumbered(labels: Tensor, data: Any, trained: Any) -> Tensor:
+    """Labels of the test part as indices of the training part's classes, by their names where both parts name them.
+
+    Errors: ValueError naming a class that the training part has not.
+    """
+    own, known = (getattr(part, "classes", None) for part in (data, trained))
+    if not all(isinstance(names, (list, tuple)) for names in (own, known)) or list(own or ()) == list(known or ()):
+        return labels
+    places = {str(name): place for place, name in enumerate(known or ())}
+    used = [str(own[label]) if label < len(own) else label for label in labels.unique().tolist()]  # type: ignore[index]
+    for name in used:
+        if name not in places:
+            raise ValueError(f"test must have classes of train ({', '.join(places)}), got {name!r}")
+    found = dict(zip(labels.unique().tolist(), (places[name] for name in used), strict=True))
+    return torch.tensor([found[label] for label in labels.tolist()])
 
 
 def _names(data: Any, labels: Tensor) -> list[str]:

@@ -92,6 +92,12 @@ def _labels(data: Any, column: str) -> tuple[list[Any], list[str]]:
     return values, list(known or map(str, sorted(set(values))))
 
 
+def _named(data: Any, column: str) -> list[Any]:
+    """The values of a label's column, those of ClassLabel by name: each split may number its classes otherwise."""
+    values, names = list(data[column]), getattr(data.features[column], "names", None)
+    return values if names is None else [names[value] if 0 <= value < len(names) else value for value in values]
+
+
 def _indices(values: list[Any], names: list[str], numbered: bool, part: str) -> Tensor:
     """Class indices, int64."""
     places = {name: place for place, name in enumerate(names)}
@@ -137,8 +143,7 @@ def hf(
     own = _split(splits, "train", train)
     columns = _column(own, "image", image, "Image"), _column(own, "label", label, "ClassLabel")
     values, names = _labels(own, columns[1])
-    numbered = hasattr(own.features[columns[1]], "names")
-    labels = _indices(values, names, numbered, train)
+    labels = _indices(values, names, hasattr(own.features[columns[1]], "names"), train)
     side = side_of(own[0][columns[0]].size, resize)
     cut, test_cut = crops_of(side, train_crop, crop)
     inputs = PictureColumn(own, columns[0], side, cut, threads)
@@ -147,7 +152,7 @@ def hf(
         first, second = (inputs.subset(kept), labels[kept]), (inputs.subset(held, test_cut), labels[held])
     else:
         other = _split(splits, "test", str(test))
-        target = _indices(list(other[columns[1]]), names, numbered, str(test))
+        target = _indices(_named(other, columns[1]), names, False, str(test))
         first, second = (inputs, labels), (PictureColumn(other, columns[0], side, test_cut, threads), target)
     both = [(stored(rows, checks.flag("lazy", lazy)), target) for rows, target in (first, second)]
     return assembled("hf", both[0], both[1], names, **pixels(pixel_mean, pixel_deviation))

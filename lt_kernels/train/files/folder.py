@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lt_kernels.system import storage
 from lt_kernels.system.interrupts import Interrupted
-from lt_kernels.train.config import TrainConfig, make_config
+from lt_kernels.train.config import FIELDS, TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed
 from lt_kernels.train.files import BEST, COMPARISON, CONFIG, FAILED, KEPT, LAST, OWN, RESULT
 from lt_kernels.train.files.results import checked_result
@@ -46,7 +47,7 @@ def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
         return
     before = read_config(stored)
     if not kept:
-        if storage.read_regular(stored, 2**20).decode("utf-8", "replace") != config_text(before):
+        if not _is_of_a_run(stored, before):
             raise ConfigError(f"--out {str(folder)!r} holds a {CONFIG} that is no run's: choose another folder")
         return
     if is_given_up(config, folder):
@@ -56,6 +57,14 @@ def prepare_run(config: TrainConfig, folder: Path, resume: bool) -> None:
             f"--out {str(folder)!r} holds a run already: continue it with --resume, or choose another folder"
         )
     same_settings(config, before, stored)
+
+
+def _is_of_a_run(stored: Path, config: TrainConfig) -> bool:
+    """Whether a file is what a run wrote for this config, of this version or of one that had not yet all keys."""
+    text = storage.read_regular(stored, 2**20).decode("utf-8", "replace")
+    values = config.as_dict()
+    known = {key: values[key] for key in FIELDS if re.search(f"^{key}:", text, re.MULTILINE)}
+    return len(known) > len(FIELDS) / 2 and text == written(known)
 
 
 def _failed(folder: Path) -> bool:

@@ -44,15 +44,11 @@ def _found(network: nn.Module, data: LongTailedData) -> int:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             features = network(sample)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-        ) as error:  # of what others have written
+        except Exception as error:  # of what others have written
             what = f"inputs {list(sample.shape)} of {sample.dtype}"
-            raise ValueError(f"network must take {what}, as {data.name} has them: {error}") from error
+            raise ValueError(
+                f"network must take {what}, as {data.name} has them: {type(error).__name__}: {error}"
+            ) from error
     network.train(was_training)
     wanted = (4, 1, *sample.shape[2:]) if data.input_kind == "scene" else (2, 1)
     shape = list(features.shape) if isinstance(features, Tensor) else []

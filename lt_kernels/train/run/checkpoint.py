@@ -22,6 +22,7 @@ from lt_kernels.train.model.layout import SHARDS
 from lt_kernels.train.ranks.group import ALONE, Ranks
 from lt_kernels.train.run.generators import random_states, restore_random_states, seed_rank
 
+NAMES = "class names"  # what data are remembered by, beside their numbers
 ABOUT = "lt_kernels"  # the key under which a checkpoint says whose it is
 PARTS = ("state_dict", "optimizer_states", "callbacks", "loops", "epoch", "global_step")
 # counters of one loop over batches, as they are between two epochs
@@ -36,6 +37,7 @@ def data_facts(data: LongTailedData) -> dict[str, Any]:
         "training samples": len(data.train[1]),
         "test samples": len(data.test[1]),
         "class counts": hashlib.sha256(counts.tobytes()).hexdigest(),
+        NAMES: hashlib.sha256("\0".join(data.class_names).encode("utf-8", "surrogateescape")).hexdigest(),
         **({} if data.validation is None else {"validation samples": len(data.validation[1])}),
     }
 
@@ -53,8 +55,8 @@ def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData, ranks
     before = make_config(about["config"])
     same_settings(config, before, path, "checkpoint of another run")
     for name, value in data_facts(data).items():
-        if about["data"].get(name) != value:
-            was = about["data"].get(name)
+        was = about["data"].get(name)
+        if was != value and not (name == NAMES and was is None):  # earlier checkpoints do not have them
             raise ConfigError(f"{str(path)!r} is of a run on other data: {name} were {was}, and are {value}")
     if SHARDS in checkpoint:
         checkpoint[SHARDS]["beside"] = str(path.parent)

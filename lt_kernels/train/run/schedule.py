@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.run.logs import EpochLog
 
@@ -61,9 +62,11 @@ class ScheduleSteps(Callback):
         used = [group["lr"] for group in groups]
         for group, rate in zip(groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
-        if isinstance(schedule, ReduceLROnPlateau):
-            schedule.step(self.epochs.rows[-1]["loss"])
-        else:
-            schedule.step()
+        try:
+            schedule.step(*[self.epochs.rows[-1]["loss"]] if isinstance(schedule, ReduceLROnPlateau) else ())
+        except ValueError as error:  # such as one with fewer steps in all than the run has
+            raise ConfigError(
+                f"schedule.init_args must fit the run, after {trainer.global_step} steps: {error}"
+            ) from error
         for group, rate in zip(groups, used, strict=True):
             group["lr"] = rate

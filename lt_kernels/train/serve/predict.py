@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor
 from lt_kernels.data import LongTailedData
 from lt_kernels.system.storage import write_whole
 from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.output.cells import csv_text
 from lt_kernels.train.ranks.mesh import device_type
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.serve.pictures import files_of, pictures_of, pixels_of
@@ -63,13 +62,11 @@ def table(
     rows: Iterable[tuple[str, tuple[list[int], list[float]]]], data: LongTailedData, top: int, truth: Tensor | None
 ) -> str:
     """A line for each input: its name, its class where `truth` [N] is known, and the likeliest classes by name."""
-    text = io.StringIO()
-    lines = csv.writer(text)
     own = [] if truth is None else ["class"]
     pairs = [cell for place in range(1, top + 1) for cell in (f"class_{place}", f"probability_{place}")]
-    lines.writerow(["input", *own, *pairs])
+    lines: list[list[str]] = [["input", *own, *pairs]]
     for place, (name, (classes, shares)) in enumerate(rows):
         known = [] if truth is None else [data.class_names[int(truth[place])]]
         cells = (cell for one, share in zip(classes, shares) for cell in (data.class_names[one], f"{share:.6g}"))
-        lines.writerow([name, *known, *cells])
-    return text.getvalue()
+        lines.append([name, *known, *cells])
+    return csv_text(lines)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lt_kernels.data import LongTailedData
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.results import read_text
+from lt_kernels.train.output.cells import unquoted
 
 COLUMNS = ("class", "prior")
 
@@ -43,9 +44,10 @@ def _read(path: Path, classes: tuple[str, ...]) -> Tensor:
         place = f"{str(path)!r}, line {lines.line_num}"
         if len(cells) != len(COLUMNS):
             raise ConfigError(f"{place} must have {len(COLUMNS)} cells, got {len(cells)}")
-        if cells[0] not in classes or cells[0] in found:
+        name = cells[0] if cells[0] in classes else unquoted(cells[0])
+        if name not in classes or name in found:
             raise ConfigError(f"{place} must name a class of the run that no line before names, got {cells[0]!r}")
-        found[cells[0]] = _share(cells[1], place)
+        found[name] = _share(cells[1], place)
     missing = [name for name in classes if name not in found]
     if missing:
         raise ConfigError(f"{str(path)!r} must give every class a prior, got none for {missing[0]!r}")

@@ -66,3 +66,14 @@ class Noisy(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         label = row % 7 % 3
         return torch.nn.functional.one_hot(torch.tensor(label), 3) + self.train * torch.rand(3), label
+
+
+class Lookup(nn.Module):
+    """What asks a dictionary for what is not in it, while it is made or when it is called."""
+
+    def __init__(self, made: bool) -> None:
+        super().__init__()
+        self.known: dict[Any, int] = {} if made else {True: {}[made]}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.known["width"]

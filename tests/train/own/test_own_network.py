@@ -17,7 +17,9 @@ import own_parts
 from lt_kernels.data import load
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
-from lt_kernels.train.recipes import apply_overrides, read_config
+from lt_kernels.train.files.folder import prepare_run
+from lt_kernels.train.plainyaml import written
+from lt_kernels.train.recipes import apply_overrides, read_config, read_settings
 from lt_kernels.train.run.build import build_module
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.run.training import train_run
@@ -73,6 +75,11 @@ WRONG = [
     ({"class_path": "own_parts.Blocks", "init_args": {"width": 2.5}}, r"network.width.*Expected a .*int.* 2.5"),
     ({"class_path": "own_parts.Blocks", "init_args": {"depth": 2}}, r"must be among dropout, width; got depth"),
     ({"class_path": "own_parts.Blocks", "init_args": {"width": -1}}, r"own_parts.Blocks cannot be made"),
+    ({"class_path": "own_parts.Lookup", "init_args": {"made": False}}, r"Lookup cannot be made: KeyError: False"),
+    (
+        {"class_path": "own_parts.Lookup", "init_args": {"made": True}},
+        r"network must take inputs .*: KeyError: 'width'",
+    ),
     ({"class_path": "own_parts.flat"}, r"required: network.out_features"),
     ({"class_path": "own_parts.Maps"}, r"must give features \[N, d\], a tensor; for one input it gives \[1, 1, 8, 8\]"),
     (
@@ -125,3 +132,28 @@ def test_a_run_is_found_again(tmp_path: Path) -> None:
     assert train_run(own, tmp_path, resume=True) == result
     with pytest.raises(ConfigError, match="network must be"):
         train_run(own.replace(network={**BLOCKS, "init_args": {"width": 11}}), tmp_path, resume=True)
+
+
+def test_another_class_begins_without_the_arguments_of_the_one_before(tmp_path: Path) -> None:
+    base = {"network": {"class_path": "a.B", "init_args": {"width": 3}}, "data_options": {"root": "here", "seed": 1}}
+    (tmp_path / "base.yaml").write_text(written(base))
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nnetwork: {class_path: c.D}\n")
+    assert read_settings(tmp_path / "own.yaml")["network"] == {"class_path": "c.D"}
+    changed = apply_overrides(base, ["network.class_path=c.D", "data_options.root=null"])
+    assert changed == {"network": {"class_path": "c.D"}, "data_options": {"seed": 1}}
+    assert apply_overrides(base, ["network.class_path=a.B"]) == base
+
+
+def test_a_folder_of_an_earlier_version_that_kept_nothing_is_taken_again(tmp_path: Path) -> None:
+    config = TrainConfig(epochs=1, warmup_epochs=0)
+    earlier = {key: value for key, value in config.as_dict().items() if key not in ("freeze", "patience", "logger")}
+    (tmp_path / "config.yaml").write_text(written(earlier))
+    prepare_run(config, tmp_path, resume=False)
+    (tmp_path / "config.yaml").write_text(written({"data": "digits-lt", "method": "ce"}))
+    with pytest.raises(ConfigError, match="that is no run's"):
+        prepare_run(config, tmp_path, resume=False)
+
+
+def test_the_error_for_a_name_says_how_to_give_a_class() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer must be one of sgd.*optimizer\.class_path=PACKAGE\.NAME"):
+        make_config({"optimizer": "adamw"})

@@ -145,6 +145,12 @@ def test_wrong_settings_are_named_before_a_run_begins(tmp_path: Path, changes: d
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_schedule_that_ends_before_the_run_is_named(tmp_path: Path) -> None:
+    short = config(schedule=of_torch("OneCycleLR", max_lr=0.1, total_steps=3), schedule_interval="step", epochs=1)
+    with pytest.raises(ConfigError, match=r"schedule.init_args must fit the run, after \d+ steps: Tried to step"):
+        train_run(short, tmp_path / "run")
+
+
 def rates_of(settings: TrainConfig, folder: Path) -> list[list[float]]:
     """The learning rates of each step, those of all groups."""
     found: list[list[float]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ from PIL import Image
 from lt_kernels import cli, posthoc
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
+from lt_kernels.train.files.tensors import read_sealed, write_sealed
 from lt_kernels.train.methods.build import method_names
 from lt_kernels.train.model import readings
 from lt_kernels.train.model.predictions import predict
 from lt_kernels.train.run.build import build_module, load_data
+from lt_kernels.train.run.checkpoint import read_checkpoint
 from lt_kernels.train.run.loading import load_run
 from lt_kernels.train.run.training import train_run
+from lt_kernels.train.serve import predict as predict_command
+from lt_kernels.train.serve.priors import prior_of
 from lt_kernels.train.serve.scoring import scorer_of
 from lt_kernels.train.shift.evaluate import held_prior, logit_scale
 
@@ -123,6 +128,27 @@ def test_photographs_are_cut_as_the_test_set_is(lazy: bool, tmp_path: Path) -> N
     )
     assert [cells[2:] for cells in known] == [cells[1:] for cells in found]
     assert {cells[1] for cells in known[1:]} == {"a", "b"} == set(found[1][1::2])
+
+
+def test_names_that_a_spreadsheet_would_compute_are_quoted(runs: Path) -> None:
+    data = dataclasses.replace(load_run(runs / "bs")[1], class_names=("=1+1", *map(str, range(1, 10))))
+    text = predict_command.table([("=a.png", ([0, 1], [0.75, 0.25]))], data, 2, torch.tensor([0]))
+    assert text.splitlines()[1] == "'=a.png,'=1+1,'=1+1,0.75,1,0.25"
+    (runs / "prior.csv").write_text("class,prior\n'=1+1,1\n" + "".join(f"{name},0\n" for name in range(1, 10)))
+    prior = prior_of(str(runs / "prior.csv"), data)
+    assert prior is not None
+    assert prior[0] == 1
+
+
+def test_a_run_whose_classes_have_other_names_now_is_refused(runs: Path, tmp_path: Path) -> None:
+    config, data, _ = load_run(runs / "bs")
+    renamed = dataclasses.replace(data, class_names=("zero", *data.class_names[1:]))
+    with pytest.raises(ConfigError, match="is of a run on other data: class names were"):
+        read_checkpoint(runs / "bs" / "last.ckpt", config, renamed)
+    earlier = read_sealed(runs / "bs" / "last.ckpt")
+    del earlier["lt_kernels"]["data"]["class names"]
+    write_sealed(earlier, tmp_path / "earlier.ckpt")
+    assert read_checkpoint(tmp_path / "earlier.ckpt", config, renamed)["epoch"] == 1
 
 
 def test_wrong_words(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
