@@ -27,7 +27,7 @@ def labels_of(source: Any) -> Iterator[Tensor]:
         return labels_of(_drawn_from(source))
     if isinstance(source, data.Subset):
         known = _kept_labels(source.dataset)
-        return _one_pass(source) if known is None else iter([known[torch.as_tensor(source.indices)]])
+        return _one_pass(source) if known is None else iter([known[torch.as_tensor(source.indices, dtype=torch.int64)]])
     if isinstance(source, data.ConcatDataset):
         return (part for dataset in source.datasets for part in labels_of(dataset))
     known = _kept_labels(source)
@@ -40,12 +40,13 @@ def labels_of(source: Any) -> Iterator[Tensor]:
 
 def _drawn_from(loader: data.DataLoader) -> Any:
     """The dataset of a loader, or the part of it that its sampler draws evenly from."""
-    sampler: Any = getattr(loader.batch_sampler, "sampler", None)
+    batches: Any = loader.batch_sampler
+    sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", None)
     if isinstance(loader.dataset, data.IterableDataset) or isinstance(sampler, _EVEN):
         return loader.dataset
     if isinstance(sampler, data.SubsetRandomSampler):
         return data.Subset(loader.dataset, list(sampler.indices))
-    drawn = type(loader.batch_sampler if sampler is None else sampler).__name__
+    drawn = type(batches if sampler is None else sampler).__name__
     raise ValueError(
         f"target must be a loader that draws all samples alike, got one with {drawn}: give its dataset, to count the "
         "samples that there are, or the labels that an epoch draws"
@@ -77,7 +78,7 @@ def _kept_labels(dataset: Any) -> Tensor | None:
     if kept is None or not hasattr(kept, "__len__") or len(kept) != len(dataset):
         return None
     if change is None:
-        return _indices(kept)
+        return None if isinstance(next(iter(kept), 0), str) else _indices(kept)  # names are not what the items have
     if getattr(kept, "ndim", 1) > 1:  # a row of a tensor is no number, and only an item says what is changed of it
         return None
     # What is changed is a number, as it is in the items of such a dataset; the entries of a tensor would be tensors.

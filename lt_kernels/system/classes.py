@@ -47,6 +47,8 @@ def make(key: str, spec: Mapping[str, Any], base: type[Made], *first: Any) -> Ma
     arguments = _checked(key, make_one, spec.get("init_args", {}), known[: len(first)])
     try:
         made = make_one(*first, **arguments)
+    except ImportError:  # of a library that is missing, which the caller names
+        raise
     except Exception as error:  # of what others have written
         raise ValueError(f"{key}: {spec['class_path']} cannot be made: {_said(error)}") from error
     if not isinstance(made, base):

@@ -194,3 +194,22 @@ def test_a_loss_says_how_a_dataset_is_counted() -> None:
     for source in (data.TensorDataset(IMAGES, LABELS), data.DataLoader(Read(pair), 2)):
         with pytest.raises(TypeError, match=r"class_counts must be .*: priors\.class_counts_of counts it"):
             log_prior(source)
+
+
+def test_loaders_and_parts_at_the_edges():
+    """A loader without batches, a part without samples, and labels by name beside items that have indices."""
+    targets = torch.tensor([0, 0, 1])
+    whole = data.TensorDataset(torch.zeros(3, 1), targets)
+    assert priors.class_counts_of(data.DataLoader(whole, batch_size=None), 2).tolist() == [2, 1]
+    assert priors.class_counts_of(data.Subset(whole, []), 2).tolist() == [0, 0]
+
+    class Named(data.Dataset):
+        labels = ("ant", "ant", "bee")
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, row):
+            return torch.zeros(1), ["ant", "bee"].index(self.labels[row])
+
+    assert priors.class_counts_of(Named(), 2).tolist() == [2, 1]

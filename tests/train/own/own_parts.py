@@ -73,7 +73,7 @@ class Lookup(nn.Module):
 
     def __init__(self, made: bool) -> None:
         super().__init__()
-        self.known: dict[Any, int] = {} if made else {True: {}[made]}
+        self.known: dict[object, int] = {} if made else {True: {}[made]}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs * self.known["width"]
