@@ -200,8 +200,8 @@ def test_loaders_and_parts_at_the_edges():
     """A loader without batches, a part without samples, and labels by name beside items that have indices."""
     targets = torch.tensor([0, 0, 1])
     whole = data.TensorDataset(torch.zeros(3, 1), targets)
-    assert priors.class_counts_of(data.DataLoader(whole, batch_size=None), 2).tolist() == [2, 1]
-    assert priors.class_counts_of(data.Subset(whole, []), 2).tolist() == [0, 0]
+    assert class_counts_of(data.DataLoader(whole, batch_size=None), 2).tolist() == [2, 1]
+    assert class_counts_of(data.Subset(whole, []), 2).tolist() == [0, 0]
 
     class Named(data.Dataset):
         labels = ("ant", "ant", "bee")
@@ -212,4 +212,4 @@ def test_loaders_and_parts_at_the_edges():
         def __getitem__(self, row):
             return torch.zeros(1), ["ant", "bee"].index(self.labels[row])
 
-    assert priors.class_counts_of(Named(), 2).tolist() == [2, 1]
+    assert class_counts_of(Named(), 2).tolist() == [2, 1]
