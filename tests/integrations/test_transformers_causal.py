@@ -246,3 +246,27 @@ def test_another_function_set_after_fusing_is_refused_at_the_step(loss: tuple[lo
     ours.loss_function = lambda *others, **named: torch.tensor(1.0)
     with pytest.raises(ValueError, match="keep the loss that it was fused with"):
         ours(**batch(LLAMA))
+
+
+class ReadsHeadForCausalLM(transformers.LlamaForCausalLM):
+    """A model that reads its head's settings, and takes logits to float32, as Mamba and Apertus do."""
+
+    def forward(self, input_ids: Any, labels: Any = None, **kwargs: Any) -> Any:
+        logits = self.lm_head(self.model(input_ids).last_hidden_state.to(self.lm_head.weight.dtype)).float()
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.lm_head.out_features)
+        return transformers.modeling_outputs.CausalLMOutput(loss=loss, logits=logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_class_that_reads_its_head_s_settings(dtype: torch.dtype):
+    own = ReadsHeadForCausalLM(model(transformers, LLAMA).config).to(dtype).train()
+    inputs = {name: batch(LLAMA)[name] for name in ("input_ids", "labels")}
+    found, wanted = fuse_causal_lm(copy.deepcopy(own))(**inputs).loss, own(**inputs).loss
+    assert found.dtype == wanted.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-6 if dtype == torch.float32 else 1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("change", [fuse_causal_lm, lambda made: use_loss(made, losses.CrossEntropyLoss())])
+def test_another_label_to_ignore_is_refused(change: Any):
+    with pytest.raises(ValueError, match="ignore_index must be -100, that of the loss, got 3"):
+        change(model(transformers, LLAMA))(**batch(LLAMA), ignore_index=3)

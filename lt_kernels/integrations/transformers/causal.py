@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lt_kernels.integrations.transformers.capped import capped
 from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, named, plan_of
 from lt_kernels.integrations.transformers.labels import OfKeywords, fitting
-from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, reduced, shifted
+from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, only_ignored, reduced, shifted
 from lt_kernels.losses import CrossEntropyLoss, Loss
 
 Model = TypeVar("Model")
@@ -100,17 +100,15 @@ def _uncapped(config: Any) -> Any:
 
 
 class _Given(nn.Module):
-    """Stands in for `lm_head`: what it is called with, or what it was given."""
+    """Stands in for `lm_head`, and shows its settings: what it is called with, or what it was given."""
 
-    def __init__(self, output: Tensor | None = None) -> None:
+    def __init__(self, head: nn.Linear, output: Tensor | None = None) -> None:
         super().__init__()
-        self.output = output
+        shown = {name: getattr(head, name) for name in ("weight", "bias", "in_features", "out_features")}
+        vars(self).update(shown, output=output)  # not registered, since the parameters are the head's
 
     def forward(self, features: Tensor) -> Tensor:
         return features if self.output is None else self.output
-
-
-_FEATURES = _Given()
 
 
 @torch.no_grad()
@@ -157,7 +155,7 @@ def _reaching(model: Any, output: Tensor, capped: bool = True) -> tuple[Tensor, 
     ids = torch.arange(4, device=head.weight.device)[None] % head.out_features
     training = [(part, part.training) for part in model.modules()]
     model.eval()
-    with _standing_in(model, _Given(output), loss, capped):
+    with _standing_in(model, _Given(head, output), loss, capped):
         outputs = model(input_ids=ids, labels=ids, use_cache=False, return_dict=True)
     for part, was in training:
         part.training = was
@@ -192,7 +190,10 @@ class _OfFeatures:
         shift_labels: Tensor | None = None,
         **others: Any,
     ) -> Tensor:
+        only_ignored(ignore_index)
         features, labels = logits, shifted(labels) if shift_labels is None else shift_labels
+        if features.dtype.itemsize > head.weight.dtype.itemsize:  # of a class that takes its logits to float32
+            features = features.to(head.weight.dtype)
         labels = labels.reshape(-1).to(features.device)
         follow(self.loss, features.device)
         rows = (features.reshape(-1, features.shape[-1]), head.weight, labels, head.bias)
@@ -211,7 +212,8 @@ class _Fused(Replaced):
             return forward(*args, **kwargs)
         if vars(model).get("_loss_function") is not self._lt_loss.own:
             raise ValueError("model must keep the loss that it was fused with, got another loss_function afterwards")
-        with _standing_in(model, _FEATURES, partial(self._lt_loss, _linear(model))):
+        head = _linear(model)
+        with _standing_in(model, _Given(head), partial(self._lt_loss, head)):
             outputs, as_tuple = named(forward, model.config, args, kwargs)
         outputs = type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
         return outputs.to_tuple() if as_tuple else outputs

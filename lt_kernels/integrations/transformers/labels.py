@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lt_kernels.heads import CosineHead
 from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, named, plan_of
-from lt_kernels.integrations.transformers.rows import LabelLoss
+from lt_kernels.integrations.transformers.rows import LabelLoss, only_ignored
 from lt_kernels.losses import Loss
 
 Model = TypeVar("Model")
@@ -112,6 +112,7 @@ class OfKeywords:
         shift_labels: Tensor | None = None,
         **others: Any,
     ) -> Tensor:
+        only_ignored(ignore_index)
         return self.loss(logits, labels, num_items_in_batch, shift_labels)
 
 

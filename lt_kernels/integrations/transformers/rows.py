@@ -28,6 +28,12 @@ def checked(loss: Any) -> Loss:
     return loss
 
 
+def only_ignored(ignore_index: int) -> None:
+    """Raise for another label to ignore, which the loss does not know."""
+    if ignore_index != IGNORED:
+        raise ValueError(f"ignore_index must be {IGNORED}, that of the loss, got {ignore_index}")
+
+
 def shifted(labels: Tensor) -> Tensor:
     """The label of the next token for each token [B, T]; the last has none."""
     return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
