@@ -36,6 +36,8 @@ class _Base(Metric):
         super().__init__(**options)
         self.num_classes = checks.whole("num_classes", num_classes)
         self.ignore_index = checks.ignored("ignore_index", ignore_index)
+        # A collection counts once for metrics whose states are alike after a batch: not for those that ignore others.
+        self.add_state("ignored", torch.tensor(self.ignore_index), dist_reduce_fx="max")
 
     def rows(self, preds: Any) -> Tensor:
         """Scores as rows [..., C]."""

@@ -171,6 +171,17 @@ def test_a_collection_of_all() -> None:
     same(found["val/ece of groups_few"], expected("ece of groups")["few"])
 
 
+def test_a_collection_keeps_metrics_apart_that_ignore_other_rows() -> None:
+    collection = torchmetrics.MetricCollection(
+        {"all": BalancedAccuracy(3), "some": BalancedAccuracy(3, ignore_index=2)}
+    )
+    for target in ([0, 1], [2, 2]):  # the first batch has none of the ignored rows
+        collection.update(torch.tensor([0, 0]), torch.tensor(target))
+    found = collection.compute()
+    assert found["all"] == pytest.approx(1 / 3)
+    assert found["some"] == pytest.approx(1 / 2)
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric:UserWarning")  # torchmetrics', which is meant
 def test_without_any_sample_nothing_is_known() -> None:
     assert math.isnan(BalancedAccuracy(C).compute())
