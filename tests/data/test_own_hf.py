@@ -45,6 +45,13 @@ def test_splits_that_number_their_classes_otherwise_agree_by_name(tmp_path: Path
     assert [data.class_names[label] for label in data.test[1]] == ["c", "a", "b"]
 
 
+def test_numbers_of_a_split_that_names_no_classes_are_indices(tmp_path: Path) -> None:
+    own, plain = datasets.ClassLabel(names=["a", "b", "c"]), datasets.Value("int64")
+    both = datasets.DatasetDict({"train": split(LABELS, 0, own), "test": split([2, 0, 1], 100, plain)})
+    both.save_to_disk(str(tmp_path / "stored"))
+    assert load("hf", path=str(tmp_path / "stored")).test[1].tolist() == [2, 0, 1]
+
+
 def test_columns_are_found_by_their_features(path: str) -> None:
     data = load("hf", path=path, crop=4)
     assert data.class_names == ("a", "b", "c")

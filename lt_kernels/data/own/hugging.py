@@ -143,7 +143,8 @@ def hf(
     own = _split(splits, "train", train)
     columns = _column(own, "image", image, "Image"), _column(own, "label", label, "ClassLabel")
     values, names = _labels(own, columns[1])
-    labels = _indices(values, names, hasattr(own.features[columns[1]], "names"), train)
+    known = hasattr(own.features[columns[1]], "names")
+    labels = _indices(values, names, known, train)
     side = side_of(own[0][columns[0]].size, resize)
     cut, test_cut = crops_of(side, train_crop, crop)
     inputs = PictureColumn(own, columns[0], side, cut, threads)
@@ -152,7 +153,9 @@ def hf(
         first, second = (inputs.subset(kept), labels[kept]), (inputs.subset(held, test_cut), labels[held])
     else:
         other = _split(splits, "test", str(test))
-        target = _indices(_named(other, columns[1]), names, False, str(test))
+        found = _named(other, columns[1])
+        numbered = known and all(isinstance(value, int) for value in found)  # of a split that names no classes
+        target = _indices(found, names, numbered, str(test))
         first, second = (inputs, labels), (PictureColumn(other, columns[0], side, test_cut, threads), target)
     both = [(stored(rows, checks.flag("lazy", lazy)), target) for rows, target in (first, second)]
     return assembled("hf", both[0], both[1], names, **pixels(pixel_mean, pixel_deviation))
