@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from lt_kernels import priors
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import add_rows
 from lt_kernels.core.targets import check_places
-from lt_kernels.heads import LinearHead
-from lt_kernels.losses.base import Loss
+from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.losses import CrossEntropyLoss, Loss
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops.ranks import batches, placements
 from lt_kernels.ops.ranks.dealing import ranks_of
@@ -23,6 +24,7 @@ __all__ = [
     "LearnableWeightScaling",
     "empirical_offset",
     "logit_adjustment",
+    "nearest_class_mean",
     "pc_softmax",
     "rescale_by_count",
     "tau_normalize",
@@ -138,11 +140,53 @@ def _with_offset(head: LinearHead, features: Any, target: Tensor | None, group: 
         numbers, said = torch.cat((total.flatten(), count)), [("the class weights", weight)]
         numbers = batches.totals(group, numbers, said)
         total, count = numbers[: total.numel()].view_as(total), numbers[total.numel() :]
+    made = copy.deepcopy(head)
+    made.bias = nn.Parameter((-0.5 * (_means(total, count) * weight).sum(1)).to(weight.dtype))
+    return made
+
+
+def nearest_class_mean(
+    features: Tensor | Iterable[tuple[Tensor, Tensor]],
+    target: Tensor | None = None,
+    *,
+    num_classes: int,
+    distance: Literal["cosine", "euclidean"] = "cosine",
+) -> LinearHead | CosineHead:
+    """A head whose largest output is the class with the nearest mean training feature m_c; no prior, no training.
+
+    "cosine": a `CosineHead` with the class weights m_c, whose outputs are cos(x, m_c). "euclidean": a `LinearHead` with
+    logits m_c . x - |m_c|^2 / 2 = (|x|^2 - |x - m_c|^2) / 2. Both have cross-entropy as their loss.
+
+    Args:
+        features: [N, d] of the whole training set with the network in evaluation mode, with `target` [N], its class
+            indices; or an iterable of such pairs, from which the means are summed up in float64 batch by batch. The
+            head has the dtype and the device of the first.
+        num_classes: C; each class needs a sample.
+
+    Errors: ValueError or TypeError naming the argument (Mensink et al., 2013; Kang et al., 2020, "NCM").
+    """
+    checks.choice("distance", distance, ("cosine", "euclidean"))
+    pairs = iter(_pairs(features, target))
+    first = next(pairs, None)
+    if first is None:
+        raise ValueError("features must have at least one pair (features, target), got none")
+    checks.floating("features", first[0])
+    if first[0].ndim != 2:
+        raise ValueError(f"features must be [N, d], got {list(first[0].shape)}")
+    like = first[0].new_empty((checks.whole("num_classes", num_classes), first[0].shape[1]))
+    mean = _means(*_sums(itertools.chain((first,), pairs), None, like))
+    make = CosineHead if distance == "cosine" else LinearHead
+    made = make(like.shape[1], num_classes, CrossEntropyLoss()).to(like)
+    made.weight = nn.Parameter(mean.to(like.dtype))
+    if made.bias is not None:
+        made.bias = nn.Parameter((-0.5 * mean.square().sum(1)).to(like.dtype))
+    return made
+
+
+def _means(total: Tensor, count: Tensor) -> Tensor:
     if not bool((count > 0).all()):
         raise ValueError(f"target must have a sample of every class, got none of {int((count == 0).nonzero()[0])}")
-    made = copy.deepcopy(head)
-    made.bias = nn.Parameter((-0.5 * (total / count[:, None] * weight).sum(1)).to(weight.dtype))
-    return made
+    return total / count[:, None]
 
 
 def _sums(features: Any, target: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:

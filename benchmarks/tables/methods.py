@@ -72,6 +72,7 @@ FORMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         r"ce; then $b = -\frac12 m \cdot w$, $m$ the mean training features",
         ("test_posthoc", _STAGES),
     ),
+    "ncm": (r"ce; read out as $x \cdot m / \lvert m \rvert$, $m$ as above", ("test_posthoc", _STAGES)),
     "tau-norm": (r"ce; read out as $x \cdot w / \lvert w \rvert^\tau$", ("test_posthoc", _STAGES)),
     "ce-rs": (r"ce; read out as $x \cdot w (n_\max / n)^\gamma$", ("test_posthoc", _STAGES)),
     "wvn-rs": (

@@ -13,6 +13,7 @@ from lt_kernels.posthoc import (
     LearnableWeightScaling,
     empirical_offset,
     logit_adjustment,
+    nearest_class_mean,
     pc_softmax,
     rescale_by_count,
     tau_normalize,
@@ -174,6 +175,55 @@ def test_empirical_offset_names_what_is_wrong(change, name):
     }
     with pytest.raises((ValueError, TypeError, IndexError), match=name):
         empirical_offset(**{**good, **change})
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_nearest_class_mean_is_that_of_scikit_learn(distance):
+    """Its nearest neighbour among the class means, at once and batch by batch, of classes that overlap."""
+    neighbors = pytest.importorskip("sklearn.neighbors", reason="the extra [train] is not installed")
+    target = torch.arange(5).repeat_interleave(torch.tensor([80, 40, 20, 4, 1]))
+    features = normal(len(target), 6, seed=20) + 0.5 * normal(5, 6, seed=21)[target] + 1.0
+    means = torch.stack([features[target == c].mean(0) for c in range(5)])
+    model = neighbors.KNeighborsClassifier(1, metric=distance).fit(means.numpy(), range(5))
+    points = normal(300, 6, seed=22) + 1.0
+    expected = torch.from_numpy(model.predict(points.numpy()))
+    assert len(expected.unique()) == 5
+    made = nearest_class_mean(features, target, num_classes=5, distance=distance)
+    assert torch.equal(made(points).argmax(1), expected)
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+    batches = zip(features[order].split(7), target[order].split(7), strict=True)
+    assert_close(nearest_class_mean(batches, num_classes=5, distance=distance)(points), made(points))
+
+
+def test_outputs_of_the_nearest_class_mean():
+    """Cosines, and half of |x|^2 - |x - m|^2, in the features' dtype."""
+    features, target = torch.tensor([[1.0, 1.0], [3.0, 1.0], [0.0, -2.0]]), torch.tensor([0, 0, 1])
+    points = torch.tensor([[3.0, 4.0]])
+    found = nearest_class_mean(features, target, num_classes=2, distance="euclidean")(points)
+    assert found.tolist() == [[(25 - 1 - 9) / 2, (25 - 9 - 36) / 2]]
+    cosines = nearest_class_mean(features, target, num_classes=2)(points)
+    assert_close(cosines, torch.tensor([[10 / 5 / 5**0.5, -0.8]]))
+    assert nearest_class_mean(features.bfloat16(), target, num_classes=2)(points.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        ({"target": torch.tensor([0, 1, 1])}, "target must have a sample of every class, got none of 2"),
+        ({"target": torch.tensor([0, 1, 3])}, "target holds 3"),
+        ({"target": None}, "target must be given"),
+        ({"features": [], "target": None}, "features must have at least one pair"),
+        ({"features": torch.ones(3)}, r"features must be \[N, d\], got \[3\]"),
+        ({"features": torch.ones(3, 4).long()}, "features"),
+        ({"features": [(torch.ones(3, 4), torch.arange(3)), (torch.ones(3, 5), torch.arange(3))], "target": None}, "4"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"distance": "manhattan"}, "distance must be one of"),
+    ],
+)
+def test_nearest_class_mean_names_what_is_wrong(change, name):
+    good = {"features": torch.ones(3, 4), "target": torch.arange(3), "num_classes": 3}
+    with pytest.raises((ValueError, TypeError, IndexError), match=name):
+        nearest_class_mean(**{**good, **change})
 
 
 @pytest.mark.parametrize("scaled", ["logits", "weight"])

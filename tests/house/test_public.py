@@ -29,7 +29,8 @@ PUBLIC = {
     "regularizers": "LogitWeightRepulsion LADERegularizer UniformOffset CenterLoss",
     "schedules": "DeferredReweighting PolynomialDecay LinearWarmup SphereFaceAnnealing",
     "priors": "log_prior class_balanced_weight ldam_margin dbm_margin label_aware_smoothing class_counts_of",
-    "posthoc": "logit_adjustment pc_softmax tau_normalize rescale_by_count LearnableWeightScaling empirical_offset",
+    "posthoc": "logit_adjustment pc_softmax tau_normalize rescale_by_count LearnableWeightScaling empirical_offset "
+    "nearest_class_mean",
     "contrastive": "balanced_contrastive class_mean_cross_entropy",
     "ops": "memory_budget use_kernels linear_policy extension_status kernels_status instruction_set",
     "distributed": "RankError clip_grad_norm_ gather_batch",

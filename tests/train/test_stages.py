@@ -141,6 +141,7 @@ def test_a_method_brings_its_sampler_and_its_mixing() -> None:
         ({"method": "crt", "method_options": {"second_share": 0.0}}, "second_share"),
         ({"method": "lws", "method_options": {"scaled": "rows"}}, "scaled"),
         ({"method": "wvn-rs", "method_options": {"gamma": -1.0}}, "gamma"),
+        ({"method": "ncm", "method_options": {"distance": "far"}}, "distance must be one of .*'far'"),
         ({"method": "ce-cutmix", "mixup_alpha": 0.5}, "cutmix_alpha must be 0 where mixup_alpha is 0.5"),
         ({"method": "lade", "cutmix_alpha": 0.5}, "cutmix_alpha must be 0 for the method lade"),
         ({"method": "crt", "method_options": {"second_sampler": "tail"}}, r"method_options\.second_sampler .*'tail'"),
@@ -187,6 +188,25 @@ def test_the_empirical_offset_replaces_the_bias_after_the_last_epoch(tmp_path: P
     offset = metrics.empirical_offsets(features, data.train[1], module.head.weight.detach())
     assert_close(module.head.bias.detach().double(), -offset, torch.float32)
     assert result["accuracy"] != plain["accuracy"]
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_the_nearest_class_mean_replaces_the_classifier(distance: str, tmp_path: Path) -> None:
+    """All else is the run of cross-entropy; predicted is the mean of the training features that is nearest."""
+    training.train_run(config_of("ce"), tmp_path / "ce")
+    config = config_of("ncm", method_options={"distance": distance})
+    result = training.train_run(config, tmp_path / "ncm")
+    before, after = state(tmp_path / "ce"), state(tmp_path / "ncm")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"head.weight", "head.bias"}
+    _, data, module = load_run(tmp_path / "ncm")
+    module.eval()
+    train, test = (module.features(part[0]).detach().double() for part in (data.train, data.test))
+    means = torch.stack([train[data.train[1] == c].mean(0) for c in range(10)])
+    likeness = (
+        torch.cosine_similarity(test[:, None], means, dim=2) if distance == "cosine" else -torch.cdist(test, means)
+    )
+    right = (likeness.argmax(1) == data.test[1]).double().mean()
+    assert result["accuracy"]["all"] == pytest.approx(100 * float(right))
 
 
 def test_the_zero_offset_is_cross_entropy_without_a_bias() -> None:

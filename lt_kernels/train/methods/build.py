@@ -116,9 +116,10 @@ def build_method(name: str, setting: Setting, options: Mapping[str, Any]) -> Met
         regularizer, strength = _repulsion(setting, **repulsion) if repulsion else (None, None)
         second = _second(method.second, setting, head, of_head, **stage) if method.second else None
         readout = method.readout(setting, of_readout) if method.readout else None
+        closing = method.closing(setting, of_readout) if method.closing else None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"method {name} with method_options {dict(options)}: {error}") from error
-    rest = (method.closing, of_head.get("views", method.views), method.unit_rows, teacher)
+    rest = (closing, of_head.get("views", method.views), method.unit_rows, teacher)
     return MethodParts(head, weight, annealing, regularizer, strength, second, readout, *rest)
 
 

@@ -59,6 +59,7 @@ HeadFactory = Callable[[Setting, nn.Module, Options], nn.Module]
 StageFactory = Callable[[Setting, nn.Module, Options], tuple[nn.Module, list[nn.Parameter]]]
 # What is done to the trained head at the end, with the training set's features and classes, batch by batch.
 Closing = Callable[[nn.Module, Iterable[tuple[Tensor, Tensor]]], None]
+ClosingFactory = Callable[[Setting, Options], Closing]
 # Logits [N, C] from the trained head and features [N, d]: where they are not simply the head's.
 Readout = Callable[[Setting, Options], Callable[[nn.Module, Tensor], Tensor]]
 
@@ -67,8 +68,9 @@ Readout = Callable[[Setting, Options], Callable[[nn.Module, Tensor], Tensor]]
 class Method:
     """One line of the registry: `defaults` are the options that may be set, with their values when they are not.
 
-    `loss` takes those that no other part takes: a `head_options` name goes to the head's factory, a name of RUN_OPTIONS
-    to the run. `source`: author and year. `views`: how often a batch is augmented.
+    `loss` takes those that no other part takes: a `head_options` name goes to the head's factory, a `readout_options`
+    name to that of the read-out or the closing, a name of RUN_OPTIONS to the run. `source`: author and year. `views`:
+    how often a batch is augmented.
     """
 
     title: str
@@ -86,7 +88,7 @@ class Method:
     second: StageFactory | None = None
     readout: Readout | None = None
     readout_options: tuple[str, ...] = ()
-    closing: Closing | None = None
+    closing: ClosingFactory | None = None
     unit_rows: bool = False
 
 

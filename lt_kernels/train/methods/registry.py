@@ -162,6 +162,14 @@ AFTERWARDS: dict[str, Method] = {
         source=_KIM,
         closing=stages.with_empirical_offset,
     ),
+    "ncm": Method(
+        "cross-entropy, its classifier replaced after training by the nearest mean of the training features",
+        _CE,
+        {"distance": "cosine"},
+        f"{_KANG}; Mensink et al., 2013",
+        readout_options=("distance",),
+        closing=stages.nearest_mean,
+    ),
     "tau-norm": Method(
         "cross-entropy, class weights tau-normalised after training",
         _CE,

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lt_kernels import losses, posthoc
+from lt_kernels.core import checks
 from lt_kernels.heads import LinearHead
-from lt_kernels.train.methods.method import Options, Setting
+from lt_kernels.train.methods.method import Closing, Options, Setting
 
 Read = Callable[[nn.Module, Tensor], Tensor]
 
@@ -32,11 +33,31 @@ def rescaled(setting: Setting, options: Options) -> Read:
     )
 
 
-def with_empirical_offset(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+def with_empirical_offset(setting: Setting, options: Options) -> Closing:
     """Replace the trained bias by -m_c . w_c / 2, with the means m_c of the training features."""
-    linear = _linear(head)
-    with torch.no_grad():
-        linear.bias.copy_(posthoc.empirical_offset(linear, pairs).bias)  # type: ignore[union-attr,arg-type]
+
+    def close(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        linear = _linear(head)
+        with torch.no_grad():
+            linear.bias.copy_(posthoc.empirical_offset(linear, pairs).bias)  # type: ignore[union-attr,arg-type]
+
+    return close
+
+
+def nearest_mean(setting: Setting, options: Options) -> Closing:
+    """Replace the trained classifier by the means m_c of the training features: x . m_c / |m_c|, whose largest is that
+    of the cosines, or x . m_c - |m_c|^2 / 2.
+    """
+    distance = checks.choice("distance", options["distance"], ("cosine", "euclidean"))
+
+    def close(head: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        linear = _linear(head)
+        made = posthoc.nearest_class_mean(pairs, num_classes=setting.num_classes, distance=distance)
+        with torch.no_grad():
+            linear.weight.copy_(F.normalize(made.weight) if made.bias is None else made.weight)
+            linear.bias.copy_(torch.zeros_like(linear.bias) if made.bias is None else made.bias)  # type: ignore[union-attr,arg-type]
+
+    return close
 
 
 def retrained(setting: Setting, head: nn.Module, options: Options) -> tuple[nn.Module, list[nn.Parameter]]:

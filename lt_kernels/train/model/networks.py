@@ -82,19 +82,20 @@ class ResNet32(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear layers of `hidden` units, each with a ReLU: [N, ...] flattened to in_features -> [N, hidden[-1]]."""
+    """Linear layers of `hidden` units, each with a ReLU: [N, ...] flattened to in_features -> [N, hidden[-1]].
+
+    Without a layer the features are the numbers themselves, [N, in_features].
+    """
 
     def __init__(self, in_features: int, hidden: Sequence[int] = (128, 128)) -> None:
         super().__init__()
         hidden = [checks.whole("hidden", units) for units in hidden]
-        if not hidden:
-            raise ValueError("hidden must have at least one layer, got none")
         widths = [checks.whole("in_features", in_features), *hidden]
         layers: list[nn.Module] = []
         for before, after in zip(widths, hidden):
             layers += [nn.Linear(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.out_features = hidden[-1]
+        self.out_features = widths[-1]
         _kaiming(self)
 
     def forward(self, input: Tensor) -> Tensor:

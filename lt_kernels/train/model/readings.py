@@ -93,7 +93,7 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
 def _components(module: Any, head: Any, pair: Pair) -> dict[str, Tensor] | str:
     """Of the gradient over samples of the training set, or why there are none."""
     replaced = getattr(getattr(module, "parts", None), "closing", None) is not None
-    return "its bias was replaced after training" if replaced else components_of(head, *pair)
+    return "its classifier was changed after training" if replaced else components_of(head, *pair)
 
 
 def whole(target: Tensor, most: int) -> int:

@@ -14,7 +14,8 @@ from lt_kernels.train.model import readings
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.shift.evaluate import held_prior, holds
 
-RANKED = (stages.normalized, stages.rescaled)  # class weights of another length than those that were trained
+# Class weights of another length than those that were trained, or others.
+RANKED = (stages.normalized, stages.rescaled, stages.nearest_mean)
 
 
 class Standardized(nn.Module):
@@ -66,9 +67,10 @@ def scorer_of(
 
     Errors: ConfigError where the method has no probabilities, or its logits hold no prior that another can replace.
     """
-    if find_method(config.method).readout in RANKED and not (logits and prior is None):
+    method = find_method(config.method)
+    if (method.readout or method.closing) in RANKED and not (logits and prior is None):
         raise ConfigError(
-            f"the method must have probabilities, got {config.method}: its class weights are re-scaled after "
+            f"the method must have probabilities, got {config.method}: its class weights are changed after "
             "training, so that its logits say which class is first and not by how much; export takes --logits"
         )
     shift = None if prior is None else _shift(config, data, module, prior)

@@ -97,4 +97,4 @@ def test_what_prediction_subtracts() -> None:
 def test_a_bias_that_was_replaced_is_not_the_one_of_the_gradient() -> None:
     head, pair = LinearHead(2, 3, CrossEntropyLoss()), (torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))
     assert isinstance(readings._components(Module(head), head, pair), dict)
-    assert readings._components(Module(head, closing=len), head, pair) == "its bias was replaced after training"
+    assert readings._components(Module(head, closing=len), head, pair) == "its classifier was changed after training"

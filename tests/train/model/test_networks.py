@@ -81,6 +81,12 @@ def test_convolutions_start_with_variance_two_over_fan_in():
     assert float(weight.std()) == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
 
 
+def test_mlp_without_a_layer_gives_the_numbers_themselves():
+    network, input = MLP(6, ()), torch.randn(3, 2, 3)
+    assert network.out_features == 6
+    assert torch.equal(network(input), input.flatten(1))
+
+
 def test_mlp_is_its_formula():
     network = MLP(6, (5, 4)).double()
     input = normal(3, 2, 3, seed=1)
@@ -135,7 +141,6 @@ def test_build_network(name, made, options):
             r"name must be one of \['mlp', 'resnet32', .*\] for the image inputs of tiny",
         ),
         ("mlp", SENTENCES, {}, ValueError, r"name must be one of \['words'\]"),
-        ("mlp", IMAGES, dict(hidden=[]), ValueError, "hidden"),
         ("mlp", IMAGES, dict(hidden=[3, 0]), ValueError, "hidden"),
         ("mlp", IMAGES, dict(width=3), TypeError, "width"),
         ("resnet32", IMAGES, dict(width=0), ValueError, "width"),

@@ -178,7 +178,7 @@ def test_every_method_has_probabilities_or_says_why_not(method: str) -> None:
     data = load_data(config)
     module = build_module(config, data).eval()
     inputs, prior = data.test[0][:4], torch.arange(1.0, 11.0)
-    if method in ("tau-norm", "wvn-rs", "ce-rs"):
+    if method in ("tau-norm", "wvn-rs", "ce-rs", "ncm"):
         with pytest.raises(ConfigError, match="must have probabilities"):
             scorer_of(config, data, module)
         return
