@@ -6,14 +6,15 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lt_kernels.system.files import FileError
-from lt_kernels.system.storage import write_whole
+from lt_kernels.system.storage import waited_for, write_whole
 
 Arrays = dict[str, np.ndarray]
 FORMAT = b"lt_kernels arrays 1\n"  # another number where the arrays mean something else
@@ -50,15 +51,40 @@ def kept(path: Path, make: Callable[[], Arrays]) -> Arrays:
     return made
 
 
+def mapped(path: Path, shape: Sequence[int], parts: Iterable[bytes]) -> np.ndarray:
+    """Bytes uint8 of this shape from a file that is mapped into memory; made of `parts`, one after the other, if the
+    file is not there.
+
+    It is there whole or not at all, and of several processes that want it one makes it. Errors: FileError where the
+    folder cannot be written to, before anything is made.
+    """
+    size = math.prod(shape)
+
+    def there() -> bool:
+        return path.is_file() and path.stat().st_size == size
+
+    if not there():
+        _writable(path)
+        with _naming(path), waited_for(path):
+            if not there():
+                write_whole(path, parts)
+    return np.memmap(path, np.uint8, "c", shape=tuple(shape))
+
+
 def _made(path: Path, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` returns, which takes long: a folder that cannot be written to is found before."""
+    """What `make` returns, which takes long."""
+    _writable(path)
+    return make()
+
+
+def _writable(path: Path) -> None:
+    """Find a folder that cannot be written to before anything is made for it."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    return make()
 
 
 @contextlib.contextmanager

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from lt_kernels.core import checks
 
+MOST = 16  # rows that a thread takes at a time: to hand it one costs as much as a third of a small drawing
 LARGEST_PART = 256  # rows that a split reads at a time: 1,024 photographs are a gigabyte once they are floats
 
 
 class _Begun(NamedTuple):
-    """Rows that are being read by threads of the process with this id."""
+    """Rows that are being read, some at a time, by threads of the process with this id."""
 
     process: int
     rows: list[int]
-    results: list[Future[Tensor]]
+    results: list[Future[list[Tensor]]]
 
 
 _NONE = _Begun(0, [], [])
@@ -73,8 +74,12 @@ class LazyRows(ABC):
         process = os.getpid()
         if self._pool is None or self._pool[0] != process:
             self._pool = (process, ThreadPoolExecutor(self.threads))
-        submit = self._pool[1].submit
-        return _Begun(process, list(rows), [submit(self.read, row) for row in rows])
+        rows, some = list(rows), max(1, min(MOST, len(rows) // (4 * self.threads)))
+        parts = (rows[start : start + some] for start in range(0, len(rows), some))
+        return _Begun(process, rows, [self._pool[1].submit(self._read, part) for part in parts])
+
+    def _read(self, rows: Sequence[int]) -> list[Tensor]:
+        return [self.read(row) for row in rows]
 
     def _end(self, begun: _Begun) -> Tensor:
         if begun.process != os.getpid():  # a fork came between: the threads that would have finished are not here
@@ -82,7 +87,7 @@ class LazyRows(ABC):
         if not begun.rows:
             return torch.empty(0, *self.shape[1:], dtype=self.dtype)
         try:
-            return torch.stack([one.result() for one in begun.results])
+            return torch.stack([row for one in begun.results for row in one.result()])
         finally:
             self._leave(begun)
 

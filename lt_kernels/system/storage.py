@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -30,8 +31,9 @@ class FolderInUse(RuntimeError):
     """A folder that another process writes to: the message names the folder and the process."""
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Put `content` (text as UTF-8) at `path`; a link that is there is replaced, not followed.
+def write_whole(path: str | Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Put `content` (text as UTF-8, bytes, or parts that are made while it is written) at `path`; a link that is there
+    is replaced, not followed.
 
     Errors: OSError that names `path`, which is then as it was.
     """
@@ -46,15 +48,17 @@ def open_whole(path: str | Path, content: str) -> TextIO:
     return os.fdopen(_open_new(Path(path), content, keep=True), "w", newline="", encoding="utf-8")
 
 
-def _open_new(path: Path, content: str | bytes, keep: bool) -> int:
+def _open_new(path: Path, content: str | bytes | Iterable[bytes], keep: bool) -> int:
     # a path may hold bytes that are no UTF-8, and texts name paths
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    parts = (data,) if isinstance(data, bytes) else data
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     descriptor = -1
     try:
         with naming(path):
             descriptor = os.open(beside, NEW, 0o666)
-            write_all(descriptor, data)
+            for part in parts:
+                write_all(descriptor, part)
             os.fsync(descriptor)
             os.replace(beside, path)
             sync_folder(path.parent)
@@ -140,6 +144,28 @@ def read_bounded(descriptor: int, most: int) -> bytes:
 
 
 @contextlib.contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold the name of a file that takes long to make: who wants it too waits, and then finds it.
+
+    The lock is one beside it and ends with its process, as that of `held`. What a killed process left half written of
+    the file is removed. Errors: OSError.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = _locked(lock, wait=True)
+    _HELD.add(descriptor)
+    try:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if TEMPORARY.fullmatch(left.name):
+                left.unlink()
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        _HELD.discard(descriptor)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Make `folder` if it is not there, and hold it: nobody else does meanwhile. Removed after, if left empty.
 
@@ -149,7 +175,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked(folder)
+    descriptor = _locked(folder / LOCK)
     _HELD.add(descriptor)
     try:
         _sign(descriptor)
@@ -179,19 +205,18 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
-def _locked(folder: Path) -> int:
-    path = folder / LOCK
+def _locked(path: Path, wait: bool = False) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # else the holder removed the file between our two calls, and the lock is on a file without a name
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except BlockingIOError as error:
             text = os.pread(descriptor, 4096, 0)
             os.close(descriptor)
-            raise FolderInUse(f"{str(folder)!r} is being written by {_holder(text)}") from error
+            raise FolderInUse(f"{str(path.parent)!r} is being written by {_holder(text)}") from error
         except BaseException:
             os.close(descriptor)
             raise

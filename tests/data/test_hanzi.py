@@ -24,8 +24,8 @@ def latin() -> list[Font]:
     return [Font(str(LATIN / f"DejaVu{kind}.ttf"), 0, f"DejaVu {kind}", "Book") for kind in ("Sans", "Serif")]
 
 
-def glyphs(seed: int = 0, rows: int = 64, threads: int = 1) -> Glyphs:
-    return Glyphs(torch.arange(rows) % len(LETTERS), LETTERS, latin(), seed, threads)
+def glyphs(seed: int = 0, rows: int = 64) -> Glyphs:
+    return Glyphs(torch.arange(rows) % len(LETTERS), LETTERS, latin(), seed)
 
 
 def test_characters_are_ordered_by_frequency(tmp_path: Path):
@@ -55,12 +55,13 @@ def test_a_power_of_the_frequency_where_nothing_is_bent():
 
 
 def test_an_image_depends_on_its_number_and_the_seed_alone():
-    one, threads = glyphs(), glyphs(threads=3)
+    one, other = glyphs(), glyphs()
     whole = torch.cat(list(one.split(10)))
     assert whole.dtype == torch.uint8
     assert tuple(whole.shape) == tuple(one.shape) == (64, 1, 32, 32)
     mixed = torch.randperm(64)
-    assert torch.equal(threads.index_select(0, mixed), whole[mixed])
+    assert torch.equal(other.index_select(0, mixed), whole[mixed])
+    assert torch.equal(torch.stack([other.read(row) for row in (9, 63)]), whole[[9, 63]])  # by another thread
     assert torch.equal(pickle.loads(pickle.dumps(one))[7], whole[7])
     assert not torch.equal(glyphs(seed=1)[7], whole[7])
     assert len({image.numpy().tobytes() for image in whole}) == 64

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
-from lt_kernels.data.cache import default_cache_dir
+from lt_kernels.data.cache import default_cache_dir, mapped
 from lt_kernels.data.hanzi.characters import counts_of, frequent
-from lt_kernels.data.hanzi.drawing import SIDE, Glyphs
+from lt_kernels.data.hanzi.drawing import Glyphs
 from lt_kernels.data.hanzi.fonts import covering, divide
+from lt_kernels.data.lazy import LARGEST_PART
 from lt_kernels.system.files import as_path
-from lt_kernels.system.storage import write_whole
 
 IMAGES = 437_513  # as many as the training set of iNaturalist 2018 has
 
@@ -34,7 +32,6 @@ def hanzi_lt(
     fonts: Sequence[str] | None = None,
     test_fonts: Sequence[str] | None = None,
     keep: bool = True,
-    threads: int = 0,
 ) -> LongTailedData:
     """Tell Chinese characters apart: inputs uint8 [N, 1, 32, 32], target int64 [N].
 
@@ -45,7 +42,7 @@ def hanzi_lt(
     `fonts` are folders and files to look for fonts in (without them, where the system keeps them); those with all
     characters are used. An image's font, size, place, slant, stroke and noise depend on `seed` and on its number alone.
     With `keep` the images are drawn once into a file in `cache_dir` (448 MB for all), which is then mapped into memory;
-    without, each batch is drawn when it is asked for, by `threads` threads (0: one a core). imbalance must be None.
+    without, each batch is drawn when it is asked for, by one core in each process. imbalance must be None.
     Errors: ValueError naming the argument, FileError naming the packages with fonts, ImportError naming the extra.
     """
     if imbalance is not None:
@@ -58,7 +55,7 @@ def hanzi_lt(
     parts = []
     for number, (some, count) in enumerate(((train_fonts, counts), (held_fonts, each))):
         target = torch.arange(num_classes).repeat_interleave(count)
-        rows = Glyphs(target, characters, some, 2 * seed + number, threads)
+        rows = Glyphs(target, characters, some, 2 * seed + number)
         parts.append((drawn(rows, folder) if keep else rows, target))
     return LongTailedData(
         name="hanzi-lt",
@@ -80,13 +77,4 @@ def drawn(rows: Glyphs, folder: Path) -> Tensor:
     sizes = [Path(font.path).stat().st_size for font in rows.fonts]
     digest = hashlib.sha256(repr((labels, rows.characters, rows.fonts, sizes, rows.seed)).encode()).hexdigest()[:16]
     path = folder / f"hanzi-images-{digest}.bytes"
-    size = len(rows) * SIDE * SIDE
-    if not path.is_file() or path.stat().st_size != size:
-        pixels: Any = np.empty((len(rows), 1, SIDE, SIDE), np.uint8)
-        start = 0
-        for part in rows.split(256):
-            pixels[start : start + len(part)] = part.numpy()
-            start += len(part)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, pixels.tobytes())
-    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=(len(rows), 1, SIDE, SIDE)))
+    return torch.from_numpy(mapped(path, rows.shape, (part.numpy().tobytes() for part in rows.split(LARGEST_PART))))

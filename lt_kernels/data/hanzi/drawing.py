@@ -25,13 +25,14 @@ class Glyphs(LazyRows):
     """Images uint8 [N, 1, 32, 32], white on black, of row i's character in a font.
 
     Position, size, slant, turn, stroke, ink and noise are drawn from a generator that begins with `seed` and the row's
-    number. Rows are drawn as `LazyRows` says, by `threads` threads (0: one a core).
+    number. Rows are drawn as `LazyRows` says, by one thread: Pillow holds the interpreter's lock while it draws, so
+    more threads would draw no more, and each would have faces of its own.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, labels: Tensor, characters: str, fonts: Sequence[Font], seed: int, threads: int = 0) -> None:
-        super().__init__(threads)
+    def __init__(self, labels: Tensor, characters: str, fonts: Sequence[Font], seed: int) -> None:
+        super().__init__(1)
         self.labels, self.characters, self.fonts, self.seed = labels, characters, tuple(fonts), seed
         self._local = threading.local()
 
