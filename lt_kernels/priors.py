@@ -138,15 +138,25 @@ def class_counts_of(target: Any, num_classes: int, *, ignore_index: int | None =
         ignore_index: labels that are not counted.
 
     Raises:
-        TypeError, ValueError: if a label is no integer or outside 0..C - 1, or a loader's sampler draws some samples
-            more often than others, so that the counts of its dataset are not those of an epoch.
+        TypeError, ValueError: if a label is no integer or outside 0..C - 1; if all labels are rows [C] of 0 and 1, that
+            is, one-hot or multi-hot, which as indices would count classes 0 and 1 alone; or if a loader's sampler draws
+            some samples more often than others, so that the counts of its dataset are not those of an epoch.
     """
     num_classes = checks.whole("num_classes", num_classes)
-    total: Tensor | None = None
+    total, rows = None, num_classes > 1
     for part in labels_of(target):
+        rows = rows and part.ndim == 2 and part.shape[1] == num_classes
         kept = part.reshape(-1) if ignore_index is None else part[part != checks.ignored("ignore_index", ignore_index)]
         if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= num_classes):
             raise ValueError(f"target must be in 0 to {num_classes - 1}, got {int(kept.min())} to {int(kept.max())}")
         count = torch.bincount(kept, minlength=num_classes)
         total = count if total is None else total + count
-    return torch.zeros(num_classes, dtype=torch.int64) if total is None else total
+    if total is None:
+        return torch.zeros(num_classes, dtype=torch.int64)
+    if rows and int(total[:2].sum()) == int(total.sum()) > 0:
+        raise ValueError(
+            f"target must hold class indices, got rows of 0 and 1 with one entry for each of {num_classes} classes: of "
+            "one-hot rows give target.argmax(1), of multi-hot rows the counts are target.sum(0), and entries that are "
+            "the classes 0 and 1 are given as target.flatten()"
+        )
+    return total

@@ -18,7 +18,7 @@ _EVEN = (data.SequentialSampler, data.RandomSampler, data.DistributedSampler)
 
 
 def labels_of(source: Any) -> Iterator[Tensor]:
-    """Class indices, in parts of any shape, of a tensor, an array, a sequence of integers, a dataset or a loader.
+    """Class indices of a tensor, an array, a sequence of integers, a dataset or a loader, in parts [N, ...] of samples.
 
     Raises:
         TypeError, ValueError: naming `target`, if that has no class indices, or a loader draws unevenly.
@@ -86,11 +86,11 @@ def _kept_labels(dataset: Any) -> Tensor | None:
 
 
 def _one_pass(dataset: Any) -> Iterator[Tensor]:
-    """The labels of a dataset's items, each read once."""
+    """The labels of a dataset's items, each read once, [1, ...]."""
     items: Iterable[Any] = dataset
     if hasattr(dataset, "__len__") and not isinstance(dataset, data.IterableDataset):
         items = (dataset[place] for place in range(len(dataset)))
-    return (_indices(_label_of(item)) for item in items)
+    return (_indices(_label_of(item)).unsqueeze(0) for item in items)
 
 
 def _label_of(item: Any) -> Any:

@@ -189,6 +189,42 @@ def test_what_has_no_labels_is_named(error: type[Exception], message: str, sourc
         class_counts_of(source, 3)
 
 
+ONE_HOT = torch.nn.functional.one_hot(LABELS, 4)
+ROWS: dict[str, Callable[[], Any]] = {
+    "tensor": lambda: ONE_HOT,
+    "bytes": lambda: ONE_HOT.to(torch.uint8),
+    "lists": ONE_HOT.tolist,
+    "several classes a row": lambda: ONE_HOT | ONE_HOT.roll(1, 0),
+    "TensorDataset": lambda: data.TensorDataset(IMAGES, ONE_HOT),
+    "targets": lambda: Kept("targets", ONE_HOT.numpy()),
+    "items": lambda: Read(lambda place: (IMAGES[place], ONE_HOT[place])),
+    "loader": lambda: data.DataLoader(Read(lambda place: (IMAGES[place], ONE_HOT[place].tolist())), 2),
+    "parts": lambda: data.ConcatDataset([data.TensorDataset(IMAGES, ONE_HOT), data.TensorDataset(IMAGES, ONE_HOT)]),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_of_classes_are_not_taken_for_indices(kind: str) -> None:
+    """As indices they would be 21 samples of class 0 and 7 of class 1."""
+    message = r"got rows of 0 and 1 with one entry for each of 4 classes: .*target.argmax\(1\)"
+    with pytest.raises(ValueError, match=message):
+        class_counts_of(ROWS[kind](), 4)
+    assert class_counts_of(ONE_HOT.argmax(1), 4).tolist() == ONE_HOT.sum(0).tolist() == COUNTS
+    assert class_counts_of(ONE_HOT.flatten(), 4).tolist() == [21, 7, 0, 0]
+
+
+def test_indices_of_every_other_shape_are_counted() -> None:
+    """Maps of pixels, a class for each of C samples, and rows of C indices of which one is no 0 or 1."""
+    maps = torch.ones(2, 4, 4, dtype=torch.int64).tril()
+    assert class_counts_of(maps, 4).tolist() == [12, 20, 0, 0]
+    assert class_counts_of(data.DataLoader(data.TensorDataset(IMAGES[:2], maps), 2), 4).tolist() == [12, 20, 0, 0]
+    assert class_counts_of(Read(lambda place: (IMAGES[place], maps[0])), 4).tolist() == [42, 70, 0, 0]
+    assert class_counts_of(ONE_HOT[0], 4).tolist() == [3, 1, 0, 0]
+    assert class_counts_of(ONE_HOT, 5).tolist() == [21, 7, 0, 0, 0]
+    assert class_counts_of(ONE_HOT * 2, 4).tolist() == [21, 0, 7, 0]
+    assert class_counts_of(LABELS[:, None] * 0, 1).tolist() == [7]
+
+
 def test_a_loss_says_how_a_dataset_is_counted() -> None:
     """Of a dataset a loss cannot know how many classes there are beside those that occur."""
     for source in (data.TensorDataset(IMAGES, LABELS), data.DataLoader(Read(pair), 2)):
