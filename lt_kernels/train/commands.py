@@ -91,16 +91,26 @@ def named_methods(text: str, settings: Mapping[str, Any]) -> list[str]:
     """
     from lt_kernels.train.methods.registry import every_method
     from lt_kernels.train.methods.variants import variants_of
-    from lt_kernels.train.model.networks import NETWORKS
 
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         if name == "all":
-            kind, _ = NETWORKS.get(str(settings.get("network", "")), ("image", None))
-            names += every_method(kind)
+            names += every_method(_input_kind(settings))
         else:
             names += variants_of(settings) if name == "variants" else [name]
     return names
+
+
+def _input_kind(settings: Mapping[str, Any]) -> str:
+    """The kind of inputs of a comparison: that of its network, or where the network is a class, of its data."""
+    from lt_kernels.train.methods.variants import config_of
+    from lt_kernels.train.model.networks import NETWORKS
+    from lt_kernels.train.run.build import load_data
+
+    network = settings.get("network", TrainConfig.network)
+    if isinstance(network, str):
+        return NETWORKS.get(network, ("image", None))[0]  # those of timm are in no list
+    return load_data(config_of({**settings, "method_options": {}}, "ce", 0)).input_kind
 
 
 def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:

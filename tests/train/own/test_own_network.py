@@ -15,9 +15,11 @@ pytest.importorskip("jsonargparse", reason="the extra [train] is not installed")
 import own_parts
 
 from lt_kernels.data import load
+from lt_kernels.train.commands import named_methods
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import prepare_run
+from lt_kernels.train.methods.registry import every_method
 from lt_kernels.train.plainyaml import written
 from lt_kernels.train.recipes import apply_overrides, read_config, read_settings
 from lt_kernels.train.run.build import build_module
@@ -60,6 +62,17 @@ def test_features_are_counted(path: str, arguments: dict[str, Any], width: int) 
 def test_a_stated_number_needs_no_input() -> None:
     maps = config(network={"class_path": "own_parts.Maps"}, network_options={"out_features": 3})
     assert build_module(maps, DIGITS).head.weight.shape[1] == 3
+
+
+SCENES = {"most": 4, "test_per_class": 1, "size": 24}
+
+
+@pytest.mark.parametrize(("data", "options", "kind"), [("digits-lt", {}, "image"), ("digit-scenes", SCENES, "scene")])
+def test_all_methods_are_those_for_the_inputs_of_the_data(data: str, options: dict[str, Any], kind: str) -> None:
+    """A class of one's own does not say what it takes, and the data of the comparison do."""
+    settings = {"data": data, "data_options": options, "imbalance": 1, "network": {"class_path": "own_parts.Maps"}}
+    assert named_methods("all", settings) == every_method(kind)
+    assert named_methods("all", {**settings, "variants": {"far": {"method": "bs"}}}) == every_method(kind)
 
 
 WRONG = [
