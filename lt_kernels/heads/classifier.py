@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lt_kernels.core import checks
 from lt_kernels.core.tables import reset_loss
-from lt_kernels.core.terms import Phi
 from lt_kernels.heads import centers as subcentres
 from lt_kernels.heads import rows
+from lt_kernels.heads.scale import scaled
 from lt_kernels.losses.base import Loss
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops.directions import cosines
@@ -27,6 +27,7 @@ class _Head(nn.Linear):
     """
 
     bias: Tensor | None  # type: ignore[assignment]
+    classifier = "linear"
 
     def __init__(
         self,
@@ -64,8 +65,13 @@ class _Head(nn.Linear):
         raise NotImplementedError
 
     def scaled(self, features: Tensor) -> Tensor:
-        """The logits [..., C] whose softmax gives the classes' probabilities, without the loss's margin and offset."""
-        raise NotImplementedError
+        """The logits [..., C] whose softmax gives the classes' probabilities, without the loss's margin and offset.
+
+        Cosines are multiplied by the scale of a margin loss, or the head's own; with `SphereFaceLoss` the features'
+        norms belong to it. The logits hold the prior that the loss has trained them to hold: none with balanced
+        softmax, that of the training set with cross-entropy.
+        """
+        return scaled(self, self(features), features)
 
     def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
         """The loss; an error on one rank is raised on all, if the ranks exchange anything."""
@@ -188,14 +194,6 @@ class LinearHead(_Head):
             return logits if offset is None else logits + offset.to(logits.dtype)
         return self.of_features(features, target, linear_bias=self.bias)
 
-    def scaled(self, features: Tensor) -> Tensor:
-        """The logits [..., C] as the loss scales them: softmax gives the probabilities of the classes.
-
-        They hold the prior that the loss has trained them to hold: none with balanced softmax, that of the training set
-        with cross-entropy.
-        """
-        return self(features) * self.loss.scale
-
 
 class CosineHead(_Head):
     """Cosines and the loss of them: head(features, target) -> loss, head(features) -> cosines.
@@ -210,6 +208,7 @@ class CosineHead(_Head):
         mesh, sample, logq_correction: as for `LinearHead`; with one centre alone.
     """
 
+    classifier = "cosine"
     centers = 1  # of a head that was pickled before there were several
 
     def __init__(
@@ -246,16 +245,6 @@ class CosineHead(_Head):
         if target is None:
             return placements.columns(_cosines, features, self.weight)
         return self.of_features(features, target, cosine=True, scale=self.scale)
-
-    def scaled(self, features: Tensor) -> Tensor:
-        """The scaled cosines [..., C]: softmax gives the probabilities of the classes, as the loss takes them.
-
-        The scale is that of a margin loss, or the head's own; with `SphereFaceLoss` the features' norms belong to it.
-        They hold the prior that the loss has trained them to hold: none with balanced softmax.
-        """
-        margin = self.loss.margin
-        found = self(features) * (self.loss.scale if self.loss.input_kind == "cosine" else self.scale)
-        return found if margin is None or margin.kind != Phi.SPHERE else found * features.norm(dim=-1, keepdim=True)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", centers={self.centers}" if self.centers > 1 else "")

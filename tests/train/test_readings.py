@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 
 from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.heads.scale import scale_of
 from lt_kernels.losses import ARBLoss, BalancedSoftmaxLoss, FocalLoss, LDAMLoss, SphereFaceLoss
 from lt_kernels.train.model import readings
 from lt_kernels.train.model.gradients import components_of
@@ -108,9 +109,9 @@ def test_scores_of_sphereface_have_the_length_of_the_features() -> None:
 
 
 def test_scores_of_a_head_of_cosines_are_scaled() -> None:
-    assert readings.scale_of(CosineHead(4, 3, LDAMLoss([9, 3, 1], scale=12.0))) == 12
-    assert readings.scale_of(CosineHead(4, 3, BalancedSoftmaxLoss([9, 3, 1]), scale=7.0)) == 7
-    assert readings.scale_of(LinearHead(4, 3, BalancedSoftmaxLoss([9, 3, 1]))) == 1
+    assert scale_of(CosineHead(4, 3, LDAMLoss([9, 3, 1], scale=12.0))) == 12
+    assert scale_of(CosineHead(4, 3, BalancedSoftmaxLoss([9, 3, 1]), scale=7.0)) == 7
+    assert scale_of(LinearHead(4, 3, BalancedSoftmaxLoss([9, 3, 1]))) == 1
     long = torch.tensor([[3.0, 4.0, 0.0, 0.0]])
     head = CosineHead(4, 3, LDAMLoss([9, 3, 1]))
     assert readings.as_used(head, long).tolist() == [[pytest.approx(0.6), pytest.approx(0.8), 0, 0]]

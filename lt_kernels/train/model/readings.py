@@ -14,7 +14,8 @@ from torch import Tensor
 from lt_kernels import metrics
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.base import IGNORED
-from lt_kernels.heads import CosineHead, LinearHead
+from lt_kernels.heads import LinearHead
+from lt_kernels.heads.scale import classifying, has_cosines, scaled
 from lt_kernels.margins import Margin, SphereFace
 from lt_kernels.train.model.gradients import components_of
 
@@ -136,11 +137,6 @@ def features_of(module: Any, pair: tuple[Any, Tensor], chosen: Tensor) -> Pair:
     return torch.cat(parts)[known.to(device)], target[known]
 
 
-def has_cosines(head: Any) -> bool:
-    """Whether a head's outputs are cosines."""
-    return isinstance(head, CosineHead) or getattr(head, "classifier", "") == "cosine"
-
-
 def of_first(head: Any, vectors: Tensor) -> Tensor:
     """Features or class weights as they are. Of several experts, the first one's."""
     return vectors.detach().float()[..., : head.weight.shape[1]]
@@ -161,12 +157,6 @@ def centers_of(head: Any) -> Tensor | None:
     """The centres [C, d] of the classes that the loss learns, where it does."""
     centers = getattr(getattr(getattr(head, "loss", None), "center_loss", None), "centers", None)
     return None if centers is None else centers.detach()
-
-
-def classifying(head: Any) -> Any:
-    """The loss of a head's logits or cosines; of a loss with a second term, the one without it."""
-    loss = getattr(head, "loss", None)
-    return getattr(loss, "base", getattr(loss, "classification", loss))
 
 
 def margin_of(head: Any) -> Margin | None:
@@ -196,20 +186,9 @@ def offset_of(module: Any, classes: int) -> Tensor | None:
     return offset
 
 
-def scale_of(head: Any) -> float:
-    """What the head's output is multiplied by within the softmax."""
-    if not has_cosines(head):
-        return 1.0
-    return float(classifying(head).scale if head.loss.input_kind == "cosine" else head.scale)
-
-
 def scores(module: Any, features: Tensor) -> Tensor:
     """What the softmax takes, without the loss's margin and offset, [N, C]: its largest entry is the prediction."""
-    head = trained_head(module)
-    logits = module.classify(features).float() * scale_of(head)
-    if isinstance(getattr(head.loss, "margin", None), SphereFace):  # the features' length is part of its logits
-        logits = logits * features.float().norm(dim=-1, keepdim=True)
-    return logits
+    return scaled(trained_head(module), module.classify(features).float(), features.float())
 
 
 def trained_head(module: Any) -> Any:

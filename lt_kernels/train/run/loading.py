@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lt_kernels.data import LongTailedData
-from lt_kernels.heads import CosineHead
+from lt_kernels.heads.scale import has_cosines
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import BEST, CONFIG, LAST, RESULT, Which
@@ -67,7 +67,7 @@ def add_teacher(module: Classifier, data: LongTailedData) -> None:
     config, taught, teacher = load_run(Path(folder))
     if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
         raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
-    if not isinstance(teacher.head, CosineHead) and getattr(teacher.head, "classifier", "linear") != "cosine":
+    if not has_cosines(teacher.head):
         allowed = "a run whose method predicts cosines, such as gml"
         raise ConfigError(f"method_options.teacher must name {allowed}, got {folder!r} of the method {config.method}")
     module.learn_from(teacher.requires_grad_(False))

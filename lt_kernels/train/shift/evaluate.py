@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lt_kernels.data.shift import ShiftedTest, shifted_tests
+from lt_kernels.heads.scale import scale_of
 from lt_kernels.posthoc import pc_softmax
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import find_method, method_options, run_options
 from lt_kernels.train.methods.method import REPULSION_SUFFIX
 from lt_kernels.train.model.classifier import Classifier
+from lt_kernels.train.model.readings import trained_head
 from lt_kernels.train.run.build import effective
 from lt_kernels.train.run.loading import load_run
 
@@ -63,8 +65,6 @@ WEIGHTED = ("cb", "ce-drw", "focal-drw")
 SCALED = {"ldam": "source", "ldam-drw": "weighted", "cosface": "source", "arcface": "source", "dbm-ce": "source"}
 SCALED |= {"dbm-bs": "uniform", "dbm-drw": "weighted"}
 SCALED |= {"dbm-bcl": "uniform", "dbm-gml": "uniform", "dbm-ncl": "uniform"}
-# Heads whose prediction is cosines and whose loss takes them times the head's scale, without margins.
-COSINE_LOGITS = ("bcl", "gml", "ncl")
 
 
 def logits_hold(method: str) -> Holds:
@@ -124,12 +124,7 @@ def _of_kind(holds: str, class_counts: Tensor, module: Classifier, tau: float) -
 
 def logit_scale(method: str, module: Classifier, cosines: Cosines) -> float:
     """Return what a method's prediction is multiplied by for logits: 1 but for heads of cosines."""
-    if method.removesuffix(REPULSION_SUFFIX) in COSINE_LOGITS:
-        return float(module.head.scale)
-    if logits_hold(method) != "cosines" or cosines == "leave":
-        return 1.0
-    loss = module.head.loss
-    return float(getattr(loss, "base", getattr(loss, "classification", loss)).scale)
+    return 1.0 if logits_hold(method) == "cosines" and cosines == "leave" else scale_of(trained_head(module))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""What a head's softmax takes: its logits, or its cosines times their scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lt_kernels.core.terms import Phi
+
+
+def has_cosines(head: Any) -> bool:
+    """Whether a head's outputs are cosines."""
+    return getattr(head, "classifier", "linear") == "cosine"
+
+
+def classifying(head: Any) -> Any:
+    """The loss of a head's logits or cosines; of a loss with a second term, the one without it."""
+    loss = head.loss
+    return getattr(loss, "base", getattr(loss, "classification", loss))
+
+
+def scale_of(head: Any) -> float:
+    """What a head's outputs are multiplied by within its softmax: the scale of its loss, or of cosines whose loss takes
+    logits the head's own.
+    """
+    own = has_cosines(head) and head.loss.input_kind == "logits"
+    return float(head.scale if own else classifying(head).scale)
+
+
+def scaled(head: Any, output: Tensor, features: Tensor) -> Tensor:
+    """A head's outputs [..., C] of features [..., d] as its softmax takes them, without the loss's margin and offset;
+    with SphereFace the features' norms belong to them.
+    """
+    found, margin = output * scale_of(head), classifying(head).margin
+    return found if margin is None or margin.kind != Phi.SPHERE else found * features.norm(dim=-1, keepdim=True)
