@@ -12,6 +12,8 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
+from PIL import Image
+
 import lt_kernels
 from lt_kernels import cli
 from lt_kernels.train.config import TrainConfig
@@ -62,6 +64,25 @@ def test_torch(run: Path, tmp_path: Path) -> None:
     assert (about["method"], about["output"], about["prior"]) == ("dbm-bs", "probabilities", "as trained")
     assert about["input"] == "uint8 [batch, 1, 8, 8], pixels 0 to 255"
     assert about["lt_kernels"] == lt_kernels.__version__
+
+
+def test_a_run_with_one_test_picture(tmp_path: Path) -> None:
+    """The file takes any number of pictures, though the example that it is traced with comes from the test set."""
+    for folder, number in (("train/ant", 3), ("train/bee", 3), ("test/ant", 1), ("test/bee", 0)):
+        (tmp_path / folder).mkdir(parents=True)
+        for place in range(number):
+            Image.new("RGB", (8, 8), (40 * place, 200, 9)).save(tmp_path / folder / f"{place}.png")
+    options = {"root": str(tmp_path), "resize": 8, "train_crop": 8, "crop": 8}
+    train_run(QUICK.replace(data="folder", data_options=options, method="bs"), tmp_path / "run")
+    assert cli.main(["export", str(tmp_path / "run"), "--format", "torch"]) == 0
+    program = torch.export.load(tmp_path / "run" / "model.pt2").module()
+    _, data, module = load_run(tmp_path / "run")
+    assert len(data.test[1]) == 1
+    pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = module(pixels.float() / 255).softmax(1)
+        for number in (1, 2, 5):
+            assert torch.allclose(program(pixels[:number]), wanted[:number], atol=1e-5)
 
 
 @pytest.mark.slow
