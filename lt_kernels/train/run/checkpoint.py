@@ -22,7 +22,9 @@ from lt_kernels.train.model.layout import SHARDS
 from lt_kernels.train.ranks.group import ALONE, Ranks
 from lt_kernels.train.run.generators import random_states, restore_random_states, seed_rank
 
-NAMES = "class names"  # what data are remembered by, beside their numbers
+COUNTS, NAMES = "class counts", "class names"  # what data are remembered by, beside their numbers
+SHOWN = 3  # of the classes that differ
+CLASSES = "classes"  # each class by itself, for an error's words
 ABOUT = "lt_kernels"  # the key under which a checkpoint says whose it is
 PARTS = ("state_dict", "optimizer_states", "callbacks", "loops", "epoch", "global_step")
 # counters of one loop over batches, as they are between two epochs
@@ -34,12 +36,17 @@ def data_facts(data: LongTailedData) -> dict[str, Any]:
     counts = np.ascontiguousarray(data.class_counts.numpy())
     return {
         "classes": data.num_classes,
+        NAMES: hashlib.sha256("\0".join(data.class_names).encode("utf-8", "surrogateescape")).hexdigest(),
         "training samples": len(data.train[1]),
         "test samples": len(data.test[1]),
-        "class counts": hashlib.sha256(counts.tobytes()).hexdigest(),
-        NAMES: hashlib.sha256("\0".join(data.class_names).encode("utf-8", "surrogateescape")).hexdigest(),
+        COUNTS: hashlib.sha256(counts.tobytes()).hexdigest(),
         **({} if data.validation is None else {"validation samples": len(data.validation[1])}),
     }
+
+
+def _classes(data: LongTailedData) -> dict[str, list[Any]]:
+    """The facts of each class, to say which are others."""
+    return {COUNTS: data.class_counts.tolist(), NAMES: list(data.class_names)}
 
 
 def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData, ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -57,12 +64,29 @@ def read_checkpoint(path: Path, config: TrainConfig, data: LongTailedData, ranks
     for name, value in data_facts(data).items():
         was = about["data"].get(name)
         if was != value and not (name == NAMES and was is None):  # earlier checkpoints do not have them
-            raise ConfigError(f"{str(path)!r} is of a run on other data: {name} were {was}, and are {value}")
+            change = _change(name, about, data) if name in (COUNTS, NAMES) else f"were {was}, and are {value}"
+            raise ConfigError(f"{str(path)!r} is of a run on other data: {name} {change}")
     if SHARDS in checkpoint:
         checkpoint[SHARDS]["beside"] = str(path.parent)
         check_shards(checkpoint[SHARDS], path.parent, ranks.rank, ranks.world)
     _count_anew(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], before.accumulate, config.accumulate)
     return checkpoint
+
+
+def _change(name: str, about: dict[str, Any], data: LongTailedData) -> str:
+    """How many classes are otherwise than before, and the first of them, where the checkpoint has them."""
+    if CLASSES not in about:
+        return "are others (an earlier checkpoint, which does not say which)"
+    now = _classes(data)[name]
+    changes = [
+        f"{data.class_names[place]!r} had {before}, and has {after}"
+        if name == COUNTS
+        else f"{before!r} is now {after!r}"
+        for place, (before, after) in enumerate(zip(about[CLASSES][name], now, strict=True))
+        if before != after
+    ]
+    more = ", ..." if len(changes) > SHOWN else ""
+    return f"differ for {len(changes)} of {len(now)}: {'; '.join(changes[:SHOWN])}{more}"
 
 
 def _count_anew(progress: dict[str, Any], before: int, now: int) -> None:
@@ -84,7 +108,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save `checkpoint` at `path`, with the run's settings, and remove the shards of the one before."""
-        about = {"config": self.config.as_dict(), "data": data_facts(self.data)}
+        about = {"config": self.config.as_dict(), "data": data_facts(self.data), CLASSES: _classes(self.data)}
         write_sealed({**checkpoint, ABOUT: about}, Path(path))
         remove_shards(Path(path).parent, checkpoint.get(SHARDS, {}).get("folder"))
 

@@ -16,6 +16,7 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from PIL import Image
 
 from lt_kernels import cli, posthoc
+from lt_kernels.heads.scale import scale_of
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.tensors import read_sealed, write_sealed
@@ -143,12 +144,42 @@ def test_names_that_a_spreadsheet_would_compute_are_quoted(runs: Path) -> None:
 def test_a_run_whose_classes_have_other_names_now_is_refused(runs: Path, tmp_path: Path) -> None:
     config, data, _ = load_run(runs / "bs")
     renamed = dataclasses.replace(data, class_names=("zero", *data.class_names[1:]))
-    with pytest.raises(ConfigError, match="is of a run on other data: class names were"):
+    message = "is of a run on other data: class names differ for 1 of 10: '0' is now 'zero'$"
+    with pytest.raises(ConfigError, match=message):
         read_checkpoint(runs / "bs" / "last.ckpt", config, renamed)
+    turned = dataclasses.replace(data, class_names=data.class_names[::-1])
+    message = "class names differ for 10 of 10: '0' is now '9'; '1' is now '8'; '2' is now '7', ...$"
+    with pytest.raises(ConfigError, match=message):
+        read_checkpoint(runs / "bs" / "last.ckpt", config, turned)
     earlier = read_sealed(runs / "bs" / "last.ckpt")
+    del earlier["lt_kernels"]["classes"]
+    write_sealed(earlier, tmp_path / "earlier.ckpt")
+    with pytest.raises(ConfigError, match="class names are others"):
+        read_checkpoint(tmp_path / "earlier.ckpt", config, renamed)
     del earlier["lt_kernels"]["data"]["class names"]
     write_sealed(earlier, tmp_path / "earlier.ckpt")
     assert read_checkpoint(tmp_path / "earlier.ckpt", config, renamed)["epoch"] == 1
+
+
+def test_classes_that_were_changed_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Folders of pictures: one is renamed, and then has another number of pictures."""
+    for folder, number in (("train/ant", 4), ("train/bee", 4), ("test/ant", 1), ("test/bee", 1)):
+        (tmp_path / folder).mkdir(parents=True)
+        for place in range(number):
+            Image.new("RGB", (8, 8), (30 * place, 0, 0)).save(tmp_path / folder / f"{place}.png")
+    options = {"root": str(tmp_path), "resize": 8, "train_crop": 8, "crop": 8}
+    train_run(QUICK.replace(data="folder", data_options=options), tmp_path / "run")
+    assert cli.main(words := ["predict", str(tmp_path / "run")]) == 0
+    for part in ("train", "test"):
+        (tmp_path / part / "bee").rename(tmp_path / part / "wasp")
+    assert cli.main(words) == 2
+    assert "run on other data: class names differ for 1 of 2: 'bee' is now 'wasp'\n" in capsys.readouterr().err
+    for part in ("train", "test"):
+        (tmp_path / part / "wasp").rename(tmp_path / part / "bee")
+    (tmp_path / "train" / "bee" / "3.png").rename(tmp_path / "train" / "ant" / "4.png")
+    assert cli.main(words) == 2
+    counts = "class counts differ for 2 of 2: 'ant' had 4, and has 5; 'bee' had 4, and has 3\n"
+    assert counts in capsys.readouterr().err
 
 
 def test_wrong_words(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,4 +224,4 @@ def test_every_method_has_probabilities_or_says_why_not(method: str) -> None:
             return
         logits = logit_scale(method, module, "scale") * module(inputs)
         assert torch.allclose(scorer_of(config, data, module, prior)(inputs), posthoc.pc_softmax(logits, held, prior))
-    assert readings.scale_of(readings.trained_head(module)) == logit_scale(method, module, "scale")
+    assert scale_of(readings.trained_head(module)) == logit_scale(method, module, "scale")
