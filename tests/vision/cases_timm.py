@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,23 @@ from cuts import cut
 from lt_kernels import cli
 from lt_kernels.data import LongTailedData
 from lt_kernels.data.cifar import ARCHIVES
-from lt_kernels.train.config import TrainConfig
+from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files.folder import read_result
+from lt_kernels.train.methods.variants import config_of, variants_of
 from lt_kernels.train.model.networks import Pixels, build_network
 from lt_kernels.train.model.timm_images import TimmImages
-from lt_kernels.train.recipes import find_recipe
+from lt_kernels.train.recipes import find_recipe, read_settings
 from lt_kernels.train.run.build import build_module
 from lt_kernels.train.run.loading import load_run
 from tests.data.test_images import write_cifar
 
 RECIPE = find_recipe("cifar100-lt-100-timm")
+
+
+FINE_TUNED = ("imagenet-lt-timm", "cifar100-lt-100-timm")
+# A transformer of the recipes' twelve blocks, without their width and their stored weights.
+NARROW = {"embed_dim": 24, "num_heads": 2, "drop_path_rate": 0.1}
 
 
 def photographs(classes: int = 4, side: int = 32, channels: int = 3, pixels: bool = True) -> LongTailedData:
@@ -118,17 +125,84 @@ def test_weights_of_another_network_are_named(tmp_path: Path):
         TimmImages(3, "test_resnet", weights=str(tmp_path / "weights.pth"))
 
 
+def narrow(recipe: str, name: str) -> TrainConfig:
+    """A recipe's method, or one of its variants, with a small network of random weights."""
+    config = config_of(read_settings(find_recipe(recipe)), name, 0)
+    assert config.network_options.keys() == {"weights", "drop_path_rate"}
+    return config.replace(network_options=NARROW)
+
+
+@pytest.mark.parametrize("recipe", FINE_TUNED)
+def test_settings_of_fine_tuning_are_the_published_ones(recipe: str):
+    config = make_config(read_settings(find_recipe(recipe)))
+    assert config.optimizer == {"class_path": "torch.optim.AdamW", "init_args": {"betas": [0.9, 0.999]}}
+    assert (config.lr, config.batch_size, config.layer_decay, config.weight_decay) == (1e-3, 256, 0.75, 0.05)
+    assert (config.epochs, config.warmup_epochs, config.schedule) == (100, 5, "cosine")
+
+
+@pytest.mark.parametrize("recipe", FINE_TUNED)
+def test_rates_and_decay_of_fine_tuning(recipe: str):
+    """Block l of 12 learns at 0.75^(13 - l) of the rate, what is before it at 0.75^13, and what has one axis keeps its
+    length, as the token and the places do.
+    """
+    config, data = narrow(recipe, "bs"), photographs(side=224)
+    module = build_module(config, data)
+    found = {id(p): group for group in module.configure_optimizers().param_groups for p in group["params"]}
+    assert len(found) == len(list(module.network.parameters())) + 2
+    for name, parameter in module.network.named_parameters():
+        own = name.removeprefix("network.network.")
+        block = int(own.split(".")[1]) if own.startswith("blocks.") else -1
+        factor = 1.0 if own.startswith("norm") else 0.75 ** (12 - block)
+        assert found[id(parameter)]["lr"] == pytest.approx(1e-3 * factor), own
+        decays = parameter.ndim > 1 and own not in ("cls_token", "pos_embed")
+        assert found[id(parameter)]["weight_decay"] == (0.05 if decays else 0), own
+    assert (found[id(module.head.weight)]["lr"], found[id(module.head.weight)]["weight_decay"]) == (1e-3, 0.05)
+
+
+# What a variant trains of the network, by the end of a name or its begin.
+TRAINED = {
+    "bs": lambda name: True,
+    "bs-head": lambda name: False,
+    "bs-last-blocks": lambda name: name.startswith(("norm.", "blocks.8.", "blocks.9.", "blocks.10.", "blocks.11.")),
+    "bs-attention": lambda name: ".attn." in name,
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_steps_of_fine_tuning_change_what_is_not_frozen(name: str):
+    config, data = narrow("imagenet-lt-timm", name), photographs(side=224)
+    torch.set_num_threads(1)
+    module = build_module(config, data)
+    module.train()
+    optimizer = module.configure_optimizers()
+    before = {key: value.detach().clone() for key, value in module.named_parameters()}
+    for step in range(2):
+        optimizer.zero_grad()
+        loss = module.training_step((data.train[0][:4], data.train[1][:4]), step)["loss"]
+        loss.backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        assert loss.isfinite()
+    for key, value in module.named_parameters():
+        own = key.removeprefix("network.network.network.")
+        trained = key.startswith("head.") or TRAINED[name](own)
+        assert torch.equal(value, before[key]) != trained, own
+    assert {"bs", *variants_of(read_settings(find_recipe("imagenet-lt-timm")))} == set(TRAINED)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive as CIFAR-10's, and the weights of a small transformer."""
     root = tmp_path_factory.mktemp("cifar")
     write_cifar(root / "cifar-10-batches-py", 10, 100)
-    torch.save(timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3).state_dict(), root / "weights.pth")
+    stored = timm.create_model("vit_small_patch16_224", depth=1, num_classes=3, **NARROW)
+    torch.save(stored.state_dict(), root / "weights.pth")
     return root
 
 
 def words(root: Path, *more: str) -> list[str]:
-    network = f"network_options={{weights: {root / 'weights.pth'}, img_size: 32, depth: 1, drop_path_rate: 0.5}}"
+    options = {"weights": str(root / "weights.pth"), "img_size": 32, "depth": 1, **NARROW, "drop_path_rate": 0.5}
+    network = f"network_options={json.dumps(options)}"
     small = [
         "data=cifar10-lt",
         "epochs=2",
