@@ -15,7 +15,7 @@ from lt_kernels.system import storage
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DEVICE = "device"  # the operator under which a device's own rates are kept
-TRAINING = "training"  # the one under which steps of training are
+TRAINING, LOADING = "training", "loading"  # those of steps of training, and of loaders, in the folder TRAINING
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import os
 import time
@@ -30,7 +31,8 @@ from lt_kernels.train.recipes import find_recipe, read_config
 from lt_kernels.train.run.build import build_module, load_data
 
 OPERATOR, DATA = results.TRAINING, "stdlib-words"
-METHODS = ("ce", "bs", "dbm-bs", "bs-lwr")
+METHODS = ("ce", "bs", "dbm-bs", "bs-lwr", "la-lwr", "arcface")
+USUAL = METHODS[:4]  # where none is named
 PROVIDERS = ("ours", "eager")
 WARM = 3  # steps before any is timed
 BLOCK = 5  # steps of one provider between two of the other's
@@ -43,15 +45,18 @@ class EagerHead(nn.Module):
     def __init__(self, head: Any, method: str, class_counts: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = head.weight, getattr(head, "bias", None)
-        self.cosine, self.counts = method.startswith("dbm"), class_counts.double()
-        self.offset = None if method == "ce" else (self.counts / self.counts.sum()).log().float()
+        self.method, self.counts = method.removesuffix("-lwr"), class_counts.double()
+        prior = (self.counts / self.counts.sum()).log().float()
+        self.register_buffer("offset", None if method in ("ce", "arcface") else prior, persistent=False)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """The loss of features [N, d]."""
-        if not self.cosine:
+        if self.method in ("ce", "bs", "la"):
             logits = F.linear(features, self.weight, self.bias)
             return F.cross_entropy(logits if self.offset is None else logits + self.offset, target)
         cosine = F.linear(F.normalize(features), F.normalize(self.weight))
+        if self.method == "arcface":
+            return eager.arcface(cosine, target)
         return eager.dbm(cosine, target, self.counts, offset=self.offset)
 
 
@@ -68,6 +73,7 @@ class Step:
 
     def __init__(self, module: Classifier, data: LongTailedData) -> None:
         self.module, self.optimizer = module, module.configure_optimizers()
+        self.device = module.head.weight.device
         self.loader = ResumableLoader(data.train, module.config.batch_size, seed=module.config.seed)
         self.batches = self._batches()
         module.apply_epoch(0)
@@ -75,7 +81,8 @@ class Step:
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         for epoch in itertools.count():
             self.loader.set_epoch(epoch)
-            yield from self.loader
+            for batch in self.loader:
+                yield tuple(part.to(self.device) for part in batch)
 
     def __call__(self) -> Tensor:
         """Take one step and return its loss."""
@@ -86,16 +93,54 @@ class Step:
         self.optimizer.step()
         return loss.detach()
 
+    def in_parts(self) -> tuple[float, float]:
+        """Seconds of the loss within a step, forward and backward, and of the step."""
+        marks = [self.now()]
+        self.module.watch = lambda _, features, __: self._mark(marks, features)
+        self.optimizer.zero_grad()
+        self.module.training_step(next(self.batches), 0)["loss"].backward()
+        self.optimizer.step()
+        marks.append(self.now())
+        self.module.watch = None
+        start, features, gradient, end = marks
+        return gradient - features, end - start
 
-def steps(method: str, data_name: str = DATA) -> dict[str, Step]:
-    """Ours and the eager form of a method, with the settings of the data's recipe."""
-    config = read_config(find_recipe(data_name)).replace(method=method, augment="none")  # both see the same samples
+    def _mark(self, marks: list[float], features: Tensor) -> None:
+        """Note when the features are there, and in the backward pass when their gradient is."""
+        features.register_hook(lambda _: marks.append(self.now()))
+        marks.append(self.now())
+
+    def now(self) -> float:
+        """Seconds of a clock, when the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def loss_alone(self, features: Tensor, target: Tensor) -> None:
+        """What of a step is the loss, with the repulsion: forward, and backward to class weights and features."""
+        self.optimizer.zero_grad()
+        loss = self.module.active_head(features, target)
+        if self.module.regularizer is not None:
+            loss = loss + self.module.strength * self.module.regularizer(self.module.head.weight)
+        loss.backward()
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Features of the next batch, as leaves, and its targets."""
+        inputs, target = next(self.batches)
+        with torch.no_grad():
+            features = self.module.features(inputs)
+        return features.requires_grad_(), target
+
+
+def steps(method: str, data_name: str = DATA, device: str = "cpu", **changes: Any) -> dict[str, Step]:
+    """Ours and the eager form of a method, with the settings of the data's recipe and changes of them."""
+    config = read_config(find_recipe(data_name)).replace(method=method, augment="none", **changes)  # the same samples
     data = load_data(config)
     ours = build_module(config, data)
     theirs = copy.deepcopy(ours)
     theirs.head = EagerHead(theirs.head, method, data.class_counts)
     theirs.regularizer = None if ours.regularizer is None else EagerRepulsion()
-    return {"ours": Step(ours, data), "eager": Step(theirs, data)}
+    return {"ours": Step(ours.to(device), data), "eager": Step(theirs.to(device), data)}
 
 
 def differs(both: Mapping[str, Step]) -> float:
@@ -121,40 +166,66 @@ def timed(both: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
         while any(sum(times) < seconds for times in taken.values()):
             for name, step in both.items():
                 for _ in range(BLOCK if sum(taken[name]) < seconds else 0):
-                    start = time.perf_counter()
+                    start = step.now()
                     step()
-                    taken[name].append(time.perf_counter() - start)
+                    taken[name].append(step.now() - start)
     return taken
 
 
-def measured(method: str, data_name: str, seconds: float, around: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of one method: how far the two are apart, times of a step, memory of one."""
-    both = steps(method, data_name)
-    module = both["ours"].module
+def in_parts(both: Mapping[str, Step], seconds: float) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of the loss and of the step, of steps in turns, until each provider has had its seconds."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in both}
+    with quiet():
+        while any(sum(whole for _, whole in parts) < seconds for parts in taken.values()):
+            for name, step in both.items():
+                taken[name].append(step.in_parts())
+    return taken
+
+
+def measured(method: str, data_name: str, seconds: float, around: Mapping[str, Any], device: str) -> Iterator[Row]:
+    """The rows of one method: how far the two are apart, times of a step, of its loss and of an epoch, and memory."""
+    both = steps(method, data_name, device)
+    module, loader = both["ours"].module, both["ours"].loader
     classes, size = module.head.weight.shape
     sizes = f"N={module.config.batch_size} C={classes} d={size}"
-    shared = {"operator": OPERATOR, "case": method, "mode": "step", "dtype": "float32", "sizes": sizes, **around}
+    shared = {"operator": OPERATOR, "case": f"{data_name} {method}", "dtype": "float32", "sizes": sizes, **around}
 
-    def row(provider: str, metric: str, unit: str, points: Sequence[float], samples: int) -> Row:
-        p50, p20, p80 = points
-        return Row(provider=provider, metric=metric, unit=unit, p50=p50, p20=p20, p80=p80, samples=samples, **shared)
+    def row(provider: str, mode: str, metric: str, unit: str, points: Sequence[float], samples: int) -> Row:
+        figure = {"p50": points[0], "p20": points[1], "p80": points[2], "samples": samples}
+        return Row(provider=provider, mode=mode, metric=metric, unit=unit, **figure, **shared)
 
     worst = differs(both)
-    yield row("ours", "error" if worst <= WORST else "wrong", "relative", 3 * [worst], 1)
+    yield row("ours", "step", "error" if worst <= WORST else "wrong", "relative", 3 * [worst], 1)
     if worst > WORST:
         return
     for name, taken in timed(both, seconds).items():
-        yield row(name, "time", "ms", quantiles(taken, unit=1e-3), len(taken))
-    for name in both:
-        peak = peak_extra(method, data_name, name, around["threads"])
+        yield row(name, "step", "time", "ms", quantiles(taken, 1e-3), len(taken))
+        yield row(name, "epoch", "time", "s", [len(loader) * point for point in quantiles(taken)], len(taken))
+    for name, parts in in_parts(both, seconds / 2).items():
+        yield row(name, "loss", "time", "ms", quantiles([part for part, _ in parts], 1e-3), len(parts))
+        yield row(name, "loss", "share", "of a step", quantiles([part / whole for part, whole in parts]), len(parts))
+    for name, mode in itertools.product(both, ("step", "loss")):
+        words = ["--peak", name, "--of", mode, "--method", method, "--data", data_name, "--device", device]
+        peak = memory.fresh("benchmarks.training", *words, "--threads", str(around["threads"]))
         if peak is not None:
-            yield row(name, "peak extra memory", "MiB", 3 * [peak / 2**20], 1)
+            yield row(name, mode, "peak extra memory", "MiB", 3 * [peak / 2**20], 1)
 
 
-def peak_extra(method: str, data_name: str, provider: str, threads: int) -> int | None:
-    """Bytes that a step takes beyond parameters, momentum and data, in a fresh process; None where nobody tells."""
-    words = ["--peak", provider, "--method", method, "--data", data_name, "--threads", str(threads)]
-    return memory.fresh("benchmarks.training", *words)
+def peak_here(method: str, data_name: str, provider: str, mode: str, device: str) -> int | None:
+    """Bytes that a step, or its loss alone, takes beyond parameters, momentum and data; None where nobody tells."""
+    both = steps(method, data_name, device)
+    for _ in range(WARM):
+        both[provider]()
+    step = both[provider]
+    work = step if mode == "step" else functools.partial(step.loss_alone, *step.features())
+    if device == "cpu":
+        return memory.peak_of(work)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -163,9 +234,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", action="append", choices=METHODS, help="only this method (may be repeated)")
     parser.add_argument("--data", default=DATA, help="the data set, by its recipe")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of torch")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each provider's steps")
-    parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder of the results file")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of each provider's steps; half of it of its losses"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where network and loss are")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="the results go to its folder training")
     parser.add_argument("--peak", choices=PROVIDERS, help=argparse.SUPPRESS)  # one measurement, in this process
+    parser.add_argument("--of", choices=("step", "loss"), default="step", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -173,20 +248,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure the methods and write their rows; 1 if ours was wrong."""
     chosen = arguments(argv)
     torch.set_num_threads(chosen.threads)
-    methods = chosen.method or METHODS
+    methods = chosen.method or USUAL
     if chosen.peak:
-        step = steps(methods[0], chosen.data)[chosen.peak]
-        for _ in range(WARM):
-            step()
-        peak = memory.peak_of(step)
+        peak = peak_here(methods[0], chosen.data, chosen.peak, chosen.of, chosen.device)
         print("unknown" if peak is None else peak)
         return 0
-    around, ok = doctor.machine("cpu"), True
+    around, ok = doctor.machine(chosen.device), True
     for method in methods:
-        rows = list(measured(method, chosen.data, chosen.seconds, around))
-        print("\n".join([f"{OPERATOR} {method}", *map(line, rows)]), flush=True)
+        rows = list(measured(method, chosen.data, chosen.seconds, around, chosen.device))
+        print("\n".join([f"{OPERATOR} {chosen.data} {method}", *map(line, rows)]), flush=True)
         ok &= all(row.metric != "wrong" for row in rows)
-        results.merge(results.path_of(around, chosen.out), rows)
+        results.merge(results.path_of(around, chosen.out / results.TRAINING), rows)
     return 0 if ok else 1
 
 

@@ -2,7 +2,8 @@
 
 <!-- table: bench -->     benchmarks/results/<device>.csv, as `lt-kernels bench` wrote them
 <!-- table: bench-short -->  those of their cases that `SHORT` names
-<!-- table: training --> the same file, as `python -m benchmarks.training` wrote it
+<!-- table: training -->  benchmarks/results/training/<device>.csv, as `python -m benchmarks.training` wrote it
+<!-- table: loading -->   the same file, as `python -m benchmarks.loading` wrote it
 <!-- table: compare-<name> -->  benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> if it is there
 <!-- table: shift-<name> -->    the same of runs/<name>/shift
 <!-- table: pairs-<name> -->    each method beside the one that it builds on, of runs/<name>/pairs.csv
@@ -21,6 +22,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.results import Row
 from benchmarks.tables.markdown import markdown, section
+from benchmarks.tables.training import loading_tables, training_tables
 from lt_kernels.train.output.cells import markdown_cell, unquoted
 
 TIME = "s/epoch"
@@ -69,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rewritten(text: str, folder: Path) -> str:
     """The text with each marked section made anew from the files in `folder`; a section without a file stays."""
-    for name, make in (("bench", bench_tables), ("bench-short", short_tables), ("training", training_tables)):
+    for name, make in (("bench", bench_tables), ("bench-short", short_tables)):
         text = section(text, name, make(folder))
+    for name, of_rows in (("training", training_tables), ("loading", loading_tables)):
+        text = section(text, name, of_rows(_measured(folder / results.TRAINING)))
     for path in sorted([*folder.glob("compare-*.csv"), *folder.glob("shift-*.csv")]):
         text = section(text, path.stem, compare_table(path))
     for path in sorted(folder.glob("pairs-*.csv")):
@@ -87,8 +91,7 @@ def _cells(path: Path) -> list[list[str]]:
 
 def bench_tables(folder: Path) -> str:
     """One table for each device whose results lie in `folder`."""
-    apart = (results.DEVICE, results.TRAINING)
-    measured = ([row for row in rows if row.operator not in apart] for rows in _measured(folder))
+    measured = ([row for row in rows if row.operator != results.DEVICE] for rows in _measured(folder))
     return "\n\n".join(bench_table(rows) for rows in measured if rows)
 
 
@@ -129,27 +132,6 @@ def bench_table(rows: list[Row]) -> str:
         f"{dates[-1]}. Forward and backward together, medians; others' times as multiples of ours; memory beyond the "
         "inputs in MiB."
     )
-    return caption + "\n\n" + markdown(header, body)
-
-
-def training_tables(folder: Path) -> str:
-    """Steps of training on each device whose results have them."""
-    measured = ([row for row in rows if row.operator == results.TRAINING] for rows in _measured(folder))
-    return "\n\n".join(training_table(rows) for rows in measured if any(row.metric == "time" for row in rows))
-
-
-def training_table(rows: list[Row]) -> str:
-    """Ours and the eager losses, a line for each method."""
-    figures = {(row.case, row.provider, row.metric): row.p50 for row in rows}
-    body = []
-    for method in dict.fromkeys(row.case for row in rows):
-        ours, theirs = (figures[method, who, "time"] for who in ("ours", "eager"))
-        memory = [figures.get((method, who, "peak extra memory")) for who in ("ours", "eager")]
-        cells = [f"{1e3 / ours:.1f}", f"{1e3 / theirs:.1f}", f"{theirs / ours:.2f}x"]
-        body.append([method, *cells, *("" if one is None else f"{one:,.0f}" for one in memory)])
-    first = rows[0]
-    caption = f"{first.device}, {first.threads} threads, torch {first.torch}, {first.sizes}, commit {first.commit}."
-    header = ("method", "steps/s: ours", "steps/s: eager losses", "", "memory of a step, MiB: ours", "eager losses")
     return caption + "\n\n" + markdown(header, body)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import results, training
-from benchmarks.tables import readme
+from benchmarks.results import Row
+from benchmarks.tables.readme import bench_tables
+from benchmarks.tables.training import training_tables
 
 pytest.importorskip("lightning", reason="the harness needs the extra [train]")
 
@@ -20,27 +24,57 @@ def test_both_train_the_same(method: str) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_wrong_loss_gets_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_a_step_in_parts_is_a_step() -> None:
+    """The same weights after it, and a loss that takes some of its time."""
+    whole, parts = (training.steps("la-lwr", "digits-lt")["ours"] for _ in range(2))
+    for _ in range(3):
+        whole()
+        loss, step = parts.in_parts()
+        assert 0 < loss < step
+    states = (one.module.state_dict() for one in (whole, parts))
+    assert all(torch.equal(*pair) for pair in zip(*(state.values() for state in states), strict=True))
+
+
+def measured(folder: Path, *words: str) -> tuple[int, list[Row]]:
+    status = training.main(["--data", "digits-lt", "--threads", "1", *words, "--out", str(folder)])
+    (path,) = folder.glob("training/*.csv")
+    return status, results.read(path)
+
+
+def test_a_wrong_loss_gets_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = training.EagerHead.forward
     monkeypatch.setattr(training.EagerHead, "forward", lambda self, *batch: plain(self, *batch) * 1.001)
-    arguments = ["--data", "digits-lt", "--method", "ce", "--threads", "1", "--out", str(tmp_path)]
-    assert training.main(arguments) == 1
-    (path,) = tmp_path.glob("*.csv")
-    assert {row.metric for row in results.read(path)} == {"wrong"}
-    assert readme.training_tables(tmp_path) == ""
+    status, rows = measured(tmp_path, "--method", "ce")
+    assert status == 1
+    assert {row.metric for row in rows} == {"wrong"}
+    assert training_tables([rows]) == ""
 
 
-def test_measured_steps_become_a_table(tmp_path) -> None:
-    arguments = ["--data", "digits-lt", "--threads", "1", "--seconds", "0.02", "--out", str(tmp_path)]
-    assert training.main([*arguments, "--method", "bs-lwr"]) == 0
-    (path,) = tmp_path.glob("*.csv")
-    rows = results.read(path)
-    assert {(row.provider, row.metric) for row in rows} >= {("ours", "error"), ("ours", "time"), ("eager", "time")}
-    assert all(row.p50 > 0 for row in rows if row.metric == "time")
-    made = readme.training_tables(tmp_path)
-    time = {row.provider: row.p50 for row in rows if row.metric == "time"}
-    assert f"| bs-lwr | {1e3 / time['ours']:.1f} | {1e3 / time['eager']:.1f} |" in made
-    assert readme.bench_tables(tmp_path) == ""
+@pytest.mark.parametrize("mode", ["step", "loss"])
+def test_memory_of_a_step_and_of_its_loss(mode: str) -> None:
+    peak = training.peak_here("bs-lwr", "digits-lt", "eager", mode, "cpu")
+    if peak is None:
+        pytest.skip("the system does not tell the high-water mark")
+    assert 0 <= peak < 2**28
+
+
+def test_measured_steps_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.memory, "fresh", lambda *words: 3 * 2**20)
+    status, rows = measured(tmp_path, "--seconds", "0.02", "--method", "bs-lwr")
+    assert status == 0
+    found = {(row.provider, row.mode, row.metric): row.p50 for row in rows}
+    both = [(who, mode, metric) for who in training.PROVIDERS for mode, metric in
+            (("step", "time"), ("epoch", "time"), ("loss", "time"), ("loss", "share"))]  # fmt: skip
+    assert found.keys() >= {("ours", "step", "error"), *both}
+    assert all(found[place] > 0 for place in both)
+    assert all(found[who, "loss", "share"] < 1 for who in training.PROVIDERS)
+    assert found["ours", "epoch", "time"] == pytest.approx(found["ours", "step", "time"] * 1e-3 * 10, rel=1e-3)
+    made = training_tables([rows])
+    ours, theirs = (found[who, "step", "time"] for who in training.PROVIDERS)
+    assert f"| bs-lwr | {1e3 / ours:.3g} (" in made
+    assert f" | {theirs / ours:.2f}x | " in made
+    assert made.endswith(" % | 3 | 3 | 3 | 3 |")
+    assert bench_tables(tmp_path) == ""
 
 
 def test_unknown_data_names_the_known() -> None:
