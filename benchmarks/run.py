@@ -20,8 +20,8 @@ from benchmarks.problems import problem
 from benchmarks.providers import NAMES, Provider, providers
 from benchmarks.results import Row, first_line
 from lt_kernels import doctor
-from lt_kernels.arguments import Parser
 from lt_kernels.system import storage
+from lt_kernels.system.parsing import Parser
 
 UNITS = {"error": "relative", "wrong": "relative", "time": "ms", "peak extra memory": "MiB"}
 

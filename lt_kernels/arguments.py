@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import lt_kernels
+from lt_kernels.system.parsing import SHELLS, Parser, command
 from lt_kernels.system.spelling import did_you_mean
+from lt_kernels.train import TRAINER, need, require
 from lt_kernels.train.serve import arguments as serving
 
-# How the shells complete the name of a file or a folder, in shtab's words; by the metavar of the argument.
-_FILE = {
-    "bash": "_shtab_compgen_files",
-    "zsh": "_files",
-    "fish": "(__fish_complete_path (commandline -ct))",
-    "tcsh": "f",
-}
-_FOLDER = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "fish": "(__fish_complete_directories)", "tcsh": "d"}
-COMPLETED = {"FILE": _FILE, "PATH": _FILE, "FOLDER": _FOLDER, "RUN": _FOLDER}
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says of an option it does not know which one may be meant, and by what shells complete a value."""
-
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """An argument as argparse has it, and where shtab looks for it, the way to complete it."""
-        action: Any = super().add_argument(*names, **options)
-        if options.get("metavar") in COMPLETED:
-            action.complete = COMPLETED[options["metavar"]]
-        return action
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The arguments; what is left over is an error of the command that it was given to."""
-        found, left = super().parse_known_args(args, namespace)
-        if left:
-            options = re.findall(r"--\w[\w-]*", self.format_usage())
-            hint = did_you_mean(left[0].partition("=")[0], options)
-            self.error(f"unrecognized arguments: {' '.join(left)}{hint}")
-        return found, left
+DRAWING = (*TRAINER, "matplotlib")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -73,8 +46,10 @@ def parser() -> tuple[Parser, Sequence[str]]:
 
 
 def _add_train(commands: Any) -> None:
-    train = commands.add_parser(
+    train = command(
+        commands,
         "train",
+        _train,
         help="train one model",
         description="Train one model as a config says; keys of devices and gradients: devices, nodes, strategy, "
         "head, accumulate, sync_batch_norm, timeout, precision and clip (docs/runs.md, docs/recipes.md).",
@@ -84,12 +59,13 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument("--out", metavar="FOLDER", help="where the run is kept (default: runs/NAME-METHOD-seed-SEED)")
     _add_common(train, "continue the run in --out from its last checkpoint")
-    train.set_defaults(run=_train)
 
 
 def _add_compare(commands: Any) -> None:
-    compare = commands.add_parser(
+    compare = command(
+        commands,
         "compare",
+        _compare,
         help="train several methods over several seeds",
         description="Train methods over seeds; print a table, write a report.",
     )
@@ -103,20 +79,21 @@ def _add_compare(commands: Any) -> None:
         help="such as ce,bs,ldam-drw (-lwr may be appended to each), or all",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
-    compare.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
+    _add_config(compare)
     compare.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's")
     compare.add_argument(
         "--imbalance", type=float, metavar="R", help="largest over smallest class count, instead of the recipe's"
     )
     compare.add_argument("--out", metavar="FOLDER", help="where the runs and the report are kept (default: runs/NAME)")
-    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or a core)")
+    _add_jobs(compare)
     _add_common(compare, "finish a comparison that was cut short; runs that are done are not repeated")
-    compare.set_defaults(run=_compare)
 
 
 def _add_analyze(commands: Any) -> None:
-    analyze = commands.add_parser(
+    analyze = command(
+        commands,
         "analyze",
+        _analyze,
         help="draw what finished runs have learnt",
         description="Write pictures, the numbers behind them and a page for finished runs on one data set.",
     )
@@ -125,40 +102,34 @@ def _add_analyze(commands: Any) -> None:
     )
     analyze.add_argument("--out", metavar="FOLDER", help="where the files go (default: analysis in the runs' folder)")
     serving.add_checkpoint(analyze)
-    analyze.set_defaults(run=_analyze)
 
 
 def _add_planar(commands: Any) -> None:
-    planar = commands.add_parser(
+    planar = command(
+        commands,
         "planar",
+        _planar,
         help="draw features of two numbers, class weights and regions",
         description="Train small networks with two features on images, and draw where each method puts the classes.",
     )
     planar.add_argument("--data", required=True, metavar="NAME", help="a data set of images: digits-lt")
     planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr")
-    planar.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
+    _add_config(planar)
     planar.add_argument("--out", metavar="FOLDER", help="where the files go (default: runs/NAME-planar)")
     _add_changes(planar)
-    planar.set_defaults(run=_planar)
 
 
 def _add_shift(commands: Any) -> None:
-    shift = commands.add_parser(
+    shift = command(
+        commands,
         "shift",
+        _shift,
         help="test where classes are distributed otherwise than in training",
         description="Accuracies on test sets shifted with and against the training set's tail, as trained and "
         "compensated for the test set's class prior; runs that are not there are trained first.",
     )
     shift.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs, or of comparisons")
-    shift.add_argument("--data", metavar="NAME", help="instead of folders: a data set such as digits-lt")
-    shift.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
-    shift.add_argument(
-        "--methods", metavar="A,B,...", help="with --data or --config: such as ce,pc-softmax,bs,lade, or variants"
-    )
-    shift.add_argument("--seeds", type=int, default=3, metavar="N", help="with --data: seeds 0 to N - 1 (default 3)")
-    shift.add_argument(
-        "--from", metavar="FOLDER", dest="source", help="with --data: where the runs are kept (default: runs/NAME)"
-    )
+    _add_trained(shift)
     _add_changes(shift)
     shift.add_argument(
         "--most", type=int, metavar="N", help="test samples of the largest class (default: as many as each class has)"
@@ -170,70 +141,88 @@ def _add_shift(commands: Any) -> None:
         help="margin losses: not compensated (default), or with their scale times the cosines as logits",
     )
     shift.add_argument("--out", metavar="FOLDER", help="where the files go (default: shift in the runs' folder)")
-    shift.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or a core)")
-    shift.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    shift.set_defaults(run=_shift)
+    _add_jobs(shift)
+    _add_quiet(shift)
+
+
+def _add_trained(shift: argparse.ArgumentParser) -> None:
+    """What is trained, in the place of folders of runs."""
+    shift.add_argument("--data", metavar="NAME", help="instead of folders: a data set such as digits-lt")
+    _add_config(shift)
+    shift.add_argument(
+        "--methods", metavar="A,B,...", help="with --data or --config: such as ce,pc-softmax,bs,lade, or variants"
+    )
+    shift.add_argument("--seeds", type=int, default=3, metavar="N", help="with --data: seeds 0 to N - 1 (default 3)")
+    shift.add_argument(
+        "--from", metavar="FOLDER", dest="source", help="with --data: where the runs are kept (default: runs/NAME)"
+    )
 
 
 def _add_recipes(commands: Any) -> None:
-    recipes = commands.add_parser(
+    recipes = command(
+        commands,
         "recipes",
+        _recipes,
         help="list the recipes, and the published figures that they have the settings of",
         description="List the recipes, print all settings of one, or the published figures with the commands for them.",
     )
     recipes.add_argument("name", nargs="?", metavar="NAME", help="a recipe, to print it with what its base sets")
     recipes.add_argument("--published", action="store_true", help="the published figures (with NAME: of that recipe)")
-    recipes.set_defaults(run=_recipes)
 
 
 def _add_completion(commands: Any) -> None:
-    completion = commands.add_parser(
+    completion = command(
+        commands,
         "completion",
+        _completion,
         help="a script that completes commands and options in a shell",
         description="Print the script that completes commands, options and files in a shell; docs/installing.md says "
         "where it goes.",
     )
-    completion.add_argument("shell", choices=tuple(_FILE), metavar="SHELL", help="bash, zsh, fish or tcsh")
-    completion.set_defaults(run=_completion)
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh, fish or tcsh")
 
 
-def _add_changes(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
+def _add_config(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--config", metavar="FILE", help="a YAML file or a recipe (default: the recipe NAME)")
+
+
+def _add_jobs(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or a core)")
+
+
+def _add_quiet(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _add_changes(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="change a setting; repeatable"
     )
 
 
-def _add_common(command: argparse.ArgumentParser, resume: str) -> None:
-    _add_changes(command)
-    command.add_argument(
+def _add_common(made: argparse.ArgumentParser, resume: str) -> None:
+    _add_changes(made)
+    made.add_argument(
         "--print_config", action="store_true", help="print all settings as a file for --config, and do nothing else"
     )
-    command.add_argument("--resume", action="store_true", help=resume)
-    command.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    made.add_argument("--resume", action="store_true", help=resume)
+    _add_quiet(made)
 
 
 def _completion(arguments: argparse.Namespace) -> int:
-    from lt_kernels.train import require
-
     print(require("shtab").complete(parser()[0], arguments.shell))
     return 0
 
 
-def _need(*modules: str) -> None:
-    from lt_kernels.train import need
-
-    need(*modules)
-
-
 def _train(arguments: argparse.Namespace) -> int:
-    _need("lightning", "rich", "yaml", "tensorboard")
+    need(*TRAINER)
     from lt_kernels.train.commands import train
 
     return train(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    need(*DRAWING)
     from lt_kernels.train.commands import compare
 
     changes = {"data": arguments.data, "epochs": arguments.epochs, "imbalance": arguments.imbalance}
@@ -241,28 +230,28 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    need(*DRAWING)
     from lt_kernels.train.commands import analyze
 
     return analyze(arguments.runs, arguments.out, arguments.checkpoint)
 
 
 def _planar(arguments: argparse.Namespace) -> int:
-    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    need(*DRAWING)
     from lt_kernels.train.commands import planar
 
     return planar(arguments.data, arguments.methods, arguments.config, arguments.changes, arguments.out)
 
 
 def _shift(arguments: argparse.Namespace) -> int:
-    _need("lightning", "rich", "yaml", "tensorboard", "matplotlib")
+    need(*DRAWING)
     from lt_kernels.train.shift.command import shift
 
     return shift(arguments)
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    _need("rich", "yaml")
+    need("rich", "yaml")
     from lt_kernels.train.listing import list_recipes
 
     return list_recipes(arguments.name, arguments.published)

@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 from typing import Any
 
+TRAINER = ("lightning", "rich", "yaml", "tensorboard")  # what a run imports
+
 
 class MissingTrainer(RuntimeError):
     """A package of the extra [train] is not installed."""

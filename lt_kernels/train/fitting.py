@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_kernels.train import need
+from lt_kernels.train import TRAINER, need
 from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import Which
@@ -78,7 +78,7 @@ def fit(
     processes are for the command line alone.
     Errors: ConfigError naming the setting or the folder that cannot be used; MissingTrainer without the extra [train].
     """
-    need("lightning", "rich", "yaml", "tensorboard")
+    need(*TRAINER)
     settings, name = _settings(config)
     chosen = make_config({**settings, **changes})
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{chosen.method}-seed-{chosen.seed}"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import lt_kernels
-from lt_kernels import arguments, cli
+from lt_kernels import cli
+from lt_kernels.system import parsing
 
 RECIPE = "data: digits-lt\nepochs: 2\nwarmup_epochs: 0\nmethods: {la: {tau: 0.5}}\n"
 
@@ -111,7 +112,7 @@ def test_files_are_completed_in_the_words_of_the_library(capsys: pytest.CaptureF
     shtab = pytest.importorskip("shtab", reason="the extra [train] is not installed")
     theirs = {"FILE": shtab.FILE, "PATH": shtab.FILE, "FOLDER": shtab.DIRECTORY, "RUN": shtab.DIRECTORY}
     shells = ("bash", "zsh", "fish", "tcsh")
-    assert {kind: {shell: known[shell] for shell in shells} for kind, known in theirs.items()} == arguments.COMPLETED
+    assert {kind: {shell: known[shell] for shell in shells} for kind, known in theirs.items()} == parsing.COMPLETED
     for shell in shells:
         assert cli.main(["completion", shell]) == 0
         assert "compare" in capsys.readouterr().out

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lt_kernels.train import need
+from lt_kernels.system.parsing import command
+from lt_kernels.train import TRAINER, need
 
 CHECKPOINT = "the state after the last epoch or the best one (default: the one whose accuracies the run's result has)"
 PRIOR = "class prior of the probabilities: uniform, train (that of the training set), or a CSV file with the columns "
@@ -19,8 +20,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    predict = commands.add_parser(
+    predict = command(
+        commands,
         "predict",
+        _predict,
         help="classes and probabilities of pictures, or of the test set",
         description="Write the likeliest classes of a finished run, with their probabilities, to a CSV file.",
     )
@@ -34,12 +37,13 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--prior", metavar="WHICH", help=PRIOR)
     add_checkpoint(predict)
     predict.add_argument("--out", metavar="FILE", help="the CSV file (default: predictions.csv in the run's folder)")
-    predict.set_defaults(run=_predict)
 
 
 def _add_export(commands: Any) -> None:
-    export = commands.add_parser(
+    export = command(
+        commands,
         "export",
+        _export,
         help="a finished run as a file of torch.export or ONNX",
         description="Write the network and the head of a finished run, from inputs to probabilities or logits, to one "
         "file that runs without this package, on any number of inputs at a time.",
@@ -50,7 +54,6 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--prior", metavar="WHICH", help=PRIOR)
     add_checkpoint(export)
     export.add_argument("--out", metavar="FILE", help="the file (default: model.pt2 or model.onnx in the run's folder)")
-    export.set_defaults(run=_export)
 
 
 def add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -59,14 +62,14 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    need("lightning", "rich", "yaml", "tensorboard")
+    need(*TRAINER)
     from lt_kernels.train.serve.predict import predict
 
     return predict(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    need("lightning", "rich", "yaml", "tensorboard")
+    need(*TRAINER)
     from lt_kernels.train.serve.export import export
 
     return export(arguments)
