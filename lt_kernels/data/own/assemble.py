@@ -14,6 +14,7 @@ from lt_kernels.data.lazy import LazyRows
 from lt_kernels.data.profiles import choose
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that most stored weights were made with
+Part = tuple[Any, Tensor]  # inputs and target
 MOST_SIDE = 64  # pixels, unless a size is asked for
 
 
@@ -41,16 +42,22 @@ def held_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return kept, held
 
 
-def rows_of(inputs: Any, rows: Tensor, crop: int | None = None) -> Any:
+def shared_out(inputs: Any, labels: Tensor, share: float, seed: int, crop: int | None = None) -> tuple[Part, Part]:
+    """What stays for training, and the `share` of each class that is its test set, of pictures with `crop` pixels a
+    side. Errors: ValueError as for `held_out`.
+    """
+    kept, held = held_out(labels, share, seed)
+    return (_rows(inputs, kept), labels[kept]), (_rows(inputs, held, crop), labels[held])
+
+
+def _rows(inputs: Any, rows: Tensor, crop: int | None = None) -> Any:
     """Some rows of a tensor, or of what is read lazily."""
     return inputs.subset(rows, crop) if isinstance(inputs, LazyRows) else inputs[rows]
 
 
-def stored(inputs: Any, lazy: bool) -> Any:
+def _stored(inputs: Any, lazy: bool) -> Any:
     """The inputs as they are, or those that are read lazily once and for all as a tensor."""
-    if checks.flag("lazy", lazy) or isinstance(inputs, Tensor):
-        return inputs
-    return torch.cat(list(inputs.split(256)))
+    return inputs if lazy or isinstance(inputs, Tensor) else torch.cat(list(inputs.split(256)))
 
 
 def side_of(size: tuple[int, int], resize: int | None) -> int:
@@ -87,9 +94,13 @@ def pixels(mean: Any, deviation: Any, count: int = 3) -> dict[str, tuple[float, 
 
 
 def assembled(
-    name: str, train: tuple[Any, Tensor], test: tuple[Any, Tensor], class_names: Sequence[str], **fields: Any
+    name: str, train: Part, test: Part, class_names: Sequence[str], lazy: bool, **fields: Any
 ) -> LongTailedData:
-    """The data set. Errors: ValueError naming the class that has no training sample."""
+    """The data set; without `lazy` all inputs are read once and for all.
+
+    Errors: ValueError naming the class that has no training sample.
+    """
+    checks.flag("lazy", lazy)
     counts = torch.bincount(train[1], minlength=len(class_names))
     if int(counts.min()) == 0:
         none = class_names[int(counts.argmin())]
@@ -98,8 +109,8 @@ def assembled(
         raise ValueError(f"{name} must have a test sample, got none")
     return LongTailedData(
         name=name,
-        train=train,
-        test=test,
+        train=(_stored(train[0], lazy), train[1]),
+        test=(_stored(test[0], lazy), test[1]),
         class_counts=counts,
         num_classes=len(class_names),
         class_names=tuple(class_names),

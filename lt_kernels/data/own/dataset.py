@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.lazy import LARGEST_PART, LazyRows
-from lt_kernels.data.own.assemble import assembled, check_imbalance, held_out, pixels, rows_of
+from lt_kernels.data.own.assemble import assembled, check_imbalance, pixels, shared_out
 from lt_kernels.system import classes
 
 
@@ -170,8 +170,7 @@ def dataset(
     spec = {"class_path": class_path, "init_args": _arguments("init_args", init_args)}
     inputs, labels, made = read_part(spec, _arguments("train", train), checks.flag("lazy", lazy), seed)
     if isinstance(test, float):
-        kept, held = held_out(labels, test, seed)
-        first, second = (rows_of(inputs, kept), labels[kept]), (rows_of(inputs, held), labels[held])
+        first, second = shared_out(inputs, labels, test, seed)
     elif test is None:
         raise ValueError("test must be the arguments of the test part, or the share to hold out, such as 0.2, got None")
     else:
@@ -181,7 +180,7 @@ def dataset(
         what = f"{list(inputs.shape[1:])} of {inputs.dtype} as those of train"
         raise ValueError(f"test must have inputs {what}, got {list(second[0].shape[1:])} of {second[0].dtype}")
     fields = pixels(pixel_mean, pixel_deviation, inputs.shape[1]) if inputs.dtype == torch.uint8 else {}
-    return assembled("dataset", first, second, _names(made, torch.cat([first[1], second[1]])), **fields)
+    return assembled("dataset", first, second, _names(made, torch.cat([first[1], second[1]])), lazy, **fields)
 
 
 def _arguments(key: str, value: Any) -> Mapping[str, Any]:

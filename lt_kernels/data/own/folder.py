@@ -10,7 +10,7 @@ import torch
 
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.images import ImageList, opened_picture
-from lt_kernels.data.own.assemble import assembled, check_imbalance, crops_of, held_out, pixels, side_of, stored
+from lt_kernels.data.own.assemble import assembled, check_imbalance, crops_of, pixels, shared_out, side_of
 from lt_kernels.system.files import FileError, as_path
 
 # of the formats that are read
@@ -116,15 +116,11 @@ def folder(
     labels = torch.tensor(found.labels, dtype=torch.int64)
     inputs = _list(found, (side, cut), threads)
     if shared:
-        kept, held = held_out(labels, float(test), seed)  # type: ignore[arg-type]
-        parts = (inputs.subset(kept), labels[kept]), (inputs.subset(held, test_cut), labels[held])
+        first, second = shared_out(inputs, labels, float(test), seed, test_cut)  # type: ignore[arg-type]
     else:
         name = ("test" if (where / "test").is_dir() else "val") if test is None else str(test)
         other = _alike(found, find_pictures(where / name))
-        parts = (
-            (inputs, labels),
-            (_list(other, (side, test_cut), threads), torch.tensor(other.labels, dtype=torch.int64)),
-        )
-    both = [(stored(rows, lazy), target) for rows, target in parts]
-    centred = pixels(pixel_mean, pixel_deviation)
-    return assembled("folder", both[0], both[1], found.classes, resize=side, **centred)
+        target = torch.tensor(other.labels, dtype=torch.int64)
+        first, second = (inputs, labels), (_list(other, (side, test_cut), threads), target)
+    fields = pixels(pixel_mean, pixel_deviation)
+    return assembled("folder", first, second, found.classes, lazy, resize=side, **fields)

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.core import checks
 from lt_kernels.data.base import LongTailedData, register
 from lt_kernels.data.images import fitted
 from lt_kernels.data.lazy import LazyRows
-from lt_kernels.data.own.assemble import assembled, check_imbalance, crops_of, held_out, pixels, side_of, stored
+from lt_kernels.data.own.assemble import assembled, check_imbalance, crops_of, pixels, shared_out, side_of
 from lt_kernels.system.files import FileError
 
 
@@ -149,13 +148,11 @@ def hf(
     cut, test_cut = crops_of(side, train_crop, crop)
     inputs = PictureColumn(own, columns[0], side, cut, threads)
     if isinstance(test, float):
-        kept, held = held_out(labels, test, seed)
-        first, second = (inputs.subset(kept), labels[kept]), (inputs.subset(held, test_cut), labels[held])
+        first, second = shared_out(inputs, labels, test, seed, test_cut)
     else:
         other = _split(splits, "test", str(test))
         found = _named(other, columns[1])
         numbered = known and all(isinstance(value, int) for value in found)  # of a split that names no classes
         target = _indices(found, names, numbered, str(test))
         first, second = (inputs, labels), (PictureColumn(other, columns[0], side, test_cut, threads), target)
-    both = [(stored(rows, checks.flag("lazy", lazy)), target) for rows, target in (first, second)]
-    return assembled("hf", both[0], both[1], names, **pixels(pixel_mean, pixel_deviation))
+    return assembled("hf", first, second, names, lazy, **pixels(pixel_mean, pixel_deviation))
