@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lt_kernels.integrations.transformers.capped import capped
 from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, named, plan_of
 from lt_kernels.integrations.transformers.labels import OfKeywords, fitting
-from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, only_ignored, reduced, shifted
+from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, reduced, shifted
 from lt_kernels.losses import CrossEntropyLoss, Loss
 
 Model = TypeVar("Model")
@@ -173,7 +173,7 @@ def _full(features: Tensor) -> AbstractContextManager[Any]:
 
 
 class _OfFeatures:
-    """The protocol of `model.loss_function`, called with features [B, T, d] in the place of logits."""
+    """The loss of features [B, T, d] in the place of logits, and of a language model's labels."""
 
     def __init__(self, loss: Loss, cap: float | None, own: OfKeywords | None) -> None:
         self.own = own  # the model's function in evaluation; None is the library's
@@ -182,16 +182,12 @@ class _OfFeatures:
     def __call__(
         self,
         head: nn.Linear,
-        logits: Tensor,
+        features: Tensor,
         labels: Tensor,
-        vocab_size: int | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        ignore_index: int = -100,
-        shift_labels: Tensor | None = None,
-        **others: Any,
+        num_items_in_batch: Tensor | int | None,
+        shift_labels: Tensor | None,
     ) -> Tensor:
-        only_ignored(ignore_index)
-        features, labels = logits, shifted(labels) if shift_labels is None else shift_labels
+        labels = shifted(labels) if shift_labels is None else shift_labels
         if features.dtype.itemsize > head.weight.dtype.itemsize:  # of a class that takes its logits to float32
             features = features.to(head.weight.dtype)
         labels = labels.reshape(-1).to(features.device)
@@ -213,7 +209,7 @@ class _Fused(Replaced):
         if vars(model).get("_loss_function") is not self._lt_loss.own:
             raise ValueError("model must keep the loss that it was fused with, got another loss_function afterwards")
         head = _linear(model)
-        with _standing_in(model, _Given(head), partial(self._lt_loss, head)):
+        with _standing_in(model, _Given(head), OfKeywords(partial(self._lt_loss, head))):
             outputs, as_tuple = named(forward, model.config, args, kwargs)
         outputs = type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
         return outputs.to_tuple() if as_tuple else outputs

@@ -97,9 +97,12 @@ class _OfOutputs:
 
 
 class OfKeywords:
-    """The protocol of `model.loss_function`: the arguments of the losses of transformers, by place or by name."""
+    """The protocol of `model.loss_function`: the arguments of the losses of transformers, by place or by name.
 
-    def __init__(self, loss: LabelLoss) -> None:
+    loss: called with what the model gives, labels, num_items_in_batch and shift_labels.
+    """
+
+    def __init__(self, loss: Callable[..., Tensor]) -> None:
         self.loss = loss
 
     def __call__(
