@@ -1,4 +1,4 @@
-"""A run that ends at a step, for the tests of resuming."""
+"""A run that ends at a step, and equal states of runs, for the tests of resuming."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 
 def cut(step: int, run: Callable[[], Any]) -> None:
@@ -23,3 +24,14 @@ def cut(step: int, run: Callable[[], Any]) -> None:
         patched.setattr(EpochSettings, "on_train_batch_start", stop)
         with pytest.raises(RuntimeError, match="cut short"):
             run()
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two states, of tensors in dictionaries and lists, have the same bits."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second

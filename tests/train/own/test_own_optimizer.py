@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 pytest.importorskip("jsonargparse", reason="the extra [train] is not installed")
 
-from cuts import cut
+from cuts import cut, same
 
 from lt_kernels.data import load
 from lt_kernels.train.config import TrainConfig, make_config
@@ -238,13 +238,3 @@ def test_a_run_that_is_cut_short_goes_on_to_the_bit(tmp_path: Path, name: str, s
         [{k: row[k] for k in row if k != "seconds"} for row in read_rows(tmp_path / one)] for one in ("whole", "cut")
     ]
     assert rows[0] == rows[1]
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second

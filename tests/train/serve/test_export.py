@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
-from PIL import Image
+import class_folders
 
 import lt_kernels
 from lt_kernels import cli
@@ -68,11 +68,7 @@ def test_torch(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_with_one_test_picture(tmp_path: Path) -> None:
     """The file takes any number of pictures, though the example that it is traced with comes from the test set."""
-    for folder, number in (("train/ant", 3), ("train/bee", 3), ("test/ant", 1), ("test/bee", 0)):
-        (tmp_path / folder).mkdir(parents=True)
-        for place in range(number):
-            Image.new("RGB", (8, 8), (40 * place, 200, 9)).save(tmp_path / folder / f"{place}.png")
-    options = {"root": str(tmp_path), "resize": 8, "train_crop": 8, "crop": 8}
+    options = class_folders.draw(tmp_path, {"train/ant": 3, "train/bee": 3, "test/ant": 1, "test/bee": 0})
     train_run(QUICK.replace(data="folder", data_options=options, method="bs"), tmp_path / "run")
     assert cli.main(["export", str(tmp_path / "run"), "--format", "torch"]) == 0
     program = torch.export.load(tmp_path / "run" / "model.pt2").module()

@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
+import class_folders
 from PIL import Image
 
 from lt_kernels import cli, posthoc
@@ -163,11 +164,7 @@ def test_a_run_whose_classes_have_other_names_now_is_refused(runs: Path, tmp_pat
 
 def test_classes_that_were_changed_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Folders of pictures: one is renamed, and then has another number of pictures."""
-    for folder, number in (("train/ant", 4), ("train/bee", 4), ("test/ant", 1), ("test/bee", 1)):
-        (tmp_path / folder).mkdir(parents=True)
-        for place in range(number):
-            Image.new("RGB", (8, 8), (30 * place, 0, 0)).save(tmp_path / folder / f"{place}.png")
-    options = {"root": str(tmp_path), "resize": 8, "train_crop": 8, "crop": 8}
+    options = class_folders.draw(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1, "test/bee": 1})
     train_run(QUICK.replace(data="folder", data_options=options), tmp_path / "run")
     assert cli.main(words := ["predict", str(tmp_path / "run")]) == 0
     for part in ("train", "test"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cuts import same
 
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
@@ -81,16 +82,6 @@ def state(folder: Path, name: str) -> dict[str, Any]:
         for row in part.get("rows", ()):
             row.pop("seconds")
     return found
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 @pytest.fixture(scope="module")
