@@ -6,10 +6,11 @@ In float64 the same functions are the truth that every result is checked against
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 LAMBDA = 0.1
 THRESHOLD = 0.4
@@ -152,3 +153,33 @@ class EstimatedOffset:
         total = torch.zeros_like(self.centers).index_add(0, target, distance)
         count = target.bincount(minlength=len(total)).to(total.dtype)
         self.centers = self.centers + 0.5 * total / (1 + count)[:, None]
+
+
+class Head(nn.Module):
+    """The head's parameters under the loss as it is written in plain torch, over all logits."""
+
+    def __init__(self, head: Any, method: str, class_counts: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, getattr(head, "bias", None)
+        self.method = method.removesuffix("-lwr")
+        self.register_buffer("counts", class_counts.double(), persistent=False)
+        prior = (self.counts / self.counts.sum()).log().float()
+        self.register_buffer("offset", None if method in ("ce", "arcface") else prior, persistent=False)
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """The loss of features [N, d]."""
+        if self.method in ("ce", "bs", "la"):
+            logits = F.linear(features, self.weight, self.bias)
+            return F.cross_entropy(logits if self.offset is None else logits + self.offset, target)
+        cosine = F.linear(F.normalize(features), F.normalize(self.weight))
+        if self.method == "arcface":
+            return arcface(cosine, target)
+        return dbm(cosine, target, self.counts, offset=self.offset)
+
+
+class Repulsion(nn.Module):
+    """All C x C cosines."""
+
+    def forward(self, linear_weight: Tensor) -> Tensor:
+        """R of class weights [C, d]."""
+        return logit_weight_repulsion(linear_weight)

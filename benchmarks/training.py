@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import eager, memory, results
 from benchmarks.measure import quantiles, quiet
@@ -36,36 +35,8 @@ USUAL = METHODS[:4]  # where none is named
 PROVIDERS = ("ours", "eager")
 WARM = 3  # steps before any is timed
 BLOCK = 5  # steps of one provider between two of the other's
+SLOW = 0.1  # seconds of a step from which on they follow each other one by one
 WORST = 1e-4  # of the largest entry: what float32 losses and gradients may differ by
-
-
-class EagerHead(nn.Module):
-    """The head's parameters under the loss as it is written in plain torch, over all logits."""
-
-    def __init__(self, head: Any, method: str, class_counts: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = head.weight, getattr(head, "bias", None)
-        self.method, self.counts = method.removesuffix("-lwr"), class_counts.double()
-        prior = (self.counts / self.counts.sum()).log().float()
-        self.register_buffer("offset", None if method in ("ce", "arcface") else prior, persistent=False)
-
-    def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        """The loss of features [N, d]."""
-        if self.method in ("ce", "bs", "la"):
-            logits = F.linear(features, self.weight, self.bias)
-            return F.cross_entropy(logits if self.offset is None else logits + self.offset, target)
-        cosine = F.linear(F.normalize(features), F.normalize(self.weight))
-        if self.method == "arcface":
-            return eager.arcface(cosine, target)
-        return eager.dbm(cosine, target, self.counts, offset=self.offset)
-
-
-class EagerRepulsion(nn.Module):
-    """All C x C cosines."""
-
-    def forward(self, linear_weight: Tensor) -> Tensor:
-        """R of class weights [C, d]."""
-        return eager.logit_weight_repulsion(linear_weight)
 
 
 class Step:
@@ -138,8 +109,8 @@ def steps(method: str, data_name: str = DATA, device: str = "cpu", **changes: An
     data = load_data(config)
     ours = build_module(config, data)
     theirs = copy.deepcopy(ours)
-    theirs.head = EagerHead(theirs.head, method, data.class_counts)
-    theirs.regularizer = None if ours.regularizer is None else EagerRepulsion()
+    theirs.head = eager.Head(theirs.head, method, data.class_counts)
+    theirs.regularizer = None if ours.regularizer is None else eager.Repulsion()
     return {"ours": Step(ours.to(device), data), "eager": Step(theirs.to(device), data)}
 
 
@@ -157,19 +128,32 @@ def differs(both: Mapping[str, Step]) -> float:
 
 
 def timed(both: Mapping[str, Step], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each provider's steps, in turns of a block each, until each has had its seconds."""
+    """Seconds of each provider's steps, as many of each, in turns of a block, until each has had its seconds."""
     taken: dict[str, list[float]] = {name: [] for name in both}
+
+    def once(name: str, step: Step) -> None:
+        start = step.now()
+        step()
+        taken[name].append(step.now() - start)
+
     with quiet():
         for _ in range(WARM):
-            for step in both.values():
-                step()
+            for name, step in both.items():
+                once(name, step)
+        block = 1 if max(times[-1] for times in taken.values()) > SLOW else BLOCK
+        for times in taken.values():
+            times.clear()
         while any(sum(times) < seconds for times in taken.values()):
             for name, step in both.items():
-                for _ in range(BLOCK if sum(taken[name]) < seconds else 0):
-                    start = step.now()
-                    step()
-                    taken[name].append(step.now() - start)
+                for _ in range(block):
+                    once(name, step)
     return taken
+
+
+def ratios(taken: Mapping[str, Sequence[float]]) -> list[float]:
+    """How many times as long as ours the eager steps took, for BLOCK of each that lie side by side."""
+    sums = {name: [sum(taken[name][k : k + BLOCK]) for k in range(0, len(taken[name]), BLOCK)] for name in PROVIDERS}
+    return [theirs / ours for ours, theirs in zip(sums["ours"], sums["eager"], strict=True)]
 
 
 def in_parts(both: Mapping[str, Step], seconds: float) -> dict[str, list[tuple[float, float]]]:
@@ -198,7 +182,9 @@ def measured(method: str, data_name: str, seconds: float, around: Mapping[str, A
     yield row("ours", "step", "error" if worst <= WORST else "wrong", "relative", 3 * [worst], 1)
     if worst > WORST:
         return
-    for name, taken in timed(both, seconds).items():
+    steps_of = timed(both, seconds)
+    yield row("eager", "step", "ratio", "of ours", quantiles(ratios(steps_of)), len(ratios(steps_of)))
+    for name, taken in steps_of.items():
         yield row(name, "step", "time", "ms", quantiles(taken, 1e-3), len(taken))
         yield row(name, "epoch", "time", "s", [len(loader) * point for point in quantiles(taken)], len(taken))
     for name, parts in in_parts(both, seconds / 2).items():

@@ -1,7 +1,7 @@
 """make gpu-check: checks and measures everything on a GPU, with the torch and the Triton that are there.
 
     python -m benchmarks.gpu.check                                            everything
-    python -m benchmarks.gpu.check --part variants                            then correctness, then bench
+    python -m benchmarks.gpu.check --part variants                            then correctness, bench, epoch
     python -m benchmarks.gpu.check --sections correctness,bench --minutes 5
     python -m benchmarks.gpu.check --interpret                                without a GPU, at tiny sizes
 
@@ -32,10 +32,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sections", help=f"comma-separated: correctness (that is {', '.join(PARTS)}), or any of {list(SECTIONS)}"
     )
-    parser.add_argument("--part", choices=COMMANDS, help="the sections of one of three commands, within its time")
+    parser.add_argument("--part", choices=COMMANDS, help="the sections of one of four commands, within its time")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of what is written")
     parser.add_argument(
-        "--minutes", type=float, help="for the benchmark (8) and the variants (3); the last are dropped"
+        "--minutes",
+        type=float,
+        help="for the benchmark and the epoch (8 each) and the variants (3); the last are dropped",
     )
     parser.add_argument("--limit", type=float, default=20.0, help="minutes after which a section is ended")
     parser.add_argument("--seed", type=int, help="of the random inputs (default: another one each time)")
@@ -117,6 +119,7 @@ def inside(chosen: argparse.Namespace) -> int:
 
 def section(name: str) -> Callable[..., None]:
     """The function that runs a section; what it needs is imported only then."""
+    from benchmarks import epoch
     from benchmarks.gpu import bench, graphs, huge, judge, laws, profile, roofline, variants
 
     part, _, kind = name.partition("-")
@@ -131,6 +134,7 @@ def section(name: str) -> Callable[..., None]:
         "bench": bench.bench,
         "roofline": roofline.roofline,
         "profile": profile.profile,
+        "epoch": epoch.epoch,
         "sanitizer": profile.sanitizer,
         "smoke": judge.smoke,
     }[name]

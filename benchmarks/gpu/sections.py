@@ -34,6 +34,7 @@ SECTIONS = {
     "bench": Section("Benchmark", alone=True),
     "roofline": Section("Roofline and goals", alone=True),
     "profile": Section("Profile", alone=True),
+    "epoch": Section("Training: an epoch", alone=True),
     "sanitizer": Section("Memory and race checks", alone=True),
     "smoke": Section("Smoke"),  # what the sanitizer runs
 }
@@ -46,11 +47,12 @@ SPLIT = {
 }
 EVERY = SPLIT | SECTIONS
 ALL = ("variants", "correctness", "determinism", "graphs", "compile", "huge", "bench", "roofline", "profile",
-       "sanitizer")  # fmt: skip
-INTERPRETED = ("variants", *PARTS, "determinism", "compile", "huge", "bench", "roofline")
-# Three commands of less than ten minutes each, the starts of the machine and of torch included.
+       "epoch", "sanitizer")  # fmt: skip
+INTERPRETED = ("variants", *PARTS, "determinism", "compile", "huge", "bench", "roofline", "epoch")
+# Four commands of less than ten minutes each, the starts of the machine and of torch included.
 COMMANDS = {
     "variants": Part(("variants",), 4.0),
     "correctness": Part(("correctness", "determinism", "graphs", "compile", "huge"), 9.0),
     "bench": Part(("bench", "roofline", "profile"), 9.0, bench=6.5),
+    "epoch": Part(("epoch",), 9.0, bench=6.0),
 }

@@ -209,7 +209,7 @@ def test_sections_are_expanded() -> None:
     split = gpu_check.expanded(["rows", "cosine", "huge"], split=True)
     assert split[:4] == ["rows-bfloat16", "rows-float32", "rows-float16", "rows-float64"]
     assert split[4:] == [*(f"cosine-{kind.name}" for kind in judge.KINDS), "huge"]
-    assert gpu_check.arguments(["--device", "cuda"]).sections[-4:] == ["bench", "roofline", "profile", "sanitizer"]
+    assert gpu_check.arguments(["--device", "cuda"]).sections[-4:] == ["roofline", "profile", "epoch", "sanitizer"]
     assert gpu_check.arguments(["--interpret", "--inside", "--sections", "lade-float32"]).sections == ["lade-float32"]
     with pytest.raises(SystemExit, match="no section 'everything'"):
         gpu_check.expanded(["everything"])
