@@ -55,16 +55,18 @@ class BasicBlock(nn.Module):
 
 
 class ResNet32(nn.Module):
-    """The 32-layer residual network for small images, [N, channels, H, W] -> features [N, 4 * width].
+    """The 32-layer residual network for small images, [N, channels, H, W] -> features [N, 4 * width * pool**2].
 
     Three stages of `blocks` blocks (9 make ResNet-56) with `width`, 2 and 4 times `width` channels (16, 32, 64), the
     last two halving the image, and the mean over what is left (He et al., 2016, section 4.2; the network of Cao et al.,
-    2019).
+    2019). With `pool` above 1 the mean is taken in each of `pool` x `pool` cells, so that features tell where in the
+    image something is, as characters need it; the sides of the last map must be multiples of `pool`.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 16, blocks: int = 5) -> None:
+    def __init__(self, in_channels: int = 3, width: int = 16, blocks: int = 5, pool: int = 1) -> None:
         super().__init__()
         in_channels, width = checks.whole("in_channels", in_channels), checks.whole("width", width)
+        self.pool = checks.whole("pool", pool)
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         layers, channels = [], width
@@ -74,11 +76,18 @@ class ResNet32(nn.Module):
                 layers.append(BasicBlock(channels, width * 2**stage, stride))
                 channels = width * 2**stage
         self.blocks = nn.Sequential(*layers)
-        self.out_features = channels
+        self.out_features = channels * self.pool**2
         _kaiming(self)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.blocks(F.relu(self.bn1(self.conv1(input)))).mean((2, 3))
+        last = self.blocks(F.relu(self.bn1(self.conv1(input))))  # [N, 4 * width, H / 4, W / 4]
+        if self.pool == 1:
+            return last.mean((2, 3))
+        if last.shape[2] % self.pool or last.shape[3] % self.pool:
+            size = " x ".join(map(str, last.shape[2:]))
+            raise ValueError(f"pool must divide the sides of the last map, {size}, got {self.pool}")
+        cells = last.unflatten(3, (self.pool, -1)).unflatten(2, (self.pool, -1))
+        return cells.mean((3, 5)).flatten(1)
 
 
 class MLP(nn.Module):
@@ -180,7 +189,7 @@ def build_network(name: str | Mapping[str, Any], data: LongTailedData, **options
     """Return the network `name`, one of NETWORKS, timm:NAME or {class_path, init_args}, for the inputs of `data`, with
     attribute `out_features`.
 
-    Options are those of MLP (hidden), ResNet32 (width, blocks), WordNetwork (embedding, features, combine), UNet
+    Options are those of MLP (hidden), ResNet32 (width, blocks, pool), WordNetwork (embedding, features, combine), UNet
     (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained), ClipImages (weights,
     rank, alpha, size), TimmImages (weights, pretrained, and those of timm) and `own_network` (out_features). Where the
     data name their pixels' mean and deviation, the network begins with that step; CLIP and stored networks of timm have

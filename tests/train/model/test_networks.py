@@ -177,3 +177,20 @@ def test_pixels_are_centred_by_the_data_s_mean_and_deviation():
     assert torch.equal(network(inputs), expected)
     assert torch.equal(network(inputs.float() / 255), expected)
     assert not any("mean" in name for name in network.state_dict())
+
+
+def test_the_cells_of_resnet32_are_means_of_their_parts_of_the_last_map():
+    torch.manual_seed(0)
+    cells, whole = ResNet32(1, 4, blocks=1, pool=2).eval(), ResNet32(1, 4, blocks=1).eval()
+    whole.load_state_dict(cells.state_dict())
+    images = torch.randn(3, 1, 32, 16)
+    last = cells.blocks(F.relu(cells.bn1(cells.conv1(images))))  # [3, 16, 8, 4]
+    features = cells(images).view(3, 16, 2, 2)
+    assert cells.out_features == 64
+    assert whole.out_features == 16
+    torch.testing.assert_close(features[:, :, 1, 0], last[:, :, 4:, :2].mean((2, 3)))
+    torch.testing.assert_close(features.mean((2, 3)), whole(images))
+    with pytest.raises(ValueError, match="pool must divide the sides of the last map, 7 x 7, got 2"):
+        cells(torch.randn(1, 1, 28, 28))
+    with pytest.raises(ValueError, match="pool"):
+        ResNet32(1, 4, pool=0)
