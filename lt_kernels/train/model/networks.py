@@ -60,14 +60,15 @@ class ResNet32(nn.Module):
     Three stages of `blocks` blocks (9 make ResNet-56) with `width`, 2 and 4 times `width` channels (16, 32, 64), the
     last two halving the image, and the mean over what is left (He et al., 2016, section 4.2; the network of Cao et al.,
     2019). With `pool` above 1 the mean is taken in each of `pool` x `pool` cells, so that features tell where in the
-    image something is, as characters need it; the sides of the last map must be multiples of `pool`.
+    image something is, as characters need it; the sides of the last map must be multiples of `pool`. `stride` is that
+    of the first convolution: 2 halves the image once more.
     """
 
-    def __init__(self, in_channels: int = 3, width: int = 16, blocks: int = 5, pool: int = 1) -> None:
+    def __init__(self, in_channels: int = 3, width: int = 16, blocks: int = 5, pool: int = 1, stride: int = 1) -> None:
         super().__init__()
         in_channels, width = checks.whole("in_channels", in_channels), checks.whole("width", width)
         self.pool = checks.whole("pool", pool)
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, checks.whole("stride", stride), padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         layers, channels = [], width
         for stage in range(3):
@@ -189,13 +190,13 @@ def build_network(name: str | Mapping[str, Any], data: LongTailedData, **options
     """Return the network `name`, one of NETWORKS, timm:NAME or {class_path, init_args}, for the inputs of `data`, with
     attribute `out_features`.
 
-    Options are those of MLP (hidden), ResNet32 (width, blocks, pool), WordNetwork (embedding, features, combine), UNet
-    (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained), ClipImages (weights,
-    rank, alpha, size), TimmImages (weights, pretrained, and those of timm) and `own_network` (out_features). Where the
-    data name their pixels' mean and deviation, the network begins with that step; CLIP and stored networks of timm have
-    their own. Weights are drawn from torch's global generator. Errors: ImportError naming a library that is missing;
-    ValueError for an unknown name, a network that does not fit the data's input_kind or an option out of range;
-    TypeError naming an option that the network does not have.
+    Options are those of MLP (hidden), ResNet32 (width, blocks, pool, stride), WordNetwork (embedding, features,
+    combine), UNet (width, depth), DeepLab (channels, width, weights), resnet.ResNet (width, weights, trained),
+    ClipImages (weights, rank, alpha, size), TimmImages (weights, pretrained, and those of timm) and `own_network`
+    (out_features). Where the data name their pixels' mean and deviation, the network begins with that step; CLIP and
+    stored networks of timm have their own. Weights are drawn from torch's global generator. Errors: ImportError naming
+    a library that is missing; ValueError for an unknown name, a network that does not fit the data's input_kind or an
+    option out of range; TypeError naming an option that the network does not have.
     """
     if not isinstance(name, str):
         return own_network(name, data, **options)
