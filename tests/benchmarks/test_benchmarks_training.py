@@ -64,7 +64,7 @@ def test_measured_steps_become_a_table(tmp_path: Path, monkeypatch: pytest.Monke
     assert status == 0
     found = {(row.provider, row.mode, row.metric): row.p50 for row in rows}
     both = [(who, mode, metric) for who in training.PROVIDERS for mode, metric in
-            (("step", "time"), ("epoch", "time"), ("loss", "time"), ("loss", "share"))]  # fmt: skip
+            (("step", "time"), ("epoch", "time"), ("loss", "share"))]  # fmt: skip
     assert found.keys() >= {("ours", "step", "error"), *both}
     assert all(found[place] > 0 for place in both)
     assert all(found[who, "loss", "share"] < 1 for who in training.PROVIDERS)
