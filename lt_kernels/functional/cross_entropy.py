@@ -11,13 +11,11 @@ from torch import Tensor
 from lt_kernels.core import checks
 from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.linear import Normalize
-from lt_kernels.core.numbers import autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import prepare
 from lt_kernels.ops.loss import evaluate, simple
 from lt_kernels.ops.ranks import placements
-from lt_kernels.ops.rows import Capped
 from lt_kernels.ops.sources import Features, Logits, features
 
 
@@ -77,12 +75,12 @@ def offset_cross_entropy(
     """
     settings: dict[str, Any] = {"weight": weight, "offset": offset, "focal_gamma": focal_gamma, "z_loss": z_loss}
     settings |= {"label_smoothing": label_smoothing, "ignore_index": ignore_index, "shift": shift}
-    settings["accuracy"] = accuracy
-    if isinstance(logits, Tensor) and logits.ndim == 2 and sample_weight is None and softcap is None:
+    settings |= {"accuracy": accuracy, "softcap": softcap}
+    if isinstance(logits, Tensor) and logits.ndim == 2 and sample_weight is None:
         found = simple(Logits(logits), target, reduction, **settings)
         if found is not None:
             return found
-    settings |= {"reduction": reduction, "softcap": softcap}
+    settings["reduction"] = reduction
     rows = {"logits": logits, "target": target, "sample_weight": sample_weight}
     return placements.call(_of_logits, rows, {}, settings)
 
@@ -99,21 +97,8 @@ def _of_logits(
     shape = tuple(logits.shape)
     if not shape or shape[min(1, len(shape) - 1)] == 0:
         raise ValueError(f"logits must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-    cap, given = _softcap(settings, ranks), logits
-    if cap:
-        logits = Capped.apply(logits, cap)
     source = Logits(prepare.as_rows(logits), None, ranks)
-    found = evaluate(source, shape, target, sample_weight=sample_weight, **settings)
-    return found if logits.dtype == given.dtype or autocast(given) else found.to(given.dtype)
-
-
-def _softcap(settings: dict[str, Any], ranks: Any) -> float:
-    """The softcap, which is taken from the settings, and 0 for None; ranks must agree on it."""
-    cap = settings.pop("softcap")
-    cap = 0.0 if cap is None else checks.number("softcap", cap, above=0.0)
-    if ranks is not None:
-        ranks.agree(("softcap", cap))
-    return cap
+    return evaluate(source, shape, target, sample_weight=sample_weight, **settings)
 
 
 def linear_cross_entropy(
@@ -179,8 +164,6 @@ def _linear(
     checks.features(input, linear_weight, linear_bias, group is not None, form="...")
     rows = input if input.ndim == 2 else input.reshape(-1, input.shape[-1])
     source = features(rows, linear_weight, linear_bias, Normalize.NOTHING, None, group, ranks=ranks)
-    cap = _softcap(settings, ranks)
-    source = source._replace(softcap=cap) if cap else source
     return _of_features(source, tuple(input.shape[:-1]), target, sample_weight, settings)
 
 

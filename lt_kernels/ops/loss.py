@@ -16,7 +16,7 @@ from lt_kernels.core.terms import CODES, Terms
 from lt_kernels.margins import Margin, MixedTarget
 from lt_kernels.ops import margins, prepare
 from lt_kernels.ops.backends import library
-from lt_kernels.ops.sources import Logits, Source, judged, summed
+from lt_kernels.ops.sources import Logits, Source, capped, judged, summed
 
 
 def evaluate(source: Source, shape: tuple[int, ...], target: Any, reduction: str, **settings: Any) -> Tensor:
@@ -41,6 +41,7 @@ def _evaluate(
     class_margin: Tensor | None = None,
     average: str = "weighted",
     sample_weight: Tensor | None = None,
+    softcap: float | None = None,
     shift: int = 0,
     accuracy: Accuracy | None = None,
     **settings: Any,
@@ -51,7 +52,7 @@ def _evaluate(
     ahead = prepare.Ahead(shift, places, source.ranks is not None)
     by_row = prepare.sample_weights(sample_weight, places, like, ahead)
     _countable(accuracy, target)
-    source = _saying(source, target, reduction, average, by_row, settings)
+    source = _saying(capped(source, softcap), target, reduction, average, by_row, settings)
     if prepare.is_probability(target):
         ahead.refuse(target)
         losses = _probabilities(source, shape, target, by_row, settings, scale, margin)
@@ -126,6 +127,7 @@ def simple(
     label_smoothing: float | Tensor,
     ignore_index: int,
     z_loss: float,
+    softcap: float | None = None,
     shift: int = 0,
     accuracy: Accuracy | None = None,
     scale: float = 1.0,
@@ -135,7 +137,7 @@ def simple(
     kinds = (type(focal_gamma), type(label_smoothing), type(ignore_index), type(reduction))
     if kinds != (float, float, int, str) or label_smoothing or not 0 <= focal_gamma < math.inf:
         return None
-    if z_loss != 0.0 or shift != 0 or accuracy is not None:
+    if z_loss != 0.0 or softcap is not None or shift != 0 or accuracy is not None:
         return None
     if (margin is not None and margin.per_class is not None) or reduction not in CODES:
         return None
@@ -169,7 +171,8 @@ def _saying(
     if source.ranks is not None:
         same = {name: value for name, value in settings.items() if not (isinstance(value, Tensor) and value.ndim > 1)}
         kind = type(target).__name__, str(getattr(target, "dtype", None)), source.tensor.requires_grad
-        source.ranks.agree(("reduction", reduction), ("average", average), ("target", kind), *same.items())
+        same |= {"reduction": reduction, "average": average, "target": kind, "softcap": source.softcap}
+        source.ranks.agree(*same.items())
     if isinstance(source, Logits) or source.shard is None:
         return source
     lam = target.lam if isinstance(target, MixedTarget) else None
@@ -247,7 +250,7 @@ def _dense(source: Source, terms: Terms) -> Tensor:
         raise ValueError("target must not require a gradient here; offset_cross_entropy gives one for probabilities")
     share = terms.mean_weight
     assert share is not None  # probability_terms set it
-    u = terms.scale * source.values.to(share.dtype)
+    u = terms.scale * source.logits().to(share.dtype)
     u = u if terms.offset is None else u + terms.offset
     nothing = (u == -torch.inf) & (share == 0)  # 0 * log 0 is 0
     found = -(share * torch.log_softmax(u, 1).masked_fill(nothing, 0.0)).sum(1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lt_kernels.core import checks
 from lt_kernels.core.accuracy import Accuracy
 from lt_kernels.core.linear import Normalize
 from lt_kernels.core.numbers import autocast
@@ -22,12 +23,14 @@ from lt_kernels.ops.ranks.reduction import Batch
 class Logits(NamedTuple):
     """Logits [N, C], or cosines for a margin; `norm` [N] are the features' norms where phi reads them.
 
-    With `ranks` the rows are this rank's of a batch that is dealt over ranks.
+    With `ranks` the rows are this rank's of a batch that is dealt over ranks. A `softcap` other than 0 makes its logits
+    softcap tanh(values / softcap).
     """
 
     values: Tensor
     norm: Tensor | None = None
     ranks: Batch | None = None
+    softcap: float = 0.0
 
     @property
     def tensor(self) -> Tensor:
@@ -37,18 +40,22 @@ class Logits(NamedTuple):
     def classes(self) -> int:
         return self.values.shape[1]
 
+    def logits(self) -> Tensor:
+        """The values, capped; capped ones are in the dtype of the arithmetic."""
+        return rows.Capped.apply(self.values, self.softcap) if self.softcap else self.values
+
     def without(self, rows: Tensor) -> Logits:
         """The same with 0 in the place of some rows [N], which then have no gradient."""
         return self._replace(values=self.values.masked_fill(rows[:, None], 0.0))
 
     def statistics(self, target: Tensor, terms: Terms) -> tuple[Tensor, ...]:
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
-        return rows.statistics(self.values, target, terms)
+        return rows.statistics(self.logits(), target, terms)
 
     def loss(self, target: Tensor, terms: Terms) -> Tensor:
         """The loss of each row [N] for one target a row."""
         if self.norm is None:
-            return rows.loss(self.values, target, terms)
+            return rows.loss(self.logits(), target, terms)
         return judged(self, target, terms)
 
     def reduced(
@@ -58,7 +65,7 @@ class Logits(NamedTuple):
         if self.norm is not None or accuracy is not None:
             return None
         loss = direct.rows_loss if calling.direct(self.values) else rows.loss
-        return loss(self.values, target, terms, code_of(reduction, average))
+        return loss(self.logits(), target, terms, code_of(reduction, average))
 
 
 class Features(NamedTuple):
@@ -90,9 +97,8 @@ class Features(NamedTuple):
         """(rest, own [N, K], own_offset [N, K], mean, rival, top, shares) for K targets a row; the others [N]."""
         if self.shard is None:
             problem = (*self.in_range(), self.bias, target, terms, self.normalize)
-            if self.chosen is None:
-                return linear.statistics(*problem, softcap=self.softcap)
-            return self.chosen.statistics(*problem)
+            statistics = linear.statistics if self.chosen is None else self.chosen.statistics
+            return statistics(*problem, softcap=self.softcap)
         problem = (self.input, self.weight, self.bias, target, terms, self.normalize)
         return self.shard.statistics(*problem, self.chosen, self.softcap)
 
@@ -150,6 +156,11 @@ class Features(NamedTuple):
 
 
 Source = Logits | Features
+
+
+def capped(source: Source, softcap: float | None) -> Source:
+    """The source with softcap tanh(z / softcap) in the place of each logit z; None leaves them."""
+    return source if softcap is None else source._replace(softcap=checks.number("softcap", softcap, above=0.0))
 
 
 def features(

@@ -65,11 +65,12 @@ class Chosen(NamedTuple):
         normalize: int,
         start: int = 0,
         classes: int | None = None,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, ...]:
         """`linear.statistics` of the chosen rows; targets [N, K] and the columns of the tables are as without it."""
         if self.rows is None or self.stands is None:
             weight = weight if normalize == Normalize.NOTHING else directions.in_range(weight)
-            return linear.statistics(input, weight, bias, target, terms, normalize, start, classes)
+            return linear.statistics(input, weight, bias, target, terms, normalize, start, classes, softcap)
         classes = weight.shape[0] if classes is None else classes
         if checks.readable(target):  # else the operator does, which knows the places alone
             check_target(target, classes, terms.ignore_index)
@@ -78,7 +79,7 @@ class Chosen(NamedTuple):
         bias = None if bias is None else bias[self.rows]
         target = _places(self.rows, target, start, classes, terms.ignore_index)
         local, excess = self._tables(terms, self.rows, self.stands, accumulate_type(input.dtype))
-        found = linear.statistics(input, weight, bias, target, local, normalize, 0, len(self.rows) + 1)
+        found = linear.statistics(input, weight, bias, target, local, normalize, 0, len(self.rows) + 1, softcap)
         rest, own, own_offset, mean, *more = found
         return rest, own, own_offset, mean if excess is None else mean - excess, *more
 

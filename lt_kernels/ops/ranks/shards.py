@@ -131,8 +131,9 @@ class Shard(NamedTuple):
                 (copied,) = Copy.apply(met, input)
             local = self.terms(terms)
             if self.size:
-                problem = (copied, weight, bias, target, local, normalize, self.start, self.classes)
-                found = linear.statistics(*problem, softcap) if chosen is None else chosen.statistics(*problem)
+                statistics = linear.statistics if chosen is None else chosen.statistics
+                problem = (copied, weight, bias, target, local, normalize, self.start, self.classes, softcap)
+                found = statistics(*problem)
             else:
                 check_target(target, self.classes, terms.ignore_index)
                 found = _of_no_classes(copied, weight, bias, target, local)
