@@ -260,7 +260,8 @@ class LearnableWeightScaling(nn.Module):
         """The loss of features [..., d], or without a target the logits [..., C]."""
         if target is None:
             weight = self.weight
-            logits, offset = nn.functional.linear(features, weight, self.bias), self.loss.predicted_offset(weight)
+            logits = self.loss.capped(nn.functional.linear(features, weight, self.bias))
+            offset = self.loss.predicted_offset(weight)
             return logits if offset is None else logits + offset.to(logits.dtype)
         features, target = self.head.flat(features, target)
         return self.loss.from_features(features, self.weight, target, self.bias)

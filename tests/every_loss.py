@@ -35,6 +35,7 @@ def adjusted() -> losses.Loss:
 PLAIN: dict[str, Callable[[], losses.Loss]] = {
     **from_registry(counted=True),
     "weight": lambda: losses.CrossEntropyLoss(WEIGHT),
+    "z-loss": lambda: losses.BalancedSoftmaxLoss(COUNTS, z_loss=0.2),
     "focal weight": lambda: losses.FocalLoss(1.5, WEIGHT),
     "ldam weight": lambda: losses.LDAMLoss(COUNTS, weight=WEIGHT),
     "dbm": lambda: losses.DBMLoss(COUNTS),

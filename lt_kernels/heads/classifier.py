@@ -150,6 +150,8 @@ def _sampling(sample: Any, logq_correction: Any, loss: Loss) -> Sampling | None:
 class LinearHead(_Head):
     """Logits W x + b and the loss of them: head(features, target) -> loss, head(features) -> logits.
 
+    A loss with a softcap makes it part of the model: head(features) and `scaled` are capped too, as the loss sees them.
+
     Args:
         in_features, num_classes: d and C.
         loss: one of `lt_kernels.losses` that takes logits.
@@ -187,12 +189,16 @@ class LinearHead(_Head):
             rows.draw(values, lambda block: nn.init.uniform_(block, -bound, bound))
 
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
-        """The loss, or without a target the logits [..., C]."""
+        """The loss, or without a target the logits [..., C], capped where the loss caps them."""
         if target is None:
-            logits = placements.columns(F.linear, features, self.weight, self.bias)
+            logits = placements.columns(self._logits, features, self.weight, self.bias)
             offset = self.loss.predicted_offset(self.weight)
             return logits if offset is None else logits + offset.to(logits.dtype)
         return self.of_features(features, target, linear_bias=self.bias)
+
+    def _logits(self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+        """The logits of some or all class weights, capped where the loss caps them."""
+        return self.loss.capped(F.linear(features, linear_weight, linear_bias))
 
 
 class CosineHead(_Head):
@@ -227,6 +233,7 @@ class CosineHead(_Head):
         if several > 1 and (mesh is not None or sample is not None):
             raise ValueError(f"centers must be 1 with mesh or sample, got {centers}")
         super().__init__(in_features, num_classes, loss, False, mesh, sample, logq_correction, several)
+        loss.of_cosines()
         if loss.needs_features:
             raise ValueError(
                 f"loss must not estimate offsets of linear logits, got {type(loss).__name__}: use LinearHead"

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.core.linear import Normalize
 from lt_kernels.core.tables import TableModule, own_copy
 from lt_kernels.core.terms import Reduction, Terms
+from lt_kernels.losses.features import of_features
 from lt_kernels.margins import Margin, MixedTarget
-from lt_kernels.ops import directions, prepare
+from lt_kernels.ops import prepare
 from lt_kernels.ops.loss import evaluate, one_target
 from lt_kernels.ops.ranks import placements
 from lt_kernels.ops.ranks.sampling import Sampling
+from lt_kernels.ops.rows import Capped
 from lt_kernels.ops.sources import Logits
-from lt_kernels.ops.sources import features as make_source
 
 # What to use where a named loss sets an option itself.
 _INSTEAD = {"focal_gamma": "give gamma", "tau": "losses.LogitAdjustmentLoss takes any"}
@@ -31,6 +29,8 @@ class Loss(TableModule):
         weight, offset: [C] or None. margin, scale: of `functional.cosine_margin_cross_entropy`. label_smoothing: a
             number, or a tensor [C] with one for each target class. average: what "mean" divides by, the rows' weights
             ("weighted", as `F.cross_entropy`) or their number ("batch").
+        z_loss, softcap: of `functional.offset_cross_entropy`. A softcap is part of the model: heads predict with it,
+            and their `scaled` has it. Losses of cosines have none.
 
     The tables given here are part of the state_dict, in float64 whatever the module is cast to. Weights that a schedule
     sets are not, as a learning rate is not: `set_weight` changes neither the buffers nor the state, and whoever resumes
@@ -42,6 +42,7 @@ class Loss(TableModule):
     _set = False  # whether the class weights are those of `set_weight`, not those given to the constructor
     _set_weight: Tensor | None = None
     _recipe: prepare.Recipe | None = None
+    z_loss, softcap = 0.0, None  # of a loss that was pickled before there were any
     input_kind: ClassVar[str] = "logits"
     needs_features: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
@@ -55,6 +56,8 @@ class Loss(TableModule):
         scale: float = 1.0,
         focal_gamma: float = 0.0,
         label_smoothing: float | Tensor = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         average: Literal["weighted", "batch"] = "weighted",
@@ -62,6 +65,7 @@ class Loss(TableModule):
         super().__init__()
         self.margin, self.scale = margin, checks.number("scale", scale, above=0.0)
         self.focal_gamma = checks.number("focal_gamma", focal_gamma, 0.0)
+        self.z_loss, self.softcap = checks.number("z_loss", z_loss, 0.0), self._cap(softcap)
         self.ignore_index = checks.ignored("ignore_index", ignore_index)
         self.reduction: Reduction = checks.choice("reduction", reduction, ("none", "mean", "sum"))
         self.average = checks.choice("average", average, ("weighted", "batch"))
@@ -73,6 +77,15 @@ class Loss(TableModule):
         self._buffers["weight"] = None if weight is None else own_copy(_table("weight", weight))  # `weight` reads it
         for name, table in zip(self.tables[1:4], (offset, margin and margin.per_class, per_class), strict=True):
             self.register_table(name, None if table is None else _table(name, table))
+
+    def _cap(self, softcap: float | None) -> float | None:
+        """The softcap, which only logits have."""
+        if softcap is None:
+            return None
+        if self.margin is not None or self.input_kind == "cosine":
+            owner = type(self).__name__
+            raise ValueError(f"softcap must be None with {owner}, whose logits are scaled cosines, got {softcap!r}")
+        return checks.number("softcap", softcap, above=0.0)
 
     def _with(self, options: dict[str, Any], **own: Any) -> dict[str, Any]:
         """The options with those that this loss sets itself, which nobody else may give."""
@@ -114,6 +127,11 @@ class Loss(TableModule):
                 "of them on each rank: give it plain tensors"
             )
 
+    def of_cosines(self) -> None:
+        """Raise if the loss is one of linear logits alone."""
+        if self.softcap is not None:
+            raise ValueError(f"loss must have softcap=None where its logits are scaled cosines, got {self.softcap!r}")
+
     def sampleable(self) -> None:
         """Raise if the loss is not one of some classes' logits and of per-class tables."""
         if self.needs_logits or self.needs_features:
@@ -135,6 +153,10 @@ class Loss(TableModule):
         """The offset [C] that also holds for prediction; None, because an offset that corrects a prior does not."""
         return None
 
+    def capped(self, logits: Tensor) -> Tensor:
+        """The logits as the softmax sees them and as a model predicts with them: softcap tanh(logits / softcap)."""
+        return logits if self.softcap is None else Capped.apply(logits, self.softcap).to(logits.dtype)
+
     def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
         """The loss of logits [C], [N, C], [N, C, d1, ...], or of raw cosines of that shape for a margin loss."""
         return self.evaluate(input, target)
@@ -154,8 +176,8 @@ class Loss(TableModule):
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes, shape) if table is None else table
-        if norms is None and prepare.simple(input, classes, target, table):
-            terms = self._prepared(input, classes, table)
+        if norms is None and self.softcap is None and prepare.simple(input, classes, target, table):
+            terms = self.prepared(input, classes, table)
             found = one_target(Logits(input), target, terms, self.reduction, self.average)
             assert found is not None  # there is one for logits without norms
             return found
@@ -174,16 +196,16 @@ class Loss(TableModule):
         checks.floating("input", input)
         return evaluate(Logits(prepare.as_rows(input), norms, ranks), tuple(input.shape), target, **settings)
 
-    def _prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
-        """The terms for this kind of input; checked again when a setting, a table or the kind of input changes."""
+    def prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
+        """The terms for this kind of input, without a softcap; checked again when what they are made of changes."""
         held, buffers = self.__dict__, self._buffers
         weight = self._set_weight if self._set else buffers["weight"]
         tables = (weight, buffers["class_margin"], buffers["class_smoothing"], held["margin"])
-        numbers = (held["scale"], held["focal_gamma"], held["label_smoothing"], held["ignore_index"])
+        numbers = (held["scale"], held["focal_gamma"], held["label_smoothing"], held["ignore_index"], self.z_loss)
         key, recipe = (input.dtype, classes, *numbers), self._recipe
         if recipe is None or recipe.key != key or not recipe.holds(tables):
             settings = self.settings(None)
-            del settings["reduction"], settings["average"]
+            del settings["reduction"], settings["average"], settings["softcap"]
             recipe = held["_recipe"] = prepare.Recipe(key, tables, input, classes, settings)
         return recipe.terms(table)
 
@@ -203,6 +225,8 @@ class Loss(TableModule):
             "offset": table,
             "focal_gamma": self.focal_gamma,
             "label_smoothing": smoothing,
+            "z_loss": self.z_loss,
+            "softcap": self.softcap,
             "ignore_index": self.ignore_index,
             "average": self.average,
         }
@@ -221,73 +245,10 @@ class Loss(TableModule):
         sample: Sampling | None = None,
     ) -> Tensor:
         """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both, `sample` chooses classes."""
-        scale = self.scale if self.input_kind == "cosine" else scale
         rows = {"input": features, "target": target}
         weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
-        more: dict[str, Any] = {"cosine": cosine, "scale": scale, "table": table, "sample": sample}
-        if sample is not None:
-            self.sampleable()
-        dtensors = placements.there(*rows.values(), *weights.values())
-        if group is not None or dtensors:
-            self.shardable()
-        if dtensors and group is None:
-            ranks = placements.group_of(linear_weight)
-            return placements.together(ranks, linear_weight, self._of_dtensors, rows, weights, **more)
-        if group is not None:
-            return placements.together(group, linear_weight, self._of_source, **rows, **weights, **more, group=group)
-        if self.needs_logits:
-            checks.features(features, linear_weight, linear_bias)
-            return self(self.logits(features, linear_weight, linear_bias, cosine, scale), target)
-        return self._of_source(**rows, **weights, **more)
-
-    def _of_dtensors(
-        self, rows: dict[str, Any], weights: dict[str, Any], *, scale: float | None, table: Tensor | None, **more: Any
-    ) -> Tensor:
-        """The loss where classes or rows are sharded as DTensors say."""
-        table = self.table_of_whole(rows["target"], weights["linear_weight"].shape[0]) if table is None else table
-        return placements.through(self._of_source, rows, weights, self.settings(table, scale), **more)
-
-    def _of_source(
-        self,
-        input: Tensor,
-        target: Tensor | MixedTarget,
-        linear_weight: Tensor,
-        linear_bias: Tensor | None,
-        *,
-        cosine: bool,
-        scale: float | None = None,
-        table: Tensor | None = None,
-        sample: Sampling | None = None,
-        settings: dict[str, Any] | None = None,
-        group: Any = None,
-        ranks: Any = None,
-    ) -> Tensor:
-        """The loss by operators, of all classes and rows or of this rank's share of them."""
-        checks.features(input, linear_weight, linear_bias, group is not None)
-        normalize = Normalize.BOTH if cosine else Normalize.NOTHING
-        if sample is not None and ranks is not None:
-            raise ValueError("input must be the same on every rank where classes are sampled, got sharded rows")
-        draw = None if sample is None else partial(sample.draw, target, self.ignore_index)
-        source = make_source(input, linear_weight, linear_bias, normalize, self.margin, group, draw, ranks)
-        if settings is None:
-            table_of = self.table if group is None else self.table_of_whole
-            table = table_of(target, source.classes, (input.shape[0], source.classes)) if table is None else table
-            if group is None and prepare.simple(input, source.classes, target, table):
-                terms = self._prepared(input, source.classes, table)
-                terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
-                found = one_target(source, target, terms, self.reduction, self.average)
-                if found is not None:
-                    return found
-            settings = self.settings(table, scale)
-        return evaluate(source, (input.shape[0], source.classes), target, **settings)
-
-    def logits(
-        self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, cosine: bool, scale: float | None
-    ) -> Tensor:
-        """The logits, for a loss that needs all of them."""
-        if not cosine:
-            return F.linear(features, linear_weight, linear_bias)
-        return directions.cosines(features, linear_weight) * (1.0 if scale is None else scale)
+        how: dict[str, Any] = {"cosine": cosine, "scale": scale, "group": group, "table": table, "sample": sample}
+        return of_features(self, rows, weights, **how)
 
 
 def _table(name: str, value: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ class LADELoss(Dealt, Loss):
         alpha: the regulariser's weight. lam, importance, classes: of `functional.lade_regularizer`.
         batch_group: the ranks whose rows the regulariser sums over in training (docs/distributed.md): "all", a process
             group, or None for this process alone. The balanced softmax is the mean over this rank's rows.
+
+    With a softcap both terms are those of the capped logits; a z-loss is part of the first.
     """
 
     tables = (*Loss.tables, "class_counts")
@@ -123,7 +125,7 @@ class LADELoss(Dealt, Loss):
     def _total(self, input: Tensor, target: Tensor | MixedTarget, group: Any) -> Tensor:
         if isinstance(target, MixedTarget):
             raise TypeError("target must hold class indices: LADE has no form for a MixedTarget")
-        rows = (input, target, self.class_counts)
+        rows = (self.capped(input), target, self.class_counts)
         settings = (self.lam, self.importance, self.classes, self.alpha, self.ignore_index)
         regularizer = lade_of_ranks(group, *rows, *settings)
         return super().forward(input, target) + regularizer
@@ -146,6 +148,8 @@ class EstimatedOffsetLoss(Loss):
             (the paper's ablation "uniform constraint only"); "predict" trains cross-entropy with the centre loss, and
             takes the offsets off in prediction alone (`posthoc.empirical_offset` does so with the features' means).
         ignore_index: rows with this target are left out of the loss, of the centres and of their distances.
+
+    A softcap caps the logits before the offsets are taken off, also in prediction.
     """
 
     needs_features: ClassVar[bool] = True

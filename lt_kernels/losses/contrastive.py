@@ -23,7 +23,7 @@ class TwoPartLoss(TableModule):
     """A named loss of logits or cosines, `base`, with a second part that needs more than these.
 
     Args:
-        base: one of `lt_kernels.losses` with reduction "mean".
+        base: one of `lt_kernels.losses` with reduction "mean" and no softcap.
         classification_weight: the factor of the base's loss, at least 0.
     """
 
@@ -37,6 +37,8 @@ class TwoPartLoss(TableModule):
             raise ValueError(f"base must have reduction 'mean', as the second part has, got {base.reduction!r}")
         if base.ignore_index != -100:
             raise ValueError(f"base must keep ignore_index -100: the second part has all rows, got {base.ignore_index}")
+        if base.softcap is not None:
+            raise ValueError(f"base must have softcap=None, since the second part has none, got {base.softcap!r}")
         self.base = base
         self.classification_weight = checks.number("classification_weight", classification_weight, 0.0)
 

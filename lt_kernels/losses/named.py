@@ -21,10 +21,13 @@ class CrossEntropyLoss(Loss):
         weight: Tensor | None = None,
         *,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(weight=weight, label_smoothing=label_smoothing, ignore_index=ignore_index, reduction=reduction)
+        given: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss, "softcap": softcap}
+        super().__init__(weight=weight, ignore_index=ignore_index, reduction=reduction, **given)
 
 
 class LogitAdjustmentLoss(Loss):

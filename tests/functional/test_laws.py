@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import assert_same, classes_of, counts_of, gradients, normal
@@ -45,9 +47,9 @@ def kind_of(margin: object) -> str:
     return type(margin).__name__
 
 
-def made(name: str, counts: Tensor = COUNTS) -> torch.nn.Module:
+def made(name: str, counts: Tensor = COUNTS, **options: object) -> Any:
     loss, settings = LOSSES[name]
-    return registry.made(loss, counts, **settings).double()
+    return registry.made(loss, counts, **settings, **options).double()
 
 
 def input_of(name: str) -> Tensor:

@@ -34,8 +34,7 @@ TARGET = classes_of(N, 9, seed=6)  # nine positives at most
 IGNORED = TARGET.masked_fill(torch.arange(N) % 4 == 1, 3)
 MIXED = MixedTarget(TARGET, classes_of(N, 7, seed=7), normal(N, seed=8).sigmoid())
 Make = Callable[..., LinearHead | CosineHead]
-
-# A head by its options, and the tables of its loss that have an entry for each class.
+# A head by its options.
 HEADS: dict[str, Make] = {
     "plain": lambda **given: LinearHead(D, C, losses.CrossEntropyLoss(), **given),
     "bias, weight, offset": lambda **given: LinearHead(D, C, losses.Loss(weight=WEIGHT, offset=OFFSET), **given),
@@ -43,6 +42,7 @@ HEADS: dict[str, Make] = {
     "smoothing by class": lambda **given: LinearHead(
         D, C, losses.Loss(weight=WEIGHT, offset=OFFSET, label_smoothing=SMOOTHING), **given
     ),
+    "capped": lambda **given: LinearHead(D, C, losses.Loss(offset=OFFSET, z_loss=0.2, softcap=1.5), **given),
     "focal": lambda **given: CosineHead(D, C, losses.FocalLoss(2.0, WEIGHT), **given),
     "counts of the batch": lambda **given: LinearHead(D, C, losses.ARBLoss(counts="batch"), **given),
     "ldam": lambda **given: CosineHead(D, C, losses.LDAMLoss(COUNTS, weight=WEIGHT), **given),

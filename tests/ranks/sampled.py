@@ -40,6 +40,7 @@ HEADS: dict[str, Make] = {
     "smoothed": lambda **given: LinearHead(
         D, C, losses.BalancedSoftmaxLoss(COUNTS, weight=WEIGHT, label_smoothing=0.2, ignore_index=5), **given
     ),
+    "capped": lambda **given: LinearHead(D, C, losses.Loss(softcap=0.5, z_loss=0.1, ignore_index=5), **given),
     "dbm": lambda **given: CosineHead(D, C, losses.DBMLoss(COUNTS, 0.3, base="bs", ignore_index=5), **given),
     "arcface": lambda **given: CosineHead(D, C, losses.ArcFaceLoss(scale=9.0, label_smoothing=0.1), **given),
     "sphere": lambda **given: CosineHead(D, C, losses.SphereFaceLoss(), **given),

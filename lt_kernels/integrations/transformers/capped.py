@@ -8,7 +8,7 @@ from lt_kernels.core.targets import divisor_of
 from lt_kernels.functional import linear_cross_entropy
 from lt_kernels.losses import Loss
 
-TAKEN = ("weight", "offset", "focal_gamma", "label_smoothing", "ignore_index")
+TAKEN = ("weight", "offset", "focal_gamma", "label_smoothing", "z_loss", "ignore_index")
 
 
 def capped(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def grid(rank: int, world: int, group: Any) -> None:
 def columns(rank: int, world: int, group: Any) -> None:
     """ColwiseParallel over a head without a mesh: the loss and its steps, and logits whole or by classes."""
     for cosine in (False, True):
-        ours, whole = (model_of(losses.BalancedSoftmaxLoss(COUNTS), None, cosine) for _ in range(2))
+        made = partial(losses.BalancedSoftmaxLoss, COUNTS, softcap=None if cosine else 1.5)
+        ours, whole = (model_of(made(), None, cosine) for _ in range(2))
         parallelize_module(ours, mesh_of(world), {"head": ColwiseParallel(output_layouts=Replicate())})
         assert ours.head.weight.placements == (Shard(0),)
         steps = [OPTIMIZERS[0](one.parameters()) for one in (ours, whole)]
@@ -121,7 +123,7 @@ def columns(rank: int, world: int, group: Any) -> None:
         compared(full(ours), full(whole), "weights")
         features = normal(4, 2, D, seed=1)
         compared([ours.head(features).detach()], [whole.head(features).detach()], "logits")
-        parted = model_of(losses.BalancedSoftmaxLoss(COUNTS), None, cosine).head
+        parted = model_of(made(), None, cosine).head
         exact = parted(features).detach()
         parallelize_module(parted, mesh_of(world), ColwiseParallel())
         chunks = [*exact.chunk(world, -1), *[exact[..., :0]] * world]
