@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -110,21 +111,37 @@ def spread_smoothing(smoothing: Tensor, spread: Literal["all", "others"] = "all"
     return smoothing * (classes / (classes - 1))
 
 
-def batch_count(target: Tensor, num_classes: int, ignore_index: int = -100) -> Tensor:
+def batch_count(
+    target: Tensor, num_classes: int, ignore_index: int = -100, sample_weight: Tensor | None = None
+) -> Tensor:
     """N_c, how often each class occurs in a batch, float64 [C]; no wait for the device.
 
-    Of class probabilities [C], [N, C] or [N, C, d1, ...], N_c is the sum of those of class c.
+    Of class probabilities [C], [N, C] or [N, C, d1, ...], N_c is the sum of those of class c. A row counts as often as
+    its `sample_weight` says, of the shape of class indices.
     """
     if isinstance(target, Tensor) and target.is_floating_point():
         if target.ndim == 0 or target.shape[min(1, target.ndim - 1)] != num_classes:
             shown = list(target.shape)
             raise ValueError(f"target must have {num_classes} classes where it holds probabilities, got shape {shown}")
         share = target.detach().to(torch.float64)
-        return share if share.ndim == 1 else share.movedim(1, -1).reshape(-1, num_classes).sum(0)
+        rows = share[None] if share.ndim == 1 else share.movedim(1, -1).reshape(-1, num_classes)
+        times = _times(sample_weight, target.shape[:1] + target.shape[2:] if target.ndim > 1 else ())
+        return (rows if times is None else times[:, None] * rows).sum(0)
     flat = checks.indices("target", target, getattr(target, "shape", ()), target).reshape(-1)
-    counted = (flat != ignore_index).to(torch.float64)
+    counted, times = (flat != ignore_index).to(torch.float64), _times(sample_weight, target.shape)
+    counted = counted if times is None else torch.where(flat != ignore_index, times, 0.0)
     count = torch.zeros(num_classes, dtype=torch.float64, device=target.device)
     return count.scatter_add(0, flat.clamp(0, num_classes - 1), counted)
+
+
+def _times(sample_weight: Tensor | None, places: Sequence[int]) -> Tensor | None:
+    """How often each row counts, float64 [N]."""
+    if sample_weight is None:
+        return None
+    if checks.floating("sample_weight", sample_weight).shape != tuple(places):
+        shown = list(sample_weight.shape)
+        raise ValueError(f"sample_weight must have shape {list(places)}, one number a row, got {shown}")
+    return sample_weight.detach().reshape(-1).to(torch.float64)
 
 
 def class_counts_of(target: Any, num_classes: int, *, ignore_index: int | None = None) -> Tensor:

@@ -9,12 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lt_kernels.core.terms import Phi
+from lt_kernels.heads.rows import flat_weights
 from lt_kernels.margins import MixedTarget
 from lt_kernels.ops.budget import current_budget
 from lt_kernels.ops.directions import unit
 
 
-def evaluate(head: Any, features: Tensor, target: Tensor | MixedTarget | None) -> Tensor:
+def evaluate(
+    head: Any, features: Tensor, target: Tensor | MixedTarget | None, sample_weight: Tensor | None = None
+) -> Tensor:
     """The loss of a `CosineHead` with sub-centres, or without a target each class's largest cosine [..., C]."""
     head.check(features)
     places = features.shape[:-1]
@@ -26,7 +29,10 @@ def evaluate(head: Any, features: Tensor, target: Tensor | MixedTarget | None) -
     if loss.input_kind != "cosine":
         found = found * head.scale
     sphere = loss.margin is not None and loss.margin.kind == Phi.SPHERE  # the features' norms are part of its logits
-    value = loss(found, target, rows.norm(dim=1)) if sphere else loss(found, target)
+    more: dict[str, Any] = {"norms": rows.norm(dim=1)} if sphere else {}
+    if sample_weight is not None:
+        more["sample_weight"] = flat_weights(sample_weight, places)
+    value = loss(found, target, **more)
     return value.reshape(places) if loss.reduction == "none" else value
 
 

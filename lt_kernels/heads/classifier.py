@@ -51,9 +51,16 @@ class _Head(nn.Linear):
         self.weight = rows.empty((self.num_classes * centers, self.in_features), mesh)
         self.register_parameter("bias", rows.empty((self.num_classes,), mesh) if bias else None)
 
-    def __call__(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
+    def __call__(
+        self,
+        features: Tensor,
+        target: Tensor | MixedTarget | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         """The target goes by its name, since the hook of `ColwiseParallel` drops all but the first by place."""
-        return super().__call__(features, target=target)
+        if target is None and sample_weight is not None:
+            raise ValueError(f"sample_weight must be None without a target, got {checks.shown(sample_weight)}")
+        return super().__call__(features, target=target, sample_weight=sample_weight)
 
     def reset_parameters(self) -> None:
         """Initialise all weights, and reset what the loss learns or gathers, for instance after `to_empty`."""
@@ -73,14 +80,21 @@ class _Head(nn.Linear):
         """
         return scaled(self, self(features), features)
 
-    def of_features(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
+    def of_features(
+        self, features: Tensor, target: Tensor | MixedTarget, sample_weight: Tensor | None, **options: Any
+    ) -> Tensor:
         """The loss; an error on one rank is raised on all, if the ranks exchange anything."""
         group = placements.group_of(self.weight) if checks.is_dtensor(self.weight) else self.loss.ranks()
-        return placements.together(group, self.weight, self.flattened, features, target, **options)
+        given = (features, target, sample_weight)
+        return placements.together(group, self.weight, self.flattened, *given, **options)
 
-    def flattened(self, features: Tensor, target: Tensor | MixedTarget, **options: Any) -> Tensor:
+    def flattened(
+        self, features: Tensor, target: Tensor | MixedTarget, sample_weight: Tensor | None, **options: Any
+    ) -> Tensor:
         """The loss of flattened rows of features and target; without a reduction, in the target's shape."""
         places = features.shape[:-1] if isinstance(features, Tensor) else ()
+        if sample_weight is not None:
+            options["sample_weight"] = rows.flat_weights(sample_weight, places)
         features, target = self.flat(features, target)
         if self.sampling is not None and self.training:
             options["sample"] = self.sampling
@@ -188,13 +202,21 @@ class LinearHead(_Head):
         for values in (self.weight,) if self.bias is None else (self.weight, self.bias):
             rows.draw(values, lambda block: nn.init.uniform_(block, -bound, bound))
 
-    def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
-        """The loss, or without a target the logits [..., C], capped where the loss caps them."""
+    def forward(
+        self,
+        features: Tensor,
+        target: Tensor | MixedTarget | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, or without a target the logits [..., C], capped where the loss caps them.
+
+        `sample_weight` is a factor for each row, of the shape of class indices [...].
+        """
         if target is None:
             logits = placements.columns(self._logits, features, self.weight, self.bias)
             offset = self.loss.predicted_offset(self.weight)
             return logits if offset is None else logits + offset.to(logits.dtype)
-        return self.of_features(features, target, linear_bias=self.bias)
+        return self.of_features(features, target, sample_weight, linear_bias=self.bias)
 
     def _logits(self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
         """The logits of some or all class weights, capped where the loss caps them."""
@@ -245,13 +267,18 @@ class CosineHead(_Head):
         """Draw weights whose rows have norms of about 1."""
         rows.draw(self.weight, lambda block: nn.init.normal_(block, std=1 / math.sqrt(self.in_features)))
 
-    def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
-        """The loss, or without a target the cosines [..., C]."""
+    def forward(
+        self,
+        features: Tensor,
+        target: Tensor | MixedTarget | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, or without a target the cosines [..., C]; `sample_weight` is as for `LinearHead`."""
         if self.centers > 1:
-            return subcentres.evaluate(self, features, target)
+            return subcentres.evaluate(self, features, target, sample_weight)
         if target is None:
             return placements.columns(_cosines, features, self.weight)
-        return self.of_features(features, target, cosine=True, scale=self.scale)
+        return self.of_features(features, target, sample_weight, cosine=True, scale=self.scale)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", centers={self.centers}" if self.centers > 1 else "")

@@ -15,6 +15,7 @@ from lt_kernels.core.tables import reset_loss
 from lt_kernels.heads.queue import ClassQueue
 from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 from lt_kernels.losses.experts import NCLLoss
+from lt_kernels.losses.whole import WholeBatch
 from lt_kernels.ops.directions import cosines, unit
 from lt_kernels.ops.ranks import placements
 from lt_kernels.ops.ranks.dealing import Dealt
@@ -22,7 +23,7 @@ from lt_kernels.ops.ranks.dealing import Dealt
 Classifier = Literal["cosine", "linear"]
 
 
-class _ClassifierHead(nn.Module):
+class _ClassifierHead(WholeBatch):
     """Class weights [M C, d], with a bias where they are linear, and a loss of their logits or cosines."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Class weights as parameters, whole or sharded over the ranks of a mesh: made, drawn and loaded by rows."""
+"""Rows of heads: class weights as parameters, whole or sharded over the ranks of a mesh, and weights of features."""
 
 from __future__ import annotations
 
@@ -33,6 +33,19 @@ def empty(shape: tuple[int, ...], mesh: Any) -> nn.Parameter:
     meta = torch.get_default_device().type == "meta"
     own = torch.empty(rows, device="meta" if meta else mesh.device_type)
     return nn.Parameter(placements.of_local(own, mesh, [Shard(0)], shape))
+
+
+def flat_weights(sample_weight: Tensor, places: tuple[int, ...]) -> Tensor:
+    """The weights of rows at these places, flat.
+
+    Raises:
+        ValueError, TypeError: for another shape, or for numbers that are not floating.
+    """
+    checks.floating("sample_weight", sample_weight, dtensor=True)
+    if tuple(sample_weight.shape) != tuple(places):
+        shown = list(sample_weight.shape)
+        raise ValueError(f"sample_weight must have shape {list(places)}, one number a row, got {shown}")
+    return sample_weight if sample_weight.ndim == 1 else sample_weight.reshape(-1)
 
 
 def draw(values: Tensor, fill: Callable[[Tensor], Any]) -> None:

@@ -141,13 +141,17 @@ class Loss(TableModule):
         """The process group that a loss exchanges statistics of the batch with; None for one that has none."""
         return None
 
-    def table(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+    def table(
+        self, target: Tensor | MixedTarget, classes: int, shape: Any = None, sample_weight: Tensor | None = None
+    ) -> Tensor | None:
         """The offset [C] for this batch; `shape` is that of the logits, which the target is held against if known."""
         return self._buffers["offset"]
 
-    def table_of_whole(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+    def table_of_whole(
+        self, target: Tensor | MixedTarget, classes: int, shape: Any = None, sample_weight: Tensor | None = None
+    ) -> Tensor | None:
         """The offset [C] for a batch that is the same on all ranks that the classes are sharded over."""
-        return self.table(target, classes, shape)
+        return self.table(target, classes, shape, sample_weight)
 
     def predicted_offset(self, linear_weight: Tensor) -> Tensor | None:
         """The offset [C] that also holds for prediction; None, because an offset that corrects a prior does not."""
@@ -157,44 +161,55 @@ class Loss(TableModule):
         """The logits as the softmax sees them and as a model predicts with them: softcap tanh(logits / softcap)."""
         return logits if self.softcap is None else Capped.apply(logits, self.softcap).to(logits.dtype)
 
-    def forward(self, input: Tensor, target: Tensor | MixedTarget) -> Tensor:
-        """The loss of logits [C], [N, C], [N, C, d1, ...], or of raw cosines of that shape for a margin loss."""
-        return self.evaluate(input, target)
+    def forward(self, input: Tensor, target: Tensor | MixedTarget, *, sample_weight: Tensor | None = None) -> Tensor:
+        """The loss of logits [C], [N, C], [N, C, d1, ...], or of raw cosines of that shape for a margin loss.
+
+        `sample_weight` is a factor for each row, as of `functional.offset_cross_entropy`.
+        """
+        return self.evaluate(input, target, sample_weight=sample_weight)
 
     def evaluate(
-        self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None, table: Tensor | None = None
+        self,
+        input: Tensor,
+        target: Tensor | MixedTarget,
+        norms: Tensor | None = None,
+        table: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> Tensor:
         """The loss of `input`, with the features' norms or another offset where a loss has one."""
-        if placements.there(input, target, table):
-            self.shardable()
-            table = self.table(target, input.shape[min(1, input.ndim - 1)], input.shape) if table is None else table
-            rows = {"input": input, "target": target, "norms": norms}
-            return placements.through(self._of_logits, rows, {}, self.settings(table))
         shape = input.shape if isinstance(input, Tensor) else ()
         classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
+        rows = {"input": input, "target": target, "norms": norms, "sample_weight": sample_weight}
+        if placements.there(*rows.values(), table):
+            self.shardable()
+            table = self.table(target, classes, shape, sample_weight) if table is None else table
+            return placements.through(self._of_logits, rows, {}, self.settings(table))
         if classes == 0:
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
-        table = self.table(target, classes, shape) if table is None else table
-        if norms is None and self.softcap is None and prepare.simple(input, classes, target, table):
+        table = self.table(target, classes, shape, sample_weight) if table is None else table
+        plain = norms is None and sample_weight is None and self.softcap is None
+        if plain and prepare.simple(input, classes, target, table):
             terms = self.prepared(input, classes, table)
             found = one_target(Logits(input), target, terms, self.reduction, self.average)
             assert found is not None  # there is one for logits without norms
             return found
-        return self._of_logits(input, target, norms, self.settings(table))
+        return self._of_logits(**rows, settings=self.settings(table))
 
     def _of_logits(
         self,
         input: Tensor,
         target: Tensor | MixedTarget,
         norms: Tensor | None,
+        sample_weight: Tensor | None,
         settings: dict[str, Any],
         group: None = None,
         ranks: Any = None,
     ) -> Tensor:
         """The loss by operators, of all rows or of this rank's."""
         checks.floating("input", input)
-        return evaluate(Logits(prepare.as_rows(input), norms, ranks), tuple(input.shape), target, **settings)
+        source = Logits(prepare.as_rows(input), norms, ranks)
+        return evaluate(source, tuple(input.shape), target, sample_weight=sample_weight, **settings)
 
     def prepared(self, input: Tensor, classes: int, table: Tensor | None) -> Terms:
         """The terms for this kind of input, without a softcap; checked again when what they are made of changes."""
@@ -238,6 +253,7 @@ class Loss(TableModule):
         target: Tensor | MixedTarget,
         linear_bias: Tensor | None = None,
         *,
+        sample_weight: Tensor | None = None,
         cosine: bool = False,
         scale: float | None = None,
         group: Any = None,
@@ -245,7 +261,7 @@ class Loss(TableModule):
         sample: Sampling | None = None,
     ) -> Tensor:
         """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both, `sample` chooses classes."""
-        rows = {"input": features, "target": target}
+        rows = {"input": features, "target": target, "sample_weight": sample_weight}
         weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
         how: dict[str, Any] = {"cosine": cosine, "scale": scale, "group": group, "table": table, "sample": sample}
         return of_features(self, rows, weights, **how)

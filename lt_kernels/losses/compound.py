@@ -11,6 +11,7 @@ from lt_kernels.core import checks
 from lt_kernels.core.targets import check_target
 from lt_kernels.functional import MixedTarget
 from lt_kernels.losses.base import Loss
+from lt_kernels.losses.whole import WholeBatch
 from lt_kernels.ops.loss import check_shapes
 from lt_kernels.ops.ranks import batches, placements
 from lt_kernels.ops.ranks.columns import lade_of_ranks
@@ -22,7 +23,8 @@ class ARBLoss(Dealt, Loss):
     """-log (n_y e^{z_y} / sum_k n_k e^{z_k}): balanced softmax, with the counts of the training set or of the batch.
 
     With counts="batch", classes that are not in the batch drop out of the sum and get exactly no gradient (ARB-Loss,
-    2022). Under a `MixedTarget` the counts are those of the first targets; class probabilities are summed.
+    2022). Under a `MixedTarget` the counts are those of the first targets; class probabilities are summed. A row counts
+    as often as its sample weight says.
 
     Args:
         class_counts: training samples of each class [C]; not needed with counts="batch".
@@ -50,38 +52,49 @@ class ARBLoss(Dealt, Loss):
         """The process group to exchange with now: none with the counts of the training set."""
         return super().ranks() if self.counts == "batch" else None
 
-    def table(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+    def table(
+        self, target: Tensor | MixedTarget, classes: int, shape: Any = None, sample_weight: Tensor | None = None
+    ) -> Tensor | None:
         """The offset [C]: of the training set, or of this batch."""
-        return self.offset if self.counts == "global" else self._batch(target, classes, self.ranks(), shape)
+        given = (target, classes, self.ranks(), shape, sample_weight)
+        return self.offset if self.counts == "global" else self._batch(*given)
 
-    def table_of_whole(self, target: Tensor | MixedTarget, classes: int, shape: Any = None) -> Tensor | None:
+    def table_of_whole(
+        self, target: Tensor | MixedTarget, classes: int, shape: Any = None, sample_weight: Tensor | None = None
+    ) -> Tensor | None:
         """The offset [C], where every rank that the classes are sharded over has the same batch."""
         if self.counts == "global":
             return self.offset
-        return self._batch(target, classes, None if self.batch_group == "all" else self.ranks(), shape)
+        group = None if self.batch_group == "all" else self.ranks()
+        return self._batch(target, classes, group, shape, sample_weight)
 
-    def _batch(self, target: Tensor | MixedTarget, classes: int, group: Any, shape: Any = None) -> Tensor:
+    def _batch(
+        self, target: Tensor | MixedTarget, classes: int, group: Any, shape: Any, sample_weight: Tensor | None
+    ) -> Tensor:
         """log N_c [C] of the batch, summed over the ranks of a group."""
         first = target.first if isinstance(target, MixedTarget) else target
+        sample_weight = placements.whole(sample_weight)
         if checks.is_dtensor(first):  # whose rows are those of all its ranks
-            return self._count(placements.whole(first), classes, None, shape).log()
-        return placements.together(group, first, self._count, target, classes, group, shape).log()
+            return self._count(placements.whole(first), classes, None, shape, sample_weight).log()
+        return placements.together(group, first, self._count, target, classes, group, shape, sample_weight).log()
 
-    def _count(self, target: Tensor | MixedTarget, classes: int, group: Any, shape: Any) -> Tensor:
+    def _count(
+        self, target: Tensor | MixedTarget, classes: int, group: Any, shape: Any, sample_weight: Tensor | None
+    ) -> Tensor:
         targets = [target.first, target.second] if isinstance(target, MixedTarget) else [target]
         if group is None:
-            return priors.batch_count(targets[0], classes, self.ignore_index)
+            return priors.batch_count(targets[0], classes, self.ignore_index, sample_weight)
         # all checks before the exchange, because an error after it would not be raised on other ranks
         if shape is not None:
             check_shapes(target, shape)
-        count = priors.batch_count(targets[0], classes, self.ignore_index)
+        count = priors.batch_count(targets[0], classes, self.ignore_index, sample_weight)
         for one in targets:
             if checks.readable(one) and not one.is_floating_point():
                 check_target(one, classes, self.ignore_index)
         return batches.totals(group, count, [("num_classes", classes)])
 
 
-class LADELoss(Dealt, Loss):
+class LADELoss(WholeBatch, Dealt, Loss):
     """Balanced softmax + alpha `functional.lade_regularizer` (Hong et al., 2021).
 
     Args:
@@ -94,6 +107,7 @@ class LADELoss(Dealt, Loss):
     With a softcap both terms are those of the capped logits; a z-loss is part of the first.
     """
 
+    no_rows = "its regulariser is that of the whole batch"
     tables = (*Loss.tables, "class_counts")
     needs_logits: ClassVar[bool] = True
 
@@ -134,7 +148,7 @@ class LADELoss(Dealt, Loss):
 Use = Literal["subtract", "regularize", "predict"]
 
 
-class EstimatedOffsetLoss(Loss):
+class EstimatedOffsetLoss(WholeBatch, Loss):
     """CE(z - o) + center_weight |x - c_y|^2 + uniform_weight L_uniform(o), o_k = c_k . w_k / 2.
 
     The offsets that the features' class centres c imply are taken off the logits, and L_uniform = sum_k q_k log q_k,
@@ -152,6 +166,7 @@ class EstimatedOffsetLoss(Loss):
     A softcap caps the logits before the offsets are taken off, also in prediction.
     """
 
+    no_rows = "its centres and what they add are those of the whole batch"
     needs_features: ClassVar[bool] = True
 
     def __init__(
@@ -198,9 +213,12 @@ class EstimatedOffsetLoss(Loss):
         linear_weight: Tensor,
         target: Tensor,
         linear_bias: Tensor | None = None,
+        *,
+        sample_weight: None = None,
         **options: Any,
     ) -> Tensor:
         """The loss straight from features, as a head calls it."""
+        self.unweighed(sample_weight)
         given = (features, linear_weight, target, linear_bias)
         return placements.together(self.ranks(), features, self._of_features, *given, **options)
 

@@ -15,17 +15,20 @@ from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.tables import TableModule
 from lt_kernels.losses.base import Loss
+from lt_kernels.losses.whole import WholeBatch
 from lt_kernels.ops import directions
 from lt_kernels.ops.ranks.dealing import Dealt
 
 
-class TwoPartLoss(TableModule):
+class TwoPartLoss(WholeBatch, TableModule):
     """A named loss of logits or cosines, `base`, with a second part that needs more than these.
 
     Args:
         base: one of `lt_kernels.losses` with reduction "mean" and no softcap.
         classification_weight: the factor of the base's loss, at least 0.
     """
+
+    no_rows = "its second part compares rows with each other"
 
     def __init__(self, base: Loss, classification_weight: float) -> None:
         super().__init__()

@@ -6,13 +6,14 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lt_kernels import functional
 from lt_kernels.contrastive import class_indices
 from lt_kernels.core import checks
 from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.losses.base import Loss
+from lt_kernels.losses.whole import WholeBatch
 from lt_kernels.margins import DBM
 from lt_kernels.reference import margins
 
@@ -43,7 +44,7 @@ def mutual_divergence(logits: Tensor, copies: int = 0) -> Tensor:
     return (share.exp() * ((len(logits) - 1) * single - others)).sum(2).mean(1).sum()
 
 
-class NCLLoss(nn.Module):
+class NCLLoss(WholeBatch):
     """Cross-entropy of K experts, over all and over hard classes, and how far they diverge (Li et al., 2022).
 
     With b_k = z_k + log n and h_k = b_k over the hard classes (the target and the H - 1 others with the largest logits
@@ -64,6 +65,8 @@ class NCLLoss(nn.Module):
             each expert by itself, and expert 0's raw cosines select.
         scale: what the input is multiplied by, above 0; None is 1, or 16 with a margin (as in the published code).
     """
+
+    no_rows = "its experts' divergences are means over the rows"
 
     def __init__(
         self,

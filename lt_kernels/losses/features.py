@@ -29,7 +29,7 @@ def of_features(
     table: Tensor | None,
     sample: Sampling | None,
 ) -> Tensor:
-    """`Loss.from_features` of rows "input" and "target" and of weights "linear_weight" and "linear_bias"."""
+    """`Loss.from_features` of rows "input", "target" and "sample_weight", and "linear_weight" and "linear_bias"."""
     if cosine:
         loss.of_cosines()
     if sample is not None:
@@ -44,8 +44,8 @@ def of_features(
     if group is not None:
         return placements.together(group, like, _of_source, loss=loss, **rows, **weights, **more, group=group)
     if loss.needs_logits:
-        of_rows = {name: value for name, value in rows.items() if name != "input"}
-        return loss(_logits(rows["input"], **weights, cosine=cosine, scale=scale), **of_rows)
+        given = {} if rows["sample_weight"] is None else {"sample_weight": rows["sample_weight"]}
+        return loss(_logits(rows["input"], **weights, cosine=cosine, scale=scale), rows["target"], **given)
     return _of_source(loss, **rows, **weights, **more)
 
 
@@ -59,7 +59,9 @@ def _of_dtensors(
     **more: Any,
 ) -> Tensor:
     """The loss where classes or rows are sharded as DTensors say."""
-    table = loss.table_of_whole(rows["target"], weights["linear_weight"].shape[0]) if table is None else table
+    if table is None:
+        classes = weights["linear_weight"].shape[0]
+        table = loss.table_of_whole(rows["target"], classes, sample_weight=rows["sample_weight"])
     return placements.through(partial(_of_source, loss), rows, weights, loss.settings(table, scale), **more)
 
 
@@ -67,6 +69,7 @@ def _of_source(
     loss: Any,
     input: Tensor,
     target: Tensor | MixedTarget,
+    sample_weight: Tensor | None,
     linear_weight: Tensor,
     linear_bias: Tensor | None,
     *,
@@ -85,17 +88,19 @@ def _of_source(
         raise ValueError("input must be the same on every rank where classes are sampled, got sharded rows")
     draw = None if sample is None else partial(sample.draw, target, loss.ignore_index)
     source = make_source(input, linear_weight, linear_bias, normalize, loss.margin, group, draw, ranks)
+    shape = input.shape[0], source.classes
     if settings is None:
         table_of = loss.table if group is None else loss.table_of_whole
-        table = table_of(target, source.classes, (input.shape[0], source.classes)) if table is None else table
-        if group is None and loss.softcap is None and prepare.simple(input, source.classes, target, table):
+        table = table_of(target, source.classes, shape, sample_weight) if table is None else table
+        plain = group is None and sample_weight is None and loss.softcap is None
+        if plain and prepare.simple(input, source.classes, target, table):
             terms = loss.prepared(input, source.classes, table)
             terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
             found = one_target(source, target, terms, loss.reduction, loss.average)
             if found is not None:
                 return found
     given: dict[str, Any] = loss.settings(table, scale) if settings is None else settings
-    return evaluate(source, (input.shape[0], source.classes), target, **given)
+    return evaluate(source, shape, target, sample_weight=sample_weight, **given)
 
 
 def _logits(

@@ -204,16 +204,23 @@ class SphereFaceLoss(Loss):
         """Set lam, as a schedule does between steps; it is no part of the state, and nothing is compiled again."""
         self._buffers["class_margin"].fill_(checks.number("annealing", annealing, 0.0))  # type: ignore[union-attr]
 
-    def forward(self, input: Tensor, target: Tensor | MixedTarget, norms: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | MixedTarget,
+        norms: Tensor | None = None,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         """The loss of cosines [N, C] of features with these norms [N]."""
         if norms is None:
-            return super().forward(input, target)
+            return super().forward(input, target, sample_weight=sample_weight)
         checks.floating("norms", norms, dtensor=True)
         if input.ndim != 2 or norms.shape != input.shape[:1]:
             raise ValueError(
                 f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}"
             )
-        return self.evaluate(input * norms[:, None].to(input.dtype), target, norms)
+        return self.evaluate(input * norms[:, None].to(input.dtype), target, norms, sample_weight=sample_weight)
 
 
 class LabelAwareSmoothingLoss(Loss):

@@ -59,6 +59,9 @@ def counted(rank: int, world: int, group: Any) -> None:
     shares = [normal(9, C, seed=80 + one).softmax(1) for one in range(world)]
     loss = losses.ARBLoss(counts="batch")
     torch.testing.assert_close(loss.table(target, C), torch.bincount(every, minlength=C).double().log())
+    rows = [normal(9, seed=90 + one).abs() for one in range(world)]
+    weighed = torch.bincount(every, torch.cat(rows), minlength=C).log()
+    torch.testing.assert_close(loss.table(target, C, sample_weight=rows[rank]), weighed)
     torch.testing.assert_close(loss.table(shares[rank], C), torch.cat(shares).sum(0).log())
     own = torch.bincount(target, minlength=C).double().log()
     torch.testing.assert_close(loss.table_of_whole(target, C), own)

@@ -163,17 +163,30 @@ LOSSES: dict[str, Callable[[], losses.Loss]] = {
 }
 
 
+def features(name: str, loss: losses.Loss, mesh: DeviceMesh, by_row: Tensor) -> None:
+    """The same of features, whose class weights are whole, and sharded with rows that are the same everywhere."""
+    exact = called(loss.from_features, (FEATURES, WEIGHT), TARGET, {"sample_weight": by_row})
+    for rows, columns in ((ROWS, WHOLE), (WHOLE, ROWS)):
+        held = placed(FEATURES, mesh, rows), placed(WEIGHT, mesh, columns)
+        more = {"sample_weight": placed(by_row, mesh, rows)}
+        compared(called(loss.from_features, held, placed(TARGET, mesh, rows), more), exact, f"{name}, {rows}")
+
+
 def named(rank: int, world: int, group: Any) -> None:
-    """Named losses of logits or cosines whose rows are sharded, with norms and MixUp too."""
+    """Named losses of logits or cosines whose rows are sharded, with norms, MixUp and weights of rows too."""
     mesh, logits = mesh_of(world), normal(N, C, seed=12).tanh()
+    by_row = normal(N, seed=13).abs()
     for name, make in LOSSES.items():
         for target in (TARGET.masked_fill(FIRST, -100), MixedTarget(TARGET, OTHER, LAM)):
             loss = make()
-            more = {"norms": FEATURES.norm(dim=1)} if name == "sphere" else {}
+            more = {"sample_weight": by_row} if isinstance(target, Tensor) else {}
+            more |= {"norms": FEATURES.norm(dim=1)} if name == "sphere" else {}
             exact = called(loss, (logits,), target, more)
             rows = {key: placed(value, mesh, ROWS) for key, value in more.items()}
             ours = called(loss, (placed(logits, mesh, ROWS),), placed(target, mesh, ROWS), rows)
             compared(ours, exact, f"{name}, rank {rank}")
+        if not isinstance(loss, losses.SphereFaceLoss) and loss.reduction != "none":
+            features(name, make(), mesh, by_row)
     for loss in (losses.LADELoss(COUNTS), losses.EstimatedOffsetLoss(C, D)):
         with pytest.raises(ValueError, match=f"got {type(loss).__name__}, which needs all"):
             loss.evaluate(placed(logits, mesh, ROWS), placed(TARGET, mesh, ROWS))

@@ -43,9 +43,9 @@ class Model(nn.Module):
         self.body = nn.Linear(D, D)
         self.head = CosineHead(D, C, loss, mesh=mesh) if cosine else LinearHead(D, C, loss, mesh=mesh)
 
-    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+    def forward(self, features: Tensor, target: Tensor, sample_weight: Tensor | None = None) -> Tensor:
         """The loss."""
-        return self.head(self.body(features), target)
+        return self.head(self.body(features), target, sample_weight)
 
 
 def model_of(loss: losses.Loss, mesh: Any, cosine: bool) -> Model:
@@ -55,9 +55,10 @@ def model_of(loss: losses.Loss, mesh: Any, cosine: bool) -> Model:
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int, clip: Callable[..., Tensor]) -> list[Tensor]:
-    """One step with clipped gradients: the loss and the norm."""
+    """One step with clipped gradients, every second one with weights of rows: the loss and the norm."""
     optimizer.zero_grad()
-    loss = model(normal(N, D, seed=number), classes_of(N, C, seed=100 + number)).sum()
+    rows = normal(N, seed=200 + number).abs() if number % 2 else None
+    loss = model(normal(N, D, seed=number), classes_of(N, C, seed=100 + number), rows).sum()
     loss.backward()
     norm = clip(model.parameters(), 0.3)
     optimizer.step()
