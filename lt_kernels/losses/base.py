@@ -175,26 +175,30 @@ class Loss(TableModule):
         norms: Tensor | None = None,
         table: Tensor | None = None,
         sample_weight: Tensor | None = None,
+        changed: dict[str, Any] | None = None,
     ) -> Tensor:
-        """The loss of `input`, with the features' norms or another offset where a loss has one."""
+        """The loss of `input`, with the features' norms or another offset where a loss has one.
+
+        `changed`: settings, by their names in `settings`, that this call has instead of the loss's own.
+        """
         shape = input.shape if isinstance(input, Tensor) else ()
         classes = shape[1] if len(shape) > 1 else shape[0] if shape else 0
         rows = {"input": input, "target": target, "norms": norms, "sample_weight": sample_weight}
         if placements.there(*rows.values(), table):
             self.shardable()
             table = self.table(target, classes, shape, sample_weight) if table is None else table
-            return placements.through(self._of_logits, rows, {}, self.settings(table))
+            return placements.through(self._of_logits, rows, {}, self.settings(table, changed=changed))
         if classes == 0:
             checks.floating("input", input)
             raise ValueError(f"input must be [C], [N, C] or [N, C, d1, ...] with C at least 1, got {list(shape)}")
         table = self.table(target, classes, shape, sample_weight) if table is None else table
-        plain = norms is None and sample_weight is None and self.softcap is None
+        plain = norms is None and sample_weight is None and self.softcap is None and changed is None
         if plain and prepare.simple(input, classes, target, table):
             terms = self.prepared(input, classes, table)
             found = one_target(Logits(input), target, terms, self.reduction, self.average)
             assert found is not None  # there is one for logits without norms
             return found
-        return self._of_logits(**rows, settings=self.settings(table))
+        return self._of_logits(**rows, settings=self.settings(table, changed=changed))
 
     def _of_logits(
         self,
@@ -228,8 +232,10 @@ class Loss(TableModule):
         """The state without the recipe, which is made again when it is needed."""
         return {name: value for name, value in super().__getstate__().items() if name != "_recipe"}
 
-    def settings(self, table: Tensor | None, scale: float | None = None) -> dict[str, Any]:
-        """What `ops.loss.evaluate` takes."""
+    def settings(
+        self, table: Tensor | None, scale: float | None = None, changed: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """What `ops.loss.evaluate` takes, with some of it changed."""
         smoothing = self.label_smoothing if self.class_smoothing is None else self.class_smoothing
         return {
             "reduction": self.reduction,
@@ -244,6 +250,7 @@ class Loss(TableModule):
             "softcap": self.softcap,
             "ignore_index": self.ignore_index,
             "average": self.average,
+            **(changed or {}),
         }
 
     def from_features(
@@ -259,12 +266,16 @@ class Loss(TableModule):
         group: Any = None,
         table: Tensor | None = None,
         sample: Sampling | None = None,
+        changed: dict[str, Any] | None = None,
     ) -> Tensor:
-        """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both, `sample` chooses classes."""
+        """The loss of features [N, d] and class weights [C, d]; `cosine` normalises both, `sample` chooses classes.
+
+        `changed` is that of `evaluate`.
+        """
         rows = {"input": features, "target": target, "sample_weight": sample_weight}
         weights = {"linear_weight": linear_weight, "linear_bias": linear_bias}
         how: dict[str, Any] = {"cosine": cosine, "scale": scale, "group": group, "table": table, "sample": sample}
-        return of_features(self, rows, weights, **how)
+        return of_features(self, rows, weights, **how, changed=changed)
 
 
 def _table(name: str, value: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def of_features(
     group: Any,
     table: Tensor | None,
     sample: Sampling | None,
+    changed: dict[str, Any] | None,
 ) -> Tensor:
     """`Loss.from_features` of rows "input", "target" and "sample_weight", and "linear_weight" and "linear_bias"."""
     if cosine:
@@ -35,7 +36,7 @@ def of_features(
     if sample is not None:
         loss.sampleable()
     scale, like = loss.scale if loss.input_kind == "cosine" else scale, weights["linear_weight"]
-    more: dict[str, Any] = {"cosine": cosine, "scale": scale, "table": table, "sample": sample}
+    more: dict[str, Any] = {"cosine": cosine, "scale": scale, "table": table, "sample": sample, "changed": changed}
     dtensors = placements.there(*rows.values(), *weights.values())
     if group is not None or dtensors:
         loss.shardable()
@@ -56,13 +57,15 @@ def _of_dtensors(
     *,
     scale: float | None,
     table: Tensor | None,
+    changed: dict[str, Any] | None,
     **more: Any,
 ) -> Tensor:
     """The loss where classes or rows are sharded as DTensors say."""
     if table is None:
         classes = weights["linear_weight"].shape[0]
         table = loss.table_of_whole(rows["target"], classes, sample_weight=rows["sample_weight"])
-    return placements.through(partial(_of_source, loss), rows, weights, loss.settings(table, scale), **more)
+    settings = loss.settings(table, scale, changed)
+    return placements.through(partial(_of_source, loss), rows, weights, settings, **more)
 
 
 def _of_source(
@@ -77,6 +80,7 @@ def _of_source(
     scale: float | None = None,
     table: Tensor | None = None,
     sample: Sampling | None = None,
+    changed: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
     group: Any = None,
     ranks: Any = None,
@@ -92,14 +96,14 @@ def _of_source(
     if settings is None:
         table_of = loss.table if group is None else loss.table_of_whole
         table = table_of(target, source.classes, shape, sample_weight) if table is None else table
-        plain = group is None and sample_weight is None and loss.softcap is None
+        plain = group is None and sample_weight is None and loss.softcap is None and changed is None
         if plain and prepare.simple(input, source.classes, target, table):
             terms = loss.prepared(input, source.classes, table)
             terms = terms if scale is None or scale == terms.scale else terms._replace(scale=scale)
             found = one_target(source, target, terms, loss.reduction, loss.average)
             if found is not None:
                 return found
-    given: dict[str, Any] = loss.settings(table, scale) if settings is None else settings
+    given: dict[str, Any] = loss.settings(table, scale, changed) if settings is None else settings
     return evaluate(source, shape, target, sample_weight=sample_weight, **given)
 
 

@@ -77,18 +77,42 @@ def test_another_loss_holds_in_training_and_evaluation(name: str):
 
 
 @pytest.mark.parametrize("budget", [2**28, 4 * V * 16])
-@pytest.mark.parametrize("loss", ["weight", "batch", "smoothed"])
+@pytest.mark.parametrize("loss", ["weight", "batch", "z-loss", "smoothed"])
 def test_capped_logits_by_groups_of_tokens(loss: str, budget: int):
-    """A mean that divides by weights, a prior of the whole batch, and smoothing, in one group and in many."""
-    weight = torch.linspace(0.5, 2.0, V)
-    made: Any = {"weight": losses.Loss(weight=weight), "batch": losses.ARBLoss(counts="batch")}.get(loss)
-    made = losses.CrossEntropyLoss(label_smoothing=0.2) if made is None else made
+    """A mean that divides by weights, a prior of the whole batch, a z-loss, and smoothing, in one group and in many."""
+    made: Any = {
+        "weight": losses.Loss(weight=torch.linspace(0.5, 2.0, V)),
+        "batch": losses.ARBLoss(counts="batch"),
+        "z-loss": losses.FocalLoss(1.5, z_loss=0.1),
+        "smoothed": losses.CrossEntropyLoss(label_smoothing=0.2),
+    }[loss]
     ours, inputs = fused("Gemma2ForCausalLM", made), batch("Gemma2ForCausalLM")
     with memory_budget(budget):
         found = gradients(ours, inputs)
     same(found, gradients(ours.eval(), inputs))
     plain = model(transformers, "Gemma2ForCausalLM", final_logit_softcapping=None)
     assert abs(found[0] - gradients(fuse_causal_lm(plain, made), inputs)[0]) > 1e-3
+
+
+class Held(losses.BalancedSoftmaxLoss):
+    """A loss to which nobody may write once it is made."""
+
+    made = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        assert not self.made, name
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("name", [LLAMA, "Gemma2ForCausalLM"])
+def test_the_loss_stays_as_it_is(name: str):
+    """So that several threads may use it at once, in training and in evaluation."""
+    loss, inputs = Held(counts(name)), {**batch(name), "num_items_in_batch": ITEMS}
+    loss.made = True
+    wanted = gradients(fused(name, losses.BalancedSoftmaxLoss(counts(name))), inputs)
+    ours = fused(name, loss)
+    same(gradients(ours, inputs), wanted)
+    torch.testing.assert_close(ours.eval()(**inputs).loss, wanted[0])
 
 
 class Largest(TorchDispatchMode):

@@ -185,6 +185,7 @@ def refused(name: str) -> list[tuple[Any, str]]:
         ),
         "none": (lambda: use_loss(model(transformers, vision), CE(reduction="none")), "reduction='mean', got 'none'"),
         "ignored": (lambda: use_loss(model(transformers, vision), CE(ignore_index=0)), "ignore_index=-100"),
+        "capped": (lambda: use_loss(model(transformers, vision), CE(softcap=30.0)), "softcap=None.*got 30.0"),
         "float": (lambda: float_labels(), "labels must hold class indices, got torch.float32"),
         "tuple": (lambda: compute_loss_func(model(transformers, vision), CE())((), None), "outputs must have names"),
         "no labels": (
@@ -215,7 +216,9 @@ def float_labels() -> None:
     use_loss(model(transformers, "ViTForImageClassification"), CE())(**{**inputs, "labels": torch.rand(6, C)})
 
 
-KINDS = "no model,bart,seq2seq,masked,multi,regression,prepared,function,features,none,ignored,float,tuple,no labels"
+KINDS = (
+    "no model,bart,seq2seq,masked,multi,regression,prepared,function,features,none,ignored,capped,float,tuple,no labels"
+)
 
 
 @pytest.mark.parametrize("name", KINDS.split(","))

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lt_kernels.integrations.transformers.capped import capped
 from lt_kernels.integrations.transformers.classes import Replaced, base_of, in_front, labels_of, named, plan_of
 from lt_kernels.integrations.transformers.labels import OfKeywords, fitting
 from lt_kernels.integrations.transformers.rows import LabelLoss, checked, follow, reduced, shifted
@@ -177,7 +176,7 @@ class _OfFeatures:
 
     def __init__(self, loss: Loss, cap: float | None, own: OfKeywords | None) -> None:
         self.own = own  # the model's function in evaluation; None is the library's
-        self.loss, self.evaluate = loss, loss.from_features if cap is None else partial(capped, loss, cap)
+        self.loss, self.changed = loss, {} if cap is None else {"softcap": cap}
 
     def __call__(
         self,
@@ -194,7 +193,7 @@ class _OfFeatures:
         follow(self.loss, features.device)
         rows = (features.reshape(-1, features.shape[-1]), head.weight, labels, head.bias)
         with _full(features):
-            return reduced(self.loss, self.evaluate, labels, num_items_in_batch, *rows)
+            return reduced(self.loss.from_features, num_items_in_batch, *rows, **self.changed)
 
 
 class _Fused(Replaced):

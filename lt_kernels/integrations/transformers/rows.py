@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +24,8 @@ def checked(loss: Any) -> Loss:
         raise ValueError(f"loss must have reduction='mean', got {loss.reduction!r}")
     if loss.ignore_index != IGNORED:
         raise ValueError(f"loss must have ignore_index={IGNORED}, as transformers has, got {loss.ignore_index}")
+    if loss.softcap is not None:
+        raise ValueError(f"loss must have softcap=None, since a model caps its logits itself, got {loss.softcap!r}")
     return loss
 
 
@@ -39,31 +40,15 @@ def shifted(labels: Tensor) -> Tensor:
     return F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
 
 
-@contextmanager
-def summing(loss: Loss) -> Iterator[None]:
-    """Let the loss be the sum of its rows."""
-    before = loss.reduction
-    loss.reduction = "sum"
-    try:
-        yield
-    finally:
-        loss.reduction = before
+def reduced(evaluate: Callable[..., Tensor], items: Tensor | int | None, *given: Any, **changed: Any) -> Tensor:
+    """`evaluate(*given)` of a loss, a mean, with some settings changed; with a number of items the rows' sum over it.
 
-
-def reduced(
-    loss: Loss, evaluate: Callable[..., Tensor], labels: Tensor, items: Tensor | int | None, *given: Any
-) -> Tensor:
-    """`evaluate(*given)`, which is the mean of `loss`; with a number of items the sum of its rows over that number.
-
-    A loss that adds a term of the whole batch has no sum of rows: its mean counts as often as there are labels.
+    The loss itself, which other threads may use, stays as it is.
     """
     if items is None:
-        return evaluate(*given)
-    items = items.to(labels.device) if isinstance(items, Tensor) else items
-    if loss.needs_logits:
-        return evaluate(*given) * (labels != IGNORED).sum() / items
-    with summing(loss):
-        return evaluate(*given) / items
+        return evaluate(*given, changed=changed) if changed else evaluate(*given)
+    found = evaluate(*given, changed=changed | {"reduction": "sum"})
+    return found / (items.to(found.device) if isinstance(items, Tensor) else items)
 
 
 def follow(loss: Loss, device: torch.device) -> None:
@@ -92,4 +77,14 @@ class LabelLoss:
         logits = logits.float() if logits.dtype.itemsize < 4 and logits.ndim > 2 else logits
         labels = labels.reshape(-1).to(logits.device)
         follow(self.loss, logits.device)
-        return reduced(self.loss, self.loss, labels, items, logits.reshape(-1, logits.shape[-1]), labels)
+        logits = logits.reshape(-1, logits.shape[-1])
+        if items is None or self.loss.needs_logits:
+            return self._mean(logits, labels, items)
+        return reduced(self.loss.evaluate, items, logits, labels)
+
+    def _mean(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> Tensor:
+        """The loss; with a term of the whole batch it has no sum of rows, and counts as often as there are labels."""
+        mean = self.loss(logits, labels)
+        if items is None:
+            return mean
+        return mean * (labels != IGNORED).sum() / (items.to(mean.device) if isinstance(items, Tensor) else items)
