@@ -27,8 +27,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "docs/adding_a_loss.md",
     ),
     "Harness": (
-        *("docs/runs.md", "docs/recipes.md", "docs/methods.md", "docs/results.md", "docs/analysis.md"),
-        "docs/segmentation.md",
+        *("docs/runs.md", "docs/recipes.md", "docs/methods.md", "docs/results.md"),
+        *("docs/results_images.md", "docs/analysis.md", "docs/segmentation.md"),
     ),
     "Distributed": ("docs/distributed.md", "docs/cluster.md"),
     "Kernels": ("docs/kernels/README.md", "docs/kernels/*.md"),

@@ -7,6 +7,7 @@
 <!-- table: compare-<name> -->  benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> if it is there
 <!-- table: shift-<name> -->    the same of runs/<name>/shift
 <!-- table: pairs-<name> -->    each method beside the one that it builds on, of runs/<name>/pairs.csv
+<!-- table: analysis-<name> --> numbers of what the runs have learnt, of runs/<name>/analysis/summary.csv
 """
 
 from __future__ import annotations
@@ -27,8 +28,21 @@ from lt_kernels.train.output.cells import markdown_cell, unquoted
 
 TIME = "s/epoch"
 WORDS = ("counted", "grouped")  # what a report calls its samples: no facts
-APART = ("compare-", "shift-", "pairs-")  # files beside those of the benchmarks
-DOCUMENTS = tuple(results.ROOT / name for name in ("README.md", "docs/results.md", "docs/kernels/benchmarks.md"))
+APART = ("compare-", "shift-", "pairs-", "analysis-")  # files beside those of the benchmarks
+DOCUMENTS = tuple(
+    results.ROOT / name
+    for name in ("README.md", "docs/results.md", "docs/results_images.md", "docs/kernels/benchmarks.md")
+)
+# What a document shows of an analysis: column of summary.csv and heading.
+ANALYSED = {
+    "run": "run",
+    "errors": "errors",
+    "calibration_error": "calibration error",
+    **{f"angle_weight_{group}": f"angle to the weight, {group} [°]" for group in ("many", "medium", "few")},
+    **{f"angle_mean_{group}": f"angle to the mean, {group} [°]" for group in ("many", "medium", "few")},
+    "separability_unit_all": "separability",
+    "balance_angle": "balance of the weights' cosines",
+}
 # Column heading: provider. The time of ours is given in ms, the others' as multiples of it. Who was not measured on a
 # device has no column in its table.
 COMPETITORS = {
@@ -80,6 +94,8 @@ def rewritten(text: str, folder: Path) -> str:
     for path in sorted(folder.glob("pairs-*.csv")):
         header, *lines = _cells(path)
         text = section(text, path.stem, markdown(header, lines))
+    for path in sorted(folder.glob("analysis-*.csv")):
+        text = section(text, path.stem, analysis_table(path))
     return text
 
 
@@ -174,6 +190,22 @@ def collect(runs: Path, folder: Path) -> None:
             shutil.copyfile(about, folder / f"{name}.json")
     for table in sorted(runs.glob("*/pairs.csv")):
         shutil.copyfile(table, folder / f"pairs-{table.parent.name}.csv")
+    for table in sorted(runs.glob("*/analysis/summary.csv")):
+        shutil.copyfile(table, folder / f"analysis-{table.parents[1].name}.csv")
+
+
+def analysis_table(path: Path) -> str:
+    """The columns of `ANALYSED` that have numbers, to three figures."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in ANALYSED if name in rows[0] and any(row[name] for row in rows)]
+    lines = [[row[name] if name == "run" else _figures(float(row[name])) for name in columns] for row in rows]
+    return markdown([ANALYSED[name] for name in columns], lines)
+
+
+def _figures(number: float) -> str:
+    """At least three figures, and no exponent."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def compare_table(path: Path) -> str:

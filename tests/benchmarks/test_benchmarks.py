@@ -141,14 +141,20 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
         "method,prior,forward 2\nce,as trained,61.5 ± 0.5", encoding="utf-8"
     )
     (run_folder / "shift" / "shift.json").write_text(json.dumps({"data": "digits-lt"}), encoding="utf-8")
+    (run_folder / "analysis").mkdir()
+    learnt = "run,errors,angle_weight_few,angle_weight_many,accuracy_all\nce,3315.0,,59.479,80.1\nbs,28.0,,63.89,86.0"
+    (run_folder / "analysis" / "summary.csv").write_text(learnt, encoding="utf-8")
     readme.collect(tmp_path / "runs", tmp_path)
     text = "above\n"
-    for name in ("bench", "compare-demo", "shift-demo", "pairs-demo"):
+    for name in ("bench", "compare-demo", "shift-demo", "pairs-demo", "analysis-demo"):
         text += f"<!-- table: {name} -->\nold\n<!-- end of table: {name} -->\nbelow\n"
     new = readme.rewritten(text, tmp_path)
     assert "old" not in new
     assert new.startswith("above\n")
-    assert new.count("below") == 4
+    assert new.count("below") == 5
+    assert "| run | errors | angle to the weight, many [°] |" in new
+    assert "| ce | 3,315 | 59.5 |" in new
+    assert "| bs | 28 | 63.9 |" in new
     assert "| bs | ce | +3.9 ± 0.2 | 3 of 3 |" in new
     assert "| ce | as trained | **61.5 ± 0.5** |" in new
     assert "| 2 | 3.00x |" in new
