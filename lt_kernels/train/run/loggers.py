@@ -27,7 +27,9 @@ MOST = 2**16  # bytes of LOGGED
 
 
 def make_logger(config: TrainConfig, folder: Path) -> Logger | None:
-    """The logger that a config names, whose `save_dir` is the run's folder where none is given; nothing is written yet.
+    """The logger that a config names; where no `save_dir` is given, the class's own is within the run's folder, or it.
+
+    Nothing is written yet.
 
     Errors: ConfigError naming the setting, or the library that is missing.
     """
@@ -38,15 +40,17 @@ def make_logger(config: TrainConfig, folder: Path) -> Logger | None:
         spec = {"class_path": f"lightning.pytorch.loggers.{LOGGERS[spec]}", "init_args": {}}
     path, arguments = spec["class_path"], dict(spec["init_args"])
     try:
-        if "save_dir" in inspect.signature(classes.found("logger", path)).parameters:
-            arguments.setdefault("save_dir", str(folder))
+        place = inspect.signature(classes.found("logger", path)).parameters.get("save_dir")
+        if place is not None:
+            own = place.default if isinstance(place.default, str) else "."  # as MLflow's "./mlruns"
+            arguments.setdefault("save_dir", str(folder / own))
         made = classes.make("logger", {"class_path": path, "init_args": arguments}, Logger)
     except (ImportError, MisconfigurationException) as error:
         raise ConfigError(f"logger {path}: {_line(error)}") from error
     except ValueError as error:
         raise ConfigError(_line(error)) from error
-    own = [place.resolve() for place in (folder, folder / TENSORBOARD)]
-    if made.log_dir is not None and Path(made.log_dir).resolve() in own:
+    taken = [place.resolve() for place in (folder, folder / TENSORBOARD)]
+    if made.log_dir is not None and Path(made.log_dir).resolve() in taken:
         raise ConfigError(f"logger must not write where the run's own record is, got {made.log_dir!r}")
     return made
 

@@ -179,3 +179,25 @@ def test_each_run_of_a_comparison_has_its_own(tmp_path: Path) -> None:
     found = sorted((tmp_path / "pair").glob("*/*/lightning_logs/version_0/metrics.csv"))
     assert [path.parts[-5] for path in found] == ["bs", "ce"]
     assert all(steps_of(path) == [1, 2] for path in found)
+
+
+def test_a_logger_writes_to_its_own_folder_within_the_run(tmp_path: Path) -> None:
+    train_run(config(epochs=1, logger={"class_path": "own_loggers.Placed"}), tmp_path / "run")
+    assert [row[0] for row in told(tmp_path / "run" / "records", "row")] == [1]
+    assert not (tmp_path / "run" / "told.jsonl").exists()
+
+
+def test_mlflow_is_told_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    train_run(config(epochs=2, logger="mlflow"), tmp_path / "run")
+    (losses,) = (tmp_path / "run" / "mlruns").glob("*/*/metrics/loss")
+    assert [int(line.split()[2]) for line in losses.read_text().splitlines()] == [1, 2]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_wandb_is_told_each_row_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train_run(config(epochs=2, logger="wandb"), tmp_path / "run")
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
