@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,9 @@ def work(job: Job) -> dict[str, Any]:
     """One run, resumed where its folder holds a part of it; imports the trainer, once a process."""
     from lt_kernels.train.run.training import train_run
 
-    return train_run(job.config, job.folder, resume=True)
+    result = train_run(job.config, job.folder, resume=True)
+    gc.collect()  # a trainer and its parts know each other; else the next run's data would be there beside this one's
+    return result
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> Generator[tuple[Job, dict[str, Any]], None, None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
+import gc
 import io
 import json
 import re
@@ -20,8 +22,9 @@ pytest.importorskip("matplotlib", reason="the extra [train] is not installed")
 from matplotlib import image
 
 from lt_kernels import cli
+from lt_kernels.data import LongTailedData
 from lt_kernels.train.compare import tables
-from lt_kernels.train.compare.jobs import plan
+from lt_kernels.train.compare.jobs import plan, run_jobs
 from lt_kernels.train.compare.report import used_settings
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
@@ -196,6 +199,18 @@ def test_runs_go_round_by_seed() -> None:
     assert jobs[3].folder == Path("x/bs/seed-1")
     with pytest.raises(ConfigError, match="seeds"):
         plan({}, ["ce"], 0, Path("x"), 1)
+
+
+def test_a_finished_run_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    settings = {"data": "digits-lt", "epochs": 1, "warmup_epochs": 0}
+    before = sum(issubclass(type(held), LongTailedData) for held in gc.get_objects())
+    with contextlib.closing(run_jobs(plan(settings, ["ce"], 2, tmp_path, 1), 1)) as runs:
+        gc.disable()
+        try:
+            held = [sum(issubclass(type(held), LongTailedData) for held in gc.get_objects()) for _ in runs]
+        finally:
+            gc.enable()
+    assert held == [before, before]
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
