@@ -225,17 +225,14 @@ def say(method: str, name: str, found: Figures, training: Training, sizes: Sizes
     size = f"resnet50 N={sizes.batch} C={sizes.classes} d={training.network.out_features}"
     case = f"hanzi-lt {method}" if training.of_hanzi else f"random-images {method}"
     shared = {"operator": results.TRAINING, "case": case, "provider": name, "dtype": "bfloat16", "sizes": size}
-    samples = len(found.seconds)
     rows = [
-        Row(
-            mode=mode, metric=metric, unit=unit, p50=p[0], p20=p[1], p80=p[2], samples=samples, **shared, **check.around
-        )
-        for mode, metric, unit, p in (
-            ("step", "time", "ms", times),
-            ("step", "ratio", "of ours", ratio),
-            ("epoch", "time", "s", (whole, whole, whole)),
-            ("loss", "share", "of a step", share),
-            ("step", "peak extra memory", "MiB", (found.peak, found.peak, found.peak)),
+        Row(mode=mode, metric=metric, unit=unit, p50=p[0], p20=p[1], p80=p[2], samples=count, **shared, **check.around)
+        for mode, metric, unit, p, count in (
+            ("step", "time", "ms", times, len(found.seconds)),
+            ("step", "ratio", "of ours", ratio, len(found.seconds)),
+            ("epoch", "time", "s", (whole, whole, whole), 1),
+            ("loss", "share", "of a step", share, len(found.shares)),
+            ("step", "peak extra memory", "MiB", (found.peak, found.peak, found.peak), 1),
         )
         if math.isfinite(p[0])
     ]

@@ -40,7 +40,7 @@ WARM = 0.2  # of the batches, at most WARMEST, before memory counts: libraries, 
 WARMEST = 100
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet32": lambda: ResNet32(1),
-    "resnet32, width 32, 1 block": lambda: ResNet32(1, width=32, blocks=1),
+    "resnet32 of the recipe hanzi-lt": lambda: ResNet32(1, width=16, blocks=1, pool=4, stride=2),
     "resnet50": lambda: resnet50(1),
 }
 

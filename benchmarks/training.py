@@ -1,8 +1,9 @@
 """Training at speed: steps of `lt-kernels train` with our heads, and with the same losses in plain torch.
 
 Both start from the same weights and see the same batches. A step is what the trainer does: a batch from the loader,
-forward, backward, and the optimizer; its losses and gradients are compared before its time counts. With one thread the
-seconds are those that the process computes, so that others on the machine change little.
+forward, backward, and the optimizer; its losses and gradients are compared before its time counts, so that all is in
+float32, whatever the recipe's precision is. With one thread the seconds are those that the process computes, so that
+others on the machine change little. An epoch is a pass over all images, whether or not the recipe calls a part one.
 """
 
 from __future__ import annotations

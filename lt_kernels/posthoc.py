@@ -121,8 +121,8 @@ def empirical_offset(
             torch.distributed if it is initialised, or None for this process alone. Their sums are added up, and every
             rank gets the same head; a rank may have no batch.
 
-    Returns a copy of the head with the new bias. Errors: ValueError or
-    TypeError naming the argument; a class without a sample has no mean.
+    Returns a copy of the head with the new bias. Errors: ValueError, TypeError or, for a class that there is not,
+    IndexError naming the argument; a class without a sample has no mean.
     """
     group = ranks_of(batch_group)
     like = getattr(head, "weight", None)
@@ -155,7 +155,8 @@ def nearest_class_mean(
     """A head whose largest output is the class with the nearest mean training feature m_c; no prior, no training.
 
     "cosine": a `CosineHead` with the class weights m_c, whose outputs are cos(x, m_c). "euclidean": a `LinearHead` with
-    logits m_c . x - |m_c|^2 / 2 = (|x|^2 - |x - m_c|^2) / 2. Both have cross-entropy as their loss.
+    logits (m_c - m) . x - (|m_c|^2 - |m|^2) / 2 = (|x - m|^2 - |x - m_c|^2) / 2, m the mean of the m_c, so that a part
+    that all features share takes no digits from what tells them apart. Both have cross-entropy as their loss.
 
     Args:
         features: [N, d] of the whole training set with the network in evaluation mode, with `target` [N], its class
@@ -163,7 +164,8 @@ def nearest_class_mean(
             head has the dtype and the device of the first.
         num_classes: C; each class needs a sample.
 
-    Errors: ValueError or TypeError naming the argument (Mensink et al., 2013; Kang et al., 2020, "NCM").
+    Errors: ValueError, TypeError or, for a class that there is not, IndexError naming the argument (Mensink et al.,
+    2013; Kang et al., 2020, "NCM").
     """
     checks.choice("distance", distance, ("cosine", "euclidean"))
     pairs = iter(_pairs(features, target))
@@ -177,9 +179,11 @@ def nearest_class_mean(
     mean = _means(*_sums(itertools.chain((first,), pairs), None, like))
     make = CosineHead if distance == "cosine" else LinearHead
     made = make(like.shape[1], num_classes, CrossEntropyLoss()).to(like)
-    made.weight = nn.Parameter(mean.to(like.dtype))
     if made.bias is not None:
-        made.bias = nn.Parameter((-0.5 * mean.square().sum(1)).to(like.dtype))
+        middle = mean.mean(0)
+        made.bias = nn.Parameter((-0.5 * (mean - middle) * (mean + middle)).sum(1).to(like.dtype))
+        mean = mean - middle
+    made.weight = nn.Parameter(mean.to(like.dtype))
     return made
 
 
@@ -212,7 +216,14 @@ def _pairs(features: Any, target: Tensor | None) -> Iterator[tuple[Tensor, Tenso
         return
     if target is not None:
         raise ValueError("target must be None if features is an iterable of pairs (features, target)")
-    yield from features
+    pairs = "features must be a tensor or an iterable of pairs (features, target)"
+    if not isinstance(features, Iterable):
+        raise TypeError(f"{pairs}, got {type(features).__name__}")
+    for pair in features:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            what = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, tuple | list) else type(pair).__name__
+            raise TypeError(f"{pairs}, got a {what} in it")
+        yield pair[0], pair[1]
 
 
 class LearnableWeightScaling(nn.Module):

@@ -33,13 +33,18 @@ COLUMNS: Sequence[tuple[str, str, str, Callable[[Row], str]]] = (
 
 
 def training_tables(measured: Iterable[Sequence[Row]]) -> str:
-    """Steps of training, a table for each device and each data set, of the rows of each device."""
+    """Steps of training, of the rows of each device: a table for each data set, dtype, and sizes (of one network)."""
     tables = []
     for rows in measured:
         timed = [row for row in rows if row.operator == TRAINING]
-        sets = dict.fromkeys(row.case.split()[0] for row in timed if row.metric == "time")
-        tables += [_training_table([row for row in timed if row.case.split()[0] == data], data) for data in sets]
+        kinds = dict.fromkeys(_kind(row) for row in timed if row.metric == "time")
+        tables += [_training_table([row for row in timed if _kind(row) == kind], kind[0]) for kind in kinds]
     return "\n\n".join(tables)
+
+
+def _kind(row: Row) -> tuple[str, str, str]:
+    """What the methods of one table have in common."""
+    return row.case.split()[0], row.dtype, row.sizes
 
 
 def _training_table(rows: Sequence[Row], data: str) -> str:
@@ -57,10 +62,9 @@ def _training_table(rows: Sequence[Row], data: str) -> str:
         ours, theirs = (figures[case, who, "step", "time"].p50 for who in WHO)
         line.insert(3, f"{theirs / ours:.3g}x" if paired is None else _ratio(paired))
     header.insert(3, "")
-    first = rows[0]
-    caption = (
-        f"{data}: {first.device}, {first.threads} threads, torch {first.torch}, {first.sizes}, commit {first.commit}."
-    )
+    first, commits = rows[0], ", ".join(dict.fromkeys(row.commit for row in rows))
+    threads = f"{first.threads} thread{'s' if first.threads != 1 else ''}"
+    caption = f"{data}: {first.device}, {threads}, torch {first.torch}, {first.dtype}, {first.sizes}, commit {commits}."
     return caption + "\n\n" + markdown(header, body)
 
 

@@ -76,6 +76,21 @@ def test_measured_steps_become_a_table(tmp_path: Path, monkeypatch: pytest.Monke
     assert bench_tables(tmp_path) == ""
 
 
+def test_networks_and_dtypes_have_tables_of_their_own() -> None:
+    shared = {"operator": results.TRAINING, "case": "hanzi-lt bs", "mode": "step", "metric": "time", "unit": "ms"}
+    machine = {"samples": 1, "device": "Some GPU", "threads": 1, "torch": "2.13.0", "triton": "", "date": ""}
+    rows = [
+        Row(provider=who, dtype=dtype, sizes=f"d={d}", p50=ms, p20=ms, p80=ms, commit=commit, **shared, **machine)
+        for dtype, d, ms, commit in (("float32", 64, 5.0, "abc"), ("bfloat16", 2048, 50.0, "def"))
+        for who in training.PROVIDERS
+    ]  # fmt: skip
+    small, large = training_tables([rows]).split("\n\nhanzi-lt")
+    assert "1 thread, torch 2.13.0, float32, d=64, commit abc." in small
+    assert "| bs | 200 (200 .. 200) |" in small
+    assert "1 thread, torch 2.13.0, bfloat16, d=2048, commit def." in large
+    assert "| bs | 20 (20 .. 20) |" in large
+
+
 def test_ratios_are_of_steps_side_by_side() -> None:
     """A neighbour that slows both by half in the second block changes no ratio."""
     ours = [1.0] * training.BLOCK + [2.0] * training.BLOCK + [1.0]

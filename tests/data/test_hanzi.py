@@ -90,6 +90,13 @@ def test_fonts_that_have_all_characters(tmp_path: Path):
         font_files(["nowhere"])
 
 
+def test_a_font_that_a_link_leads_to_counts_once(tmp_path: Path):
+    (tmp_path / "one.ttf").write_bytes(b"")
+    (tmp_path / "link.ttf").symlink_to("one.ttf")
+    assert font_files([tmp_path]) == [tmp_path / "one.ttf"]
+    assert font_files([tmp_path / "link.ttf", tmp_path / "one.ttf"]) == [tmp_path / "one.ttf"]
+
+
 def test_no_font_is_on_both_sides():
     fonts = [Font(f"{name}.ttf", 0, name, "Regular") for name in ("Aa", "Aa Mono", "Bb", "Cc")]
     train, test = divide(fonts, ["Aa"])

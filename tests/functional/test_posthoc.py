@@ -195,12 +195,21 @@ def test_nearest_class_mean_is_that_of_scikit_learn(distance):
     assert_close(nearest_class_mean(batches, num_classes=5, distance=distance)(points), made(points))
 
 
+def test_the_nearest_mean_of_features_that_share_a_large_part():
+    target = torch.arange(20).repeat(50)
+    features = (normal(1000, 16, seed=30) + 0.5 * normal(20, 16, seed=31)[target] + 1000.0).float()
+    means = torch.stack([features[target == c].double().mean(0) for c in range(20)])
+    expected = torch.cdist(features.double(), means).argmin(1)
+    found = nearest_class_mean(features, target, num_classes=20, distance="euclidean")(features).argmax(1)
+    assert (found == expected).double().mean() > 0.99
+
+
 def test_outputs_of_the_nearest_class_mean():
-    """Cosines, and half of |x|^2 - |x - m|^2, in the features' dtype."""
+    """Cosines, and half of |x - m|^2 - |x - m_c|^2 with m the mean of the m_c, in the features' dtype."""
     features, target = torch.tensor([[1.0, 1.0], [3.0, 1.0], [0.0, -2.0]]), torch.tensor([0, 0, 1])
     points = torch.tensor([[3.0, 4.0]])
     found = nearest_class_mean(features, target, num_classes=2, distance="euclidean")(points)
-    assert found.tolist() == [[(25 - 1 - 9) / 2, (25 - 9 - 36) / 2]]
+    assert found.tolist() == [[(24.25 - 10) / 2, (24.25 - 45) / 2]]
     cosines = nearest_class_mean(features, target, num_classes=2)(points)
     assert_close(cosines, torch.tensor([[10 / 5 / 5**0.5, -0.8]]))
     assert nearest_class_mean(features.bfloat16(), target, num_classes=2)(points.bfloat16()).dtype == torch.bfloat16
@@ -213,6 +222,9 @@ def test_outputs_of_the_nearest_class_mean():
         ({"target": torch.tensor([0, 1, 3])}, "target holds 3"),
         ({"target": None}, "target must be given"),
         ({"features": [], "target": None}, "features must have at least one pair"),
+        ({"features": None, "target": None}, "features must be a tensor or an iterable of pairs .*, got NoneType"),
+        ({"features": [1, 2], "target": None}, "features must be .*, got a int in it"),
+        ({"features": [(torch.ones(2, 3),)], "target": None}, "features must be .*, got a tuple of 1 in it"),
         ({"features": torch.ones(3)}, r"features must be \[N, d\], got \[3\]"),
         ({"features": torch.ones(3, 4).long()}, "features"),
         ({"features": [(torch.ones(3, 4), torch.arange(3)), (torch.ones(3, 5), torch.arange(3))], "target": None}, "4"),

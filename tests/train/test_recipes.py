@@ -15,7 +15,7 @@ pytest.importorskip("yaml", reason="the extra [train] is not installed")
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("PIL", reason="pillow, which matplotlib brings along, is not installed")
 
-from benchmarks.tables.recipes import OURS
+from benchmarks.tables.recipes import ours
 from lt_kernels.data import READERS, LongTailedData, load
 from lt_kernels.data.folders import SOURCES
 from lt_kernels.train.augment.augmentations import AUGMENTATIONS, augment
@@ -30,7 +30,7 @@ from lt_kernels.train.run.build import build_module
 RECIPES = {
     name: path
     for name, path in every_recipe().items()
-    if name not in OURS and not re.search("cityscapes|clip|timm", name)  # which have tests of their own
+    if not ours(name) and not re.search("cityscapes|clip|timm", name)  # which have tests of their own
 }
 # A network of each kind at its own width, with the recipe's own method; the others are four channels wide.
 WHOLE = {"cifar10-lt-100", "imagenet-lt-resnet10", "imagenet-lt", "inaturalist2018", "places-lt"}

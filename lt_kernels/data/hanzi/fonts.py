@@ -37,15 +37,17 @@ class Font(NamedTuple):
 def font_files(places: Iterable[str | Path] | None) -> list[Path]:
     """The files of fonts in these folders and files, or in those where a system keeps its own, in a fixed order.
 
+    A link counts as the file that it leads to, so that no font is there twice.
+
     Errors: ValueError for what is neither a font's file nor a folder.
     """
     found: set[Path] = set()
     for place in FOLDERS if places is None else places:
         path = Path(place).expanduser()
         if path.is_dir():
-            found |= {one for one in path.rglob("*") if one.suffix.lower() in ENDINGS and one.is_file()}
+            found |= {one.resolve() for one in path.rglob("*") if one.suffix.lower() in ENDINGS and one.is_file()}
         elif path.is_file():
-            found.add(path)
+            found.add(path.resolve())
         elif places is not None:
             raise ValueError(f"fonts must be folders and files that there are, got {str(place)!r}")
     return sorted(found)
@@ -73,13 +75,16 @@ def _face(file: Path, codes: frozenset[int]) -> Font | None:
         with file.open("rb") as opened:
             collection = opened.read(4) == b"ttcf"
             faces: Sequence[Any] = TTCollection(opened, lazy=True).fonts if collection else [TTFont(opened, lazy=True)]
-            named = [(str(face["name"].getBestFamilyName()), index) for index, face in enumerate(faces)]
+            named = [(str(one["name"].getBestFamilyName()), index) for index, one in enumerate(faces)]
             regional = [one for one in named if one[0].split()[-1] in REGIONS]
             family, index = (regional or named)[0]
-            glyphs = faces[index]["cmap"].getBestCmap() or {}
+            face = faces[index]
+            # Numbers for names, which tell glyphs apart as well: a font may have a broken table of names.
+            face.setGlyphOrder([f"glyph{number}" for number in range(face["maxp"].numGlyphs)])
+            glyphs = face["cmap"].getBestCmap() or {}
             if not codes <= glyphs.keys() or len({glyphs[code] for code in codes}) < OWN * len(codes):
                 return None
-            return Font(str(file), index, family, str(faces[index]["name"].getBestSubFamilyName()))
+            return Font(str(file), index, family, str(face["name"].getBestSubFamilyName()))
     except (TTLibError, KeyError, OSError, ValueError, AssertionError):
         return None  # bitmaps, and files that are no fonts: they have no outlines of these characters
 

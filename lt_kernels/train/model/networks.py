@@ -80,13 +80,18 @@ class ResNet32(nn.Module):
         self.out_features = channels * self.pool**2
         _kaiming(self)
 
+    def check_sides(self, height: int, width: int) -> None:
+        """Raise unless the last map of an image of these sides falls into whole cells."""
+        last = [-(-side // (4 * self.conv1.stride[0])) for side in (height, width)]  # each halving rounds up
+        if any(side % self.pool for side in last):
+            shown = " x ".join(map(str, last))
+            raise ValueError(f"pool must divide the sides of the last map, {shown}, got {self.pool}")
+
     def forward(self, input: Tensor) -> Tensor:
         last = self.blocks(F.relu(self.bn1(self.conv1(input))))  # [N, 4 * width, H / 4, W / 4]
         if self.pool == 1:
             return last.mean((2, 3))
-        if last.shape[2] % self.pool or last.shape[3] % self.pool:
-            size = " x ".join(map(str, last.shape[2:]))
-            raise ValueError(f"pool must divide the sides of the last map, {size}, got {self.pool}")
+        self.check_sides(*input.shape[2:])
         cells = last.unflatten(3, (self.pool, -1)).unflatten(2, (self.pool, -1))
         return cells.mean((3, 5)).flatten(1)
 
@@ -153,6 +158,12 @@ def _of_channels(make: Maker) -> Maker:
     return lambda data, **options: make(data.train[0].shape[1], **options)
 
 
+def _resnet32(data: LongTailedData, **options: Any) -> ResNet32:
+    network = ResNet32(data.train[0].shape[1], **options)
+    network.check_sides(*data.train[0].shape[2:])
+    return network
+
+
 def _mlp(data: LongTailedData, **options: Any) -> MLP:
     return MLP(math.prod(data.train[0].shape[1:]), **options)
 
@@ -164,7 +175,7 @@ def _words(data: LongTailedData, **options: Any) -> WordNetwork:
 # By name: the kind of inputs, and what makes the network for a data set.
 NETWORKS: dict[str, tuple[str, Maker]] = {
     "mlp": ("image", _mlp),
-    "resnet32": ("image", _of_channels(ResNet32)),
+    "resnet32": ("image", _resnet32),
     "resnet10": ("image", _of_channels(resnet.resnet10)),
     "resnet50": ("image", _of_channels(resnet.resnet50)),
     "resnet152": ("image", _of_channels(resnet.resnet152)),

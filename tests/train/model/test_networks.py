@@ -192,6 +192,8 @@ def test_the_cells_of_resnet32_are_means_of_their_parts_of_the_last_map():
     torch.testing.assert_close(features.mean((2, 3)), whole(images))
     with pytest.raises(ValueError, match="pool must divide the sides of the last map, 7 x 7, got 2"):
         cells(torch.randn(1, 1, 28, 28))
+    with pytest.raises(ValueError, match="pool must divide the sides of the last map, 3 x 2, got 2"):
+        build_network("resnet32", IMAGES, width=4, pool=2)  # of images of 9 x 8, before any is there
     assert ResNet32(1, 4, pool=4, stride=2)(torch.randn(2, 1, 32, 32)).shape == (2, 256)
     with pytest.raises(ValueError, match="pool"):
         ResNet32(1, 4, pool=0)
