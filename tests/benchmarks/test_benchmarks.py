@@ -127,23 +127,23 @@ def row(provider: str, p50: float, metric: str = "time", operator: str = "offset
     return results.Row(operator, "inat", provider, "both", "Some CPU", "float32", "N=1 C=2", metric, *figures)
 
 
+# What `compare`, `shift` and `analyze` leave in the folder of a comparison.
+WRITTEN = {
+    "table.csv": "method,all,s/epoch\nce,70.1 ± 0.5,0.2\nbs,74.0 ± 0.3,0.1",
+    "table.json": json.dumps({"data": "digits-lt", "commit": "abc1234"}),
+    "pairs.csv": "method,beside,difference of all,seeds above\nbs,ce,+3.9 ± 0.2,3 of 3",
+    "shift/shift.csv": "method,prior,forward 2\nce,as trained,61.5 ± 0.5",
+    "shift/shift.json": json.dumps({"data": "digits-lt"}),
+    "analysis/summary.csv": "run,errors,angle_weight_few,angle_weight_many,accuracy_all\n"
+    "ce,3315.0,,59.479,80.1\nbs,28.0,,63.89,86.0",
+}
+
+
 def test_tables_are_written_between_their_markers(tmp_path) -> None:
     results.merge(tmp_path / "cpu.csv", [row("ours", 2.0), row("eager", 6.0), row("ours", 12.0, "peak extra memory")])
-    run_folder = tmp_path / "runs" / "demo"
-    run_folder.mkdir(parents=True)
-    lines = ["method,all,s/epoch", "ce,70.1 ± 0.5,0.2", "bs,74.0 ± 0.3,0.1"]
-    (run_folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
-    (run_folder / "table.json").write_text(json.dumps({"data": "digits-lt", "commit": "abc1234"}), encoding="utf-8")
-    pairs = "method,beside,difference of all,seeds above\nbs,ce,+3.9 ± 0.2,3 of 3"
-    (run_folder / "pairs.csv").write_text(pairs, encoding="utf-8")
-    (run_folder / "shift").mkdir()
-    (run_folder / "shift" / "shift.csv").write_text(
-        "method,prior,forward 2\nce,as trained,61.5 ± 0.5", encoding="utf-8"
-    )
-    (run_folder / "shift" / "shift.json").write_text(json.dumps({"data": "digits-lt"}), encoding="utf-8")
-    (run_folder / "analysis").mkdir()
-    learnt = "run,errors,angle_weight_few,angle_weight_many,accuracy_all\nce,3315.0,,59.479,80.1\nbs,28.0,,63.89,86.0"
-    (run_folder / "analysis" / "summary.csv").write_text(learnt, encoding="utf-8")
+    for name, text in WRITTEN.items():
+        (tmp_path / "runs" / "demo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "demo" / name).write_text(text, encoding="utf-8")
     readme.collect(tmp_path / "runs", tmp_path)
     text = "above\n"
     for name in ("bench", "compare-demo", "shift-demo", "pairs-demo", "analysis-demo"):
