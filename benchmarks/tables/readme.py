@@ -7,7 +7,7 @@
 <!-- table: compare-<name> -->  benchmarks/results/compare-<name>.csv and .json, copied from runs/<name> if it is there
 <!-- table: shift-<name> -->    the same of runs/<name>/shift
 <!-- table: pairs-<name> -->    each method beside the one that it builds on, of runs/<name>/pairs.csv
-<!-- table: analysis-<name> --> numbers of what the runs have learnt, of runs/<name>/analysis/summary.csv
+<!-- table: analysis-<name> --> numbers of what the runs have learnt, of the tables in runs/<name>/analysis
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks import results
 from benchmarks.results import Row
 from benchmarks.tables.markdown import markdown, section
 from benchmarks.tables.training import loading_tables, training_tables
-from lt_kernels.train.output.cells import markdown_cell, unquoted
+from lt_kernels.train.output.cells import markdown_cell, rounded, unquoted
 
 TIME = "s/epoch"
 WORDS = ("counted", "grouped")  # what a report calls its samples: no facts
@@ -33,10 +33,18 @@ DOCUMENTS = tuple(
     results.ROOT / name
     for name in ("README.md", "docs/results.md", "docs/results_images.md", "docs/kernels/benchmarks.md")
 )
-# What a document shows of an analysis: column of summary.csv and heading.
+# Tables of an analysis with a line for each class, of which the first and the last are kept: file, column, name.
+BY_CLASS = (
+    ("false_positives.csv", "false_positives", "false_positives"),
+    ("offsets.csv", "of training features", "offset"),
+)
+# What a document shows of an analysis: column of summary.csv, or of the above, and heading.
 ANALYSED = {
     "run": "run",
-    "errors": "errors",
+    "false_positives_first": "false positives of the most frequent class",
+    "false_positives_last": "of the rarest",
+    "offset_first": "offset of the most frequent class",
+    "offset_last": "of the rarest",
     "calibration_error": "calibration error",
     **{f"angle_weight_{group}": f"angle to the weight, {group} [°]" for group in ("many", "medium", "few")},
     **{f"angle_mean_{group}": f"angle to the mean, {group} [°]" for group in ("many", "medium", "few")},
@@ -191,21 +199,38 @@ def collect(runs: Path, folder: Path) -> None:
     for table in sorted(runs.glob("*/pairs.csv")):
         shutil.copyfile(table, folder / f"pairs-{table.parent.name}.csv")
     for table in sorted(runs.glob("*/analysis/summary.csv")):
-        shutil.copyfile(table, folder / f"analysis-{table.parents[1].name}.csv")
+        rows = learnt(table.parent)
+        with (folder / f"analysis-{table.parents[1].name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def learnt(analysis: Path) -> list[dict[str, str]]:
+    """The runs of an analysis: summary.csv, with what the most frequent and the rarest class have in other tables."""
+    runs = _read(analysis / "summary.csv")
+    for file, column, name in BY_CLASS:
+        classes = _read(analysis / file) if (analysis / file).exists() else []
+        for run in runs:
+            own = [row[column] for row in classes if row["run"] == run["run"]] or [""]
+            run |= {f"{name}_first": own[0], f"{name}_last": own[-1]}
+    return runs
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def analysis_table(path: Path) -> str:
     """The columns of `ANALYSED` that have numbers, to three figures."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read(path)
     columns = [name for name in ANALYSED if name in rows[0] and any(row[name] for row in rows)]
-    lines = [[row[name] if name == "run" else _figures(float(row[name])) for name in columns] for row in rows]
+    lines = [
+        [text if name == "run" or not text else rounded(float(text)) for name in columns for text in (row[name],)]
+        for row in rows
+    ]
     return markdown([ANALYSED[name] for name in columns], lines)
-
-
-def _figures(number: float) -> str:
-    """At least three figures, and no exponent."""
-    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def compare_table(path: Path) -> str:

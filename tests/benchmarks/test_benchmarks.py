@@ -134,8 +134,9 @@ WRITTEN = {
     "pairs.csv": "method,beside,difference of all,seeds above\nbs,ce,+3.9 ± 0.2,3 of 3",
     "shift/shift.csv": "method,prior,forward 2\nce,as trained,61.5 ± 0.5",
     "shift/shift.json": json.dumps({"data": "digits-lt"}),
-    "analysis/summary.csv": "run,errors,angle_weight_few,angle_weight_many,accuracy_all\n"
-    "ce,3315.0,,59.479,80.1\nbs,28.0,,63.89,86.0",
+    "analysis/summary.csv": "run,calibration_error,angle_weight_few,angle_weight_many,accuracy_all\n"
+    "ce,0.0688,,59.479,80.1\nbs,,,63.89,86.0",
+    "analysis/false_positives.csv": "run,class,false_positives\nce,0,3315.0\nce,1,9.0\nce,2,1.0\nbs,0,28.0\nbs,2,4.0",
 }
 
 
@@ -152,9 +153,12 @@ def test_tables_are_written_between_their_markers(tmp_path) -> None:
     assert "old" not in new
     assert new.startswith("above\n")
     assert new.count("below") == 5
-    assert "| run | errors | angle to the weight, many [°] |" in new
-    assert "| ce | 3,315 | 59.5 |" in new
-    assert "| bs | 28 | 63.9 |" in new
+    heads = (
+        "false positives of the most frequent class | of the rarest | calibration error | angle to the weight, many [°]"
+    )
+    assert f"| run | {heads} |" in new
+    assert "| ce | 3,315 | 1 | 0.0688 | 59.5 |" in new
+    assert "| bs | 28 | 4 |  | 63.9 |" in new
     assert "| bs | ce | +3.9 ± 0.2 | 3 of 3 |" in new
     assert "| ce | as trained | **61.5 ± 0.5** |" in new
     assert "| 2 | 3.00x |" in new

@@ -19,6 +19,7 @@ from lt_kernels.train.files import COMPARISON, CONFIG, RESULT, TENSORBOARD, Whic
 from lt_kernels.train.files.folder import claimed, recorded
 from lt_kernels.train.methods.build import total_epochs
 from lt_kernels.train.output import figures
+from lt_kernels.train.output.cells import rounded
 from lt_kernels.train.output.pages import Picture, Table, extremes, page, picture
 from lt_kernels.train.recipes import read_config
 
@@ -73,15 +74,11 @@ COLUMNS = {
 }
 
 
-def _number(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name == "errors" else f"{value:.3g}"
-
-
 def _summary(analyses: Analyses) -> Table:
     names = [
         name for name in COLUMNS if any(a.summary.get(name, float("nan")) == a.summary.get(name) for a in analyses)
     ]
-    lines = [[a.name, *(_number(name, a.summary[name]) for name in names)] for a in analyses]
+    lines = [[a.name, *(rounded(a.summary[name]) for name in names)] for a in analyses]
     return Table(["run", *(COLUMNS[name] for name in names)], lines)
 
 

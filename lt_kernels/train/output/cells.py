@@ -44,3 +44,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int
     """A Markdown table, its first `left` columns to the left and the others to the right; the cells are Markdown."""
     rule = "|" + "---|" * left + "---:|" * (len(head) - left)
     return "\n".join(["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def rounded(value: float) -> str:
+    """Three figures, and of a larger number those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lt_kernels.train.output import figures
+from lt_kernels.train.output.cells import rounded
 
 PAGES = Environment(
     loader=PackageLoader("lt_kernels.train.output"),
@@ -48,13 +49,14 @@ def page(template: str, **values: Any) -> str:
     return PAGES.get_template(template).render(values) + "\n"
 
 
-def extremes(what: str, values: Mapping[str, float], unit: str = "", form: str = ".3g") -> str:
+def extremes(what: str, values: Mapping[str, float], unit: str = "", form: str = "") -> str:
     """Which has the highest and which the lowest value: `bs has the highest accuracy, 86.9 %, ce the lowest, ...`."""
     known = {name: value for name, value in values.items() if math.isfinite(value)}
     if not known:
         return f"There is no {what}."
     high, low = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
-    first, last = (f"{known[name]:{form}}{unit}" for name in (high, low))
+    numbers = (known[name] for name in (high, low))
+    first, last = (f"{number:{form}}{unit}" if form else rounded(number) + unit for number in numbers)
     if len(known) == 1:
         return f"{what[0].upper()}{what[1:]} of {high}: {first}."
     if known[high] == known[low]:

@@ -83,4 +83,7 @@ def test_the_highest_and_the_lowest_are_said() -> None:
     assert extremes("accuracy", values, " %", ".1f") == "bs has the highest accuracy, 86.9 %, ce the lowest, 79.4 %."
     assert extremes("accuracy", {"ce": 79.44}, " %", ".1f") == "Accuracy of ce: 79.4 %."
     assert extremes("number", {"a": 2.0, "b": 2.0}) == "All have the same number, 2."
+    assert (
+        extremes("errors", {"ce": 2487.0, "bs": 0.0123}) == "ce has the highest errors, 2,487, bs the lowest, 0.0123."
+    )
     assert extremes("number", {"a": float("nan")}) == "There is no number."
