@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="fashion-lt,hanzi-lt", help="names of data sets of grey images")
     chosen = parser.parse_args(argv)
     for name in chosen.data.split(","):
-        figure = samples(load(name, **({} if name == "hanzi-lt" else {"imbalance": 100})))
+        figure = samples(load(name) if name == "hanzi-lt" else load(name, imbalance=100))
         write_whole(results.ROOT / "docs" / "pictures" / f"{name}.png", png(figure))
     return 0
 
