@@ -1,7 +1,7 @@
 """Pictures of what is in fashion-lt and hanzi-lt: training and test images of frequent and rare classes, as PNG.
 
-`python -m benchmarks.tables.samples` draws docs/pictures/fashion-lt.png and hanzi-lt.png. The first needs Debian's
-package with Fashion-MNIST, the second fonts; docs/recipes.md names them.
+`python -m benchmarks.tables.samples` draws docs/pictures/samples/fashion-lt.png and hanzi-lt.png. The first needs
+Debian's package with Fashion-MNIST, the second fonts; docs/recipes.md names them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     for name in chosen.data.split(","):
         figure = samples(load(name) if name == "hanzi-lt" else load(name, imbalance=100))
-        write_whole(results.ROOT / "docs" / "pictures" / f"{name}.png", png(figure))
+        write_whole(results.ROOT / "docs" / "pictures" / "samples" / f"{name}.png", png(figure))
     return 0
 
 

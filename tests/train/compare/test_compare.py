@@ -203,6 +203,7 @@ def test_runs_go_round_by_seed() -> None:
 
 def test_a_finished_run_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     settings = {"data": "digits-lt", "epochs": 1, "warmup_epochs": 0}
+    gc.collect()  # what tests before this one have left
     before = sum(issubclass(type(held), LongTailedData) for held in gc.get_objects())
     with contextlib.closing(run_jobs(plan(settings, ["ce"], 2, tmp_path, 1), 1)) as runs:
         gc.disable()
