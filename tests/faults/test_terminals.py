@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,36 @@ def test_a_signal_ends_every_command_with_a_line(command: str, number: int) -> N
     assert done.returncode == 128 + number
     name = {2: "SIGINT", 15: "SIGTERM"}[number]
     assert done.stderr.decode() == f"lt-kernels {command}: interrupted by {name}{KEPT[command]}\n"
+
+
+LOSES = """
+import os, signal, sys, time
+from lt_kernels.system import interrupts
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+
+class Loses:
+    def __del__(self):
+        stop()
+
+def passes():
+    try:
+        stop()
+    except BaseException:
+        pass
+
+try:
+    with interrupts.raised():
+        Loses() if sys.argv[1] == "destructor" else passes()
+        time.sleep(30)
+except interrupts.Interrupted as error:
+    sys.exit(error.status)
+"""
+
+
+@pytest.mark.parametrize("where", ["destructor", "handler"])
+def test_a_signal_whose_exception_is_ignored_is_raised_again(where: str) -> None:
+    found = subprocess.run([sys.executable, "-c", LOSES, where], capture_output=True, cwd=ROOT, timeout=60)
+    assert found.returncode == 128 + signal.SIGTERM, found.stderr

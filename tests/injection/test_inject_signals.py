@@ -140,9 +140,10 @@ def test_a_comparison_and_all_of_its_processes_end(
             found = re.fullmatch(line, child.text())
             assert found is not None, child.text()
             assert found[1] == " ".join([*words, "--resume"])
+        until(lambda pid=child.pid: group(pid) == [], seconds=10)
+        if number != signal.SIGKILL:  # all have closed their files
             assert not list(out.rglob("*.lock"))
             assert not list(out.rglob("*.tmp"))
-        until(lambda pid=child.pid: group(pid) == [], seconds=10)
 
 
 @pytest.mark.slow
