@@ -52,15 +52,29 @@ class _Head(nn.Linear):
         self.register_parameter("bias", rows.empty((self.num_classes,), mesh) if bias else None)
 
     def __call__(
-        self,
-        features: Tensor,
-        target: Tensor | MixedTarget | None = None,
-        sample_weight: Tensor | None = None,
+        self, features: Tensor, target: Tensor | MixedTarget | None = None, sample_weight: Tensor | None = None
     ) -> Tensor:
         """The target goes by its name, since the hook of `ColwiseParallel` drops all but the first by place."""
         if target is None and sample_weight is not None:
             raise ValueError(f"sample_weight must be None without a target, got {checks.shown(sample_weight)}")
         return super().__call__(features, target=target, sample_weight=sample_weight)
+
+    def forward(
+        self, features: Tensor, target: Tensor | MixedTarget | None = None, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss, or without a target what the head predicts, [..., C].
+
+        `sample_weight` is a factor for each row, of the shape of class indices [...].
+        """
+        return self.predicted(features) if target is None else self.of_target(features, target, sample_weight)
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """Logits or cosines [..., C]."""
+        raise NotImplementedError
+
+    def of_target(self, features: Tensor, target: Tensor | MixedTarget, sample_weight: Tensor | None) -> Tensor:
+        """The loss."""
+        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         """Initialise all weights, and reset what the loss learns or gathers, for instance after `to_empty`."""
@@ -202,20 +216,14 @@ class LinearHead(_Head):
         for values in (self.weight,) if self.bias is None else (self.weight, self.bias):
             rows.draw(values, lambda block: nn.init.uniform_(block, -bound, bound))
 
-    def forward(
-        self,
-        features: Tensor,
-        target: Tensor | MixedTarget | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss, or without a target the logits [..., C], capped where the loss caps them.
+    def predicted(self, features: Tensor) -> Tensor:
+        """The logits [..., C], capped where the loss caps them."""
+        logits = placements.columns(self._logits, features, self.weight, self.bias)
+        offset = self.loss.predicted_offset(self.weight)
+        return logits if offset is None else logits + offset.to(logits.dtype)
 
-        `sample_weight` is a factor for each row, of the shape of class indices [...].
-        """
-        if target is None:
-            logits = placements.columns(self._logits, features, self.weight, self.bias)
-            offset = self.loss.predicted_offset(self.weight)
-            return logits if offset is None else logits + offset.to(logits.dtype)
+    def of_target(self, features: Tensor, target: Tensor | MixedTarget, sample_weight: Tensor | None) -> Tensor:
+        """The loss of the logits."""
         return self.of_features(features, target, sample_weight, linear_bias=self.bias)
 
     def _logits(self, features: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
@@ -267,17 +275,16 @@ class CosineHead(_Head):
         """Draw weights whose rows have norms of about 1."""
         rows.draw(self.weight, lambda block: nn.init.normal_(block, std=1 / math.sqrt(self.in_features)))
 
-    def forward(
-        self,
-        features: Tensor,
-        target: Tensor | MixedTarget | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> Tensor:
-        """The loss, or without a target the cosines [..., C]; `sample_weight` is as for `LinearHead`."""
+    def predicted(self, features: Tensor) -> Tensor:
+        """The cosines [..., C]."""
+        if self.centers > 1:
+            return subcentres.evaluate(self, features, None)
+        return placements.columns(_cosines, features, self.weight)
+
+    def of_target(self, features: Tensor, target: Tensor | MixedTarget, sample_weight: Tensor | None) -> Tensor:
+        """The loss of the cosines."""
         if self.centers > 1:
             return subcentres.evaluate(self, features, target, sample_weight)
-        if target is None:
-            return placements.columns(_cosines, features, self.weight)
         return self.of_features(features, target, sample_weight, cosine=True, scale=self.scale)
 
     def extra_repr(self) -> str:
