@@ -8,12 +8,15 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; what kill and job schedulers send; the terminal was closed
 TWICE = 1.0  # seconds
 LOST = 0.2  # seconds between two looks at whether an exception still is on its way
+# An exception between two steps of these modules leaves a lock held or a thread asleep for ever; not where they wait.
+LOCKING = ("threading", "queue")
+WAITING = ("wait", "wait_for", "join", "_wait_for_tstate_lock")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -37,20 +40,35 @@ class Interrupted(BaseException):
         return 128 + self.number
 
 
+def _amid_locks(frame: FrameType | None) -> bool:
+    """Whether a stack is within a function of LOCKING that is not waiting for another thread."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") in LOCKING:
+            return frame.f_code.co_name not in WAITING
+        frame = frame.f_back
+    return False
+
+
 class _Raiser:
-    """What handles the signals within `raised`, and raises again what was lost on the way."""
+    """What handles the signals within `raised`, and raises again what was lost on the way or came amid locks."""
 
     def __init__(self) -> None:
         self.came: list[float] = []
+        self.held = False
+        self.error: Callable[[], Interrupted | None] = lambda: None
         self.asked, self.over = threading.Event(), threading.Event()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise for the first signal; end the process where one comes much later."""
         self.came.append(time.monotonic())
         if len(self.came) == 1:
-            error = Interrupted(number)
-            self.number, self.error = number, weakref.ref(error)
+            self.number = number
             self.asked.set()
+            self.held = _amid_locks(frame)
+            if self.held:
+                return  # `watch` sends it again
+            error = Interrupted(number)
+            self.error = weakref.ref(error)
             try:
                 raise error
             finally:
@@ -59,7 +77,7 @@ class _Raiser:
             os._exit(128 + number)
 
     def watch(self) -> None:
-        """From the first signal on, send it again where nothing unwinds with its exception any more."""
+        """From the first signal on, send it again where nothing unwinds with its exception."""
         self.asked.wait()
         while not self.over.wait(LOST):
             if self.error() is None:
@@ -73,7 +91,8 @@ def raised() -> Iterator[None]:
 
     More that come within a second of it are the same wish, said twice; one that comes later ends the process at once,
     which files outlive as they do a kill. An exception may be lost where Python or a library ignores any, as in a
-    destructor: then it is raised again. Does nothing outside of the main thread, where no signal arrives.
+    destructor: then it is raised again. One that would come in the midst of a lock or a queue, which could then block
+    for ever, is raised a moment later. Does nothing outside of the main thread, where no signal arrives.
     """
     before, raiser = {}, _Raiser()
     if threading.current_thread() is threading.main_thread():
@@ -85,7 +104,9 @@ def raised() -> Iterator[None]:
     try:
         yield
     finally:
-        raiser.over.set()
-        raiser.asked.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+        raiser.over.set()
+        raiser.asked.set()
+    if raiser.held:
+        raise Interrupted(raiser.number)

@@ -150,3 +150,60 @@ except interrupts.Interrupted as error:
 def test_a_signal_whose_exception_is_ignored_is_raised_again(where: str) -> None:
     found = subprocess.run([sys.executable, "-c", LOSES, where], capture_output=True, cwd=ROOT, timeout=60)
     assert found.returncode == 128 + signal.SIGTERM, found.stderr
+
+
+# A child for each line of Python's own modules at which a signal can come while a queue gives something to a thread.
+TORN = """
+import os, queue, signal, sys, threading, time
+from lt_kernels.system import interrupts
+
+def attempt(step):
+    came, given, taken = [], queue.Queue(), queue.Queue()
+
+    def trace(frame, event, _):
+        if frame.f_globals["__name__"] in ("threading", "queue"):
+            came.append(frame.f_code.co_name)
+            if len(came) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return trace
+
+    def serve():
+        while True:
+            taken.put(given.get(True, 60))
+
+    threading.Thread(target=serve, daemon=True).start()
+    time.sleep(0.05)
+    try:
+        with interrupts.raised():
+            sys.settrace(trace)
+            given.put("first")
+            sys.settrace(None)
+            if len(came) < step:
+                return "over"
+            time.sleep(30)
+    except interrupts.Interrupted:
+        sys.settrace(None)
+        time.sleep(0.05)
+        given.put("last")
+        return [taken.get(True, 5) for _ in range(2)]
+
+step, told = 0, []
+while told != "over":
+    step += 1
+    there, here = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.write(here, repr(attempt(step)).encode())
+        finally:
+            os._exit(0)
+    os.close(here)
+    told = eval(os.read(there, 1000) or "None")
+    assert told in ("over", ["first", "last"]), f"step {step}: {told}"
+print(step)
+"""
+
+
+def test_a_signal_leaves_no_lock_held_and_no_thread_asleep() -> None:
+    """Wherever it comes within a queue's `put`, which has some twenty lines."""
+    found = subprocess.run([sys.executable, "-c", TORN], capture_output=True, cwd=ROOT, timeout=120)
+    assert int(found.stdout or 0) > 10, found.stderr
