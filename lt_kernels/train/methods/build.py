@@ -19,6 +19,7 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.method import (
     ANNEALING_DEFAULTS,
     DEFERRED_DEFAULTS,
+    LOSS_OPTIONS,
     REPULSION_DEFAULTS,
     REPULSION_SUFFIX,
     RUN_OPTIONS,
@@ -52,19 +53,23 @@ def find_method(name: str) -> Method:
 
 
 def method_options(name: str, options: Mapping[str, Any]) -> Options:
-    """All options of a method: the defaults with `options` put over them, each checked to be of its default's kind."""
+    """All options of a method: the defaults with `options` put over them, each checked to be of its default's kind.
+
+    Those of `LOSS_OPTIONS` are among them where they are given.
+    """
     method = find_method(name)
     result: Options = dict(STAGE_DEFAULTS if method.second else {})
     result.update(DEFERRED_DEFAULTS if method.deferred else {})
     result.update(ANNEALING_DEFAULTS if method.annealed else {})
     result.update(REPULSION_DEFAULTS if method.repulsion else {})
     result.update(method.defaults)
+    known = {**LOSS_OPTIONS, **result}
     for key, value in options.items():
-        if key not in result:
-            raise unknown_name(f"method_options of {name}", key, result or ["(none)"])
+        if key not in known:
+            raise unknown_name(f"method_options of {name}", key, known)
         words = WORDS.get(key, ())
         word = isinstance(value, str) and value in words
-        result[key] = value if word else _of_kind(f"method_options.{key}", value, result[key], words)
+        result[key] = value if word else _of_kind(f"method_options.{key}", value, known[key], words)
     return result
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from lt_kernels import losses
 from lt_kernels.functional import DBM
 from lt_kernels.heads import BalancedContrastiveHead, GMLHead, NCLHead
-from lt_kernels.train.methods.method import HeadFactory, LossFactory, Method, Options, Setting
+from lt_kernels.train.methods.method import LOSS_OPTIONS, HeadFactory, LossFactory, Method, Options, Setting
 
 DBM_DEFAULTS: Options = {"max_margin": 0.1, "tau": 1.0, "instance": 1.0, "scale": 30.0, "applies": "hard"}
 _BCL = {"classification_weight": 2.0, "contrastive_weight": 0.6, "temperature": 0.1}
@@ -28,9 +28,10 @@ def _head(kind: Any, **fixed: Any) -> HeadFactory:
 def _base(setting: Setting, options: Options) -> losses.Loss:
     """Balanced softmax on DBM's margins if the options have them, or logit adjustment."""
     margins = {key: options.pop(key) for key in DBM_DEFAULTS if key in options}
+    own = {key: options.pop(key) for key in LOSS_OPTIONS if key in options}
     if margins:
-        return losses.DBMLoss(setting.class_counts, base="bs", **margins)
-    return losses.LogitAdjustmentLoss(setting.class_counts)
+        return losses.DBMLoss(setting.class_counts, base="bs", **margins, **own)
+    return losses.LogitAdjustmentLoss(setting.class_counts, **own)
 
 
 def _contrastive(setting: Setting, options: Options) -> nn.Module:
@@ -42,6 +43,8 @@ def _gml(setting: Setting, options: Options) -> nn.Module:
 
 
 def _ncl(setting: Setting, options: Options) -> nn.Module:
+    for key in set(LOSS_OPTIONS) & set(options):
+        raise ValueError(f"{key} must be left out: the losses of its experts have none, got {options[key]!r}")
     share = options.pop("hard_share")
     if not 0 < share <= 1:
         raise ValueError(f"hard_share must be above 0 and at most 1, got {share!r}")

@@ -29,6 +29,8 @@ REPULSION_DEFAULTS: Mapping[str, Any] = {
 }
 REPULSION_SUFFIX = "-lwr"
 WORDS: Mapping[str, tuple[str, ...]] = {"lwr_project": ("raw",)}  # that an option takes beside true and false
+# Options of any method, which go to its loss as they are; their defaults are those of the loss.
+LOSS_OPTIONS: Mapping[str, Any] = {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": 1.0}
 # Options that a method may have which are settings of the run: how samples are drawn and mixed.
 RUN_OPTIONS = ("sampler", "mixup_alpha", "cutmix_alpha")
 # A second stage: its epochs as a share of the first stage's, its peak learning rate as a share of the first's.

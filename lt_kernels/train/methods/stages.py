@@ -23,13 +23,13 @@ def compensated(setting: Setting, options: Options) -> Read:
 
 def normalized(setting: Setting, options: Options) -> Read:
     """x . w_c / |w_c|^tau, without the bias."""
-    return lambda head, features: F.linear(features, posthoc.tau_normalize(head.weight, **options))
+    return lambda head, features: head.loss.capped(F.linear(features, posthoc.tau_normalize(head.weight, **options)))
 
 
 def rescaled(setting: Setting, options: Options) -> Read:
     """x . w_c / (n_c / n_max)^gamma."""
-    return lambda head, features: F.linear(
-        features, posthoc.rescale_by_count(head.weight, setting.class_counts, **options)
+    return lambda head, features: head.loss.capped(
+        F.linear(features, posthoc.rescale_by_count(head.weight, setting.class_counts, **options))
     )
 
 

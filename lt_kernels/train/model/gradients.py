@@ -29,6 +29,8 @@ def why_no_parts(head: Any) -> str | None:
         return "its loss weighs the classes"
     if loss.class_smoothing is not None or loss.label_smoothing != 0:
         return "its loss smooths the targets"
+    if loss.z_loss != 0 or loss.softcap is not None:
+        return "its loss caps the logits" if loss.softcap is not None else "its loss has a z-loss"
     return None
 
 
