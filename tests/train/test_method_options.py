@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,17 @@ from helpers import normal
 from tolerances import assert_close
 from torch import Tensor
 
+from lt_kernels.heads import LinearHead
+from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method
 from lt_kernels.train.methods.method import MethodParts, Setting
+from lt_kernels.train.methods.registry import BASE_METHODS
 from lt_kernels.train.methods.variants import config_of
+from lt_kernels.train.model.gradients import why_no_components
 from lt_kernels.train.recipes import RECIPES, read_settings
+from lt_kernels.train.run import training
+from lt_kernels.train.run.loading import load_run
 
 COUNTS = torch.tensor([200, 50, 10, 1])
 TARGET = torch.arange(12) % 4
@@ -114,3 +121,32 @@ def test_both_projections_of_cifar_are_512_wide(recipe: str, name: str) -> None:
             (64, 512),
             (512, 128),
         ]
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"softcap": 5.0}], ids=str)
+def test_every_method_passes_on_the_options_of_its_loss_or_refuses_them(option: dict[str, float]) -> None:
+    """Those that refuse are label-aware smoothing, experts, and a softcap where there are cosines."""
+    name, value = next(iter(option.items()))
+    refused = {"ncl", "dbm-ncl"} | ({"las"} if name == "label_smoothing" else set())
+    for method in BASE_METHODS:
+        linear = isinstance(build_method(method, Setting(COUNTS, 6, 10), {}).head, LinearHead)
+        if method in refused or (name == "softcap" and not linear):
+            with pytest.raises(ConfigError, match=f"method {method} .*: .*{name}"):
+                build_method(method, Setting(COUNTS, 6, 10), option)
+        else:
+            loss = build_method(method, Setting(COUNTS, 6, 10), option).head.loss
+            assert getattr(getattr(loss, "base", loss), name) == value, method
+    with pytest.raises(ConfigError, match=rf"method_options\.{name} must be a number"):
+        build_method("ce", Setting(COUNTS, 6, 10), {name: "much"})
+
+
+def test_a_run_with_a_softcap_predicts_with_it_and_has_no_gradient_parts(tmp_path: Path) -> None:
+    quick = {"epochs": 1, "batch_size": 32, "threads": 1, "network_options": {"hidden": [16]}}
+    options = {"softcap": 2.0, "z_loss": 1e-3}
+    training.train_run(make_config({**quick, "method": "pc-softmax", "method_options": options}), tmp_path / "run")
+    module = load_run(tmp_path / "run")[2]
+    assert (module.head.loss.softcap, module.head.loss.z_loss) == (2.0, 1e-3)
+    assert module.head(1000 * torch.randn(5, 16)).abs().max() <= 2
+    assert why_no_components(module.head) == "its loss caps the logits"
+    module.head.loss.softcap = None
+    assert why_no_components(module.head) == "its loss has a z-loss"

@@ -23,7 +23,6 @@ from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method, method_options, run_options, total_epochs
 from lt_kernels.train.methods.method import Setting
 from lt_kernels.train.methods.registry import BASE_METHODS, every_method
-from lt_kernels.train.model.gradients import why_no_components
 from lt_kernels.train.run import build, training
 from lt_kernels.train.run.loading import load_run
 
@@ -156,34 +155,6 @@ def test_a_method_brings_its_sampler_and_its_mixing() -> None:
 def test_a_bad_option_is_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, ValueError), match=message):
         training.train_run(make_config({**QUICK, **changes}), tmp_path / "run")
-
-
-@pytest.mark.parametrize("option", [{"label_smoothing": 0.1}, {"z_loss": 1e-3}, {"softcap": 5.0}], ids=str)
-def test_every_method_passes_on_the_options_of_its_loss_or_refuses_them(option: dict[str, float]) -> None:
-    """Those that refuse are label-aware smoothing, experts, and a softcap where there are cosines."""
-    name, value = next(iter(option.items()))
-    refused = {"ncl", "dbm-ncl"} | ({"las"} if name == "label_smoothing" else set())
-    for method, line in BASE_METHODS.items():
-        if method in refused or (
-            name == "softcap" and (line.head == "cosine" or callable(line.head) and "wvn" not in method)
-        ):
-            with pytest.raises(ConfigError, match=f"method {method} .*: .*{name}"):
-                build_method(method, SETTING, option)
-        else:
-            loss = build_method(method, SETTING, option).head.loss
-            assert getattr(getattr(loss, "base", loss), name) == value, method
-    with pytest.raises(ConfigError, match=rf"method_options\.{name} must be a number"):
-        build_method("ce", SETTING, {name: "much"})
-
-
-def test_a_run_with_a_softcap_predicts_with_it_and_has_no_gradient_parts(tmp_path: Path) -> None:
-    training.train_run(config_of("pc-softmax", method_options={"softcap": 2.0, "z_loss": 1e-3}), tmp_path / "run")
-    module = load_run(tmp_path / "run")[2]
-    assert (module.head.loss.softcap, module.head.loss.z_loss) == (2.0, 1e-3)
-    assert module.head(1000 * torch.randn(5, 16)).abs().max() <= 2
-    assert why_no_components(module.head) == "its loss caps the logits"
-    module.head.loss.softcap = None
-    assert why_no_components(module.head) == "its loss has a z-loss"
 
 
 def test_tau_norm_and_rescaling_read_other_logits_from_the_trained_head() -> None:
