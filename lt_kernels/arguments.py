@@ -70,7 +70,7 @@ def _add_compare(commands: Any) -> None:
         description="Train methods over seeds; print a table, write a report.",
     )
     compare.add_argument(
-        "--data", required=True, metavar="NAME", help="a data set, such as digits-lt, stdlib-words or digit-scenes"
+        "--data", metavar="NAME", help="a data set, such as digits-lt or stdlib-words (default: that of --config)"
     )
     compare.add_argument(
         "--methods",
@@ -112,7 +112,7 @@ def _add_planar(commands: Any) -> None:
         help="draw features of two numbers, class weights and regions",
         description="Train small networks with two features on images, and draw where each method puts the classes.",
     )
-    planar.add_argument("--data", required=True, metavar="NAME", help="a data set of images: digits-lt")
+    planar.add_argument("--data", metavar="NAME", help="a data set of images: digits-lt (default: that of --config)")
     planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr")
     _add_config(planar)
     planar.add_argument("--out", metavar="FOLDER", help="where the files go (default: runs/NAME-planar)")

@@ -113,16 +113,24 @@ def _input_kind(settings: Mapping[str, Any]) -> str:
     return load_data(config_of({**settings, "method_options": {}}, "ce", 0)).input_kind
 
 
+def named_data(data: str | None, config: str | None) -> str:
+    """The data set that a command is given, or that of the recipe it is given. Errors: ConfigError without either."""
+    if data is None and config is None:
+        raise ConfigError("--data must name a data set, unless --config names a recipe, got neither")
+    return data or make_config(read_settings(config_file(config or ""))).data
+
+
 def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
     """Train methods over seeds, print the table, write the report and name it."""
     cores = available_cores()
     if arguments.jobs is not None and arguments.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {arguments.jobs}")
-    file = config_file(arguments.config) if arguments.config else find_recipe(arguments.data)
+    data = named_data(arguments.data, arguments.config)
+    file = config_file(arguments.config) if arguments.config else find_recipe(data)
     settings = apply_overrides({**read_settings(file), **changes}, arguments.changes)
     methods = named_methods(arguments.methods, settings)
     workers = max(1, min(arguments.jobs or default_jobs(), len(methods) * arguments.seeds))
-    folder = Path(arguments.out) if arguments.out else Path("runs") / arguments.data
+    folder = Path(arguments.out) if arguments.out else Path("runs") / data
     jobs = plan(settings, methods, arguments.seeds, folder, max(1, cores // workers))
     if arguments.print_config:
         print(written(settings), end="")
@@ -138,9 +146,7 @@ def compare(arguments: argparse.Namespace, changes: Mapping[str, Any]) -> int:
 
             summaries = write_report(jobs, results, folder, text, workers)
     shown = Screen()
-    print_table(
-        shown, rich_table(summaries, f"{arguments.data}, accuracy on {evaluated_on(settings)} [%]", shown.encoding)
-    )
+    print_table(shown, rich_table(summaries, f"{data}, accuracy on {evaluated_on(settings)} [%]", shown.encoding))
     print(f"report: {folder / 'report.html'}")
     return 0
 
@@ -161,9 +167,9 @@ def analyze(runs: Sequence[str], out: str | None, checkpoint: Which | None = Non
     return 0
 
 
-def planar(data: str, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
+def planar(data: str | None, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
     """Train methods with features of two numbers, and name the picture."""
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names, data = [name.strip() for name in methods.split(",") if name.strip()], named_data(data, config)
     recipe = {**read_settings(config_file(config) if config else find_recipe(data)), "data": data}
     settings = apply_overrides(recipe, changes)
     plan(settings, names, 1, Path(), 1)  # for its checks of all names together

@@ -83,6 +83,12 @@ def test_the_settings_of_a_comparison_are_printed_and_are_a_config(
     assert capsys.readouterr().out == Path("b.yaml").read_text()
     assert cli.main([*words, "b.yaml", "--set", "lr=-1"]) == 2  # printed are settings that can be trained with
     assert "lr must be" in capsys.readouterr().err
+    of_recipe = [word for word in words if word not in ("--data", "digits-lt")]
+    assert cli.main([*of_recipe, "b.yaml"]) == 0  # the data set is then the recipe's
+    assert capsys.readouterr().out == Path("b.yaml").read_text()
+    for command in ("compare", "planar"):
+        assert cli.main([command, "--methods", "la"]) == 2
+        assert "--data must name a data set, unless --config names a recipe, got neither" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.yaml", "b.yaml"]
 
 

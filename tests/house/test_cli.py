@@ -67,7 +67,6 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "the following arguments are required: COMMAND"),
         (["tain"], "got 'tain'"),
-        (["compare", "--methods", "ce"], "--data"),
         (["compare", "--data", "digits-lt"], "--methods"),
         (["compare", "--data", "a", "--methods", "b", "--seeds", "three"], "--seeds: invalid int value: 'three'"),
         (["train", "--config", "a", "--speed", "3"], "unrecognized arguments: --speed 3"),

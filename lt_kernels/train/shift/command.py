@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lt_kernels.system.storage import write_whole
-from lt_kernels.train.commands import named_methods
+from lt_kernels.train.commands import named_data, named_methods
 from lt_kernels.train.compare.jobs import available_cores, default_jobs, plan, run_comparison
-from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.files import COMPARISON, CONFIG, RESULT
 from lt_kernels.train.files.folder import claimed, hinting, recorded
@@ -24,7 +23,7 @@ from lt_kernels.train.shift.report import write_shift
 def shift(arguments: argparse.Namespace) -> int:
     """Evaluate runs, trained first where they are not there, on the shifted test sets; print and write the table."""
     if arguments.config and not arguments.data:
-        arguments.data = make_config(read_settings(config_file(arguments.config))).data
+        arguments.data = named_data(None, arguments.config)
     if bool(arguments.runs) == bool(arguments.data):
         raise ConfigError(
             "shift must be given either folders of runs, or --data or --config with --methods, got both or neither"
