@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,29 +15,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import parent_of
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 TESTS = Path(__file__).resolve().parent.parent
+# What most scripts import, and what torch.compile does of its backends at its first call, whichever it calls.
+IMPORTED = (
+    *("pytest", "functorch.compile", "torch._inductor.lowering", "torch.distributed.fsdp"),
+    *("torch.distributed.checkpoint.state_dict", "torch.distributed.tensor.parallel"),
+    *("lt_kernels.contrastive", "lt_kernels.distributed", "lt_kernels.heads"),
+)
 Scenario = Callable[[int, int, Any], None]
 
 
 def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
     """What went wrong in each scenario of a script, "" for nothing: one process for each rank, run once."""
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), str(TESTS / "ranks"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-W", "error", str(script)]
+    surroundings = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    parent = parent_of(*IMPORTED, strict=True)
     ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        parent.start(script, str(rank), str(world), folder, log=folder / f"rank{rank}.txt", surroundings=surroundings)
         for rank in range(world)
     ]
-    try:
-        said = [rank.communicate(timeout=400)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    found: dict[str, str] = {"": "\n".join(said) if any(rank.returncode for rank in ranks) else ""}
+    statuses = [rank.wait() for rank in ranks]
+    found: dict[str, str] = {"": "\n".join(rank.text() for rank in ranks) if any(statuses) else ""}
     for rank in range(world):
         kept = folder / f"rank{rank}.json"
         for name, report in json.loads(kept.read_text(encoding="utf-8") if kept.exists() else "{}").items():

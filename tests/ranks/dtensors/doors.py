@@ -85,15 +85,15 @@ def compared(ours: list[Tensor], exact: list[Tensor], name: str) -> None:
         )
 
 
-def every(check: Callable[..., None]) -> None:
-    """Each function with each case that it takes and each reduction."""
-    for kind, (function, given) in FUNCTIONS.items():
-        for name, (target, settings) in CASES.items():
+def every(world: int, check: Callable[..., None]) -> None:
+    """Each function with each case that it takes and one reduction: in 2, 3 and 4 processes every three of them."""
+    for first, (kind, (function, given)) in enumerate(FUNCTIONS.items()):
+        for second, (name, (target, settings)) in enumerate(CASES.items()):
             if kind == "cosine" and name == "probabilities":
                 continue
-            for reduction in ("mean", "sum", "none"):
-                more = {**settings, "reduction": reduction}
-                check(f"{kind}, {name}, {reduction}", function, given, target, more)
+            reduction = ("mean", "sum", "none")[(first + second + world) % 3]
+            more = {**settings, "reduction": reduction}
+            check(f"{kind}, {name}, {reduction}", function, given, target, more)
 
 
 def of_rows(more: dict[str, Any], mesh: DeviceMesh, rows: list[Any], everywhere: list[Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def batches(rank: int, world: int, group: Any) -> None:
             ours = called(function, (rows, *held), placed(target, mesh, ROWS), more)
             compared(ours, exact, f"{name}, rank {rank}")
 
-    every(check)
+    every(world, check)
 
 
 def classes(rank: int, world: int, group: Any) -> None:
@@ -134,7 +134,7 @@ def classes(rank: int, world: int, group: Any) -> None:
             held = tuple(placed(one, mesh, ROWS) for one in weights)
             compared(called(function, (rows, *held), target, more), exact, f"{name}, plain rows, rank {rank}")
 
-    every(check)
+    every(world, check)
 
 
 def grids(rank: int, world: int, group: Any) -> None:
