@@ -6,6 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from interpreter import quicken
+
+from lt_kernels.triton.launch import INTERPRETED
+
+if INTERPRETED:
+    quicken()
 
 
 @pytest.fixture
