@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -22,6 +23,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 TESTS = Path(__file__).resolve().parent
+# What a run of the trainer imports, but scikit-learn, which starts a thread.
+TRAINER = (
+    *("pytest", "jsonargparse", "torch.distributed.fsdp", "lt_kernels.train.run.loading"),
+    *("lt_kernels.train.commands", "lt_kernels.train.run.training"),
+)
 LIMIT = 400  # seconds after which a script is ended, and says where it was
 
 
@@ -30,14 +36,35 @@ class Script:
 
     def __init__(self, parent: Parent, pid: int, log: Path) -> None:
         self.parent, self.pid, self.log = parent, pid, log
+        self.status: int | None = None
 
     def wait(self) -> int:
         """Its exit status; a signal's number below 0."""
-        return self.parent.ask({"wait": self.pid})
+        if self.status is None:
+            self.status = self.parent.ask({"wait": self.pid})
+        return self.status
 
-    def text(self) -> str:
-        """What it printed, on both streams."""
+    def lives(self) -> bool:
+        """Whether it has not ended yet, on a system with /proc."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+    def kill(self) -> None:
+        """End it, if it has not."""
+        if self.status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    def printed(self) -> str:
+        """What it printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def said(self) -> str:
+        """What it printed as errors."""
+        return _errors(self.log).read_text(encoding="utf-8", errors="replace")
+
+
+def _errors(log: Path) -> Path:
+    return log.with_name(f"{log.name}-errors")
 
 
 class Parent:
@@ -58,8 +85,8 @@ class Parent:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
-    def start(self, script: Path, *words: str | Path, log: Path, surroundings: Mapping[str, str]) -> Script:
-        """Begin a script with these arguments, in this environment and the folder of the repository."""
+    def start(self, script: Path | str, *words: str | Path, log: Path, surroundings: Mapping[str, str]) -> Script:
+        """Begin a script, or a module by its name, with these arguments, in this environment and the repository."""
         told = {"script": str(script), "words": [str(word) for word in words], "environment": dict(surroundings)}
         return Script(self, self.ask({**told, "log": str(log)}), log)
 
@@ -79,19 +106,22 @@ def parent_of(*modules: str, strict: bool = False) -> Parent:
 
 def _run(order: dict[str, Any]) -> NoReturn:
     """Be the script, in the process that was forked for it."""
-    out = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
-        os.dup2(file, number)
-    faulthandler.dump_traceback_later(LIMIT, exit=True)
+    log, writing = Path(order["log"]), os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    for number, path, how in ((0, os.devnull, os.O_RDONLY), (1, log, writing), (2, _errors(log), writing)):
+        os.dup2(os.open(path, how), number)
+    faulthandler.register(signal.SIGALRM, chain=True)  # which needs no thread, as its own limit of time would
+    signal.alarm(LIMIT)
     os.environ.clear()
     os.environ.update(order["environment"])
-    sys.argv = [order["script"], *order["words"]]
-    sys.path[:1] = [str(Path(order["script"]).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    script = order["script"]
+    sys.argv = [script, *order["words"]]
+    folder = str(Path(script).parent) if script.endswith(".py") else os.getcwd()
+    sys.path[:1] = [folder, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     status = 0
     try:
-        runpy.run_path(order["script"], run_name="__main__")
+        (runpy.run_path if script.endswith(".py") else runpy.run_module)(script, run_name="__main__")
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
         status = 1

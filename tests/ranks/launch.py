@@ -38,7 +38,7 @@ def reports(script: Path, world: int, folder: Path) -> dict[str, str]:
         for rank in range(world)
     ]
     statuses = [rank.wait() for rank in ranks]
-    found: dict[str, str] = {"": "\n".join(rank.text() for rank in ranks) if any(statuses) else ""}
+    found: dict[str, str] = {"": "\n".join(rank.said() for rank in ranks) if any(statuses) else ""}
     for rank in range(world):
         kept = folder / f"rank{rank}.json"
         for name, report in json.loads(kept.read_text(encoding="utf-8") if kept.exists() else "{}").items():

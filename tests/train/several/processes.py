@@ -7,8 +7,6 @@ import dataclasses
 import json
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch.nn.functional as F
+from forked import TRAINER, parent_of
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,16 +86,13 @@ def train_together(world: int, runs: list[Run]) -> list[list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "jobs.json"
         listed.write_text(json.dumps(jobs), encoding="utf-8")
+        parent = parent_of(*TRAINER)
         ranks = [
-            subprocess.Popen([sys.executable, str(WORKER), str(listed)], env=environment(rank, world), cwd=ROOT)
+            parent.start(WORKER, listed, log=listed.with_name(f"{rank}.txt"), surroundings=environment(rank, world))
             for rank in range(world)
         ]
-        try:
-            statuses = [one.wait(timeout=300) for one in ranks]
-        finally:
-            for one in ranks:
-                one.kill()
-        assert statuses == [0] * world
+        statuses = [one.wait() for one in ranks]
+        assert statuses == [0] * world, [one.said() for one in ranks]
         found = [json.loads(listed.with_name(f"jobs-{rank}.json").read_text()) for rank in range(world)]
     return [list(said) for said in zip(*found, strict=True)]
 

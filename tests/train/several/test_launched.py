@@ -6,8 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
+from forked import TRAINER, Script, parent_of
 from processes import ROOT, SETTINGS
 
 from lt_kernels.train.compare.jobs import plan
@@ -30,20 +29,18 @@ from lt_kernels.train.ranks.group import ALONE, Ranks
 from lt_kernels.train.run.checks import check_ranks
 
 LONG = TrainConfig(**{**SETTINGS, "epochs": 2000, "devices": 2})
-COMMAND = [sys.executable, "-m", "lt_kernels", "train", "--quiet"]
 
 
 @contextlib.contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """The command line; what it says is kept, and what is left of it in the end is killed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    pipe = subprocess.PIPE
-    child = subprocess.Popen([*COMMAND, *words], env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+def started(folder: Path, *words: str) -> Iterator[Script]:
+    """The command line; what it says is kept in a folder, and what is left of it in the end is killed."""
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    words = ("train", "--quiet", *words)
+    child = parent_of(*TRAINER).start("lt_kernels", *words, log=folder / "log", surroundings=surroundings)
     try:
         yield child
     finally:
         child.kill()
-        child.communicate()
 
 
 def ranks_of(parent: int) -> dict[int, int]:
@@ -66,30 +63,30 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(tmp_path: Path) ->
     """Status 1 and what to do next, within seconds and not at the time-out; one process then finishes the run."""
     write_config(LONG, tmp_path / "config.yaml")
     folder = tmp_path / "run"
-    with started("--config", str(tmp_path / "config.yaml"), "--out", str(folder)) as child:
+    with started(tmp_path, "--config", str(tmp_path / "config.yaml"), "--out", str(folder)) as child:
         wait_for(child, lambda: (folder / "last.ckpt").exists())
         processes = ranks_of(child.pid)
         assert sorted(processes) == [0, 1]
         os.kill(processes[1], signal.SIGKILL)
         killed = time.monotonic()
-        _, said = child.communicate(timeout=LONG.timeout)
+        assert child.wait() == 1
         assert time.monotonic() - killed < LONG.timeout / 2
-    assert child.returncode == 1
+    said = child.said()
     assert "process 1 of 2 was ended by SIGKILL" in said
     assert f"lt-kernels train --resume --out {folder}" in said
     assert not (folder / "failed.txt").exists()  # it was ended from outside
     done = read_rows(folder)[-1]["epoch"]
-    with started("--resume", "--out", str(folder), "--set", "devices=1") as child:
+    with started(tmp_path, "--resume", "--out", str(folder), "--set", "devices=1") as child:
         wait_for(child, lambda: read_rows(folder)[-1]["epoch"] >= done + 5)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(timeout=60) == 128 + signal.SIGTERM
+        os.kill(child.pid, signal.SIGTERM)
+        assert child.wait() == 128 + signal.SIGTERM
 
 
-def wait_for(child: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def wait_for(child: Script, condition: Callable[[], bool]) -> None:
     """Wait until a run has come so far."""
     deadline = time.monotonic() + 120
     while not condition():
-        assert child.poll() is None
+        assert child.lives(), child.said()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -98,10 +95,10 @@ def wait_for(child: subprocess.Popen[str], condition: Callable[[], bool]) -> Non
 def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
     """It is found in the processes, when the network is made; each would say it."""
     write_config(LONG.replace(network_options={"hidden": [0]}), tmp_path / "config.yaml")
-    with started("--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")) as child:
-        printed, said = child.communicate(timeout=120)
-    assert child.returncode == 2
-    assert printed == ""
+    with started(tmp_path, "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")) as child:
+        assert child.wait() == 2
+    said = child.said()
+    assert child.printed() == ""
     assert said.count("lt-kernels train: network mlp") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
