@@ -5,6 +5,7 @@ It is specialised as Triton does at run time: 16-byte pointers and sizes that 16
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import re
@@ -59,16 +60,29 @@ def jobs(calls: Iterable[Any], target: int) -> list[Job]:
 
 def specialised(launch: Any, target: int, title: str) -> Job:
     """The job of a recorded launch: by Triton's own function that looks at the arguments at run time."""
+    kernel, chosen = launch.kernel, {"num_warps": launch.warps, "num_stages": launch.stages}
+    backend, binder = binding(kernel, target)
+    bound, seen, _ = binder(**launch.arguments, **chosen)
+    constants = [value for value, (kind, *_) in zip(bound.values(), seen) if kind == "constexpr"]
+    key = repr((id(kernel), target, chosen, seen, constants))  # what follows depends on nothing else
+    if key not in _packed:
+        _packed[key] = kernel._pack_args(backend, chosen, bound, seen, chosen)
+    _, signature, constants, attributes = _packed[key]
+    return Job(target, kernel.fn.__module__, kernel.fn.__name__, signature, constants, attributes, chosen, title)
+
+
+_packed: dict[str, Any] = {}
+
+
+@functools.cache
+def binding(kernel: Any, target: int) -> tuple[Any, Any]:
+    """Triton's part for a target, and its function that looks at a kernel's arguments."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    kernel, backend = launch.kernel, make_backend(GPUTarget("cuda", target, 32))
-    chosen = {"num_warps": launch.warps, "num_stages": launch.stages}
-    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, seen, _ = binder(**launch.arguments, **chosen)
-    _, signature, constants, attributes = kernel._pack_args(backend, chosen, bound, seen, chosen)
-    return Job(target, kernel.fn.__module__, kernel.fn.__name__, signature, constants, attributes, chosen, title)
+    backend = make_backend(GPUTarget("cuda", target, 32))
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
 
 
 def compiled(job: Job) -> Compiled:

@@ -41,7 +41,7 @@ def results(rooms: Iterable[str], targets: Sequence[int], few: bool, workers: in
     """Compile what the rooms launch; with `few`, as much of it as a test has time for."""
     wanted = [job for target in targets for job in jobs(calls.calls(rooms, target // 10), target)]
     wanted, found = fewer(wanted) if few else wanted, []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:  # this process has no other threads
         for one in pool.map(compiled, wanted, chunksize=2):
             print(*complaints([one]), sep="\n", end="\n" if complaints([one]) else "", file=sys.stderr, flush=True)
             found.append(one)
