@@ -35,6 +35,7 @@ SERIES = 6
 POINTS = 40
 BINS = 12
 LONGEST = 48  # characters of a name
+ROWS, ROW = 3, 0.21  # of a legend: how many a figure has room for, and the inches of one
 
 
 def canvas(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -92,10 +93,12 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """What an axis shows, named below the figure, in as many columns as it is wide enough for."""
+    """What an axis shows, named below the figure in as many columns as fit; it grows with the rows."""
     handles, labels = axis.get_legend_handles_labels()
-    columns = int(13 * figure.get_figwidth() / (5 + max(map(len, labels), default=0)))
-    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=max(1, min(columns, len(labels))))
+    fitting = int(13 * figure.get_figwidth() / (5 + max(map(len, labels), default=0)))
+    columns = max(1, min(fitting, len(labels)))
+    figure.set_figheight(figure.get_figheight() + ROW * max(0, -(-len(labels) // columns) - ROWS))
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=columns)
 
 
 def class_colours(classes: int) -> np.ndarray:

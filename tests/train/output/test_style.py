@@ -61,6 +61,17 @@ def test_methods_differ_by_marker_and_not_by_colour_alone() -> None:
     assert len({style["marker"] for style in styles.values()}) == len(styles)
 
 
+@pytest.mark.parametrize("names", [1, 12, 100])
+def test_a_figure_has_room_for_its_panels_however_many_names_stand_below(names: int) -> None:
+    """Matplotlib warns, which is an error here, where the panels have none."""
+    figure, (axis,) = figures.canvas(5.5, 4)
+    for name in range(names):
+        axis.plot([0, 1], [0, name], label=f"estimated-offset-{name}")
+    figures.legend_below(figure, axis)
+    figure.draw_without_rendering()
+    assert 2.4 < axis.get_position().height * figure.get_figheight() < 3.5  # inches
+
+
 def test_a_picture_has_the_same_bytes_twice_and_ids_of_its_own() -> None:
     def drawn(key: str) -> str:
         figure, (axis,) = figures.canvas(4, 3)
