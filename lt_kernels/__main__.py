@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lt_kernels.cli import main
+from lt_kernels.cli import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -5,6 +5,7 @@ Only the command that runs imports what it needs: help and doctor work without t
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return terminal.CLOSED
         return _say(words, f"what it prints cannot be written: {error.strerror}", "", 1)
+
+
+def command() -> int:
+    """`main` as the last thing that a process does."""
+    try:
+        return main()
+    finally:
+        gc.freeze()  # before it ends Python looks for garbage several times, through all that torch has made: a second
 
 
 def _guarded(words: Sequence[str]) -> int:

@@ -54,6 +54,15 @@ def test_a_missing_trainer_names_the_extra(missing: set[str], tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_a_command_ends_without_a_last_look_for_garbage() -> None:
+    """Of what torch has made, which takes Python a second."""
+    program = "import atexit, gc, runpy, sys; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); "
+    program += "sys.argv[1:] = ['--version']; runpy.run_module('lt_kernels', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=100)
+    assert done.returncode == 0
+    assert done.stdout.endswith("\nTrue\n")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"]])
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

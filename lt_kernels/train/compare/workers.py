@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -126,9 +127,12 @@ def _serve(connection: Connection, work: Work, device: str | None) -> None:
     if device is not None:  # before CUDA is first asked for anything
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError):
-        while (job := connection.recv()) is not None:
-            connection.send(_outcome(work, job))
+    try:
+        with contextlib.suppress(EOFError):
+            while (job := connection.recv()) is not None:
+                connection.send(_outcome(work, job))
+    finally:
+        gc.freeze()  # as the command does
 
 
 def _outcome(work: Work, job: Any) -> tuple[str | None, Any]:
