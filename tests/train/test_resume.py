@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import torch
 
 pytest.importorskip("lightning", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+
+from forked import TRAINER, Script, parent_of
 
 from lt_kernels import cli
 from lt_kernels.train.files.folder import read_result
@@ -72,20 +72,22 @@ DEATHS = {
 }
 
 
-def start(folder: Path, recipe: Path) -> subprocess.Popen[bytes]:
-    words = ["train", "--config", str(recipe), "--out", str(folder), "--quiet"]
-    return subprocess.Popen([sys.executable, "-c", f"from lt_kernels import cli; cli.main({words!r})"])
+def start(folder: Path, recipe: Path) -> Script:
+    words = ("train", "--config", recipe, "--out", folder, "--quiet")
+    return parent_of(*TRAINER).start("lt_kernels", *words, log=recipe.parent / "log", surroundings=os.environ)
 
 
 def die_all(root: Path, recipe: Path) -> list[int]:
     """The signals that ended one process for each death; forked from one, which has imported what they need."""
-    lines = [PRELUDE]
+    lines, program = [PRELUDE], root / "die.py"
     for name, death in DEATHS.items():
         words = ["train", "--config", str(recipe), "--out", str(root / name), "--quiet"]
         lines += ["if os.fork() == 0:", f"    {death}", f"    cli.main({words!r})", "    os._exit(0)"]
-        lines += ["print(os.waitstatus_to_exitcode(os.wait()[1]))"]
-    child = subprocess.run([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, timeout=200, check=True)
-    return [int(word) for word in child.stdout.split()]
+        lines += ["print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)"]
+    program.write_text("\n".join(lines))
+    child = parent_of(*TRAINER).start(program, log=root / "deaths", surroundings=os.environ)
+    assert child.wait() == 0
+    return [int(word) for word in child.printed().split()]
 
 
 def resume(folder: Path, recipe: Path) -> None:
@@ -157,7 +159,7 @@ def test_killed_from_outside(tmp_path: Path) -> None:
     while not (table.exists() and table.read_text().count("\n") > 4) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
-    assert child.wait(timeout=60) == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL
     assert state(tmp_path / "killed")["global_step"] < 300
     resume(tmp_path / "killed", recipe)
     assert cli.main(["train", "--config", str(recipe), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
