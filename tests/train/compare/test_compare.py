@@ -203,15 +203,15 @@ def test_runs_go_round_by_seed() -> None:
 
 def test_a_finished_run_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     settings = {"data": "digits-lt", "epochs": 1, "warmup_epochs": 0}
-    gc.collect()  # what tests before this one have left
-    before = sum(issubclass(type(held), LongTailedData) for held in gc.get_objects())
     with contextlib.closing(run_jobs(plan(settings, ["ce"], 2, tmp_path, 1), 1)) as runs:
+        gc.freeze()  # what tests before this one have left is not looked at
         gc.disable()
         try:
             held = [sum(issubclass(type(held), LongTailedData) for held in gc.get_objects()) for _ in runs]
         finally:
             gc.enable()
-    assert held == [before, before]
+            gc.unfreeze()
+    assert held == [0, 0]
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
