@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.nursery import Nursery
+
 # Before torch starts its threads: several processes of tests share the cores, and threads that spin while they wait for
 # work take them from the others (the tests take less than half of the time so). What is computed is the same.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,3 +63,13 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
     finally:
         wing.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Where commands and scripts are forked; one for all tests of a process."""
+    for name in ("lightning", "sklearn", "tensorboard", "matplotlib"):
+        pytest.importorskip(name, reason="the extra [train] is not installed")
+    made = Nursery(tmp_path_factory.mktemp("logs"))
+    yield made
+    made.close()

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from vision import beside
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.nursery import ROOT, Nursery
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 LINES = 60
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(path: Path, tmp_path: Path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    words = [str(path)]
+def test_an_example_runs(nursery: Nursery, path: Path, tmp_path: Path):
+    words = [path]
     if re.search(r"^(import|from) (timm|torchvision)\b", path.read_text(encoding="utf-8"), re.MULTILINE):
         if not beside.there():
             pytest.skip(beside.MISSING)
-        words = [beside.__file__, *words]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+        words = [Path(beside.__file__), path]
+    status, printed = nursery.script(*words, folder=tmp_path)
+    assert status == 0, printed
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

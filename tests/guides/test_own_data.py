@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lightning", reason="the extra [train] is not installed")
-pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+from tests.nursery import FORKS, ROOT, Nursery
 
-ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "guides" / "own_data.md"
 
 
@@ -25,22 +20,22 @@ def commands(heading: str) -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", "").splitlines()]
 
 
-def run(words: list[str], folder: Path) -> str:
+def run(nursery: Nursery, words: list[str], folder: Path) -> str:
     """What a command of the guide prints."""
-    starts = {"lt-kernels": ["-m", "lt_kernels"], "python": []}
-    places = [str(ROOT / word) if word.startswith("examples/") else word for word in words[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    line = [sys.executable, *starts[words[0]], *places]
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, (words, done.stderr)
-    return done.stdout
+    if words[0] == "python":
+        status, printed = nursery.script(ROOT / words[1], *words[2:], folder=folder)
+    else:
+        assert words[0] == "lt-kernels"
+        status, printed = nursery.run(*words[1:], before=FORKS, folder=folder)
+    assert status == 0, (words, printed)
+    return printed
 
 
 @pytest.mark.slow
-def test_a_folder_of_pictures(tmp_path: Path) -> None:
-    printed = {" ".join(words[:2]): run(words, tmp_path) for words in commands("A folder of pictures")}
+def test_a_folder_of_pictures(nursery: Nursery, tmp_path: Path) -> None:
+    printed = {" ".join(words[:2]): run(nursery, words, tmp_path) for words in commands("A folder of pictures")}
     assert {"python examples/digits_folder.py", "lt-kernels train", "lt-kernels analyze"} <= set(printed)
-    accuracy = float(re.findall(r"all ([\d.]+) %", printed["lt-kernels train"])[0])
+    accuracy = float(re.findall(r" on folder: .* all ([\d.]+) %", printed["lt-kernels train"])[0])
     assert accuracy > 50  # of ten classes
     assert (tmp_path / "runs" / "digits-bs" / "analysis" / "analysis.html").stat().st_size > 10_000
     lines = [line.split(",") for line in (tmp_path / "predictions.csv").read_text().splitlines()[1:]]
@@ -52,10 +47,10 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_network_of_ones_own(tmp_path: Path) -> None:
+def test_a_network_of_ones_own(nursery: Nursery, tmp_path: Path) -> None:
     section = GUIDE.read_text(encoding="utf-8").split("## A network of your own\n")[1]
     (tmp_path / "mynet.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.S)[0], encoding="utf-8")
-    run(["python", "examples/digits_folder.py", "digits"], tmp_path)
-    printed = [run(words, tmp_path) for words in commands("A network of your own")]
-    assert float(re.findall(r"all ([\d.]+) %", printed[0])[0]) > 40  # of ten classes
+    run(nursery, ["python", "examples/digits_folder.py", "digits"], tmp_path)
+    printed = [run(nursery, words, tmp_path) for words in commands("A network of your own")]
+    assert float(re.findall(r" on folder: .* all ([\d.]+) %", printed[0])[0]) > 40  # of ten classes
     assert (tmp_path / "runs" / "digits-net" / "analysis" / "analysis.html").stat().st_size > 10_000

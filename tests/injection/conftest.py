@@ -1,14 +1,13 @@
-"""The process that the children are forked from, and a run that nothing disturbed."""
+"""At how many moments signals are sent, and a run that nothing disturbed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.injection.nursery import Nursery
 from tests.injection.runs import recipe
+from tests.nursery import Nursery
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,16 +19,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def number_of_moments(request: pytest.FixtureRequest) -> int:
     """At how many moments a signal is sent."""
     return request.config.getoption("--moments", default=2)
-
-
-@pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Where children are forked; one for all tests of a process."""
-    for name in ("lightning", "sklearn", "tensorboard"):
-        pytest.importorskip(name, reason="the extra [train] is not installed")
-    made = Nursery(tmp_path_factory.mktemp("logs"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.injection.nursery import Nursery
 from tests.injection.runs import bits, left_over, same
+from tests.nursery import Nursery
 
 
 class Disk:

@@ -10,8 +10,8 @@ import pytest
 
 from lt_kernels.data.hanzi.drawing import SIDE
 from lt_kernels.data.lazy import LARGEST_PART
-from tests.injection.nursery import Nursery
 from tests.injection.runs import bits, left_over, same
+from tests.nursery import Nursery
 
 LATIN = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 RECIPE = """

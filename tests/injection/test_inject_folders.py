@@ -17,8 +17,8 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from lt_kernels import cli
 from lt_kernels.system import storage
-from tests.injection.nursery import ROOT
 from tests.injection.runs import bits, left_over, recipe, same
+from tests.nursery import ROOT
 
 COMPARE = ["compare", "--data", "digits-lt", "--seeds", "1", "--epochs", "1", "--quiet", "--jobs", "1"]
 

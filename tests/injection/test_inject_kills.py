@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lt_kernels.system.storage import LOCK
-from tests.injection.nursery import Nursery
 from tests.injection.runs import bits, left_over, same
+from tests.nursery import Nursery
 
 KILLS = 30
 

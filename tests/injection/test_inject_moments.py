@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.injection.nursery import Nursery
 from tests.injection.processes import group
 from tests.injection.runs import bits, left_over, same
 from tests.injection.test_inject_kills import chosen
+from tests.nursery import Nursery
 from tests.pages import Page
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
