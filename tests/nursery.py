@@ -100,6 +100,7 @@ class Nursery:
 
     def __init__(self, folder: Path) -> None:
         surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        surroundings["PYTHONUTF8"] = "0"  # so that a child's locale counts
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, env=surroundings, **pipes)
         self.folder, self.number = folder, 0

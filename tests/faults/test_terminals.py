@@ -13,11 +13,16 @@ import pytest
 
 from lt_kernels.system import terminal
 from lt_kernels.system.interrupts import Interrupted
+from tests.nursery import ROOT, Nursery
 
-ROOT = Path(__file__).resolve().parents[2]
+# The package without what its top imports, torch above all, which takes seconds and has no part in these programs.
+LIGHT = f"""
+import sys, types
+sys.modules["lt_kernels"] = types.ModuleType("lt_kernels")
+sys.modules["lt_kernels"].__path__ = [{str(ROOT / "lt_kernels")!r}]
+"""
 # what a command prints, without the seconds that one takes to start
 PROGRAM = """
-import sys
 from lt_kernels import cli
 cli._run = lambda words: {action}
 sys.exit(cli.main(["doctor"]))
@@ -26,7 +31,7 @@ sys.exit(cli.main(["doctor"]))
 
 def piped(action: str, shell: str, **surroundings: str) -> tuple[int, str, str]:
     """Status, stdout and stderr of a program within a shell's words; `$P` stands for it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PROGRAM": PROGRAM.format(action=action), **surroundings}
+    environment = {**os.environ, "PROGRAM": LIGHT + PROGRAM.format(action=action), **surroundings}
     words = shell.replace("$P", f'"{sys.executable}" -c "$PROGRAM"')
     done = subprocess.run(["bash", "-c", words], capture_output=True, env=environment, timeout=200)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -78,16 +83,24 @@ def test_a_table_is_drawn_in_the_letters_of_its_terminal() -> None:
     assert len({len(line) for line in lines[1:]}) == 1, "columns stand under one another"
 
 
+# As in a process that is started under ASCII: what its streams take, and what its files are by default.
+IN_ASCII = """
+import locale
+locale.setlocale(locale.LC_ALL, "C")
+with open(os.devnull) as file:
+    assert file.encoding in ("ascii", "ANSI_X3.4-1968"), file.encoding
+sys.stdout.reconfigure(encoding="ascii", errors="strict")
+sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")
+"""
+
+
 @pytest.mark.slow
-def test_a_comparison_on_an_ascii_terminal(tmp_path: Path) -> None:
-    for name in ("lightning", "sklearn", "matplotlib"):
-        pytest.importorskip(name, reason="the extra [train] is not installed")
+def test_a_comparison_on_an_ascii_terminal(nursery: Nursery, tmp_path: Path) -> None:
     words = ["compare", "--data", "digits-lt", "--methods", "ce,bs", "--seeds", "2", "--epochs", "1", "--jobs", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **ASCII}
-    command = [sys.executable, "-m", "lt_kernels", *words, "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert b"+/-" in done.stdout
+    status, printed = nursery.run(*words, "--out", tmp_path / "out", before=IN_ASCII)
+    assert status == 0, printed
+    assert "+/-" in printed
+    assert printed.isascii()
     assert "\u00b1" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8"), "files are UTF-8 everywhere"
 
 
@@ -112,7 +125,7 @@ def test_a_signal_ends_every_command_with_a_line(command: str, number: int) -> N
     program = PROGRAM.format(action=raised).replace("doctor", command)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", f"{reset}\n{program}"], capture_output=True, env=environment, timeout=200
+        [sys.executable, "-c", f"{reset}\n{LIGHT}{program}"], capture_output=True, env=environment, timeout=200
     )
     assert done.returncode == 128 + number
     name = {2: "SIGINT", 15: "SIGTERM"}[number]
@@ -148,7 +161,7 @@ except interrupts.Interrupted as error:
 
 @pytest.mark.parametrize("where", ["destructor", "handler"])
 def test_a_signal_whose_exception_is_ignored_is_raised_again(where: str) -> None:
-    found = subprocess.run([sys.executable, "-c", LOSES, where], capture_output=True, cwd=ROOT, timeout=60)
+    found = subprocess.run([sys.executable, "-c", LIGHT + LOSES, where], capture_output=True, cwd=ROOT, timeout=60)
     assert found.returncode == 128 + signal.SIGTERM, found.stderr
 
 
@@ -205,5 +218,5 @@ print(step)
 
 def test_a_signal_leaves_no_lock_held_and_no_thread_asleep() -> None:
     """Wherever it comes within a queue's `put`, which has some twenty lines."""
-    found = subprocess.run([sys.executable, "-c", TORN], capture_output=True, cwd=ROOT, timeout=120)
+    found = subprocess.run([sys.executable, "-c", LIGHT + TORN], capture_output=True, cwd=ROOT, timeout=120)
     assert int(found.stdout or 0) > 10, found.stderr
