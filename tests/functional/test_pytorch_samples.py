@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ AS_SHIPPED = True  # small inputs may take another way than the operators
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
+@functools.cache
 def samples(dtype: torch.dtype) -> list[Any]:
+    """Each of them from a seed of its own, whenever it is made; nobody writes to them."""
     return list(OPERATOR.sample_inputs("cpu", dtype, requires_grad=True))
 
 
