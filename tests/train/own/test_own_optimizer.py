@@ -221,20 +221,30 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Path]:
+    """The settings of one of RUNS, and its folder: trained at a stretch."""
+    mixup = 0.0 if "stage" in request.param else 0.5
+    settings, folder = (
+        config(checkpoint_steps=4, mixup_alpha=mixup, **RUNS[request.param]),
+        tmp_path_factory.mktemp("whole"),
+    )
+    train_run(settings, folder)
+    return settings, folder
+
+
 @pytest.mark.parametrize("step", [13, 20])
-def test_a_run_that_is_cut_short_goes_on_to_the_bit(tmp_path: Path, name: str, step: int) -> None:
+def test_a_run_that_is_cut_short_goes_on_to_the_bit(tmp_path: Path, whole: tuple[TrainConfig, Path], step: int) -> None:
     """Within an epoch and at the start of one: weights, moments, the schedule's counters and the rows."""
-    settings = config(checkpoint_steps=4, mixup_alpha=0.0 if "stage" in name else 0.5, **RUNS[name])
-    train_run(settings, tmp_path / "whole")
+    settings, folder = whole
     cut(step, lambda: train_run(settings, tmp_path / "cut"))
     torch.manual_seed(1)
     train_run(settings, tmp_path / "cut", resume=True)
-    whole, resumed = (read_sealed(tmp_path / kind / "last.ckpt") for kind in ("whole", "cut"))
+    first, resumed = (read_sealed(one / "last.ckpt") for one in (folder, tmp_path / "cut"))
     for key in ("state_dict", "optimizer_states", "loops", "global_step"):
-        assert same(whole[key], resumed[key]), key
-    assert same(whole["callbacks"].get("ScheduleSteps"), resumed["callbacks"].get("ScheduleSteps"))
+        assert same(first[key], resumed[key]), key
+    assert same(first["callbacks"].get("ScheduleSteps"), resumed["callbacks"].get("ScheduleSteps"))
     rows = [
-        [{k: row[k] for k in row if k != "seconds"} for row in read_rows(tmp_path / one)] for one in ("whole", "cut")
+        [{k: row[k] for k in row if k != "seconds"} for row in read_rows(one)] for one in (folder, tmp_path / "cut")
     ]
     assert rows[0] == rows[1]
