@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,46 +13,64 @@ import pytest
 from lt_kernels import cli
 
 ROOT = Path(__file__).resolve().parents[2]
+EXTRAS = {"lightning", "rich", "yaml", "matplotlib", "sklearn", "tensorboard", "torchmetrics"}
+# The package is imported without any of the extras, once; each command runs in a process that is forked from there.
 BLOCKED = """
-import sys
+import json, os, sys
 class Blocker:
+    blocked = set(json.loads(sys.argv[1]))
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.partition(".")[0])
+        if name.partition(".")[0] in self.blocked:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 sys.meta_path.insert(0, Blocker())
 from lt_kernels.cli import main
-code = main({words})
-assert not any(name in sys.modules for name in ("lightning", "matplotlib", "sklearn")), "imported too early"
-sys.exit(code)
+answers = []
+for number, (blocked, words) in enumerate(json.loads(sys.argv[2])):
+    process = os.fork()
+    if process == 0:
+        Blocker.blocked = set(blocked)
+        for stream, name in (sys.stdout, "out"), (sys.stderr, "err"):
+            os.dup2(os.open(f"{number}.{name}", os.O_CREAT | os.O_WRONLY), stream.fileno())
+        code = main(words)
+        early = [name for name in ("lightning", "matplotlib", "sklearn") if name in sys.modules]
+        assert not early, f"imported too early: {early}"
+        sys.exit(code)
+    answers.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+print(json.dumps(answers))
 """
+DOCTOR = ["doctor"]
+TRAINS = [["train", "--config", "digits-lt"], ["compare", "--data", "digits-lt", "--methods", "ce"]]
+MISSING = [["lightning"], sorted(EXTRAS)]
+CALLS = [(EXTRAS, DOCTOR), *((missing, words) for missing in MISSING for words in TRAINS)]
 
 
-def without(blocked: set[str], words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    program = BLOCKED.format(blocked=blocked, words=words)
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, str]]:
+    """Status, stdout and stderr of the CALLS, after which nothing else lies in the folder where they were made."""
+    folder = tmp_path_factory.mktemp("without")
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, env=surroundings, timeout=100
-    )
+    calls = json.dumps([(sorted(missing), words) for missing, words in CALLS])
+    command = [sys.executable, "-c", BLOCKED, json.dumps(sorted(EXTRAS)), calls]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=surroundings, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = [tuple((folder / f"{number}.{name}").read_text() for name in ("out", "err")) for number in range(len(CALLS))]
+    assert len(list(folder.iterdir())) == 2 * len(CALLS)
+    return [(status, *texts) for status, texts in zip(json.loads(done.stdout), said)]
 
 
-EXTRAS = {"lightning", "rich", "yaml", "matplotlib", "sklearn", "tensorboard", "torchmetrics"}
+def test_doctor_works_without_the_trainer(answers: list[tuple[int, str, str]]) -> None:
+    status, out, errors = answers[0]
+    assert status == 0, errors
+    assert "torch" in out
 
 
-def test_doctor_works_without_the_trainer(tmp_path: Path) -> None:
-    answer = without(EXTRAS, ["doctor"], tmp_path)
-    assert answer.returncode == 0, answer.stderr
-    assert "torch" in answer.stdout
-
-
-@pytest.mark.parametrize("missing", [{"lightning"}, EXTRAS], ids=["lightning alone", "every extra"])
-def test_a_missing_trainer_names_the_extra(missing: set[str], tmp_path: Path) -> None:
-    for words in (["train", "--config", "digits-lt"], ["compare", "--data", "digits-lt", "--methods", "ce"]):
-        answer = without(missing, words, tmp_path)
-        assert answer.returncode == 2
-        assert answer.stderr.startswith(f"lt-kernels {words[0]}: ")
-        assert "pip install 'lt-kernels[train]'" in answer.stderr
-        assert "Traceback" not in answer.stderr
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("place", [0, 1], ids=["lightning alone", "every extra"])
+def test_a_missing_trainer_names_the_extra(place: int, answers: list[tuple[int, str, str]]) -> None:
+    for words, (status, _, errors) in zip(TRAINS, answers[1 + 2 * place : 3 + 2 * place], strict=True):
+        assert status == 2
+        assert errors.startswith(f"lt-kernels {words[0]}: ")
+        assert "pip install 'lt-kernels[train]'" in errors
+        assert "Traceback" not in errors
 
 
 def test_a_command_ends_without_a_last_look_for_garbage() -> None:
