@@ -63,7 +63,7 @@ def method_options(name: str, options: Mapping[str, Any]) -> Options:
     result.update(ANNEALING_DEFAULTS if method.annealed else {})
     result.update(REPULSION_DEFAULTS if method.repulsion else {})
     result.update(method.defaults)
-    known = {**LOSS_OPTIONS, **result}
+    known = {**result, **LOSS_OPTIONS}
     for key, value in options.items():
         if key not in known:
             raise unknown_name(f"method_options of {name}", key, known)
