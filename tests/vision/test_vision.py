@@ -1,29 +1,24 @@
-"""Tests that need torchvision or timm, each file in a process of its own: see beside.py."""
+"""Tests that need torchvision or timm, in a process of their own: see beside.py."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from vision import beside
 
+from tests.nursery import ROOT, Nursery
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 CASES = sorted(HERE.glob("cases_*.py"))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not beside.there(), reason=beside.MISSING)
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_the_cases_of_a_file(path: Path, tmp_path: Path) -> None:
-    words = ["-q", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'apart'}", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "beside.py"), "-m", "pytest", *words],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "skipped" not in done.stdout, done.stdout[-2000:]
+def test_the_cases_of_every_file(nursery: Nursery, tmp_path: Path) -> None:
+    known = "ignore::pytest.PytestAssertRewriteWarning"  # of what the process has imported before
+    words = ["-W", known, "-q", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'apart'}", *CASES]
+    status, printed = nursery.script(HERE / "beside.py", "-m", "pytest", *words, folder=ROOT)
+    assert status == 0, printed[-8000:]
+    assert " passed" in printed
+    assert "skipped" not in printed, printed[-2000:]
