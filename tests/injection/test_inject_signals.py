@@ -123,7 +123,7 @@ def test_a_comparison_and_all_of_its_processes_end(
     """
     count = number_of_moments
     stages = [5] if count == 2 else [1 + round(13 * place / (count - 1)) for place in range(count)]
-    epochs = "400" if count == 2 else "60"
+    epochs = "4000" if count == 2 else "60"
     before = FORKS if count == 2 and number in (signal.SIGTERM, signal.SIGHUP) else ""
     for stage in stages:
         out = tmp_path / str(stage)
