@@ -85,6 +85,20 @@ class _Raiser:
                 signal.pthread_kill(threading.main_thread().ident or 0, self.number)
 
 
+_handlers: dict[int, Callable[[int, FrameType | None], None]] = {}  # those of `raised`, while it lasts
+
+
+def take_back() -> None:
+    """Put the handlers of `raised` in the place of those that a library has put around them since.
+
+    Lightning's takes a note of SIGTERM, and where the exception comes a moment later ends the training by itself, with
+    status 0 and without a word; in several processes it waits for the others first.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in _handlers.items():
+            signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """Within, the first of SIGNALS raises `Interrupted`, but for those that are ignored or that somebody handles.
@@ -99,6 +113,7 @@ def raised() -> Iterator[None]:
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, raiser.handle)
+                _handlers[number] = raiser.handle
     if before:
         threading.Thread(target=raiser.watch, name="lt_kernels.interrupts", daemon=True).start()
     try:
@@ -106,6 +121,7 @@ def raised() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+            del _handlers[number]
         raiser.over.set()
         raiser.asked.set()
     if raiser.held:

@@ -60,6 +60,25 @@ def test_a_signal_while_a_checkpoint_is_written(nursery: Nursery, whole: Path, t
     assert same(bits(tmp_path / "run"), bits(whole))
 
 
+AMID_LOCKS = """
+import queue
+class Torn(queue.Queue):
+    def _put(self, item):
+        os.kill(os.getpid(), signal.SIGTERM)
+        super()._put(item)
+moments.at_step(15, lambda: Torn().put(1))
+"""
+
+
+def test_a_signal_that_comes_amid_locks_ends_the_run_a_moment_later(nursery: Nursery, tmp_path: Path) -> None:
+    """It goes on until then, and Lightning does not end it before, with status 0 and without a word."""
+    words = ["train", "--config", recipe(tmp_path, epochs=2000), "--out", tmp_path / "run", "--quiet"]
+    status, text = nursery.run(*words, before=AMID_LOCKS)
+    assert (status, text.count("\n")) == (143, 1)
+    assert "interrupted by SIGTERM" in text
+    assert left_over(tmp_path / "run") == []
+
+
 def test_an_ignored_signal_stays_ignored(nursery: Nursery, whole: Path, tmp_path: Path) -> None:
     """As under nohup."""
     words = ["train", "--config", whole.parent / "recipe.yaml", "--out", tmp_path / "run", "--quiet"]

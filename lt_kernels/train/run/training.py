@@ -163,6 +163,7 @@ class EpochSettings(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Apply the present epoch's settings: a run resumed within an epoch sees no start of it."""
+        interrupts.take_back()
         pl_module.apply_epoch(trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
