@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -20,6 +21,17 @@ if not torch.cuda.is_available():  # before anything imports triton: without a G
 # torch keeps compiled graphs by the names of their operators: those of another state of the package must not serve.
 os.environ.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "0")
 os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE", "0")
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Tests are collected without looking for garbage, of which there is none."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Python looks for garbage among what the tests make, and no more among the tests themselves, which are many."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
