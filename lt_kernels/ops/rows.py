@@ -97,14 +97,15 @@ class Capped(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.softcap, ctx.kind = inputs[1], inputs[0].dtype
+        ctx.save_for_backward(inputs[0])
+        ctx.softcap = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (capped,) = ctx.saved_tensors
-        slope = (1.0 - (capped / ctx.softcap).square()).nan_to_num(1.0)
-        return (grad * slope).to(ctx.kind), None
+        (logits,) = ctx.saved_tensors
+        # 1 - tanh^2, which would lose its digits where tanh is near 1
+        slope = torch.cosh(logits.to(grad.dtype) / ctx.softcap).reciprocal().square().nan_to_num(1.0)
+        return (grad * slope).to(logits.dtype), None
 
 
 @takes(_LOSS_INPUTS + 1)

@@ -55,4 +55,9 @@ CORPUS = [
     # all class weights alike: the sum of their pushes is parallel to each, and nothing may be left of it
     Case(function="repulsion", rows=2, classes=1024, layout="expanded", reduction="sum"),
     Case(function="repulsion", rows=2, classes=1023, layout="expanded", reduction="sum", seed=60101),
+    # logits that are NaN in a row without a gradient, and logits far above their cap, whose slope is small
+    Case(function="linear", rows=2, ignored="all", offset="class", softcap=1.5, reduction="sum", special="nan"),
+    Case(rows=15, classes=63, ignored="some", offset="class", absent=True, softcap=1.5, special="nan", seed=946466),
+    Case(rows=2, softcap=1.5, ahead=1, shift=10000.0, special="nan"),
+    Case(rows=9, softcap=1.5, reduction="sum", spread=50.0, seed=130771),
 ]

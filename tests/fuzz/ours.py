@@ -149,6 +149,15 @@ def logits(
     return torch.nn.functional.linear(rows, weight, bias), None
 
 
+def without_ignored(case: Case, z: Tensor, target: Any) -> Tensor:
+    """The logits, of which those of ignored rows have no gradient, also where they are NaN."""
+    targets = target[:2] if isinstance(target, tuple) else (target,)
+    if any(one.is_floating_point() for one in targets):
+        return z
+    ignored = torch.stack([one == case.ignore_index for one in targets]).all(0)
+    return torch.where(ignored[:, None], z.detach(), z)
+
+
 def dense(problem: Problem, by: ModuleType) -> Call:
     """The same by `judge` or by `eager`, of leaves in the dtype that these work in."""
     case, (spec, table) = problem.case, spec_of(problem)
@@ -158,7 +167,7 @@ def dense(problem: Problem, by: ModuleType) -> Call:
             given = {"threshold": 0.4, "project": True} | case.options
             return by.repulsion(leaves["linear_weight"], reduction=case.reduction, **given)
         z, norm = logits(case, spec, by, *(leaves.get(name) for name in ("input", "linear_weight", "linear_bias")))
-        z = case.softcap * torch.tanh(z / case.softcap) if case.softcap else z
+        z = case.softcap * torch.tanh(without_ignored(case, z, problem.flat) / case.softcap) if case.softcap else z
         if by is judge:
             problem.seen["z"] = z
         if case.function == "lade":
