@@ -257,3 +257,16 @@ def test_dispatch_modes_see_every_step(name):
         found = traced(*others)
     for mine, theirs in zip(found, both(*others), strict=True):
         assert_close(mine, theirs.detach())
+
+
+def test_capped_logits_have_second_derivatives() -> None:
+    """Those of the formula in plain torch."""
+    logits = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    target, found = torch.arange(6) % 5, []
+    for loss in (
+        lambda z: offset_cross_entropy(z, target, softcap=2.0),
+        lambda z: F.cross_entropy(2.0 * torch.tanh(z / 2.0), target),
+    ):
+        (slope,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), logits)[0])
+    torch.testing.assert_close(*found)
