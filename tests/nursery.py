@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# The package without what its top imports, torch above all, which takes seconds and has no part in these programs.
+LIGHT = f"""
+import sys, types
+sys.modules["lt_kernels"] = types.ModuleType("lt_kernels")
+sys.modules["lt_kernels"].__path__ = [{str(ROOT / "lt_kernels")!r}]
+"""
 PARENT = """
 import gc, importlib, json, os, pkgutil, runpy, signal, sys, traceback, warnings
 import lightning, matplotlib.backends.backend_agg, sklearn.datasets, torch, yaml

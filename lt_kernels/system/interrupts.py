@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; what kill and job schedulers send; the terminal was closed
 TWICE = 1.0  # seconds
@@ -17,6 +18,7 @@ LOST = 0.2  # seconds between two looks at whether an exception still is on its 
 # An exception between two steps of these modules leaves a lock held or a thread asleep for ever; not where they wait.
 LOCKING = ("threading", "queue")
 WAITING = ("wait", "wait_for", "join", "_wait_for_tstate_lock")
+HOLDING = ("lt_kernels.system.storage", "held")  # here one would leave the file that says that a folder is in use
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -41,10 +43,13 @@ class Interrupted(BaseException):
 
 
 def _amid_locks(frame: FrameType | None) -> bool:
-    """Whether a stack is within a function of LOCKING that is not waiting for another thread."""
+    """Whether a stack is within HOLDING, or a function of LOCKING that is not waiting for another thread."""
     while frame is not None:
-        if frame.f_globals.get("__name__") in LOCKING:
-            return frame.f_code.co_name not in WAITING
+        module, function = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if module in LOCKING:
+            return function not in WAITING
+        if (module, function) == HOLDING:
+            return True
         frame = frame.f_back
     return False
 
@@ -85,7 +90,9 @@ class _Raiser:
                 signal.pthread_kill(threading.main_thread().ident or 0, self.number)
 
 
-_handlers: dict[int, Callable[[int, FrameType | None], None]] = {}  # those of `raised`, while it lasts
+_Handler = Callable[[int, FrameType | None], Any]
+# What there is before `raised` and what it puts in its place, while it lasts.
+_handlers: dict[int, tuple[_Handler | int | None, _Handler]] = {}
 
 
 def take_back() -> None:
@@ -95,8 +102,18 @@ def take_back() -> None:
     status 0 and without a word; in several processes it waits for the others first.
     """
     if threading.current_thread() is threading.main_thread():
-        for number, handler in _handlers.items():
+        for number, (_, handler) in _handlers.items():
             signal.signal(number, handler)
+
+
+def _let_go() -> None:
+    """In a forked child, which is another process's command: no thread of its own would raise again what is lost."""
+    for number, (before, _) in _handlers.items():
+        signal.signal(number, before)
+    _handlers.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -106,14 +123,15 @@ def raised() -> Iterator[None]:
     More that come within a second of it are the same wish, said twice; one that comes later ends the process at once,
     which files outlive as they do a kill. An exception may be lost where Python or a library ignores any, as in a
     destructor: then it is raised again. One that would come in the midst of a lock or a queue, which could then block
-    for ever, is raised a moment later. Does nothing outside of the main thread, where no signal arrives.
+    for ever, or while a folder is taken or let go, is raised a moment later. Does nothing outside of the main thread,
+    where no signal arrives. A process that is forked within has the handlers from before.
     """
     before, raiser = {}, _Raiser()
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 before[number] = signal.signal(number, raiser.handle)
-                _handlers[number] = raiser.handle
+                _handlers[number] = before[number], raiser.handle
     if before:
         threading.Thread(target=raiser.watch, name="lt_kernels.interrupts", daemon=True).start()
     try:
@@ -121,7 +139,7 @@ def raised() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-            del _handlers[number]
+            _handlers.pop(number, None)
         raiser.over.set()
         raiser.asked.set()
     if raiser.held:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +12,8 @@ import pytest
 
 from lt_kernels.system import terminal
 from lt_kernels.system.interrupts import Interrupted
-from tests.nursery import ROOT, Nursery
+from tests.nursery import LIGHT, ROOT, Nursery
 
-# The package without what its top imports, torch above all, which takes seconds and has no part in these programs.
-LIGHT = f"""
-import sys, types
-sys.modules["lt_kernels"] = types.ModuleType("lt_kernels")
-sys.modules["lt_kernels"].__path__ = [{str(ROOT / "lt_kernels")!r}]
-"""
 # what a command prints, without the seconds that one takes to start
 PROGRAM = """
 from lt_kernels import cli
@@ -130,93 +123,3 @@ def test_a_signal_ends_every_command_with_a_line(command: str, number: int) -> N
     assert done.returncode == 128 + number
     name = {2: "SIGINT", 15: "SIGTERM"}[number]
     assert done.stderr.decode() == f"lt-kernels {command}: interrupted by {name}{KEPT[command]}\n"
-
-
-LOSES = """
-import os, signal, sys, time
-from lt_kernels.system import interrupts
-
-def stop():
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.05)
-
-class Loses:
-    def __del__(self):
-        stop()
-
-def passes():
-    try:
-        stop()
-    except BaseException:
-        pass
-
-try:
-    with interrupts.raised():
-        Loses() if sys.argv[1] == "destructor" else passes()
-        time.sleep(30)
-except interrupts.Interrupted as error:
-    sys.exit(error.status)
-"""
-
-
-@pytest.mark.parametrize("where", ["destructor", "handler"])
-def test_a_signal_whose_exception_is_ignored_is_raised_again(where: str) -> None:
-    found = subprocess.run([sys.executable, "-c", LIGHT + LOSES, where], capture_output=True, cwd=ROOT, timeout=60)
-    assert found.returncode == 128 + signal.SIGTERM, found.stderr
-
-
-# A child for each line of Python's own modules at which a signal can come while a queue gives something to a thread.
-TORN = """
-import os, queue, signal, sys, threading, time
-from lt_kernels.system import interrupts
-
-def attempt(step):
-    came, given, taken = [], queue.Queue(), queue.Queue()
-
-    def trace(frame, event, _):
-        if frame.f_globals["__name__"] in ("threading", "queue"):
-            came.append(frame.f_code.co_name)
-            if len(came) == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return trace
-
-    def serve():
-        while True:
-            taken.put(given.get(True, 60))
-
-    threading.Thread(target=serve, daemon=True).start()
-    time.sleep(0.05)
-    try:
-        with interrupts.raised():
-            sys.settrace(trace)
-            given.put("first")
-            sys.settrace(None)
-            if len(came) < step:
-                return "over"
-            time.sleep(30)
-    except interrupts.Interrupted:
-        sys.settrace(None)
-        time.sleep(0.05)
-        given.put("last")
-        return [taken.get(True, 5) for _ in range(2)]
-
-pipes = []
-for step in range(1, 61):
-    pipes.append(os.pipe())
-    if os.fork() == 0:
-        try:
-            os.write(pipes[-1][1], repr(attempt(step)).encode())
-        finally:
-            os._exit(0)
-    os.close(pipes[-1][1])
-all_told = [eval(os.read(there, 1000) or "None") for there, _ in pipes]
-steps = all_told.index("over")
-assert all_told[:steps] == [["first", "last"]] * steps, all_told
-print(steps)
-"""
-
-
-def test_a_signal_leaves_no_lock_held_and_no_thread_asleep() -> None:
-    """Wherever it comes within a queue's `put`, which has some twenty lines."""
-    found = subprocess.run([sys.executable, "-c", LIGHT + TORN], capture_output=True, cwd=ROOT, timeout=120)
-    assert int(found.stdout or 0) > 10, found.stderr
