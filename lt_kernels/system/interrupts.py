@@ -15,6 +15,7 @@ from typing import Any
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C; what kill and job schedulers send; the terminal was closed
 TWICE = 1.0  # seconds
 LOST = 0.2  # seconds between two looks at whether an exception still is on its way
+SOON = 0.01  # seconds until one that came at a wrong moment is raised
 # An exception between two steps of these modules leaves a lock held or a thread asleep for ever; not where they wait.
 LOCKING = ("threading", "queue")
 WAITING = ("wait", "wait_for", "join", "_wait_for_tstate_lock")
@@ -84,7 +85,7 @@ class _Raiser:
     def watch(self) -> None:
         """From the first signal on, send it again where nothing unwinds with its exception."""
         self.asked.wait()
-        while not self.over.wait(LOST):
+        while not self.over.wait(SOON if self.held else LOST):
             if self.error() is None:
                 self.came.clear()
                 signal.pthread_kill(threading.main_thread().ident or 0, self.number)
