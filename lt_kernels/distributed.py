@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
@@ -19,40 +19,56 @@ from lt_kernels.ops.ranks.exchange import RankError
 __all__ = ["RankError", "clip_grad_norm_", "gather_batch"]
 
 
+@overload
 def gather_batch(
-    features: Tensor, target: Tensor | MixedTarget, group: Any = None
-) -> tuple[Tensor, Tensor | MixedTarget]:
+    features: Tensor, target: Tensor | MixedTarget, group: Any = None, *, sample_weight: None = None
+) -> tuple[Tensor, Tensor | MixedTarget]: ...
+@overload
+def gather_batch(
+    features: Tensor, target: Tensor | MixedTarget, group: Any = None, *, sample_weight: Tensor
+) -> tuple[Tensor, Tensor | MixedTarget, Tensor]: ...
+def gather_batch(
+    features: Tensor, target: Tensor | MixedTarget, group: Any = None, *, sample_weight: Tensor | None = None
+) -> tuple[Any, ...]:
     """The features and targets of all ranks, in the order of the ranks, on every rank; ranks may have any numbers.
 
     For a head whose classes are sharded, under data parallelism. The gradient is summed over the ranks: where each has
     the same loss of the whole batch, that of this rank's features is `world` times the loss's, as the averaging of
-    `DistributedDataParallel` and `fully_shard` expects. In a group of one rank both are returned as they are.
+    `DistributedDataParallel` and `fully_shard` expects. In a group of one rank all are returned as they are.
 
     Args:
         features: this rank's rows [N, ...], N at least 0.
         target: class indices [N, ...], probabilities [N, C], or a `MixedTarget` of indices [N, ...], whose `lam` (a
             number, or one for each row) becomes one for each of all rows.
         group: a process group; None is that of all ranks.
+        sample_weight: a factor for each of this rank's rows [N, ...], for the head; on all ranks or on none.
+
+    Returns:
+        Features and target of all ranks, and where `sample_weight` is given that of all ranks as a third.
 
     Raises:
         TypeError, ValueError: naming the argument.
-        RankError: if another rank had an error, or dtypes, the shape of a row, the kind of target, or whether features
-            require a gradient differ between ranks.
+        RankError: if another rank had an error, or dtypes, the shape of a row, the kind of target, whether features
+            require a gradient, or whether there is a sample_weight differ between ranks.
     """
     group = shards.given(group)
     if torch.compiler.is_compiling():
-        return torch.compiler.disable(_gather_batch)(features, target, group)
-    return _gather_batch(features, target, group)
+        return torch.compiler.disable(_gather_batch)(features, target, group, sample_weight)
+    return _gather_batch(features, target, group, sample_weight)
 
 
-def _gather_batch(features: Tensor, target: Any, group: Any) -> tuple[Tensor, Any]:
+def _gather_batch(features: Tensor, target: Any, group: Any, by_row: Tensor | None) -> tuple[Any, ...]:
+    given = () if by_row is None else (by_row,)
     with exchange.told(group, features):
         named = [("features", _batch(features)), *_targets(target, features)]
+        named += [("sample_weight", _weights(each, features)) for each in given]
         if dist.get_world_size(group) == 1:
-            return features, target
+            return features, target, *given
         kind = "MixedTarget" if isinstance(target, MixedTarget) else "probabilities or indices"
-        _, (found, *targets) = batches.gathered(group, named, [("the kind of target", kind)])
-    return found, MixedTarget(*targets) if isinstance(target, MixedTarget) else targets[0]
+        said = [("the kind of target", kind), ("whether there is a sample_weight", bool(given))]
+        _, (found, *rest) = batches.gathered(group, named, said)
+    own = 3 if isinstance(target, MixedTarget) else 1
+    return found, MixedTarget(*rest[:own]) if own == 3 else rest[0], *rest[own:]
 
 
 def _batch(features: Any) -> Tensor:
@@ -78,6 +94,18 @@ def _targets(target: Any, features: Tensor) -> list[tuple[str, Tensor]]:
     if target.requires_grad:
         raise ValueError("target must not require a gradient here, got one that does")
     return [("target", target)]
+
+
+def _weights(value: Any, features: Tensor) -> Tensor:
+    """Factors of any shape for each of the rows of features, without a gradient."""
+    checks.same_device("sample_weight", checks.floating("sample_weight", value), features)
+    if value.ndim < 1 or value.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"sample_weight must have shape [{features.shape[0]}, ...], one number a row, got {list(value.shape)}"
+        )
+    if value.requires_grad:
+        raise ValueError("sample_weight must not require a gradient here, got one that does")
+    return value
 
 
 def _shares(lam: float | Tensor, features: Tensor) -> Tensor:

@@ -99,6 +99,28 @@ def gradients(rank: int, world: int, group: Any) -> None:
         assert not gather_batch(own[0], cut(rank, sizes, TARGET), group)[0].requires_grad
 
 
+def weights(rank: int, world: int, group: Any) -> None:
+    """Row weights of all ranks, for a head's loss of them; what one rank refuses or has alone is named."""
+    torch.manual_seed(3)
+    whole = LinearHead(D, C, losses.CrossEntropyLoss()).double()
+    torch.manual_seed(3)
+    head = LinearHead(D, C, losses.CrossEntropyLoss(), mesh=mesh_of(world)).double()
+    for sizes in SIZES[world]:
+        for target in TARGETS.values():
+            own, mine = (cut(rank, sizes, one) for one in (FEATURES, target))
+            assert torch.equal(gather_batch(own, mine, group, sample_weight=cut(rank, sizes, LAM))[2], LAM)
+        found = gather_batch(own, cut(rank, sizes, TARGET), sample_weight=cut(rank, sizes, LAM))
+        exact = whole(FEATURES, TARGET, sample_weight=LAM)
+        torch.testing.assert_close(head(*found[:2], sample_weight=found[2]), exact)
+    wrong = {"have shape": LAM[1:], "not require": LAM.clone().requires_grad_(), "be float32": TARGET}
+    for word, value in wrong.items():
+        with pytest.raises((TypeError, ValueError) if rank == 0 else RankError, match=f"sample_weight must {word}"):
+            gather_batch(FEATURES, TARGET, group, sample_weight=LAM if rank else value)
+    with pytest.raises(RankError, match="whether there is a sample_weight must be the same on every rank"):
+        gather_batch(FEATURES, TARGET, group, sample_weight=LAM if rank else None)
+    right(rank, world, group)
+
+
 class Body(nn.Module):
     """A backbone."""
 
@@ -264,4 +286,4 @@ def groups(rank: int, world: int, group: Any) -> None:
 
 
 if __name__ == "__main__":
-    main([values, gradients, data_parallel, autocast, compiled, exchanged, told, out_of_step, groups])
+    main([values, weights, gradients, data_parallel, autocast, compiled, exchanged, told, out_of_step, groups])
