@@ -75,13 +75,14 @@ inject: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/injection --moments 10 $(ARGS)
 
 # What a torch pins is left to it, but the setuptools that some Pythons bring is older than pyproject.toml asks for. NumPy 2.4 is
-# too new for the interpreter of Triton 3.6, which torch 2.11 asks for.
+# too new for the interpreter of Triton 3.6, which torch 2.11 asks for. Of torchvision only the one made for a torch works with it.
 TORCH := 2.11.0
 OTHER := .venv-torch-$(TORCH)
-FREE := torch|triton|numpy|setuptools|sympy|filelock|fsspec|networkx|jinja2|typing-extensions
+FREE := torch|torchvision|triton|numpy|setuptools|sympy|filelock|fsspec|networkx|jinja2|typing-extensions
 compat:
 	mkdir -p $(OTHER)
-	{ grep -vE '^($(FREE))==' constraints.txt; echo 'torch==$(TORCH)'; echo 'numpy<2.4'; echo 'setuptools>=77'; } > $(OTHER)/constraints.txt
+	{ grep -vE '^($(FREE))==' constraints.txt; echo 'torch==$(TORCH)'; echo 'numpy<2.4'; echo 'setuptools>=77'; \
+		echo "torchvision==0.$$(($(word 2,$(subst ., ,$(TORCH))) + 15)).*"; } > $(OTHER)/constraints.txt
 	$(MAKE) test VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt
 
 # Into build/sanitize, a copy with a library of its own; GCC's runtime of the sanitizers is needed (docs/sanitizers.md).

@@ -51,14 +51,13 @@ def gather_batch(
         RankError: if another rank had an error, or dtypes, the shape of a row, the kind of target, whether features
             require a gradient, or whether there is a sample_weight differ between ranks.
     """
-    group = shards.given(group)
     if torch.compiler.is_compiling():
         return torch.compiler.disable(_gather_batch)(features, target, group, sample_weight)
     return _gather_batch(features, target, group, sample_weight)
 
 
 def _gather_batch(features: Tensor, target: Any, group: Any, by_row: Tensor | None) -> tuple[Any, ...]:
-    given = () if by_row is None else (by_row,)
+    group, given = shards.given(group), () if by_row is None else (by_row,)
     with exchange.told(group, features):
         named = [("features", _batch(features)), *_targets(target, features)]
         named += [("sample_weight", _weights(each, features)) for each in given]

@@ -98,7 +98,8 @@ def test_annealing_given_as_a_tensor_is_not_compiled_in() -> None:
     graphs, annealing = [], torch.tensor(7.0)
 
     def loss(lam: Tensor) -> Tensor:
-        return functional.cosine_margin_cross_entropy(features, weight, target, margin=SphereFace(4, lam), scale=2.0)
+        margin = SphereFace(margin=4, annealing=lam)  # by name: the compiler of torch 2.11 loses arguments by place
+        return functional.cosine_margin_cross_entropy(features, weight, target, margin=margin, scale=2.0)
 
     compiled = torch.compile(loss, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
     found = []

@@ -209,7 +209,7 @@ def _judge_rows(heads: list[list[int]]) -> None:
     """Raise if two ranks have the same first rows."""
     seen: dict[tuple[int, ...], int] = {}
     rows = {rank: head[ROWS:CHECKS] for rank, head in enumerate(heads) if head[SIZE]}
-    least = min((([*each, 0]).index(0) for each in rows.values()), default=0)
+    least = min([[*each, 0].index(0) for each in rows.values()] or [0])  # torch 2.11 compiles no min with a default
     for rank, each in rows.items():
         first = tuple(each[:least])
         if least and first in seen:

@@ -33,7 +33,9 @@ CHUNK = 2**24
 
 
 class _Writer(dcp.FileSystemWriter):
-    """torch's writer of shards, with the system's error in the place of what torch makes of a file that ends early."""
+    """torch's writer of shards, with the system's error in the place of what torch makes of a file that ends early, and
+    with the places of all shares in what `save` returns, which those of torch 2.11 are not.
+    """
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Write this rank's shares."""
@@ -43,6 +45,11 @@ class _Writer(dcp.FileSystemWriter):
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+    def finish(self, metadata: Any, results: Any) -> None:
+        """Write torch's index, from what each rank has written."""
+        super().finish(metadata, results)
+        metadata.storage_data = {one.index: one.storage_data for written in results for one in written}
 
 
 class Piece(NamedTuple):
