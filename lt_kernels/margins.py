@@ -137,7 +137,7 @@ class DBM(Margin):
 
 def _one_number(name: str, value: Tensor) -> Tensor:
     """A tensor with one number that is at least 0, which is checked where that does not wait for a device."""
-    checks.held(name, checks.floating(name, value))
+    checks.held(name, checks.floating(name, value), "make it with device='cpu'")
     if value.numel() != 1:
         raise ValueError(f"{name} must have one number, got a tensor of shape {list(value.shape)}")
     if value.requires_grad:

@@ -270,6 +270,7 @@ class LearnableWeightScaling(nn.Module):
     def forward(self, features: Tensor, target: Tensor | MixedTarget | None = None) -> Tensor:
         """The loss of features [..., d], or without a target the logits [..., C]."""
         if target is None:
+            self.head.check(features)
             weight = self.weight
             logits = self.loss.capped(nn.functional.linear(features, weight, self.bias))
             offset = self.loss.predicted_offset(weight)

@@ -200,6 +200,8 @@ class CenterLoss(Dealt, TableModule):
         size = centers.shape[1]
         if features.ndim != 2 or features.shape[1] != size:
             raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
+        if features.device != centers.device:
+            raise ValueError(f"features must be on {centers.device} as the centers are, got {features.device}")
         target = checks.indices("target", target, features.shape[:1], features)
         features = features if features.dtype is centers.dtype else features.to(centers.dtype)
         ignored = None if self.ignore_index is None else ignored_rows(target, self.ignore_index)

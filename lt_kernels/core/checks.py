@@ -174,7 +174,9 @@ def features(
     if not autocast(input) and input.dtype != linear_weight.dtype:
         raise TypeError(f"linear_weight must be {input.dtype} as the input is, got {linear_weight.dtype}")
     if linear_bias is not None:
-        vector("linear_bias", linear_bias, linear_weight.shape[0], input)
+        bias = vector("linear_bias", linear_bias, linear_weight.shape[0], input)
+        if bias.dtype != input.dtype and not autocast(input):
+            raise TypeError(f"linear_bias must be {input.dtype} as the input is, got {bias.dtype}")
 
 
 _KERNEL_ERRORS = (("target holds", IndexError), ("offset is -inf", ValueError))
@@ -259,10 +261,10 @@ def shares(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def held(name: str, value: Tensor) -> Tensor:
+def held(name: str, value: Tensor, instead: str = "give a list or an array") -> Tensor:
     """A tensor that is not on the meta device."""
     if value.device.type == "meta":
-        raise ValueError(f"{name} must have values, got a tensor on the meta device: give a list or an array")
+        raise ValueError(f"{name} must have values, got a tensor on the meta device: {instead}")
     return value
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Phi
 from lt_kernels.heads.rows import flat_weights
 from lt_kernels.margins import MixedTarget
@@ -19,17 +20,17 @@ def evaluate(
     head: Any, features: Tensor, target: Tensor | MixedTarget | None, sample_weight: Tensor | None = None
 ) -> Tensor:
     """The loss of a `CosineHead` with sub-centres, or without a target each class's largest cosine [..., C]."""
-    head.check(features)
-    places = features.shape[:-1]
     if target is None:
         rows = features.reshape(-1, features.shape[-1])
-        return nearest(rows, head.weight, head.centers).reshape(*places, head.num_classes)
+        return nearest(rows, head.weight, head.centers).reshape(*features.shape[:-1], head.num_classes)
     rows, target = head.flat(features, target)
+    places = features.shape[:-1]
     loss, found = head.loss, nearest(rows, head.weight, head.centers)
     if loss.input_kind != "cosine":
         found = found * head.scale
-    sphere = loss.margin is not None and loss.margin.kind == Phi.SPHERE  # the features' norms are part of its logits
-    more: dict[str, Any] = {"norms": rows.norm(dim=1)} if sphere else {}
+    more: dict[str, Any] = {}
+    if loss.margin is not None and loss.margin.kind == Phi.SPHERE:  # the features' norms are part of its logits
+        more["norms"] = torch.linalg.vector_norm(rows, dim=1, dtype=accumulate_type(rows.dtype))
     if sample_weight is not None:
         more["sample_weight"] = flat_weights(sample_weight, places)
     value = loss(found, target, **more)

@@ -66,7 +66,10 @@ class _Head(nn.Linear):
 
         `sample_weight` is a factor for each row, of the shape of class indices [...].
         """
-        return self.predicted(features) if target is None else self.of_target(features, target, sample_weight)
+        if target is not None:
+            return self.of_target(features, target, sample_weight)
+        self.check(features)
+        return self.predicted(features)
 
     def predicted(self, features: Tensor) -> Tensor:
         """Logits or cosines [..., C]."""
@@ -131,10 +134,8 @@ class _Head(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def check(self, features: Tensor) -> None:
-        """Raise unless features are floating and [..., d]."""
-        checks.floating("features", features, dtensor=True)
-        if features.ndim == 0 or features.shape[-1] != self.in_features:
-            raise ValueError(f"features must be [..., {self.in_features}], got {list(features.shape)}")
+        """Raise unless features are [..., d] as the class weights take them."""
+        rows.check(features, self.in_features, self.weight)
 
     def flat(self, features: Tensor, target: Tensor | MixedTarget) -> tuple[Tensor, Tensor | MixedTarget]:
         """Features [..., d] and targets [...] as rows."""

@@ -13,6 +13,7 @@ from lt_kernels.contrastive import class_indices
 from lt_kernels.core import checks
 from lt_kernels.core.tables import reset_loss
 from lt_kernels.heads.queue import ClassQueue
+from lt_kernels.heads.rows import check
 from lt_kernels.losses.contrastive import BalancedContrastiveLoss, GMLLoss, TwoPartLoss
 from lt_kernels.losses.experts import NCLLoss
 from lt_kernels.losses.whole import WholeBatch
@@ -58,6 +59,7 @@ class _ClassifierHead(WholeBatch):
 
     def predicted(self, features: Tensor) -> Tensor:
         """Logits, or raw cosines, [..., M C]."""
+        check(features, self.in_features, self.weight)
         flat = features.reshape(-1, self.in_features)
         found = cosines(flat, self.weight) if self.bias is None else F.linear(flat, self.weight, self.bias)
         return found.reshape(*features.shape[:-1], self.weight.shape[0])
@@ -69,7 +71,7 @@ class _ClassifierHead(WholeBatch):
 
     def check_views(self, features: Tensor, target: Tensor) -> None:
         """Raise unless there are features [V N, d] of target [N]."""
-        _features(features, self.in_features)
+        check(features, self.in_features, self.weight, "N")
         rows = target.shape[0] if isinstance(target, Tensor) and target.ndim == 1 else 0
         if rows == 0 or features.shape[0] % rows or features.shape[0] == 0:
             shown = [*target.shape] if isinstance(target, Tensor) else type(target).__name__
@@ -78,12 +80,6 @@ class _ClassifierHead(WholeBatch):
     def extra_repr(self) -> str:
         """The settings."""
         return f"in_features={self.in_features}, num_classes={self.num_classes}, cosine={self.classifier!r}"
-
-
-def _features(features: Any, size: int) -> None:
-    checks.floating("features", features)
-    if features.ndim != 2 or features.shape[1] != size:
-        raise ValueError(f"features must be [N, {size}], got {list(features.shape)}")
 
 
 def _projection(in_features: int, hidden: int, out_features: int) -> nn.Sequential:
@@ -261,7 +257,7 @@ class NCLHead(_ClassifierHead):
 
     def each(self, features: Tensor) -> Tensor:
         """Each expert's logits or raw cosines [K, N, C] of features [N, K d]."""
-        _features(features, self.experts * self.in_features)
+        check(features, self.experts * self.in_features, self.weight, "N")
         rows = features.reshape(-1, self.in_features)
         weight = self.weight
         if self.bias is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lt_kernels.core import checks, private
+from lt_kernels.core.numbers import autocast
 from lt_kernels.ops.ranks import placements
 
 BLOCK = 2**20  # numbers drawn at a time; on a CPU any blocks of whole sixteens are what one draw gives
@@ -33,6 +34,17 @@ def empty(shape: tuple[int, ...], mesh: Any) -> nn.Parameter:
     meta = torch.get_default_device().type == "meta"
     own = torch.empty(rows, device="meta" if meta else mesh.device_type)
     return nn.Parameter(placements.of_local(own, mesh, [Shard(0)], shape))
+
+
+def check(features: Any, size: int, weight: Tensor, places: str = "...") -> None:
+    """Raise unless features are floating [..., size], on the device and of the dtype of a head's class weights."""
+    checks.floating("features", features, dtensor=True)
+    if features.ndim == 0 or features.shape[-1] != size or (places == "N" and features.ndim != 2):
+        raise ValueError(f"features must be [{places}, {size}], got {list(features.shape)}")
+    if features.device != weight.device:
+        raise ValueError(f"features must be on {weight.device} as the head's weight is, got {features.device}")
+    if features.dtype != weight.dtype and not autocast(features):
+        raise TypeError(f"features must be {weight.dtype} as the head's weight is, got {features.dtype}")
 
 
 def flat_weights(sample_weight: Tensor, places: tuple[int, ...]) -> Tensor:

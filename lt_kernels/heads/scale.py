@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lt_kernels.core.numbers import accumulate_type
 from lt_kernels.core.terms import Phi
 
 
@@ -33,4 +35,7 @@ def scaled(head: Any, output: Tensor, features: Tensor) -> Tensor:
     with SphereFace the features' norms belong to them.
     """
     found, margin = output * scale_of(head), classifying(head).margin
-    return found if margin is None or margin.kind != Phi.SPHERE else found * features.norm(dim=-1, keepdim=True)
+    if margin is None or margin.kind != Phi.SPHERE:
+        return found
+    kind = accumulate_type(features.dtype)  # in float16 norms beyond 65,504 would be infinite
+    return (found * torch.linalg.vector_norm(features, dim=-1, keepdim=True, dtype=kind)).to(found.dtype)

@@ -280,7 +280,7 @@ class Loss(TableModule):
 
 def _table(name: str, value: Tensor) -> Tensor:
     """A vector with a number for each class."""
-    checks.held(name, checks.floating(name, value))
+    checks.held(name, checks.floating(name, value), "make it with device='cpu'")
     if value.ndim != 1 or value.numel() == 0:
         raise ValueError(f"{name} must be 1-D with a number for each class, got shape {list(value.shape)}")
     if checks.known() and bool(value.isnan().any()):

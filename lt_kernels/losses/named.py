@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lt_kernels import priors
 from lt_kernels.core import checks
+from lt_kernels.core.numbers import accumulate_type, autocast
 from lt_kernels.core.terms import Reduction
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.losses.base import Loss
@@ -215,12 +216,17 @@ class SphereFaceLoss(Loss):
         """The loss of cosines [N, C] of features with these norms [N]."""
         if norms is None:
             return super().forward(input, target, sample_weight=sample_weight)
-        checks.floating("norms", norms, dtensor=True)
-        if input.ndim != 2 or norms.shape != input.shape[:1]:
+        checks.floating("input", input, dtensor=True)
+        checks.same_device("norms", checks.floating("norms", norms, dtensor=True), input)
+        if input.ndim != 2:
+            raise ValueError(f"input must be [N, C] where norms are given, got {list(input.shape)}")
+        if norms.shape != input.shape[:1]:
             raise ValueError(
                 f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}"
             )
-        return self.evaluate(input * norms[:, None].to(input.dtype), target, norms, sample_weight=sample_weight)
+        length = norms.to(accumulate_type(input.dtype))  # in float16 those beyond 65,504 would be infinite
+        found = self.evaluate(input * length[:, None], target, length, sample_weight=sample_weight)
+        return found if autocast(input) else found.to(input.dtype)
 
 
 class LabelAwareSmoothingLoss(Loss):

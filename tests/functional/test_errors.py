@@ -113,6 +113,8 @@ FEATURE_CASES: list[Case] = [
     ("linear_weight", lambda: linear_ce(linear_weight=WEIGHT.tolist())),
     ("linear_bias", lambda: linear_ce(linear_bias=torch.zeros(C + 1))),
     ("linear_bias", lambda: linear_ce(linear_bias=torch.zeros(C, dtype=torch.long))),
+    ("linear_bias", lambda: linear_ce(linear_bias=torch.zeros(C).double())),
+    ("linear_bias", lambda: linear_ce(linear_bias=torch.zeros(C).half(), softcap=2.0)),
     ("target", lambda: linear_ce(target=TARGET + 1)),
     ("target", lambda: linear_ce(target=TARGET[:-1])),
     ("offset", lambda: linear_ce(offset=MISSING)),

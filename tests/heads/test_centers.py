@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import classes_of, normal
@@ -71,6 +73,27 @@ def test_the_features_norms_belong_to_spherefaces_logits():
     features = normal(ROWS, SIZE, seed=4, spread=2.0)
     assert_close(several(features, TARGET), one(features, TARGET))
     assert_close(several.scaled(features), one.scaled(features))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_spherefaces_norms_in_any_dtype(kind: torch.dtype):
+    """Those of a head's features, and those that are given beside cosines; a norm may be beyond float16's largest."""
+    head = head_of(SphereFaceLoss(3, 0.01, annealing=5.0))
+    features = (normal(ROWS, SIZE, seed=4) * 3e4).to(kind).double()
+    narrow = copy.deepcopy(head).to(kind)
+    head.load_state_dict(narrow.state_dict())
+    assert_close(narrow(features.to(kind), TARGET).double(), head(features, TARGET), kind)
+    assert_close(narrow.scaled(features.to(kind)).double(), head.scaled(features), kind)
+    cosines, norms = dense(features, head.weight).detach().to(kind), features.norm(dim=1)
+    expected = head.loss(cosines.double(), TARGET, norms)
+    for given in (norms, norms.float()):
+        found = narrow.loss(cosines, TARGET, given)
+        assert found.dtype is kind
+        assert_close(found.double(), expected, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.float()(features.float(), TARGET)
+    assert found.dtype is torch.float32
+    assert_close(found, expected, torch.bfloat16)
 
 
 def test_prediction_names_features_as_the_loss_does():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.registry import NAMED, OF_FEATURES, made, takes
-from lt_kernels import heads, losses, metrics, priors, regularizers, schedules
+from lt_kernels import heads, losses, metrics, posthoc, priors, regularizers, schedules
 
 NAN, INF = float("nan"), float("inf")
 N, C, D = 5, 4, 3
@@ -64,6 +64,9 @@ LOSS_CASES: list[Case] = [
     ("annealing", lambda: losses.SphereFaceLoss().set_annealing(INF)),
     ("annealing", lambda: losses.SphereFaceLoss().set_annealing(-1.0)),
     ("norms", lambda: losses.SphereFaceLoss()(LOGITS, TARGET, norms=torch.ones(N + 1))),
+    ("norms", lambda: losses.SphereFaceLoss()(LOGITS, TARGET, norms=torch.ones(N, device="meta"))),
+    ("input", lambda: losses.SphereFaceLoss()(LOGITS.tolist(), TARGET, norms=torch.ones(N))),
+    ("input", lambda: losses.SphereFaceLoss()(LOGITS[..., None], TARGET[:, None], norms=torch.ones(N))),
     ("target|margin", lambda: losses.LDAMLoss(COUNTS)(LOGITS, torch.full((N, C), 0.25))),
     ("alpha", lambda: losses.LADELoss(COUNTS, alpha=NAN)),
     ("lam", lambda: losses.LADELoss(COUNTS, lam=NAN)),
@@ -105,6 +108,7 @@ OTHER_CASES: list[Case] = [
     ("centers", lambda: regularizers.CenterLoss(C, D, centers="some")),
     ("rate", lambda: regularizers.CenterLoss(C, D, rate=NAN)),
     ("features", lambda: regularizers.CenterLoss(C, D)(FEATURES[:, :-1], TARGET)),
+    ("features", lambda: regularizers.CenterLoss(C, D)(FEATURES.to("meta"), TARGET.to("meta"))),
     ("target", lambda: regularizers.CenterLoss(C, D)(FEATURES, TARGET + 1)),
     ("class_counts", lambda: priors.log_prior([1.0, NAN])),
     ("class_counts", lambda: priors.log_prior(torch.ones(2, 2))),
@@ -198,3 +202,46 @@ def test_every_setting_of_every_loss(name: str, key: str, bad: Any) -> None:
 def test_heads_regularizers_priors_schedules_metrics(names: str, call: Callable[[], Any]) -> None:
     with pytest.raises((ValueError, TypeError, IndexError, RuntimeError), match=rf"\b({names})\b"):
         call()
+
+
+PRIOR = losses.LogitAdjustmentLoss(COUNTS)
+HEADS: dict[str, Callable[[], torch.nn.Module]] = {
+    "LinearHead": lambda: heads.LinearHead(D, C, losses.CrossEntropyLoss()),
+    "CosineHead": lambda: heads.CosineHead(D, C, losses.ArcFaceLoss()),
+    "sub-centres": lambda: heads.CosineHead(D, C, losses.ArcFaceLoss(), centers=2),
+    "BalancedContrastiveHead": lambda: heads.BalancedContrastiveHead(D, C, losses.BalancedContrastiveLoss(PRIOR)),
+    "GMLHead": lambda: heads.GMLHead(D, C, losses.GMLLoss(PRIOR, COUNTS)),
+    "NCLHead": lambda: heads.NCLHead(D, C, losses.NCLLoss(COUNTS, hard_categories=2), experts=1),
+    "LearnableWeightScaling": lambda: posthoc.LearnableWeightScaling(HEADS["LinearHead"]()),
+}
+BAD_FEATURES: dict[str, Any] = {
+    "list": FEATURES.tolist(),
+    "array": FEATURES.numpy(),
+    "integers": FEATURES.long(),
+    "float64": FEATURES.double(),
+    "bfloat16": FEATURES.bfloat16(),
+    "width": FEATURES[:, :-1],
+    "scalar": FEATURES[0, 0],
+    "device": FEATURES.to("meta"),
+}
+
+
+@pytest.mark.parametrize("target", [None, TARGET], ids=["predict", "train"])
+@pytest.mark.parametrize("features", BAD_FEATURES.values(), ids=BAD_FEATURES)
+@pytest.mark.parametrize("head", HEADS)
+def test_features_that_a_head_cannot_take_are_named(head: str, features: Any, target: torch.Tensor | None) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"^features must be "):
+        HEADS[head]()(features, target)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_autocast_takes_features_of_another_dtype(head: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert HEADS[head]()(FEATURES.bfloat16()).shape == (N, C)
+
+
+def test_a_table_without_values_says_what_to_give() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=r"weight must have values.*: make it with device='cpu'"):
+        losses.CrossEntropyLoss(torch.ones(C))
+    with torch.device("meta"), pytest.raises(ValueError, match=r"class_counts must have values.*: give a list"):
+        losses.BalancedSoftmaxLoss(torch.ones(C))
