@@ -73,7 +73,8 @@ class Parent:
     def __init__(self, modules: Sequence[str], strict: bool) -> None:
         paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
         surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *(["-W", "error"] if strict else []), __file__, *modules]
+        strictly = ["-W", "error", "-W", "ignore:Guards may run slower on Python:RuntimeWarning"]  # torch's, on 3.13.0
+        command = [sys.executable, *(strictly if strict else []), __file__, *modules]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=TESTS.parent, env=surroundings, **pipes)
         atexit.register(self.close)

@@ -62,7 +62,7 @@ def _fetched(missing: Sequence[Pin]) -> dict[str, Any]:
 def licence_of(metadata: Any) -> str:
     """The licence that a package's metadata names: its expression, else its field, else its classifiers."""
     for heading in ("License-Expression", "License"):
-        text = " ".join((metadata[heading] or "").split())
+        text = " ".join((metadata.get(heading) or "").split())
         if text and len(text) <= LONGEST and text != "UNKNOWN":
             return text.replace("|", "/")
     classifiers = metadata.get_all("Classifier") or []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from lt_kernels.ops.ranks import shards
@@ -26,6 +27,12 @@ def ranks_of(batch_group: Any) -> Any:
             raise ValueError(f"batch_group must be 'all', None or a process group, got {batch_group!r}")
         if not (dist.is_available() and dist.is_initialized()):
             return None
+    if torch.compiler.is_compiling():  # that of torch 2.12 fails over a group which it looked up itself
+        return torch.compiler.disable(_several)(batch_group)
+    return _several(batch_group)
+
+
+def _several(batch_group: Any) -> Any:
     group = dist.group.WORLD if isinstance(batch_group, str) else shards.checked(batch_group, "batch_group")
     return group if dist.get_world_size(group) > 1 else None
 
