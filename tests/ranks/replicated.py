@@ -23,7 +23,7 @@ from lt_kernels import functional, heads, losses
 
 N = 6  # rows of a rank
 # torch 2.11 writes buffers so that a backward pass refuses them as changed, those of torch's own losses too.
-UNNOTICED = torch.__version__ >= "2.12"
+UNNOTICED = {"broadcast_buffers": False} if torch.__version__ < "2.12" else {}
 NO_IGNORE = ("linear lade", "linear offset", "bcl", "gml", "ncl")  # every row counts in their second terms
 
 
@@ -119,9 +119,7 @@ def two_passes(rank: int, world: int, group: Any) -> None:
         if name in ("linear offset", "gml", "bcl"):  # whose own state changes, or batch norm's
             continue
         model, plain = (
-            DistributedDataParallel(
-                Model(make), process_group=group, find_unused_parameters=True, broadcast_buffers=UNNOTICED
-            ),
+            DistributedDataParallel(Model(make), process_group=group, find_unused_parameters=True, **UNNOTICED),
             Model(make),
         )
         parts = [(features[:3], target[:3]) for features, target in (batch(0, False), batch(1, False))]
