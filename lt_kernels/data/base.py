@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lt_kernels.core import checks
+from lt_kernels.system.spelling import did_you_mean
 
 IGNORED = -100  # the losses' ignore_index: a pixel that has no class
 
@@ -51,6 +53,9 @@ class LongTailedData:
     resize: int = 0
 
     def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            shown = f"got {self.num_classes}{f', {self.class_names[0]!r}' if self.class_names else ''}"
+            raise ValueError(f"num_classes must be at least 2, of which a sample is one or another, {shown}")
         parts: tuple[Literal["train", "test"], ...] = ("train", "test")
         for part in parts:
             inputs, target = getattr(self, part)
@@ -112,10 +117,20 @@ def load(
 
     imbalance: n_max / n_min of the profile (None: the reader's default; a set with a tail of its own takes none). seed:
     which samples are drawn. cache_dir: where a reader keeps what takes long to make (None: ~/.cache/lt_kernels).
-    Further options are the reader's own. Errors: ValueError for an unknown name or a value out of range, ImportError
-    naming the extra that is missing.
+    Further options are the reader's own. Errors: ValueError for an unknown name or a value out of range, TypeError for
+    an option that the reader does not have, ImportError naming the extra that is missing.
     """
     if name not in READERS:
         raise ValueError(f"name must be one of {sorted(READERS)}, got {name!r}")
     checks.whole("seed", seed, 0)
+    _check_options(name, options)
     return READERS[name](imbalance=imbalance, seed=seed, cache_dir=cache_dir, **options)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    taken = inspect.signature(READERS[name]).parameters
+    wrong = next((option for option in options if option not in taken), None)
+    if wrong is not None and not any(one.kind is one.VAR_KEYWORD for one in taken.values()):
+        raise TypeError(
+            f"options of {name} must be among {', '.join(taken)}, got {wrong!r}{did_you_mean(wrong, taken)}"
+        )

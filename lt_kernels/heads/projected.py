@@ -94,10 +94,10 @@ class BalancedContrastiveHead(_ClassifierHead):
 
     Prediction is logits, or raw cosines, [N, C]. The first view is classified; the views that are contrasted are
     projected, and the class weights [C, d] by an MLP of their own, whose gradient reaches them (Zhu et al., 2022). In
-    training its batch norm is over the C classes, which must be 2 or more.
+    training its batch norm is over the C classes.
 
     Args:
-        in_features, num_classes: d and C.
+        in_features, num_classes: d and C, at least 2.
         loss: `losses.BalancedContrastiveLoss`.
         cosine: the classifier, "cosine" (raw cosines, which margin losses need) or "linear" (with a bias).
         scale: what cosines are multiplied by for a base that takes logits.
@@ -120,7 +120,7 @@ class BalancedContrastiveHead(_ClassifierHead):
         if not isinstance(loss, BalancedContrastiveLoss):
             raise TypeError(f"loss must be BalancedContrastiveLoss, got {type(loss).__name__}")
         self_contrasted = checks.choice("contrasted", contrasted, ("all", "later"))
-        super().__init__(in_features, num_classes, loss, cosine, scale)
+        super().__init__(in_features, checks.whole("num_classes", num_classes, 2), loss, cosine, scale)
         sizes = (self.in_features if hidden is None else checks.whole("hidden", hidden),)
         sizes = (*sizes, checks.whole("out_features", out_features))
         self.projection, self.prototypes = (_projection(self.in_features, *sizes) for _ in range(2))

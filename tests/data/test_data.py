@@ -120,6 +120,12 @@ def test_load_names_the_data_sets():
         load("cifar")
 
 
+def test_one_class_is_none_to_tell_from_another():
+    pair = (torch.zeros(2, 1), torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match=r"num_classes must be at least 2, .* got 1, 'a'$"):
+        LongTailedData("x", pair, pair, torch.tensor([2]), 1, "image", ("a",))
+
+
 @pytest.mark.parametrize(
     "change, name",
     [

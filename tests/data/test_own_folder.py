@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,7 @@ WRONG = [
     ({"pixel_mean": [0.5]}, "pixel_mean must have a number for each of 3 channels"),
     ({"pixel_deviation": [1, 0, 1]}, "pixel_deviation must be above 0"),
     ({"lazy": "no"}, "lazy must be True or False"),
+    ({"tset": 0.2}, r"options of folder must be among .*root, .*got 'tset' \(did you mean 'test'\?\)$"),
 ]
 
 
@@ -134,6 +136,14 @@ def test_folders_that_do_not_fit_are_named(root: Path) -> None:
         load("folder", root=root, train="train/ant")
     (root / "train" / "cat" / "0.png").unlink()
     with pytest.raises(FileError, match=r"train/cat' must have a picture .*, got none"):
+        load("folder", root=root)
+
+
+def test_a_folder_with_a_single_class_is_refused(root: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("bee", "cat"):
+            shutil.rmtree(root / part / name)
+    with pytest.raises(ValueError, match=r"num_classes must be at least 2, of which .*, got 1, 'ant'$"):
         load("folder", root=root)
 
 

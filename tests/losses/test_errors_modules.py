@@ -99,6 +99,7 @@ OTHER_CASES: list[Case] = [
     ("features|input", lambda: heads.LinearHead(D, C, losses.CrossEntropyLoss())(FEATURES[:, :-1], TARGET)),
     ("target", lambda: heads.CosineHead(D, C, losses.LDAMLoss(COUNTS))(FEATURES, TARGET + 1)),
     ("class_counts|margin", lambda: heads.CosineHead(D, C + 1, losses.LDAMLoss(COUNTS))(FEATURES, TARGET)),
+    ("num_classes", lambda: heads.BalancedContrastiveHead(D, 1, losses.BalancedContrastiveLoss(PRIOR))),
     ("threshold", lambda: regularizers.LogitWeightRepulsion(threshold=NAN)),
     ("reduction", lambda: regularizers.LogitWeightRepulsion(reduction="avg")),
     ("linear_weight", lambda: regularizers.LogitWeightRepulsion()(WEIGHT[0])),

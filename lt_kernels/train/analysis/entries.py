@@ -15,6 +15,7 @@ from lt_kernels.train.analysis import plots_offsets as offsets
 from lt_kernels.train.analysis import plots_samples as samples
 from lt_kernels.train.analysis.measures import RIDGE, SEPARATED, Analysis
 from lt_kernels.train.analysis.plots_parts import gradient_parts
+from lt_kernels.train.output.figures import mean_of_known
 
 Analyses = Sequence[Analysis]
 RECORDED, PARTS = ("offset", "estimated_offset"), ("attraction", "repulsion")
@@ -77,7 +78,7 @@ def _own_part(analysis: Analysis) -> float:
 def _apart(analysis: Analysis) -> float:
     """How far the mean logit of a class is higher for its own samples, on average over the classes."""
     means = analysis.logit_means
-    return float(np.nanmean(means["positive"] - means["negative"]))
+    return mean_of_known(means["positive"] - means["negative"])
 
 
 ENTRIES = (
@@ -88,7 +89,7 @@ ENTRIES = (
         classes.accuracy,
         lambda runs: tables.by_class(runs, lambda a: {"accuracy": a.accuracy}),
         "mean class accuracy in percent",
-        lambda a: float(np.nanmean(a.accuracy)),
+        lambda a: mean_of_known(a.accuracy),
     ),
     Entry(
         "false_positives",
@@ -107,7 +108,7 @@ ENTRIES = (
         classes.similarity,
         lambda runs: tables.matrix(runs, lambda a: a.similarity),
         "mean cosine between class weights",
-        lambda a: float(np.nanmean(a.similarity.values)),
+        lambda a: mean_of_known(a.similarity.values),
     ),
     Entry(
         "affinity",
@@ -179,7 +180,7 @@ ENTRIES = (
         samples.angles,
         tables.angles,
         "mean angle to the class weight in degrees",
-        lambda a: float(np.nanmean(a.angles["weight"])),
+        lambda a: mean_of_known(a.angles["weight"]),
     ),
     Entry(
         "gradients",

@@ -17,6 +17,7 @@ from lt_kernels.train.output.figures import (
     class_bins,
     legend_below,
     literal,
+    mean_of_known,
     method_styles,
 )
 
@@ -120,8 +121,8 @@ def class_table(results: Results) -> Figure:
     counted = next(iter(results.values()))[0].get("units", {}).get("counts", "samples")
     bins = class_bins(np.maximum(counts, 1))[::-1]
     each = {method: np.mean([run["per_class"] for run in runs], axis=0) for method, runs in results.items()}
-    ranked = sorted(each, key=lambda method: -float(np.nanmean(each[method])))
-    table = np.array([[np.nanmean(each[method][chosen]) for chosen in bins] for method in ranked])
+    ranked = sorted(each, key=lambda method: -mean_of_known(each[method]))
+    table = np.array([[mean_of_known(each[method][chosen]) for chosen in bins] for method in ranked])
     figure, (axis,) = canvas(3.4 + 0.5 * len(bins), 1.6 + 0.19 * len(ranked))
     shown = axis.imshow(table, aspect="auto", cmap="viridis", vmin=0, vmax=100)
     axis.grid(visible=False)

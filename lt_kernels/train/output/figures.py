@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -116,6 +117,12 @@ def class_legend(figure: Figure, axis: Axes, counts: np.ndarray, colours: np.nda
     points = [axis.plot([], [], "o", color=colours[index], label=f"{index} ({counts[index]:,})")[0] for index in order]
     style = {"frameon": False, "title": "class (training samples)", "ncols": 1 + len(counts) // 20}
     figure.legend(handles=points, loc="outside right center", **style)
+
+
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of the values that are there; NaN, without a warning, where none is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -241,3 +241,14 @@ def test_values_that_are_not_there_are_no_error() -> None:
     hole = made("ce", 10, offsets={"test features": nothing}, components="its loss is focal")
     assert figures.png(plots_offsets.offsets([hole])).startswith(b"\x89PNG")
     assert figures.png(plots_classes.components([hole])).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=[entry.stem for entry in ENTRIES])
+def test_numbers_of_what_is_not_there_are_nan_without_a_warning(entry: Any) -> None:
+    """One class alone is in the test set: its samples have no mean logit of another class beside theirs."""
+    nothing = np.full(10, np.nan)
+    means = {"positive": np.append(nothing[1:], 2.0), "negative": np.append(nothing[1:] * 0 + 1, np.nan)}
+    angles = dict.fromkeys(("weight", "mean"), nothing)
+    hole = made("ce", 10, accuracy=nothing, logit_means=means, similarity=Matrix(nothing[None], nothing), angles=angles)
+    without = ("accuracy", "logits", "logit_means", "similarity", "angles")
+    assert math.isnan(entry.number(hole)) == (entry.stem in without)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -98,3 +99,10 @@ def test_differences_have_their_intervals() -> None:
 def test_the_leading_methods_and_cross_entropy_are_drawn() -> None:
     rows = {name: [[{"epoch": 1.0, "loss": 1.0, "all": 5.0}]] for name in NAMES}
     assert list(plots.leading(rows, RESULTS)) == ["ce", *NAMES[-plots.LEADING :]]
+
+
+def test_classes_without_test_samples_are_left_empty() -> None:
+    accuracy = [math.nan, 50.0, 70.0, math.nan]
+    results = {name: [{**run, "per_class": accuracy} for run in each] for name, each in RESULTS.items()}
+    (shown,) = plots.class_table(results).axes[0].images
+    assert np.array_equal(np.ma.filled(shown.get_array(), math.nan), [accuracy] * len(NAMES), equal_nan=True)
