@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from lt_kernels.functional import (
+    Accuracy,
     ArcFace,
     cosine_margin_cross_entropy,
     lade_regularizer,
@@ -270,3 +271,27 @@ def test_capped_logits_have_second_derivatives() -> None:
         (slope,) = torch.autograd.grad(loss(logits), logits, create_graph=True)
         found.append(torch.autograd.grad(slope.square().sum(), logits)[0])
     torch.testing.assert_close(*found)
+
+
+PER_CLASS, ROWS = torch.rand(C), torch.rand(N)
+ONCE = [{"focal_gamma": 1.5}, {"z_loss": 0.1}, {"sample_weight": ROWS}, {"label_smoothing": PER_CLASS}]
+ONCE += [{"offset": torch.randn(C, C)}, {"offset": PER_CLASS.clone().requires_grad_()}, {"accuracy": Accuracy()}]
+TWICE = [{"weight": PER_CLASS}, {"offset": PER_CLASS}, {"offset": torch.randn(N, C)}, {"shift": 1}]
+
+
+def one_id(value: object) -> str:
+    """The option's name; a tensor's numbers differ between the processes that tests run in."""
+    return next(iter(value)) if isinstance(value, dict) else str(value)
+
+
+@pytest.mark.parametrize("function", [offset_cross_entropy, linear_cross_entropy])
+@pytest.mark.parametrize(("options", "there"), [*((o, False) for o in ONCE), *((o, True) for o in TWICE)], ids=one_id)
+def test_which_losses_have_second_derivatives(function, options, there) -> None:
+    """As docs/kernels/which.md lists them."""
+    leaves = [
+        torch.randn(*size, requires_grad=True)
+        for size in SIZES["rows" if function is offset_cross_entropy else "cosines"]
+    ]
+    (slope,) = torch.autograd.grad(function(*leaves, TARGET, **options), leaves[:1], create_graph=True)
+    with nullcontext() if there else pytest.raises(NotImplementedError, match="first derivatives only"):
+        torch.autograd.grad(slope.square().sum(), leaves[0])
