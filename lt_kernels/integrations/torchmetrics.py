@@ -48,6 +48,8 @@ class _Base(Metric):
 
     def kept(self, preds: Tensor, target: Any) -> tuple[Tensor, Tensor]:
         """Class indices, or whatever there is one of for each target, of the rows that count."""
+        if not isinstance(preds, Tensor):
+            raise TypeError(f"preds must be a tensor of class indices or of scores, got {type(preds).__name__}")
         target = checks.indices("target", target, preds.shape, preds)
         count = target != self.ignore_index
         return preds[count], within("target", target[count], self.num_classes)

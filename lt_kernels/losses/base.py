@@ -63,6 +63,8 @@ class Loss(TableModule):
         average: Literal["weighted", "batch"] = "weighted",
     ) -> None:
         super().__init__()
+        if margin is not None and not isinstance(margin, Margin):
+            raise TypeError(f"margin must be CosFace, ArcFace, SphereFace, LDAM, DBM or None, got {margin!r}")
         self.margin, self.scale = margin, checks.number("scale", scale, above=0.0)
         self.focal_gamma = checks.number("focal_gamma", focal_gamma, 0.0)
         self.z_loss, self.softcap = checks.number("z_loss", z_loss, 0.0), self._cap(softcap)

@@ -184,7 +184,7 @@ class GMLLoss(TwoPartLoss):
 
     def distillation(self, input: Tensor, teacher: Tensor) -> Tensor:
         """distillation_weight times the divergence of the teacher's distribution from that of `input`, both [N, C]."""
-        checks.floating("teacher", teacher)
+        checks.same_device("teacher", checks.floating("teacher", teacher), input)
         if teacher.shape != input.shape:
             raise ValueError(f"teacher must have shape {list(input.shape)} as the input has, got {list(teacher.shape)}")
         kind, t = accumulate_type(input.dtype), self.distillation_temperature

@@ -209,6 +209,13 @@ def test_what_is_wrong_is_named(message: str, call: Callable[[], Any]) -> None:
         call()
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_predictions_that_are_no_tensor_are_named(name: str) -> None:
+    for preds in (LOGITS.argmax(1).tolist(), LOGITS.numpy()):
+        with pytest.raises(TypeError, match=r"preds must be a tensor.*, got (list|ndarray)$"):
+            MAKERS[name]().update(preds, TARGET)
+
+
 @pytest.mark.slow
 def test_two_processes_have_the_value_of_the_whole(tmp_path: Path) -> None:
     assert reports(Path(__file__).with_name("metrics_of_ranks.py"), 2, tmp_path) == {"": "", "synced": ""}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.registry import NAMED, OF_FEATURES, made, takes
-from lt_kernels import heads, losses, metrics, posthoc, priors, regularizers, schedules
+from lt_kernels import functional, heads, losses, metrics, posthoc, priors, regularizers, schedules
 
 NAN, INF = float("nan"), float("inf")
 N, C, D = 5, 4, 3
@@ -33,6 +33,8 @@ LOSS_CASES: list[Case] = [
     ("weight", lambda: losses.CrossEntropyLoss(weight=torch.ones(1, C))(LOGITS, TARGET)),
     ("reduction", lambda: losses.CrossEntropyLoss(reduction="avg")(LOGITS, TARGET)),
     ("label_smoothing", lambda: losses.CrossEntropyLoss(label_smoothing=-1.0)(LOGITS, TARGET)),
+    ("margin", lambda: losses.Loss(margin=0.5)),
+    ("margin", lambda: losses.BalancedSoftmaxLoss(COUNTS, margin=functional.CosFace)),
     ("class_counts", lambda: losses.BalancedSoftmaxLoss([])),
     ("class_counts", lambda: losses.BalancedSoftmaxLoss([3, -2])),
     ("class_counts", lambda: losses.BalancedSoftmaxLoss([3, INF])),
@@ -99,6 +101,7 @@ OTHER_CASES: list[Case] = [
     ("features|input", lambda: heads.LinearHead(D, C, losses.CrossEntropyLoss())(FEATURES[:, :-1], TARGET)),
     ("target", lambda: heads.CosineHead(D, C, losses.LDAMLoss(COUNTS))(FEATURES, TARGET + 1)),
     ("class_counts|margin", lambda: heads.CosineHead(D, C + 1, losses.LDAMLoss(COUNTS))(FEATURES, TARGET)),
+    ("teacher", lambda: HEADS["GMLHead"]()(FEATURES, TARGET, teacher=LOGITS.to("meta"))),
     ("num_classes", lambda: heads.BalancedContrastiveHead(D, 1, losses.BalancedContrastiveLoss(PRIOR))),
     ("threshold", lambda: regularizers.LogitWeightRepulsion(threshold=NAN)),
     ("reduction", lambda: regularizers.LogitWeightRepulsion(reduction="avg")),
