@@ -180,6 +180,11 @@ class CenterLoss(Dealt, TableModule):
         else:
             self.register_buffer("centers", torch.zeros(shape))
 
+    def extra_repr(self) -> str:
+        """The settings."""
+        classes, features = self.centers.shape
+        return f"num_classes={classes}, in_features={features}, centers={self.mode!r}, rate={self.rate}"
+
     def ranks(self) -> Any:
         """The process group to exchange with now: none for centres that are a parameter."""
         return super().ranks() if self.mode == "wen" else None

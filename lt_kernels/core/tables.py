@@ -6,7 +6,8 @@ They are float64 buffers with a fixed place in the state. A cast moves them with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,26 @@ def own_copy(table: Tensor) -> Tensor:
 def follow(table: Tensor, device: torch.device) -> Tensor:
     """The table on another device; on the meta device it would lose its values, so it stays where it is."""
     return table if device.type == "meta" else table.to(device)
+
+
+def described(settings: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> str:
+    """Settings as a module's text has them, without the usual ones: tensors by dtype and shape, margins by theirs."""
+    usual = usual or {}
+    told = {
+        name: value
+        for name, value in settings.items()
+        if isinstance(value, Tensor) or name not in usual or value != usual[name]
+    }
+    return ", ".join(f"{name}={_brief(value)}" for name, value in told.items())
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor) and value.ndim:
+        return f"{str(value.dtype).removeprefix('torch.')}{[*value.shape]}"
+    if dataclasses.is_dataclass(value):
+        own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        return f"{type(value).__name__}({described(own)})"
+    return repr(value)
 
 
 class TableModule(nn.Module):

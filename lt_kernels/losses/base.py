@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from lt_kernels.core import checks
-from lt_kernels.core.tables import TableModule, own_copy
+from lt_kernels.core.tables import TableModule, described, own_copy
 from lt_kernels.core.terms import Reduction, Terms
 from lt_kernels.losses.features import of_features
 from lt_kernels.margins import Margin, MixedTarget
@@ -46,6 +47,7 @@ class Loss(TableModule):
     input_kind: ClassVar[str] = "logits"
     needs_features: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
+    own: ClassVar[tuple[str, ...]] = ()  # what a named loss adds to the settings of all
 
     def __init__(
         self,
@@ -254,6 +256,13 @@ class Loss(TableModule):
             "average": self.average,
             **(changed or {}),
         }
+
+    def extra_repr(self) -> str:
+        """A named loss's own settings, and those of all losses that are not the usual ones."""
+        settings = self.settings(self._buffers["offset"])
+        usual = {name: one.default for name, one in inspect.signature(Loss).parameters.items()}
+        own = {name: getattr(self, name) for name in self.own}
+        return described({**own, **{name: settings[name] for name in usual}}, usual)
 
     def from_features(
         self,

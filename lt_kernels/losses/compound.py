@@ -34,6 +34,8 @@ class ARBLoss(Dealt, Loss):
             rank, and adds nothing up unless a process group is given here.
     """
 
+    own = ("counts",)
+
     def __init__(
         self,
         class_counts: Any = None,
@@ -108,6 +110,7 @@ class LADELoss(WholeBatch, Dealt, Loss):
     """
 
     no_rows = "its regulariser is that of the whole batch"
+    own = ("alpha", "lam", "importance", "classes")
     tables = (*Loss.tables, "class_counts")
     needs_logits: ClassVar[bool] = True
 
@@ -167,6 +170,7 @@ class EstimatedOffsetLoss(WholeBatch, Loss):
     """
 
     no_rows = "its centres and what they add are those of the whole batch"
+    own = ("use", "center_weight", "uniform_weight")
     needs_features: ClassVar[bool] = True
 
     def __init__(

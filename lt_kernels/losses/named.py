@@ -205,6 +205,10 @@ class SphereFaceLoss(Loss):
         """Set lam, as a schedule does between steps; it is no part of the state, and nothing is compiled again."""
         self._buffers["class_margin"].fill_(checks.number("annealing", annealing, 0.0))  # type: ignore[union-attr]
 
+    def extra_repr(self) -> str:
+        """The settings, with lam as it is now: the margin itself was made without."""
+        return super().extra_repr().replace("annealing=0.0", f"annealing={self.annealing}")
+
     def forward(
         self,
         input: Tensor,

@@ -251,3 +251,28 @@ def test_a_temperature_without_dimensions_is_read() -> None:
     assert_close(loss.log_temperature.exp().detach(), torch.tensor([0.3]))
     model = nn.Sequential(loss)
     model.load_state_dict({f"0.{key}": table for key, table in state.items()})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_text_of_a_module_has_no_numbers_of_its_tables(name: str) -> None:
+    """It may have thousands of classes; on the meta device and in half precision the text is the same."""
+    module = ALL[name]()
+    text = repr(module)
+    assert type(module).__name__ in text
+    assert "tensor" not in text
+    assert max(len(line) for line in text.splitlines()) < 200
+    assert repr(copy.deepcopy(module).to("meta")) == repr(copy.deepcopy(module).half()) == text
+
+
+def test_the_text_of_a_loss_has_its_settings() -> None:
+    assert repr(losses.CrossEntropyLoss()) == "CrossEntropyLoss()"
+    given = losses.BalancedSoftmaxLoss(COUNTS, label_smoothing=0.1, softcap=30, reduction="sum")
+    settings = "offset=float64[4], label_smoothing=0.1, softcap=30.0, reduction='sum'"
+    assert repr(given) == f"BalancedSoftmaxLoss({settings})"
+    assert repr(losses.ARBLoss(counts="batch")) == "ARBLoss(counts='batch')"
+    loss = losses.SphereFaceLoss()
+    loss.set_annealing(7.0)
+    assert repr(loss) == "SphereFaceLoss(margin=SphereFace(margin=4, annealing=7.0))"
+    loss = losses.CrossEntropyLoss()
+    loss.set_weight(WEIGHT)
+    assert repr(loss) == "CrossEntropyLoss(weight=float64[4])"
