@@ -63,7 +63,7 @@ def directions_picture(planes: Sequence[Any]) -> Figure:
     lines = [axes[0].plot([], [], color=colour, linewidth=2, label=label)[0] for label, colour in there]
     figure.legend(handles=lines, loc="outside lower center", frameon=False, ncols=3 if len(axes) > 2 else 1)
     title = "Class weights, and the directions in which training moves them"
-    figure.suptitle(f"{title}\n(arrows of equal length)", fontsize=11)
+    figures.heading(figure, f"{title}\n(arrows of equal length)")
     return figure
 
 
@@ -85,7 +85,7 @@ def _panel(axis: Axes, plane: Any, colours: np.ndarray) -> None:
     axis.locator_params(nbins=5)
     axis.set_xlabel("first component [1 / features' unit]", fontsize=8)
     axis.set_ylabel("second component", fontsize=8)
-    axis.set_title(figures.literal(plane.method), fontsize=10)
+    figures.panel_title(axis, figures.literal(plane.method))
 
 
 def directions_rows(planes: Sequence[Any]) -> Iterator[Sequence[Any]]:

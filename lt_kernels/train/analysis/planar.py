@@ -154,7 +154,7 @@ def picture(planes: Sequence[Plane]) -> Figure:
         _panel(axis, plane, colours)
     figures.class_legend(figure, axes[0], counts, colours)
     title = "Test features in the plane, predicted classes shaded"
-    figure.suptitle(f"{title}\n(arrows: class weights, one factor a panel)", fontsize=11)
+    figures.heading(figure, f"{title}\n(arrows: class weights, one factor a panel)")
     return figure
 
 
@@ -181,7 +181,7 @@ def _panel(axis: Axes, plane: Plane, colours: np.ndarray) -> None:
     rare = plane.counts[plane.target] < 20
     right = plane.prediction == plane.target
     few = f", few {100 * right[rare].mean():.0f} %" if rare.any() else ""
-    axis.set_title(f"{plane.method}: {100 * right.mean():.0f} %{few}", fontsize=10)
+    figures.panel_title(axis, f"{figures.literal(plane.method)}: {100 * right.mean():.0f} %{few}")
 
 
 def write_planes(planes: Sequence[Plane], out: Path) -> Path:

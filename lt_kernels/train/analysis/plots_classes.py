@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from lt_kernels.train.analysis.measures import Analysis, Matrix, groups_of
@@ -65,7 +66,7 @@ def matrices(
     """A matrix between classes for each run, classes by descending count, on one colour scale around `centre` that
     reaches as far as `percent` of the values; `below` is a line of text under each.
     """
-    figure, axes = grid(len(analyses), 3.4, 3.3)
+    figure, axes = grid(len(analyses), 3.4, 3.3 if below is None else 3.5)
     shown = [chosen(analysis) for analysis in analyses]
     size = np.abs(np.concatenate([matrix.values.ravel() for matrix in shown]) - centre)
     reach = (float(np.nanpercentile(size, percent)) if np.isfinite(size).any() else 0.0) or 1.0
@@ -74,12 +75,12 @@ def matrices(
     for axis, analysis, matrix in zip(axes, analyses, shown, strict=True):
         axis.grid(False)
         image = axis.imshow(matrix.values, cmap=colours, vmin=centre - reach, vmax=centre + reach)
-        axis.set_title(figures.literal(analysis.name), fontsize=10)
+        figures.panel_title(axis, figures.literal(analysis.name))
         _class_ticks(axis, analysis, matrix)
         if below is not None:
             axis.set_xlabel(f"{axis.get_xlabel()}\n{below(analysis)}", fontsize=8)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8, extend="both" if percent < 100 else "neither")
-    figure.suptitle(title + _averaged(shown[0]), fontsize=11)
+    figures.heading(figure, title + _averaged(shown[0]))
     return figure
 
 
@@ -137,11 +138,12 @@ def curve(axis: Axes, analysis: Analysis, values: np.ndarray, style: Mapping[str
 
 
 def same_scale(axes: Sequence[Axes]) -> None:
-    """Give the vertical axes of several panels the same ends."""
+    """Give the vertical axes of several panels the same ends, with room for the markers there."""
     ends = [axis.get_ylim() for axis in axes]
-    spare = 1.15 if axes[0].get_yscale() == "log" else 1.0
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    spare = 0.03 * (high - low)
     for axis in axes:
-        axis.set_ylim(min(low for low, _ in ends) / spare, max(high for _, high in ends) * spare)
+        axis.set_ylim((low / 1.15, high * 1.15) if axes[0].get_yscale() == "log" else (low - spare, high + spare))
 
 
 def accuracy(analyses: Analyses) -> Figure:
@@ -199,7 +201,7 @@ def components(analyses: Analyses) -> Figure:
             not_applicable(axis)
     same_scale(axes)
     title = "Gradient components of each class weight after training, over the training set"
-    figure.suptitle(f"{title} ({shown_as(analyses)})", fontsize=11)
+    figures.heading(figure, f"{title} ({shown_as(analyses)})")
     figures.legend_below(figure, axes[0])
     return figure
 
@@ -222,9 +224,9 @@ def logit_means(analyses: Analyses) -> Figure:
         logarithmic(axis, analyses[0])
         axis.xaxis.label.set_fontsize(8)
         axis.set_ylabel("mean logit of the class", fontsize=8)
-        axis.set_title(figures.literal(analysis.name), fontsize=10)
+        figures.panel_title(axis, figures.literal(analysis.name))
     same_scale(axes)
-    figure.suptitle(f"Mean logits of the test set by class ({shown_as(analyses)})", fontsize=11)
+    figures.heading(figure, f"Mean logits of the test set by class ({shown_as(analyses)})")
     figures.legend_below(figure, axes[0])
     return figure
 
@@ -237,24 +239,32 @@ HISTORY = {
 }
 
 
+def colour_bar(figure: Figure, axes: Sequence[Axes], norm: Normalize, label: str, **options: Any) -> Colorbar:
+    """The scale of `COLOURS` beside the panels, as wide where they stand in many rows as beside one."""
+    rows = axes[0].get_subplotspec().get_gridspec().nrows  # type: ignore[union-attr]
+    colours = matplotlib.cm.ScalarMappable(norm, COLOURS)
+    return figure.colorbar(colours, ax=axes, label=label, shrink=0.8, aspect=20 * rows, **options)
+
+
 def history(analyses: Analyses, names: Sequence[str]) -> Figure:
-    """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts."""
+    """Recorded values over the epochs: a row of panels a run, a line a class or a range of like counts; or where most
+    runs have some of these values alone, the panels that have any, one after the other.
+    """
     values = {analysis.name: analysis.history.values for analysis in analyses if analysis.history is not None}
     found = [name for name, one in values.items() if any(np.isfinite(one[kind]).any() for kind in names)]
     recorded = [analysis for analysis in analyses if analysis.name in (found or values)]
     names = [name for name in names if any(np.isfinite(one[name]).any() for one in values.values())] or names[:1]
-    figure, axes = grid(len(recorded) * len(names), 5.2, 3.3, across=len(names) if len(names) > 1 else 3)
+    panels = [(analysis, name) for analysis in recorded for name in names]
+    there = [(run, name) for run, name in panels if np.isfinite(values[run.name][name]).any()] or panels[:1]
+    figure, axes = grid(len(there), 5.2, 3.3, across=len(names) if len(there) == len(panels) > len(recorded) else 3)
     counts = np.concatenate([analysis.counts[analysis.counts > 0] for analysis in recorded]).astype(float)
     norm = LogNorm(counts.min(), max(counts.max(), counts.min() + 1))
-    for place, axis in enumerate(axes):
-        _history_panel(axis, recorded[place // len(names)], names[place % len(names)], norm)
-    colours = matplotlib.cm.ScalarMappable(norm, COLOURS)
-    bar = figure.colorbar(
-        colours, ax=axes, label=f"training {recorded[0].counted} of the class (log scale)", shrink=0.8
-    )
+    for axis, (analysis, name) in zip(axes, there, strict=True):
+        _history_panel(axis, analysis, name, norm)
+    bar = colour_bar(figure, axes, norm, f"training {recorded[0].counted} of the class (log scale)")
     bar.ax.yaxis.set_major_formatter("{x:g}")
     title = "a line a class" if len(recorded[0].counts) <= figures.POINTS else "means over ranges of like counts"
-    figure.suptitle(f"Over the epochs, on the training set ({title})", fontsize=11)
+    figures.heading(figure, f"Over the epochs, on the training set ({title})")
     return figure
 
 
@@ -274,4 +284,4 @@ def _history_panel(axis: Axes, analysis: Analysis, name: str, norm: LogNorm) -> 
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
     axis.set_ylabel(HISTORY[name], fontsize=8)
-    axis.set_title(f"{figures.literal(analysis.name)}: {name.replace('_', ' ')}", fontsize=10)
+    figures.panel_title(axis, f"{figures.literal(analysis.name)}: {name.replace('_', ' ')}")

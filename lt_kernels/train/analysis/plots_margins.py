@@ -22,7 +22,7 @@ def margins(analyses: Analyses) -> Figure:
         assert analysis.margins is not None
         _panel(axis, analysis, analysis.margins)
     title = "The target's logit against the angle of feature and weight"
-    figure.suptitle(f"{title}\n(n: training {analyses[0].counted} of the class)", fontsize=11)
+    figures.heading(figure, f"{title}\n(n: training {analyses[0].counted} of the class)")
     return figure
 
 
@@ -43,5 +43,5 @@ def _panel(axis: Axes, analysis: Analysis, curves: MarginCurves) -> None:
     axis.set_xticks(range(0, DEGREES + 1, 45))
     axis.set_xlabel("angle [degrees]")
     axis.set_ylabel("logit of the target / scale")
-    axis.set_title(figures.literal(analysis.name), fontsize=10)
+    figures.panel_title(axis, figures.literal(analysis.name))
     axis.legend(loc="lower left", fontsize=7, frameon=False)

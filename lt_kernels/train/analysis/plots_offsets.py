@@ -42,7 +42,7 @@ def offsets(analyses: Analyses) -> Figure:
         axis.set_title(KINDS[kind], fontsize=10)
         axis.set_ylabel("$-b_c$ [logit]" if kind == BIAS else "offset $o_c = m_c w_c / 2$ [logit]")
     same_scale(axes)
-    figure.suptitle(f"Offset of each class by its count ({shown_as(analyses)})", fontsize=11)
+    figures.heading(figure, f"Offset of each class by its count ({shown_as(analyses)})")
     figures.legend_below(figure, axes[0])
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -13,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lt_kernels.train.analysis.measures import Analysis
-from lt_kernels.train.analysis.plots_classes import COLOURS, grid, logarithmic, not_applicable, same_scale
+from lt_kernels.train.analysis.plots_classes import COLOURS, colour_bar, grid, logarithmic, not_applicable, same_scale
 from lt_kernels.train.output import figures
 from lt_kernels.train.run.parts import Parts
 
@@ -41,20 +40,19 @@ def gradient_parts(analyses: Sequence[Analysis]) -> Figure:
         not_applicable(axes[0])
     else:
         same_scale(axes)
-        colours, ticks = matplotlib.cm.ScalarMappable(norm, COLOURS), MaxNLocator(integer=True)
-        figure.colorbar(colours, ax=axes, label="epoch", shrink=0.8, ticks=ticks)
+        colour_bar(figure, axes, norm, "epoch", ticks=MaxNLocator(integer=True))
         handles = [Line2D([], [], color="0.3", marker="o", markersize=4), Line2D([], [], color="0.7", **OWN)]
         labels = ["repulsion by the samples of another class", "attraction by its own samples"]
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(2, len(recorded)), frameon=False)
     counts, counted = analyses[0].counts, analyses[0].counted
     ranges = "a point a class" if len(counts) <= figures.POINTS else "means over ranges of like counts"
     title = f"What moves the weight of the rarest class (training {counted}: {counts[counts > 0].min():,})"
-    figure.suptitle(f"{title}, by the class of the samples\nmean over the epoch's batches ({ranges})", fontsize=11)
+    figures.heading(figure, f"{title},\nby the class of the samples ({ranges}; mean over batches)")
     return figure
 
 
 def _panel(axis: Axes, analysis: Analysis, parts: Parts, norm: Normalize) -> None:
-    axis.set_title(figures.literal(analysis.name), fontsize=10)
+    figures.panel_title(axis, figures.literal(analysis.name))
     counts, rarest = analysis.counts.astype(float), int(parts.classes[0])
     for place in np.unique(np.linspace(0, len(parts.epochs) - 1, LINES).round().astype(int)):
         values, colour = parts.values[place, :, 0].copy(), COLOURS(norm(parts.epochs[place]))

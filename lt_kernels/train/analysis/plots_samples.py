@@ -53,16 +53,17 @@ def angles(analyses: Analyses) -> Figure:
         axis.set_ylabel("angle [degrees]")
         axis.set_title(f"to the {'weight' if kind == 'weight' else 'mean test feature'} of their class", fontsize=10)
     axes[1].set_xlabel(f"classes, by their training {analyses[0].counted}")
-    figure.suptitle("Angles of the test features: density, quartiles (bar), median (dot) and mean (line)", fontsize=11)
+    figures.heading(figure, "Angles of the test features: density, quartiles (bar), median (dot) and mean (line)")
     figures.legend_below(figure, axes[0])
     return figure
 
 
 def _violins(axis: Axes, analyses: Analyses, kind: str) -> None:
-    styles, width = styles_of(analyses), 0.84 / len(analyses)
+    styles, width = figures.bar_styles([analysis.name for analysis in analyses]), 0.84 / len(analyses)
     for place, analysis in enumerate(analyses):
-        colour = styles[analysis.name]["color"]
-        axis.bar(0, 0, color=colour, alpha=0.5, label=figures.literal(analysis.name))  # for the legend
+        colour, hatch = styles[analysis.name]["color"], styles[analysis.name]["hatch"]
+        style = {"facecolor": colour, "edgecolor": colour, "alpha": 0.5, "hatch": hatch}
+        axis.bar(0, 0, label=figures.literal(analysis.name), **style)  # for the legend
         for group, (_, values) in enumerate(angle_sets(analysis, kind)):
             if not len(values):
                 continue
@@ -70,7 +71,7 @@ def _violins(axis: Axes, analyses: Analyses, kind: str) -> None:
             places = np.linspace(0, len(values) - 1, min(len(values), DRAWN)).round().astype(int)
             some = np.sort(values)[places]  # keeps the distribution and its ends
             for body in axis.violinplot(some, [at], widths=0.92 * width, showextrema=False)["bodies"]:
-                body.set(facecolor=colour, edgecolor=colour, alpha=0.5)
+                body.set(**style)
             mean, low, middle, high = mean_and_quartiles(values)
             axis.vlines(at, low, high, color=colour, linewidth=3)
             axis.hlines(mean, at - 0.25 * width, at + 0.25 * width, color=colour, linewidth=1.4)
@@ -88,11 +89,11 @@ def logits(analyses: Analyses) -> Figure:
             density = histogram.densities[group, sign]
             axis.stairs(density, histogram.edges, fill=True, alpha=0.4, color=colour, label=label)
             axis.stairs(density, histogram.edges, color=colour)
-        axis.set_title(f"{figures.literal(analysis.name)}, {group}", fontsize=10)
+        figures.panel_title(axis, f"{figures.literal(analysis.name)}, {group}")
         axis.set_xlabel("logit", fontsize=8)
         axis.set_ylabel("density [1 / logit]", fontsize=8)
         axis.set_xlim(*_extent(analysis))
-    figure.suptitle("Logits of the classes of a group, for samples of the class and of other classes", fontsize=11)
+    figures.heading(figure, "Logits of the classes of a group, for samples of the class and of other classes")
     figures.legend_below(figure, axes[0])
     return figure
 
@@ -122,12 +123,12 @@ def calibration(analyses: Analyses) -> Figure:
         axis.plot(least + width / 2, number / number.sum(), ".-", color="0.25", linewidth=0.9, label="share of samples")
         axis.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
         error = 100 * analysis.summary["calibration_error"]
-        axis.set_title(f"{figures.literal(analysis.name)}: ECE {error:.1f} %", fontsize=10)
+        figures.panel_title(axis, f"{figures.literal(analysis.name)}: ECE {error:.1f} %")
         axis.set_xlabel("confidence")
         axis.set_ylabel("accuracy, share")
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1)
-    figure.suptitle("Calibration on the test set: accuracy in bins of confidence", fontsize=11)
+    figures.heading(figure, "Calibration on the test set: accuracy in bins of confidence")
     figures.legend_below(figure, axes[0])
     return figure
 
@@ -147,10 +148,11 @@ def separability(analyses: Analyses) -> Figure:
 
 
 def _bars(axis: Axes, analyses: Analyses, values: Sequence[Sequence[float]]) -> None:
-    styles, width = styles_of(analyses), 0.84 / len(analyses)
+    styles, width = figures.bar_styles([analysis.name for analysis in analyses]), 0.84 / len(analyses)
     for place, (analysis, row) in enumerate(zip(analyses, values, strict=True)):
         left = np.arange(len(row)) - 0.42 + (place + 0.5) * width
-        axis.bar(left, row, width * 0.92, label=figures.literal(analysis.name), color=styles[analysis.name]["color"])
+        style = {**styles[analysis.name], "edgecolor": "white", "linewidth": 0}
+        axis.bar(left, row, width * 0.92, label=figures.literal(analysis.name), **style)
 
 
 def balance(analyses: Analyses) -> Figure:
@@ -167,7 +169,7 @@ def balance(analyses: Analyses) -> Figure:
         axis.invert_yaxis()
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"variance{BALANCE_UNITS[key]}")
-    figure.suptitle("Balance of the class weights: 0 where all pairs, and all lengths, are alike", fontsize=11)
+    figures.heading(figure, "Balance of the class weights: 0 where all pairs, and all lengths, are alike")
     return figure
 
 

@@ -6,6 +6,7 @@ import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ POINTS = 40
 BINS = 12
 LONGEST = 48  # characters of a name
 ROWS, ROW = 3, 0.21  # of a legend: how many a figure has room for, and the inches of one
+LETTER = 0.58  # width of a character of a title, in sizes of its letters
+EDGE = 1.2  # inches of a figure that panels leave to a colour bar
+HATCHES = ("", "///", "...", "xxx")  # of bars whose colour is there once, twice, ...
 
 
 def canvas(width: float, height: float, panels: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -57,6 +61,22 @@ def literal(name: str) -> str:
     """
     short = name if len(name) <= LONGEST else name[: LONGEST - 3] + "..."
     return (" " + short if short.startswith("_") else short).replace("$", "\\$")
+
+
+def heading(figure: Figure, text: str, size: float = 11) -> None:
+    """Write a title above the figure, its lines broken where the figure ends."""
+    longest = int(72 * figure.get_figwidth() / (LETTER * size))
+    lines = [textwrap.fill(line, longest, break_long_words=False) for line in text.splitlines()]
+    figure.suptitle("\n".join(lines), fontsize=size)
+
+
+def panel_title(axis: Axes, text: str, size: float = 10) -> None:
+    """Write a title above a panel, a long one in smaller letters, so that it does not reach into the next."""
+    figure, place = axis.get_figure(), axis.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    room = 72 * (figure.get_figwidth() - EDGE) / place.get_gridspec().ncols
+    axis.set_title(text, fontsize=min(size, room / (LETTER * max(1, len(text)))))
 
 
 def png(figure: Figure) -> bytes:
@@ -91,6 +111,14 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
         for index, name in enumerate(names)
     }
     return {**styles, "ce": {"color": "black", "marker": "s", "linestyle": "--"}}
+
+
+def bar_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and pattern of each method's bars and areas, which have no marker: no two of `SERIES * 4` look alike."""
+    styles = method_styles(methods)
+    names = [method for method in methods if method != "ce"]
+    hatches = {name: HATCHES[index // SERIES % len(HATCHES)] for index, name in enumerate(names)}
+    return {name: {"color": styles[name]["color"], "hatch": hatches.get(name, "")} for name in styles}
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:

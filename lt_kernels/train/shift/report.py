@@ -134,7 +134,7 @@ def shift_runs_csv(results: Sequence[ShiftResult], tests: Sequence[ShiftedTest])
 
 def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title: str) -> bytes:
     """Accuracy against the shift, PNG: as trained on the left, compensated on the right."""
-    from lt_kernels.train.output.figures import canvas, legend_below, literal, method_styles, png
+    from lt_kernels.train.output.figures import canvas, heading, legend_below, literal, method_styles, png
 
     figure, panels = canvas(14, 5, panels=2)
     styles = method_styles(list(dict.fromkeys(row.method for row in rows)))
@@ -151,7 +151,7 @@ def shift_picture(rows: Sequence[ShiftRow], tests: Sequence[ShiftedTest], title:
         axis.set_ylabel("accuracy over the test set's samples [%]")
     panels[0].set_title("Logits as trained", fontsize=11)
     panels[1].set_title("Compensated for the test set's class prior", fontsize=11)
-    figure.suptitle(f"{literal(title)} (mean over seeds; bars: sample standard deviation)", fontsize=12)
+    heading(figure, f"{literal(title)} (mean over seeds; bars: sample standard deviation)", 12)
     legend_below(figure, panels[0])
     return png(figure)
 

@@ -156,6 +156,14 @@ def test_summary_of_a_run() -> None:
     assert float(rows_of(tables.summary([literal()]))[0]["balance_dot"]) == pytest.approx(2 / 9)
 
 
+def test_lengths_that_differ_by_roundings_are_alike() -> None:
+    unit = torch.nn.functional.normalize(torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), dim=1)
+    unit[0] *= 1 + 2**-23  # a rounding of float32
+    assert literal(weight=unit).summary["balance_norm"] == 0
+    unit[0] *= 1.001
+    assert literal(weight=unit).summary["balance_norm"] == pytest.approx(2e-6 / 9, rel=1e-2)
+
+
 def test_gradients_of_a_run_that_has_none_are_left_empty() -> None:
     other = literal(components="its loss has a margin")
     rows = rows_of(tables.components([literal(), other]))
