@@ -76,7 +76,7 @@ def _add_compare(commands: Any) -> None:
         "--methods",
         required=True,
         metavar="A,B,...",
-        help="such as ce,bs,ldam-drw (-lwr may be appended to each), or all",
+        help="such as ce,bs,ldam-drw (-lwr may be appended to each), or all, or variants, those of the recipe",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default 3)")
     _add_config(compare)
@@ -113,7 +113,7 @@ def _add_planar(commands: Any) -> None:
         description="Train small networks with two features on images, and draw where each method puts the classes.",
     )
     planar.add_argument("--data", metavar="NAME", help="a data set of images: digits-lt (default: that of --config)")
-    planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr")
+    planar.add_argument("--methods", required=True, metavar="A,B,...", help="such as ce,bs,bs-lwr, or variants")
     _add_config(planar)
     planar.add_argument("--out", metavar="FOLDER", help="where the files go (default: runs/NAME-planar)")
     _add_changes(planar)

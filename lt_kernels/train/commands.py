@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from lt_kernels.train.config import TrainConfig, make_config
 from lt_kernels.train.errors import ConfigError, RunFailed, ToldElsewhere
 from lt_kernels.train.files import COMPARISON, LAST, Which
 from lt_kernels.train.files.folder import claimed, config_text, hinting, prepare_comparison
+from lt_kernels.train.methods.variants import check_methods, variants_of
 from lt_kernels.train.output.screen import Screen, print_table
 from lt_kernels.train.plainyaml import written
 from lt_kernels.train.ranks import launch
@@ -80,7 +82,9 @@ def _settings_of_run(
         if not (resume and out):
             raise ConfigError("--config must name a YAML file, unless --resume and --out name a run, got none")
         config = str(Path(out) / "config.yaml")
-    settings = make_config(apply_overrides(read_settings(config_file(config)), changes))
+    changed = apply_overrides(read_settings(config_file(config)), changes)
+    check_methods(changed)
+    settings = make_config(changed)
     folder = Path(out) if out else Path("runs") / f"{Path(config).stem}-{settings.method}-seed-{settings.seed}"
     return settings, folder
 
@@ -90,7 +94,6 @@ def named_methods(text: str, settings: Mapping[str, Any]) -> list[str]:
     for the recipe's variants.
     """
     from lt_kernels.train.methods.registry import every_method
-    from lt_kernels.train.methods.variants import variants_of
 
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
@@ -169,18 +172,21 @@ def analyze(runs: Sequence[str], out: str | None, checkpoint: Which | None = Non
 
 def planar(data: str | None, methods: str, config: str | None, changes: Sequence[str], out: str | None) -> int:
     """Train methods with features of two numbers, and name the picture."""
-    names, data = [name.strip() for name in methods.split(",") if name.strip()], named_data(data, config)
+    data = named_data(data, config)
     recipe = {**read_settings(config_file(config) if config else find_recipe(data)), "data": data}
     settings = apply_overrides(recipe, changes)
+    names = named_methods(methods, settings)
     plan(settings, names, 1, Path(), 1)  # for its checks of all names together
     settings_of = {name: apply_overrides(in_the_plane(recipe, name), changes) for name in names}
     jobs = [job for name in names for job in plan(settings_of[name], [name], 1, Path(), 1)]
     folder = Path(out) if out else Path("runs") / f"{data}-planar"
-    from lt_kernels.train.analysis.planar import train_planar, write_planes
+    from lt_kernels.train.analysis.planar import check_method, train_planar, write_planes
 
+    for job in jobs:
+        check_method(job.config)
     seed = make_config({**settings, "method": names[0]}).seed
     with claimed(folder), hinting("nothing was written: the same command starts anew"):
-        planes = [train_planar(job.config.replace(seed=seed)) for job in jobs]
+        planes = [dataclasses.replace(train_planar(job.config.replace(seed=seed)), method=job.name) for job in jobs]
         picture = write_planes(planes, folder)
     print(f"picture: {picture}")
     return 0

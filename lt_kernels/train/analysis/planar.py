@@ -25,7 +25,7 @@ from lt_kernels.train.analysis.tables import as_csv
 from lt_kernels.train.config import TrainConfig
 from lt_kernels.train.errors import ConfigError
 from lt_kernels.train.methods.build import build_method
-from lt_kernels.train.methods.method import Setting
+from lt_kernels.train.methods.method import MethodParts, Setting
 from lt_kernels.train.model.classifier import Classifier
 from lt_kernels.train.model.networks import Pixels
 from lt_kernels.train.model.readings import trained_head, weights_of
@@ -112,10 +112,19 @@ def _module(config: TrainConfig, data: LongTailedData) -> Classifier:
     network: nn.Module = PlanarNetwork(data.train[0][0].numel(), centred=sees_directions(config.method))
     if data.pixel_mean:
         network = Pixels(network, data.pixel_mean, data.pixel_deviation)
-    parts = build_method(config.method, Setting(data.class_counts, 2, config.epochs), config.method_options)
-    if parts.experts > 1 or getattr(parts.head, "weight", torch.empty(0)).shape != (data.num_classes, 2):
+    return Classifier(config, network, _parts(config, data.class_counts))
+
+
+def check_method(config: TrainConfig) -> None:
+    """Raise what `train_planar` would for a method with several networks or weights a class; nothing is trained."""
+    _parts(config, torch.tensor([2, 1]))
+
+
+def _parts(config: TrainConfig, counts: Tensor) -> MethodParts:
+    parts = build_method(config.method, Setting(counts, 2, config.epochs), config.method_options)
+    if parts.experts > 1 or getattr(parts.head, "weight", torch.empty(0)).shape != (len(counts), 2):
         raise ConfigError(f"--methods must name methods with one network and one weight a class, got {config.method!r}")
-    return Classifier(config, network, parts)
+    return parts
 
 
 def _directions(module: Classifier, data: LongTailedData) -> dict[str, np.ndarray]:

@@ -58,8 +58,19 @@ def variants_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {str(name): dict(variant) for name, variant in variants.items()}
 
 
+def check_methods(settings: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for options, under `methods`, of a method that there is not: nothing would read them."""
+    methods = settings.get("methods")
+    for name in methods if isinstance(methods, Mapping) else ():
+        try:
+            find_method(str(name))
+        except ConfigError as error:
+            raise ConfigError(f"methods: {error}") from None
+
+
 def config_of(settings: Mapping[str, Any], name: str, seed: int) -> TrainConfig:
     """The config of one run of a method or of a variant; all its options are checked."""
+    check_methods(settings)
     own, variant = dict(settings), variants_of(settings).get(name)
     own.pop("variants", None)
     if variant is not None:

@@ -182,3 +182,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (tmp_path / "planar_directions.png").exists()
     assert cli.main([*words, "--methods", "ce,bss"]) == 2
     assert "'bss'" in capsys.readouterr().err
+
+
+def test_variants_are_drawn_by_their_names(tmp_path: Path) -> None:
+    config = tmp_path / "few.yaml"
+    config.write_text(
+        "data: digits-lt\nimbalance: 10\nepochs: 1\nwarmup_epochs: 0\nthreads: 1\n"
+        "variants:\n  raw: {method: bs-lwr, lwr_project: raw}\n  held: {method: bs-lwr, lwr_project: false}\n"
+    )
+    words = ["planar", "--config", str(config), "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--methods", "bs,variants"]) == 0
+    for name in ("planar_weights.csv", "planar_features.csv", "planar_directions.csv"):
+        with (tmp_path / "out" / name).open(newline="") as file:
+            assert {row["method"] for row in csv.DictReader(file)} == {"bs", "raw", "held"}
+
+
+def test_what_cannot_be_drawn_is_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lt_kernels.train.analysis.planar.train_planar", lambda config: pytest.fail("was trained"))
+    words = ["planar", "--data", "digits-lt", "--out", str(tmp_path)]
+    for methods in ("ce,ncl", "all"):
+        assert cli.main([*words, "--methods", methods]) == 2
+        assert "one network and one weight a class, got 'ncl'" in capsys.readouterr().err
