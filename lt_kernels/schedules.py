@@ -100,7 +100,9 @@ class SphereFaceAnnealing:
     def __post_init__(self) -> None:
         for name in ("low", "rate", "power"):
             object.__setattr__(self, name, checks.number(name, getattr(self, name), 0.0))
-        object.__setattr__(self, "high", checks.number("high", self.high, self.low))
+        object.__setattr__(self, "high", checks.number("high", self.high))
+        if self.high < self.low:
+            raise ValueError(f"high must be at least low, {self.low}, got {self.high}")
 
     def __call__(self, step: int) -> float:
         """The annealing at a step."""

@@ -46,8 +46,9 @@ def number(
     # An integer may be larger than every float without being an infinity.
     fits = abs(value) <= sys.float_info.max and low <= value <= high and (above is None or value > above)
     if not fits:
-        least = f"> {above}" if above is not None else f">= {low}"
-        raise ValueError(f"{name} must be finite, {least} and <= {high}, got {value!r}")
+        least = f"> {above}" if above is not None else f">= {low}" if low > -math.inf else ""
+        allowed = " and ".join(filter(None, ("finite", least, f"<= {high}" if high < math.inf else "")))
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return float(value)
 
 

@@ -107,7 +107,7 @@ WRONG = [
     ({"root": "/nowhere"}, r"'/nowhere/train' of pictures is missing.*data_options.test"),
     ({"imbalance": 10}, "imbalance must be None for folder"),
     ({"test": "none"}, "none' of pictures is missing"),
-    ({"test": 0.0}, "test must be finite, > 0"),
+    ({"test": 0.0}, "test must be finite and > 0"),
     ({"test": 1.5}, "test must be finite"),
     ({"resize": 4, "crop": 5}, "crop must be at most 4, got 5"),
     ({"pixel_mean": [0.5]}, "pixel_mean must have a number for each of 3 channels"),

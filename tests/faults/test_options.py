@@ -189,7 +189,12 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
     ("ignore_index must be an integer", lambda: losses.CrossEntropyLoss(ignore_index=torch.tensor(True))),
     ("focal_gamma must be finite", lambda: offset(focal_gamma=10**400)),
     ("scale must be finite", lambda: cosine(scale=10**400)),
-    ("margin must be finite", lambda: CosFace(10**400)),
+    ("margin must be finite, got 1", lambda: CosFace(10**400)),
+    ("margin must be finite, got inf", lambda: CosFace(float("inf"))),
+    ("gamma must be finite and >= 0.0, got -1.0", lambda: losses.FocalLoss(-1.0)),
+    ("scale must be finite and > 0.0, got 0.0", lambda: losses.CosFaceLoss(scale=0.0)),
+    ("rate must be finite and >= 0.0 and <= 1.0, got 2", lambda: regularizers.CenterLoss(2, 3, rate=2)),
+    ("high must be at least low, 5.0, got 1.0", lambda: schedules.SphereFaceAnnealing(high=1.0)),
     ("ignore_index must be at most", lambda: losses.CrossEntropyLoss(ignore_index=2**70)),
     ("ignore_index must be at least", lambda: losses.CrossEntropyLoss(ignore_index=-(2**70))),
     (

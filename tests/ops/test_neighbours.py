@@ -255,7 +255,7 @@ def test_second_derivative_is_an_error() -> None:
     ("options", "error", "message"),
     [
         ({"neighbours": "x"}, ValueError, r"neighbours must be one of 'all', 'list', got 'x'"),
-        ({"skin": -0.1}, ValueError, r"skin must be finite, >= 0\.0 .*got -0\.1"),
+        ({"skin": -0.1}, ValueError, r"skin must be finite and >= 0\.0 .*got -0\.1"),
         ({"skin": 4.0}, ValueError, r"skin must be .*<= 3\.14.*got 4\.0"),
         ({"skin": math.nan}, ValueError, r"skin must be finite.*got nan"),
         ({"skin": "wide"}, TypeError, r"skin must be a number, got 'wide'"),

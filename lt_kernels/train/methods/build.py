@@ -81,7 +81,8 @@ def run_options(name: str, options: Mapping[str, Any]) -> Options:
 
 def _of_kind(key: str, value: Any, default: Any, words: tuple[str, ...] = ()) -> Any:
     flag = f"true, false or {' or '.join(words)}" if words else "true or false"
-    kind = flag if isinstance(default, bool) else "a name" if isinstance(default, str) else "a number"
+    number = "a whole number" if isinstance(default, int) else "a number"
+    kind = flag if isinstance(default, bool) else "a name" if isinstance(default, str) else number
     try:
         if isinstance(default, bool) == isinstance(value, bool) and isinstance(default, str) == isinstance(value, str):
             if not isinstance(default, int) or isinstance(default, bool) or int(value) == value:
@@ -165,7 +166,9 @@ def _deferred(
 
 def _annealing(annealing_high: float, annealing_low: float, annealing_rate: float) -> SphereFaceAnnealing:
     low = checks.number("annealing_low", annealing_low, 0.0)
-    high = checks.number("annealing_high", annealing_high, low)
+    if annealing_high < low:
+        raise ValueError(f"annealing_high must be at least annealing_low, {low}, got {annealing_high}")
+    high = checks.number("annealing_high", annealing_high)
     return SphereFaceAnnealing(high, low, checks.number("annealing_rate", annealing_rate, 0.0))
 
 

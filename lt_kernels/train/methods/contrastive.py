@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lt_kernels import losses
+from lt_kernels.core import checks
 from lt_kernels.functional import DBM
 from lt_kernels.heads import BalancedContrastiveHead, GMLHead, NCLHead
 from lt_kernels.train.methods.method import LOSS_OPTIONS, HeadFactory, LossFactory, Method, Options, Setting
@@ -67,7 +68,7 @@ _QUEUE, _EXPERTS = _head(GMLHead), _head(NCLHead)
 
 
 def _prototypes(setting: Setting, loss: Any, options: Options) -> nn.Module:
-    hidden, views = options["hidden"] or None, options["views"]
+    hidden, views = checks.whole("hidden", options["hidden"], 0) or None, options["views"]
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
     contrasted = "later" if views > 2 else "all"
