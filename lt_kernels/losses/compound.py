@@ -159,7 +159,8 @@ class EstimatedOffsetLoss(WholeBatch, Loss):
 
     Args:
         num_classes, in_features: C and d.
-        center_weight, uniform_weight: the factors of the two terms, at least 0.
+        center_weight, uniform_weight: the factors of the two terms, at least 0. With use="predict" there is no second
+            term, and centers="autograd" needs the first.
         centers, center_rate, batch_group: of `regularizers.CenterLoss`.
         use: "subtract" takes the offsets off the logits; "regularize" leaves the logits and keeps L_uniform(o) alone
             (the paper's ablation "uniform constraint only"); "predict" trains cross-entropy with the centre loss, and
@@ -193,6 +194,9 @@ class EstimatedOffsetLoss(WholeBatch, Loss):
         self.center_weight = checks.number("center_weight", center_weight, 0.0)
         self.uniform_weight = checks.number("uniform_weight", uniform_weight, 0.0)
         checks.number("center_rate", center_rate, 0.0, 1.0)
+        if use == "predict" and centers == "autograd" and not self.center_weight:
+            moved = "use='predict' and centers='autograd', where nothing else moves the centres"
+            raise ValueError(f"center_weight must be above 0 with {moved}, got {center_weight!r}")
         self.center_loss = CenterLoss(
             *(num_classes, in_features, centers, center_rate), ignore_index=self.ignore_index, batch_group=batch_group
         )

@@ -75,6 +75,7 @@ LOSS_CASES: list[Case] = [
     ("importance", lambda: losses.LADELoss(COUNTS, importance="some")),
     ("centers", lambda: losses.EstimatedOffsetLoss(C, D, centers="some")),
     ("use", lambda: losses.EstimatedOffsetLoss(C, D, use="both")),
+    ("center_weight", lambda: losses.EstimatedOffsetLoss(C, D, 0.0, centers="autograd", use="predict")),
     ("num_classes", lambda: losses.EstimatedOffsetLoss(0, D)),
     ("in_features", lambda: losses.EstimatedOffsetLoss(C, -1)),
     ("center_rate", lambda: losses.EstimatedOffsetLoss(C, D, center_rate=NAN)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from helpers import normal
 from tolerances import assert_close
 from torch import Tensor
 
+from lt_kernels import cli
 from lt_kernels.heads import LinearHead
 from lt_kernels.train.config import make_config
 from lt_kernels.train.errors import ConfigError
@@ -70,6 +72,43 @@ def test_deferred_weights_in_all_their_readings(average: str, normalize: bool) -
     for epoch, value in exact.items():
         parts.head.loss.set_weight(parts.weight(epoch))
         assert_close(parts.head(FEATURES, TARGET).detach(), value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bcl", {"views": 2.5}, "method_options.views must be a whole number, got 2.5"),
+        ("bcl", {"temperature": "hot"}, "method_options.temperature must be a number, got 'hot'"),
+        ("bcl", {"hidden": -3}, "hidden must be at least 0, got -3"),
+        ("sphereface", {"annealing_high": 1.0}, "annealing_high must be at least annealing_low, 5.0, got 1.0"),
+        ("estimated-offset-predict", {"uniform_weight": 1.0}, "'uniform_weight'"),  # which has no such term
+        (
+            "estimated-offset-predict",
+            {"centers": "autograd"},  # whose weight is 0 there, and nothing else would move them
+            "center_weight must be above 0 with use='predict' and centers='autograd'",
+        ),
+    ],
+)
+def test_what_an_option_must_be_is_said(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        made(name, **options)
+
+
+def test_centres_that_are_a_parameter_are_learned_for_prediction_alone() -> None:
+    head = made("estimated-offset-predict", centers="autograd", center_weight=0.5).head
+    head(FEATURES, TARGET).backward()
+    sums = torch.zeros(4, 6, dtype=torch.float64).index_add_(0, TARGET, FEATURES)
+    assert_close(head.loss.center_loss.centers.grad, -0.5 * 2 * sums / 12)
+
+
+def test_options_of_a_method_that_there_is_not_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["train", "--config"],
+        ["compare", "--methods", "bs", "--data"],
+        ["planar", "--methods", "bs", "--data"],
+    ):
+        assert cli.main([*words, "digits-lt", "--set", "methods.bs-lvr.lwr_threshold=0"]) == 2
+        assert re.search(r"methods: method .* must be one of .*; got 'bs-lvr'", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["ce-drw", "ldam-drw", "dbm-drw"])

@@ -28,6 +28,7 @@ def _estimated_offset(setting: Setting, options: Options) -> nn.Module:
 _CE, _BS = _plain("CrossEntropyLoss"), _counted("BalancedSoftmaxLoss")
 _LDAM = {"max_margin": 0.5, "scale": 30.0}
 _OFFSET = {"center_weight": 1.0, "uniform_weight": 1.0, "centers": "wen", "center_rate": 0.5, "use": "subtract"}
+_PREDICT = {key: value for key, value in _OFFSET.items() if key != "uniform_weight"}  # which is not in that loss
 _SMOOTHING = {"head": 0.3, "tail": 0.0, "shape": "concave", "power": 1.0, "spread": "all"}
 _ARB, _KANG, _DBM_PAPER = "ARB-Loss, 2022", "Kang et al., 2020", "DBM, 2025"
 _KIM = "Kim, Hong and Kim"
@@ -78,7 +79,7 @@ PLAIN: dict[str, Method] = {
     "estimated-offset-predict": Method(
         "cross-entropy, the offset of class centres learned beside it subtracted in prediction alone",
         _estimated_offset,
-        {**_OFFSET, "center_weight": 0.0, "use": "predict"},
+        {**_PREDICT, "center_weight": 0.0, "use": "predict"},
         _KIM,
         bias=False,
         mixup=False,
