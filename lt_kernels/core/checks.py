@@ -44,8 +44,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     # An integer may be larger than every float without being an infinity.
-    fits = abs(value) <= sys.float_info.max and low <= value <= high and (above is None or value > above)
-    if not fits:
+    if not (abs(value) <= sys.float_info.max and low <= value <= high and (above is None or value > above)):
         least = f"> {above}" if above is not None else f">= {low}" if low > -math.inf else ""
         allowed = " and ".join(filter(None, ("finite", least, f"<= {high}" if high < math.inf else "")))
         raise ValueError(f"{name} must be {allowed}, got {value!r}")
