@@ -189,3 +189,10 @@ def test_a_run_with_a_softcap_predicts_with_it_and_has_no_gradient_parts(tmp_pat
     assert why_no_components(module.head) == "its loss caps the logits"
     module.head.loss.softcap = None
     assert why_no_components(module.head) == "its loss has a z-loss"
+
+
+def test_a_run_whose_weights_diverged_is_read_out_too(tmp_path: Path) -> None:
+    """Its accuracy is that of chance, as with every other read-out: no comparison ends at it."""
+    config = make_config({"method": "tau-norm", "epochs": 1, "lr": 1e12, "warmup_epochs": 0, "threads": 1})
+    assert training.train_run(config, tmp_path)["accuracy"]["all"] == 10.0
+    assert not load_run(tmp_path)[2].head.weight.isfinite().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,13 @@ def compensated(setting: Setting, options: Options) -> Read:
 
 def normalized(setting: Setting, options: Options) -> Read:
     """x . w_c / |w_c|^tau, without the bias."""
-    return lambda head, features: head.loss.capped(F.linear(features, posthoc.tau_normalize(head.weight, **options)))
+
+    def read(head: Any, features: Tensor) -> Tensor:
+        diverged = not bool(head.weight.isfinite().all())  # then the logits are no numbers, as with every method
+        rows = head.weight if diverged else posthoc.tau_normalize(head.weight, **options)
+        return head.loss.capped(F.linear(features, rows))
+
+    return read
 
 
 def rescaled(setting: Setting, options: Options) -> Read:

@@ -35,8 +35,8 @@ class Reading:
     features [N, d] and classes [N]. prediction, confidence: of the test set, [N]. logits: what the softmax takes, of
     some test samples drawn evenly, and their classes. logit_means: of all test samples, by class. components: of the
     gradient over the training set, or why there are none. margin: of the loss, where it has one. raw: the test features
-    as the network gives them. bias: of a linear head [C]. offset: what is subtracted in prediction from the logits of
-    weight and features [C], None where they are not what predicts.
+    as the network gives them. bias: that a linear head trained [C]. offset: what is subtracted in prediction from the
+    logits of weight and features [C], None where they are not what predicts.
     """
 
     class_counts: Tensor
@@ -84,7 +84,7 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
             centers=None if centers is None else centers.cpu(),
             margin=margin_of(head),
             raw=of_first(head, test[0]).cpu(),
-            bias=None if (bias := bias_of(head)) is None else bias.cpu(),
+            bias=None if (bias := bias_of(module)) is None else bias.cpu(),
             offset=offset_of(module, classes),
         )
     module.train(was_training)
@@ -93,8 +93,12 @@ def take_reading(module: Any, data: LongTailedData) -> Reading:
 
 def _components(module: Any, head: Any, pair: Pair) -> dict[str, Tensor] | str:
     """Of the gradient over samples of the training set, or why there are none."""
-    replaced = getattr(getattr(module, "parts", None), "closing", None) is not None
-    return "its classifier was changed after training" if replaced else components_of(head, *pair)
+    return "its classifier was changed after training" if _replaced(module) else components_of(head, *pair)
+
+
+def _replaced(module: Any) -> bool:
+    """Whether the method put something else into the head once it was trained."""
+    return getattr(getattr(module, "parts", None), "closing", None) is not None
 
 
 def whole(target: Tensor, most: int) -> int:
@@ -166,9 +170,10 @@ def margin_of(head: Any) -> Margin | None:
     return SphereFace(margin.margin, loss.annealing) if isinstance(margin, SphereFace) else margin
 
 
-def bias_of(head: Any) -> Tensor | None:
-    """The bias [C] that a linear head trains, where it does."""
-    bias = head.bias if isinstance(head, LinearHead) else None
+def bias_of(module: Any) -> Tensor | None:
+    """The bias [C] that a linear head trains, where it does and has kept it."""
+    head = trained_head(module)
+    bias = head.bias if isinstance(head, LinearHead) and not _replaced(module) else None
     return None if bias is None else bias.detach()
 
 

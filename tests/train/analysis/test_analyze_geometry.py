@@ -75,13 +75,13 @@ class Module:
 
 def test_what_prediction_subtracts() -> None:
     linear = LinearHead(2, 3, BalancedSoftmaxLoss([9, 3, 1]))
-    bias, offset = readings.bias_of(linear), readings.offset_of(Module(linear), 3)
+    bias, offset = readings.bias_of(Module(linear)), readings.offset_of(Module(linear), 3)
     assert bias is not None
     assert offset is not None
     assert torch.equal(offset.float(), -bias)
     assert readings.offset_of(Module(linear, readout=len), 3) is None
     without = LinearHead(2, 3, CrossEntropyLoss(), bias=False)
-    assert readings.bias_of(without) is None
+    assert readings.bias_of(Module(without)) is None
     for head in (without, CosineHead(2, 3, LDAMLoss([9, 3, 1]))):
         offset = readings.offset_of(Module(head), 3)
         assert offset is not None
@@ -97,4 +97,5 @@ def test_what_prediction_subtracts() -> None:
 def test_a_bias_that_was_replaced_is_not_the_one_of_the_gradient() -> None:
     head, pair = LinearHead(2, 3, CrossEntropyLoss()), (torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))
     assert isinstance(readings._components(Module(head), head, pair), dict)
+    assert readings.bias_of(Module(head, closing=len)) is None  # nor is it drawn as one that was trained
     assert readings._components(Module(head, closing=len), head, pair) == "its classifier was changed after training"
