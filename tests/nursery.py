@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+IMPORTED = re.compile(r"^(?:from|import) (?:lt_kernels\.integrations\.)?(\w+)", re.MULTILINE)
 # The package without what its top imports, torch above all, which takes seconds and has no part in these programs.
 LIGHT = f"""
 import sys, types
@@ -158,3 +161,9 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def missing(code: str) -> list[str]:
+    """What some code imports and Python 3.10 lacks: the libraries of the extra `integrations` are for later ones."""
+    names = sorted(set(IMPORTED.findall(code))) if sys.version_info < (3, 11) else []
+    return [name for name in names if importlib.util.find_spec(name) is None]

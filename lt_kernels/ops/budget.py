@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class memory_budget:
     """
 
     def __init__(self, bytes: int) -> None:
-        if isinstance(bytes, bool) or not hasattr(type(bytes), "__index__"):
+        if isinstance(bytes, (bool, np.bool_)) or not hasattr(type(bytes), "__index__"):
             raise ValueError(f"bytes must be a positive integer, got {bytes!r}")
         self.bytes = min(operator.index(bytes), 2**63 - 1)  # more than any machine has
         if self.bytes < 1:

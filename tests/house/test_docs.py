@@ -14,6 +14,7 @@ from benchmarks.tables import readme
 from lt_kernels import functional, losses
 from lt_kernels.ops import budget, tiles
 from lt_kernels.reference import gram
+from tests.nursery import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -102,6 +103,8 @@ def blocks(path: Path) -> list[str]:
     "path", [path for path in DOCUMENTS if blocks(path)], ids=lambda path: path.relative_to(ROOT).as_posix()
 )
 def test_code_in_documents_runs(path: Path) -> None:
+    if lacking := missing("\n".join(blocks(path))):
+        pytest.skip(f"Python 3.10 has no {', '.join(lacking)} here")
     space: dict[str, object] = {"__name__": "document"}
     for number, block in enumerate(blocks(path), 1):
         exec(compile(block, f"{path.name}, block {number}", "exec"), space)
