@@ -108,6 +108,13 @@ def test_what_logits_hold_is_said_of_every_method() -> None:
         logits_hold("bss")
 
 
+def test_the_document_says_of_every_method_what_its_logits_hold() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "label_shift.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE)
+    told = {(name, kind) for kind, names in rows for name in re.findall(r"`([\w-]+)`", names)}
+    assert told == {(name, logits_hold(name)) for name in method_names()}
+
+
 def test_the_prior_in_the_logits() -> None:
     counts = torch.tensor(DIGITS).double()
     weight = (1 - 0.99) / (1 - 0.99**counts)
