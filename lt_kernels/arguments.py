@@ -152,9 +152,14 @@ def _add_trained(shift: argparse.ArgumentParser) -> None:
     shift.add_argument(
         "--methods", metavar="A,B,...", help="with --data or --config: such as ce,pc-softmax,bs,lade, or variants"
     )
-    shift.add_argument("--seeds", type=int, default=3, metavar="N", help="with --data: seeds 0 to N - 1 (default 3)")
     shift.add_argument(
-        "--from", metavar="FOLDER", dest="source", help="with --data: where the runs are kept (default: runs/NAME)"
+        "--seeds", type=int, default=3, metavar="N", help="with --data or --config: seeds 0 to N - 1 (default 3)"
+    )
+    shift.add_argument(
+        "--from",
+        metavar="FOLDER",
+        dest="source",
+        help="with --data or --config: where the runs are kept (default: runs/NAME)",
     )
 
 

@@ -41,7 +41,7 @@ def cell(figures: Sequence[Figure], notes: Sequence[str]) -> str:
 
 def as_facts(found: Mapping[str, Sequence[Figure]]) -> dict[str, Any]:
     """For table.json: `published`, the figures of each method that has any; nothing where none has."""
-    keys = ("all", "many", "medium", "few", "measure", "source", "table", "recipe")
+    keys = ("all", "many", "medium", "few", "measure", "source", "table", "recipe", "note")
     named = {name: [{key: getattr(one, key) for key in keys} for one in figures] for name, figures in found.items()}
     kept = {name: figures for name, figures in named.items() if figures}
     return {"published": kept} if kept else {}

@@ -66,7 +66,7 @@ def run_folders(paths: Sequence[str]) -> list[Path]:
 def trained(arguments: argparse.Namespace) -> list[Path]:
     """The folders of --methods and --seeds within a comparison's folder; runs that are not there are trained."""
     if not arguments.methods:
-        raise ConfigError("--methods must name what to compare, got none")
+        raise ConfigError("--methods must name what to compare, such as ce,pc-softmax,bs,lade, got none")
     folder = _source(arguments)
     settings = apply_overrides(settings_of(folder, arguments.data, arguments.config), arguments.changes)
     methods = named_methods(arguments.methods, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ pytest.importorskip("rich", reason="the extra [train] is not installed")
 
 from lt_kernels import cli
 from lt_kernels.train import published
-from lt_kernels.train.compare.beside import cell, published_for, sources
+from lt_kernels.train.compare.beside import as_facts, cell, published_for, sources
 from lt_kernels.train.compare.tables import markdown, summarize_method, table_csv
 from lt_kernels.train.published import Figure
 
@@ -73,6 +74,9 @@ def test_cells_of_several_figures_and_of_scenes() -> None:
     assert cell(found, sources([found])) == "40.0 (50.0, 40.0, 30.0) [1, 2]; 41.25 [3]"
     scenes = [figure("A 2001", "ce", 67.6, measure="miou")]
     assert cell(scenes, sources([scenes])) == "mIoU 67.6 [1]"
+    scenes = [dataclasses.replace(scenes[0], note="mAcc 74.6")]
+    assert cell(scenes, sources([scenes])) == "mIoU 67.6 (mAcc 74.6) [1]"
+    assert as_facts({"ce": scenes})["published"]["ce"][0]["note"] == "mAcc 74.6"
     assert cell([], ["A"]) == ""
 
 

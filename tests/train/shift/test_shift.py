@@ -242,7 +242,7 @@ BAD_WORDS = [
     (["shift"], r"either folders of runs, or --data or --config"),
     (["shift", "runs", "--config", "digits-lt"], r"either folders of runs, or --data"),
     (["shift", "--config", "none.yaml", "--methods", "bs"], r"none\.yaml"),
-    (["shift", "--data", "digits-lt"], r"--methods must name"),
+    (["shift", "--data", "digits-lt"], r"--methods must name what to compare, such as ce,pc-softmax,bs,lade, got none"),
     (["shift", "--data", "digits-lt", "--methods", "bss"], r"did you mean 'bs'"),
     (["shift", "--data", "digits-lt", "--methods", "bs", "--jobs", "0"], r"--jobs must be at least 1, got 0"),
     (["shift", "--data", "digits", "--methods", "bs"], r"--data must be one of .*digits-lt"),
