@@ -107,6 +107,24 @@ def test_a_wide_network_has_the_tables_name() -> None:
     assert network_name({"network": "resnet50", "network_options": {"width": 64}}) == "resnet50"
 
 
+def test_rates_are_those_that_the_papers_state_or_the_recipe_says_so() -> None:
+    rows = {(one.data, one.method): one.note for one in figures() if one.measure == "settings"}
+    recipes = {("cityscapes", "arb"): ["cityscapes-unet", "cityscapes-deeplabv3plus"]}
+    for data, ending in (("imagenet-lt", "imagenet-lt"), ("inaturalist2018", "inaturalist2018")):
+        recipes |= {(data, method): [f"{ending}-{method}"] for method in ("bcl", "gml")}
+    large = ["imagenet-lt-arb", "places-lt-arb", "inaturalist2018-arb", "inaturalist2018-arb-resnet152"]
+    recipes["imagenet-lt, places-lt, inaturalist2018", "arb-mixup"] = large
+    recipes["cifar", "arb-batch-mixup"] = [name for name in every_recipe() if re.fullmatch(r"cifar.*-arb", name)]
+    assert recipes.keys() == rows.keys()
+    for row, names in recipes.items():
+        (stated,) = map(float, re.findall(r"(?:rate|cosine from) ([0-9.]+)\b", rows[row]))
+        for name in names:
+            rate = read_settings(find_recipe(name))["lr"]
+            said = f"the paper states a rate of {stated:g} in the place of {rate:g}"
+            text = find_recipe(name).read_text(encoding="utf-8").replace("\n#", "")
+            assert (said in text) == (rate != stated), name
+
+
 def test_figures_are_found_for_a_run() -> None:
     config = {"data": "cifar100-lt", "imbalance": 100.0, "network": "resnet32", "epochs": 200}
     texts = {figure.where(): figure.text() for figure in figures_for(config, "dbm-bs")}
