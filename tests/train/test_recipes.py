@@ -50,6 +50,7 @@ PUBLISHED = {
     "2018-bcl": dict(batch_size=256, lr=0.2, weight_decay=1e-4),
     "2018-gml": dict(batch_size=128, lr=0.02, weight_decay=2e-4),
     "-ncl": dict(weight_decay=2e-4, method_options={"experts": 3}),
+    "places-lt": dict(epochs=30, batch_size=128, lr=0.05, lr_factors={"network.*": 0.02}, milestones=(10, 20)),
     "imagenet-lt": dict(network="resnext50", epochs=90, batch_size=512, lr=0.2, weight_decay=5e-4, warmup_epochs=0),
 }
 
