@@ -133,7 +133,11 @@ def test_a_teacher_is_a_finished_run_and_no_part_of_the_state(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("gml", {"teacher": "nowhere", "distillation_weight": 1.0}, "nowhere"),
+        (
+            "gml",
+            {"teacher": "nowhere", "distillation_weight": 1.0},
+            "method_options.teacher must name a finished run: .*'nowhere'",
+        ),
         ("gml", {"teacher": "nowhere"}, "teacher must name a run where distillation_weight is above 0.* with 0"),
         ("gml", {"distillation_weight": 1.0}, "teacher must name a run .*got '' with 1"),
         ("ncl", {"experts": float("inf")}, "experts"),

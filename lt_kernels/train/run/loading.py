@@ -64,7 +64,10 @@ def add_teacher(module: Classifier, data: LongTailedData) -> None:
     folder = module.parts.teacher
     if not folder:
         return
-    config, taught, teacher = load_run(Path(folder))
+    try:
+        config, taught, teacher = load_run(Path(folder))
+    except ConfigError as error:
+        raise ConfigError(f"method_options.teacher must name a finished run: {error}") from error
     if taught.num_classes != data.num_classes or taught.train[0].shape[1:] != data.train[0].shape[1:]:
         raise ConfigError(f"method_options.teacher must name a run on {data.name}, got {folder!r} on {taught.name}")
     if not has_cosines(teacher.head):
