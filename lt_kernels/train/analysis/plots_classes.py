@@ -40,8 +40,8 @@ def styles_of(analyses: Analyses, marks: bool = True) -> dict[str, dict[str, Any
 def logarithmic(axis: Axes, analysis: Analysis) -> None:
     """The horizontal axis: the class count."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
     counts = analysis.counts[analysis.counts > 0]
+    figures.count_ticks(axis.xaxis, counts)
     axis.set_xlim(counts.min() / 1.3, counts.max() * 1.3)
     axis.set_xlabel(f"training {analysis.counted} of the class (log scale)")
 
@@ -262,7 +262,7 @@ def history(analyses: Analyses, names: Sequence[str]) -> Figure:
     for axis, (analysis, name) in zip(axes, there, strict=True):
         _history_panel(axis, analysis, name, norm)
     bar = colour_bar(figure, axes, norm, f"training {recorded[0].counted} of the class (log scale)")
-    bar.ax.yaxis.set_major_formatter("{x:g}")
+    figures.count_ticks(bar.ax.yaxis, counts)
     title = "a line a class" if len(recorded[0].counts) <= figures.POINTS else "means over ranges of like counts"
     figures.heading(figure, f"Over the epochs, on the training set ({title})")
     return figure

@@ -13,9 +13,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 GROUP_LABELS = {
@@ -36,6 +38,7 @@ SERIES = 6
 # Up to this many classes each is a point; beyond, classes of like counts are averaged.
 POINTS = 40
 BINS = 12
+TICKS = 4  # labels of an axis of class counts, where they are not powers of ten
 LONGEST = 48  # characters of a name
 ROWS, ROW = 3, 0.21  # of a legend: how many a figure has room for, and the inches of one
 LETTER = 0.58  # width of a character of a title, in sizes of its letters
@@ -167,6 +170,19 @@ def class_curve(counts: np.ndarray, accuracy: np.ndarray) -> tuple[np.ndarray, n
     return np.array(middle), np.array([accuracy[bin_].mean() for bin_ in bins])
 
 
+def count_ticks(axis: Axis, counts: np.ndarray) -> None:
+    """Label a log axis of class counts at the powers of ten, or at some counts where fewer than two of those are among
+    them.
+    """
+    low, high = float(counts.min()), float(counts.max())
+    if np.floor(np.log10(high)) - np.ceil(np.log10(low)) < 1:
+        number = 1 + min(TICKS - 1, int(TICKS * np.log10(high / low)))
+        axis.set_ticks(np.unique(np.geomspace(low, high, number).round()))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def class_bins(counts: np.ndarray) -> list[np.ndarray]:
     """The classes in ranges of like counts, from the rarest: each its own where they are few, else up to `BINS` ranges
     equal on the log axis; counts [C] above 0.
@@ -182,20 +198,19 @@ def accuracy_by_count(results: Results, remark: str = " (mean over seeds)") -> F
     """Class-wise accuracy against the class's number of training samples, mean over seeds."""
     figure, (axis,) = canvas(5, 4.4)
     styles = method_styles(list(results))
-    classes, counted = 0, "samples"
+    counts, counted = np.ones(0), "samples"
     for method, runs in results.items():
         counted = runs[0].get("units", {}).get("counts", counted)
         counts = np.array(runs[0]["class_counts"], dtype=float)
-        classes = len(counts)
         accuracy = np.mean([run["per_class"] for run in runs], axis=0)
         label = literal(method)
         axis.plot(*class_curve(counts, accuracy), label=label, markersize=5, linewidth=1.4, **styles[method])
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter("{x:g}")
+    count_ticks(axis.xaxis, counts[counts > 0])
     axis.set_ylim(-2, 102)
     axis.set_xlabel(f"training {counted} of the class (log scale)")
     axis.set_ylabel("accuracy of the class [%]")
-    what = "each class" if classes <= POINTS else f"{classes:,} classes, in ranges of like counts,"
+    what = "each class" if len(counts) <= POINTS else f"{len(counts):,} classes, in ranges of like counts,"
     axis.set_title(f"Accuracy of {what}\nby the number of training {counted}{remark}", fontsize=10)
     legend_below(figure, axis)
     return figure

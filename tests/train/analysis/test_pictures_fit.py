@@ -54,10 +54,8 @@ def words(figure: Figure) -> list[tuple[str, Bbox]]:
     return [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text().strip()]
 
 
-@pytest.mark.parametrize("number", [1, 6])
-@pytest.mark.parametrize("entry", ENTRIES, ids=[entry.stem for entry in ENTRIES])
-def test_all_words_are_within_the_picture_and_beside_each_other(entry: Any, number: int) -> None:
-    figure = entry.draw(runs(number))
+def assert_fits(figure: Figure) -> None:
+    """Nothing that is written is cut off, or lies on something else."""
     found = words(figure)
     assert len(found) > 5
     for text, box in found:
@@ -66,6 +64,28 @@ def test_all_words_are_within_the_picture_and_beside_each_other(entry: Any, numb
     for (text, one), (other, two) in itertools.combinations(found, 2):
         shared = Bbox.intersection(one, two)
         assert shared is None or min(shared.width, shared.height) < 1, (text, other)
+
+
+@pytest.mark.parametrize("number", [1, 6])
+@pytest.mark.parametrize("entry", ENTRIES, ids=[entry.stem for entry in ENTRIES])
+def test_all_words_are_within_the_picture_and_beside_each_other(entry: Any, number: int) -> None:
+    assert_fits(entry.draw(runs(number)))
+
+
+@pytest.mark.parametrize("few", [[500] * 10, [3, 3, 3, 3, 3, 4, 4, 4, 4, 4], [31, *range(90, 98), 99], [9, *[12] * 9]])
+@pytest.mark.parametrize("stem", ["accuracy", "boundaries", "logit_means", "gradient_parts", "offsets_by_epoch"])
+def test_counts_that_are_close_to_each_other_are_named(stem: str, few: list[int]) -> None:
+    counts = np.array(few)
+    run = made("bs", 10, counts=counts, order=np.argsort(-counts, kind="stable"))
+    figure = next(entry for entry in ENTRIES if entry.stem == stem).draw([run, run])
+    assert_fits(figure)
+    axis = figure.axes[-1].yaxis if stem == "offsets_by_epoch" else figure.axes[0].xaxis
+    low, high = sorted(axis.get_view_interval())
+    seen = [
+        label.get_text() for label, place in zip(axis.get_ticklabels(), axis.get_ticklocs()) if low <= place <= high
+    ]
+    assert seen[0] == str(min(few))
+    assert all(min(few) <= float(label) <= max(few) for label in seen)
 
 
 def test_bars_of_many_runs_differ_by_colour_or_pattern() -> None:
