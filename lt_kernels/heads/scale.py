@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lt_kernels.core.numbers import accumulate_type
+from lt_kernels.core.numbers import accumulate_type, product_type
 from lt_kernels.core.terms import Phi
 
 
@@ -37,5 +37,5 @@ def scaled(head: Any, output: Tensor, features: Tensor) -> Tensor:
     found, margin = output * scale_of(head), classifying(head).margin
     if margin is None or margin.kind != Phi.SPHERE:
         return found
-    kind = accumulate_type(features.dtype)  # in float16 norms beyond 65,504 would be infinite
-    return (found * torch.linalg.vector_norm(features, dim=-1, keepdim=True, dtype=kind)).to(found.dtype)
+    norms = torch.linalg.vector_norm(features, dim=-1, keepdim=True, dtype=accumulate_type(features.dtype))
+    return (found * norms.to(product_type(found))).to(found.dtype)

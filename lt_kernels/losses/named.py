@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lt_kernels import priors
 from lt_kernels.core import checks
-from lt_kernels.core.numbers import accumulate_type, autocast
+from lt_kernels.core.numbers import accumulate_type, autocast, product_type
 from lt_kernels.core.terms import Reduction
 from lt_kernels.functional import DBM, LDAM, ArcFace, CosFace, MixedTarget, SphereFace
 from lt_kernels.losses.base import Loss
@@ -228,8 +228,9 @@ class SphereFaceLoss(Loss):
             raise ValueError(
                 f"norms must have one number for each of {list(input.shape[:1])} rows, got {list(norms.shape)}"
             )
-        length = norms.to(accumulate_type(input.dtype))  # in float16 those beyond 65,504 would be infinite
-        found = self.evaluate(input * length[:, None], target, length, sample_weight=sample_weight)
+        length = norms.to(accumulate_type(input.dtype))
+        logits = input * length[:, None].to(product_type(input))
+        found = self.evaluate(logits, target, length, sample_weight=sample_weight)
         return found if autocast(input) else found.to(input.dtype)
 
 
